@@ -6,6 +6,7 @@ conversation, ``translate`` makes Dify's question of it, ``client`` sends that t
 which ``chat`` and ``openai.answers`` make what the caller gets. docs/architecture.md tells more.
 """
 
+import atexit
 import os
 import time
 import uuid
@@ -64,6 +65,7 @@ conversations = ConversationStore(
     max_age_days=settings.mapping_max_age_days or None,
     max_entries=settings.mapping_max_entries,
 )
+atexit.register(conversations.close)
 service = ChatService(
     settings.models,
     DifyClient(http, settings.read_timeout),
