@@ -12,6 +12,7 @@ from werkzeug.exceptions import HTTPException
 from opendify import errors, openwebui, sse
 from opendify.chat import HOLD_SECONDS, Caller, ChatService, Exchange
 from opendify.conversations.store import ConversationStore
+from opendify.directory import Directory
 from opendify.openai import answers
 from opendify.openai.requests import ChatRequest, parse_chat_request
 
@@ -30,6 +31,7 @@ _STREAM_HEADERS = {
 
 def create_app(
     service: ChatService,
+    directory: Directory,
     conversations: ConversationStore,
     model_names: list[str],
     max_body_bytes: int,
@@ -40,7 +42,7 @@ def create_app(
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
     app.json.ensure_ascii = False  # type: ignore[attr-defined]
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    _add_chat_routes(app, service, model_names)
+    _add_chat_routes(app, service, directory, model_names)
     _add_operator_routes(app, conversations, now)
     app.register_error_handler(errors.OpenDifyError, _to_response)
     app.register_error_handler(errors.CallerGone, lambda exc: Response(status=499))
@@ -49,13 +51,15 @@ def create_app(
     return app
 
 
-def _add_chat_routes(app: Flask, service: ChatService, model_names: list[str]) -> None:
+def _add_chat_routes(
+    app: Flask, service: ChatService, directory: Directory, model_names: list[str]
+) -> None:
     @app.post("/v1/chat/completions")
     def chat_completions() -> Response:
         chat_request = parse_chat_request(_json_body())
         exchange = service.ask(chat_request, _caller(chat_request))
         try:
-            response = _answer(service, exchange)
+            response = _answer(exchange)
         except BaseException:
             exchange.close()
             raise
@@ -64,7 +68,8 @@ def _add_chat_routes(app: Flask, service: ChatService, model_names: list[str]) -
 
     @app.get("/v1/models")
     def models() -> Response:
-        return jsonify(answers.model_list(model_names))
+        directory.keep_fresh()
+        return jsonify(answers.model_list([_model(directory, name) for name in model_names]))
 
     @app.get("/v1/models/<path:name>")
     def model(name: str) -> Response:
@@ -72,7 +77,8 @@ def _add_chat_routes(app: Flask, service: ChatService, model_names: list[str]) -
             raise errors.ModelNotFound(
                 f"There is no model '{name}'; GET /v1/models lists them.", param="model"
             )
-        return jsonify(answers.model(name))
+        directory.keep_fresh()
+        return jsonify(_model(directory, name))
 
 
 def _add_operator_routes(
@@ -106,12 +112,12 @@ def _add_operator_routes(
         )
 
 
-def _answer(service: ChatService, exchange: Exchange) -> Response:
+def _answer(exchange: Exchange) -> Response:
     if exchange.request.stream:
         exchange.hold(HOLD_SECONDS)
-        response = Response(_events(service, exchange), headers=_STREAM_HEADERS)
+        response = Response(_events(exchange), headers=_STREAM_HEADERS)
     else:
-        response = jsonify(service.gather(exchange))
+        response = jsonify(exchange.gather())
         response.headers["X-Dify-Message-Id"] = exchange.ids.message_id
     if exchange.ids.conversation_id:
         response.headers["X-Dify-Conversation-Id"] = exchange.ids.conversation_id
@@ -120,19 +126,32 @@ def _answer(service: ChatService, exchange: Exchange) -> Response:
     return response
 
 
-def _events(service: ChatService, exchange: Exchange) -> Iterator[bytes]:
+def _events(exchange: Exchange) -> Iterator[bytes]:
     try:
-        for chunk in service.chunks(exchange):
+        for chunk in exchange.chunks():
             yield sse.KEEP_ALIVE if chunk is None else sse.encode(chunk)
     except errors.CallerGone:
         return
     except errors.OpenDifyError as exc:
-        log.warning("an answer failed code=%s message=%s", exc.code, _one_line(exc.message))
+        log.warning("an answer failed code=%s dify_code=%s", exc.code, exc.dify_code)
         yield sse.encode(exc.body())
     except Exception:
         log.exception("unexpected error in a stream")
         yield sse.encode(_internal_error().body())
     yield sse.DONE
+
+
+def _model(directory: Directory, name: str) -> dict[str, Any]:
+    app = directory.known(name)
+    files = app.files.kinds if app.files else frozenset()
+    told = {"name": app.name, "description": app.description, "mode": app.mode}
+    abilities = {
+        "vision": "image" in files,
+        "files": sorted(files),
+        "speech_to_text": app.speech_to_text,
+    }
+    known = {key: value for key, value in told.items() if value}
+    return answers.model(name) | (known | {"capabilities": abilities} if app.mode else {})
 
 
 def _caller(chat_request: ChatRequest) -> Caller:
@@ -144,6 +163,8 @@ def _caller(chat_request: ChatRequest) -> Caller:
         user=_bounded(openwebui.user_id(chat_request, headers)) or DEFAULT_USER,
         chat_id=_bounded(chat_id),
         socket=socket.fileno() if socket is not None else None,
+        role=openwebui.role(headers),
+        in_open_webui=openwebui.sent_by_open_webui(headers.keys()),
     )
 
 
@@ -200,7 +221,7 @@ def _max_age_days(body: Any) -> float:
 
 def _to_response(error: errors.OpenDifyError) -> Response:
     if error.status >= 500:
-        log.warning("request failed code=%s message=%s", error.code, _one_line(error.message))
+        log.warning("a request failed code=%s dify_code=%s", error.code, error.dify_code)
     response = jsonify(error.body())
     response.status_code = error.status
     if error.retry_after is not None:
@@ -231,7 +252,3 @@ def _unexpected(exc: Exception) -> Response:
 
 def _internal_error() -> errors.InternalError:
     return errors.InternalError("OpenDify failed unexpectedly; its operator finds why in the log.")
-
-
-def _one_line(text: str) -> str:
-    return text.replace("\r", "\\r").replace("\n", "\\n")

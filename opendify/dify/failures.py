@@ -63,6 +63,7 @@ def to_error(refusal: Refusal, model: str) -> errors.DifyError:
         or _by_text(refusal, reason)
         or _by_status(refusal, model, reason)
     )
+    error.dify_code = refusal.code
     if isinstance(error, errors.RateLimited | errors.DifyUnavailable):
         error.retry_after = refusal.retry_after or 2
     return error
@@ -79,8 +80,8 @@ def _by_code(refusal: Refusal, model: str, reason: str) -> errors.DifyError | No
         return errors.ConversationUnknown("Dify does not know this conversation.")
     if code in _WRONG_ROUTE:
         return errors.DifyMisconfigured(
-            f"The Dify app of model '{model}' cannot answer chat messages ({code}): "
-            "it is of another kind, or has never been published."
+            f"The Dify app of model '{model}' cannot be asked in this way ({code}): it is of "
+            "another kind than 'type' in MODEL_CONFIG says, or has never been published."
         )
     if code in _NOT_READY or "not published" in refusal.message:
         return errors.ModelNotReady(f"The Dify app of model '{model}' is not ready: {reason}")
