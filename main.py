@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TypedDict
 
 import httpx
-from opendify.conversations.store import ConversationStore
 
 import gunicorn_config
 from opendify.chat import ChatService
@@ -22,6 +21,7 @@ from opendify.client import DifyClient
 from opendify.config.environment import load_environment
 from opendify.config.proxies import proxies_for
 from opendify.config.settings import load_settings
+from opendify.conversations.store import ConversationStore
 from opendify.logs import configure_logging
 from opendify.web import create_app
 from opendify.wire import Transport
