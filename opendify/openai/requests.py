@@ -42,7 +42,9 @@ IGNORED_FIELDS = (
     "store",
     "prediction",
     "prompt_cache_key",
+    "prompt_cache_options",
     "prompt_cache_retention",
+    "moderation",
     "web_search_options",
 )
 
