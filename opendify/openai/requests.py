@@ -41,7 +41,9 @@ IGNORED_FIELDS = (
     "store",
     "prediction",
     "prompt_cache_key",
+    "prompt_cache_options",
     "prompt_cache_retention",
+    "moderation",
     "web_search_options",
 )
 
