@@ -2,11 +2,11 @@
 
 import json
 import math
-from collections.abc import Mapping as AbstractMapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 _quote = json.JSONEncoder(ensure_ascii=False).encode
+_compact = json.JSONEncoder(separators=(",", ":")).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +55,19 @@ def parse_patch(line: bytes) -> Patch:
     return {key: None if entry is None else parse_mapping(entry) for key, entry in raw.items()}
 
 
-def to_line(patch: AbstractMapping[str, Mapping | None]) -> bytes:
+def apply(patch: Patch, entries: Entries) -> None:
+    """Make a change."""
+    for key, mapping in patch.items():
+        if mapping is None:
+            entries.pop(key, None)
+        else:
+            entries[key] = mapping
+
+
+def to_line(patch: Patch) -> bytes:
     """One line of a journal: a JSON merge patch (RFC 7396) to the file that people read."""
     raw = {key: None if mapping is None else _to_entry(mapping) for key, mapping in patch.items()}
-    return json.dumps(raw, separators=(",", ":")).encode() + b"\n"
+    return _compact(raw).encode() + b"\n"
 
 
 def to_text(key: str, mapping: Mapping) -> bytes:
