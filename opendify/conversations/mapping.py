@@ -1,7 +1,6 @@
 """What is remembered of one chat, and how it is written in JSON. No I/O."""
 
 import json
-import math
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -99,6 +98,9 @@ def _to_entry(mapping: Mapping) -> dict[str, Any]:
 
 
 def _seconds(raw: Any) -> int:
-    if isinstance(raw, bool) or not isinstance(raw, int | float) or not math.isfinite(raw):
+    if isinstance(raw, bool) or not isinstance(raw, int | float):
         raise ValueError("created_at and last_used must be numbers of seconds")
-    return int(raw)
+    try:
+        return int(raw)
+    except OverflowError:
+        raise ValueError("created_at and last_used must be finite") from None
