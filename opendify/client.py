@@ -101,6 +101,34 @@ class DifyClient:
         except (ValueError, RecursionError) as exc:
             raise errors.DifyBroken(f"Dify's answer to {method} {path} is not JSON.") from exc
 
+    @contextmanager
+    def download(
+        self, model: Model, url: str, seconds: float, key: str = ""
+    ) -> Iterator[Iterator[bytes]]:
+        """The bytes of a file that lies at Dify, in pieces, all within so many seconds.
+
+        ``url`` must be on the origin of the model's base: nothing else is ever fetched. ``key`` is
+        sent where it is given; a signed link needs none. Raises DifyError, also in the pieces.
+        """
+        if _origin(url) != _origin(model.base):
+            raise errors.DifyBroken("A file of Dify is at an address that is not Dify's.")
+        headers = {"Accept-Encoding": "identity"}
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        until = time.monotonic() + seconds
+        timeout = httpx.Timeout(seconds, connect=CONNECT_TIMEOUT, pool=1.0)
+        with (
+            _translated_errors(),
+            self._http.stream(
+                "GET", url, headers=headers, timeout=timeout, follow_redirects=False
+            ) as response,
+        ):
+            if response.status_code != 200:
+                raise to_error(parse_refusal(response.status_code, {}, b""), model.name)
+            if response.headers.get("content-encoding", "identity") != "identity":
+                raise errors.DifyBroken("Dify packed a file that was asked for as it is.")
+            yield _within(until, response.iter_raw())
+
     def stop(self, model: Model, path: str, user: str) -> None:
         """Stops a running answer. A failure is logged: nobody waits for the outcome."""
         try:
@@ -266,6 +294,23 @@ def _closing_errors_logged() -> Iterator[None]:
         yield
     except httpx.HTTPError as exc:
         log.debug("closing a connection failed: %s", type(exc).__name__)
+
+
+def _origin(url: str) -> tuple[str, str, int | None]:
+    """What httpx connects to for an address, which no user in it may blur."""
+    try:
+        parts = httpx.URL(url)
+    except (httpx.InvalidURL, ValueError):
+        return "", "", None
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    return parts.scheme, parts.userinfo.decode() + parts.host, port
+
+
+def _within(until: float, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    for piece in pieces:
+        if time.monotonic() > until:
+            raise errors.DifyTimeout("Dify sent a file too slowly.")
+        yield piece
 
 
 def _encoded(body: Mapping[str, Any]) -> bytes:
