@@ -6,6 +6,7 @@ conversation, ``translate`` makes Dify's question of it, ``client`` sends that t
 which ``chat`` and ``openai.answers`` make what the caller gets. docs/architecture.md tells more.
 """
 
+import atexit
 import os
 import time
 import uuid
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import TypedDict
 
 import httpx
-from opendify.conversations.store import ConversationStore
 
 import gunicorn_config
 from opendify.chat import ChatService
@@ -21,6 +21,7 @@ from opendify.client import DifyClient
 from opendify.config.environment import load_environment
 from opendify.config.proxies import proxies_for
 from opendify.config.settings import load_settings
+from opendify.conversations.store import ConversationStore
 from opendify.logs import configure_logging
 from opendify.web import create_app
 from opendify.wire import Transport
@@ -64,6 +65,7 @@ conversations = ConversationStore(
     max_age_days=settings.mapping_max_age_days or None,
     max_entries=settings.mapping_max_entries,
 )
+atexit.register(conversations.close)
 service = ChatService(
     settings.models,
     DifyClient(http, settings.read_timeout),

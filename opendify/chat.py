@@ -80,19 +80,21 @@ class ChatService:
     def chunks(self, exchange: "Exchange") -> Iterator[dict[str, Any] | None]:
         """The chunks of a streamed answer, each as soon as it is known; None is due where the
         caller should be told that more is to come. Raises CallerGone and DifyError."""
-        while (event := exchange.wait(KEEP_ALIVE_SECONDS)) is None:
+        while not exchange.has_begun:
             yield None
+            exchange.hold(KEEP_ALIVE_SECONDS)
         head = self._head(exchange)
         yield answers.chunk(head, {"role": "assistant", "content": ""})
         finish_reason, spoken = "stop", False
-        while not isinstance(event, MessageEnded):
+        while not isinstance(event := exchange.wait(KEEP_ALIVE_SECONDS), MessageEnded):
+            if event is None:
+                yield None
+                continue
             if isinstance(event, Replaced):
                 finish_reason = "content_filter"
             if text := _to_say(event, spoken):
                 spoken = True
                 yield answers.chunk(head, {"content": text})
-            while (event := exchange.wait(KEEP_ALIVE_SECONDS)) is None:
-                yield None
         extension = {"dify": translate.to_extension(exchange.ids)}
         yield answers.chunk(head, {}, finish_reason) | extension
         if head.include_usage and event.usage is not None:
@@ -136,12 +138,17 @@ class Exchange:
         """Dify's names for the answer, as far as it has told them."""
         return self._turn.ids
 
-    def hold(self) -> None:
-        """Waits until Dify has said what decides the status of the answer, or too long has passed.
+    @property
+    def has_begun(self) -> bool:
+        """Whether Dify has said anything but that it is alive."""
+        return self._turn.begun_at is not None
+
+    def hold(self, seconds: float) -> None:
+        """Waits until Dify has said what decides the status of the answer, at most so long.
 
         Raises CallerGone and DifyError.
         """
-        until = time.monotonic() + HOLD_SECONDS
+        until = time.monotonic() + seconds
         while self._first is None and time.monotonic() < until:
             self._first = self._next(until)
             if self._turn.begun_at is not None:

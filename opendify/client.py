@@ -72,18 +72,42 @@ class DifyClient:
 
         return EventStream(send, model.name, self._read_timeout, caller)
 
+    def call(
+        self, model: Model, method: str, path: str, timeout: float = CALL_TIMEOUT, **content: Any
+    ) -> Any:
+        """One call that is no stream; returns the decoded JSON of its answer, None for no body.
+
+        ``content`` is what httpx takes (``json``, ``params``, ``data``, ``files``); ``timeout``
+        is in seconds. Raises DifyError.
+        """
+        with _translated_errors():
+            response = self._http.request(
+                method,
+                f"{model.base}{path}",
+                headers={"Authorization": f"Bearer {model.key}"},
+                timeout=httpx.Timeout(timeout, connect=CONNECT_TIMEOUT, pool=1.0),
+                follow_redirects=False,
+                **content,
+            )
+        if not response.is_success:
+            headers = {name.lower(): value for name, value in response.headers.items()}
+            raise to_error(
+                parse_refusal(response.status_code, headers, response.content), model.name
+            )
+        if not response.content:
+            return None
+        try:
+            return response.json()
+        except (ValueError, RecursionError) as exc:
+            raise errors.DifyBroken(f"Dify's answer to {method} {path} is not JSON.") from exc
+
     def stop_chat(self, model: Model, task_id: str, user: str) -> None:
         """Stops a running answer. A failure is logged: nobody waits for the outcome."""
         try:
-            self._http.post(
-                f"{model.base}/chat-messages/{task_id}/stop",
-                json={"user": user},
-                headers={"Authorization": f"Bearer {model.key}"},
-                timeout=STOP_TIMEOUT,
-                follow_redirects=False,
-            )
-        except httpx.HTTPError as exc:
-            log.warning("could not stop a run model=%s reason=%s", model.name, type(exc).__name__)
+            path = f"/chat-messages/{task_id}/stop"
+            self.call(model, "POST", path, STOP_TIMEOUT, json={"user": user})
+        except errors.DifyError as exc:
+            log.warning("could not stop a run model=%s code=%s", model.name, exc.code)
 
 
 class EventStream:

@@ -10,7 +10,7 @@ from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from opendify import errors, openwebui, sse
-from opendify.chat import Caller, ChatService, Exchange
+from opendify.chat import HOLD_SECONDS, Caller, ChatService, Exchange
 from opendify.conversations.store import ConversationStore
 from opendify.openai import answers
 from opendify.openai.requests import ChatRequest, parse_chat_request
@@ -108,7 +108,7 @@ def _add_operator_routes(
 
 def _answer(service: ChatService, exchange: Exchange) -> Response:
     if exchange.request.stream:
-        exchange.hold()
+        exchange.hold(HOLD_SECONDS)
         response = Response(_events(service, exchange), headers=_STREAM_HEADERS)
     else:
         response = jsonify(service.gather(exchange))

@@ -1,0 +1,251 @@
+"""One process's view of the folder: the entries in memory, kept equal to what the files say."""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from pathlib import Path
+
+from opendify.conversations.folder import Folder
+from opendify.conversations.journal import FoldedAway, Journal, drop_journals
+from opendify.conversations.loading import load
+from opendify.conversations.mapping import Entries, Mapping, Patch, apply
+from opendify.conversations.snapshot import write_snapshot
+
+log = logging.getLogger(__name__)
+
+_PATIENCE = 2.0
+_datasync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
+
+
+class Ledger:
+    """Entries shared with other processes through a folder. Thread-safe, opened at first use.
+
+    Never raises OSError. While the disk fails, changes are kept in memory on top of what could
+    be read, the log says so once, and `mend` tries again.
+    """
+
+    def __init__(
+        self, path: Path, *, clock: Callable[[], float], sync: bool, most_unwritten: int
+    ) -> None:
+        self._folder = Folder(path)
+        self._clock = clock
+        self._sync = sync
+        self._most_unwritten = most_unwritten
+        # Always taken in this order: _writing, then the folder's lock, then _memory. So who
+        # reads waits for other threads' memory only, never for another process.
+        self._writing = threading.Lock()
+        self._memory = threading.Lock()
+        self._journal: Journal | None = None
+        self._entries: Entries = {}
+        self._unwritten: Patch = {}
+        self._failing = False
+        self._complained: set[str] = set()
+
+    @property
+    def is_open(self) -> bool:
+        return self._journal is not None
+
+    def get(self, key: str) -> Mapping | None:
+        with self._memory:
+            self._glance()
+            return self._entries.get(key)
+
+    def copy(self) -> Entries:
+        with self._memory:
+            self._glance()
+            return self._entries.copy()
+
+    def change(self, plan: Callable[[Entries], Patch]) -> Patch:
+        """Make the change that `plan` derives from the newest entries; returns it.
+
+        No other change comes between. `plan` must be quick and leave the entries as they are.
+        """
+        with self._writing:
+            with self._locked(), self._memory:
+                self._catch_up()
+                patch = plan(self._entries)
+                apply(patch, self._entries)
+                self._unwritten.update(patch)
+                unsynced = self._flush()
+            self._make_durable(unsynced)
+        return patch
+
+    def remove(self, condition: Callable[[Mapping], bool]) -> list[str]:
+        """Remove the entries of which the condition is true; returns their keys."""
+        # Looked for outside the locks, and looked at again inside.
+        found = [key for key, mapping in self.copy().items() if condition(mapping)]
+
+        def plan(entries: Entries) -> Patch:
+            return {key: None for key in found if key in entries and condition(entries[key])}
+
+        return list(self.change(plan)) if found else []
+
+    def place(self) -> tuple[int, int]:
+        """Which journal is written to, and how many bytes are in it."""
+        with self._memory:
+            self._catch_up()
+            return self._journal.place if self._journal else (0, 0)
+
+    def count(self) -> int:
+        return len(self._entries)
+
+    def holds_more_than_the_snapshot(self) -> bool:
+        """Whether there is anything in the journals."""
+        with self._memory:
+            try:
+                return self._journal is not None and self._journal.holds_anything()
+            except OSError:
+                return False
+
+    def snapshot_size(self) -> int:
+        """Bytes in the snapshot, 0 when there is none."""
+        try:
+            return self._folder.snapshot.stat().st_size
+        except OSError:
+            return 0
+
+    def mend(self) -> None:
+        """Try the disk again, if it failed."""
+        if not self._failing:
+            return
+        self._failing = False
+        self.change(lambda entries: {})
+        if not self._failing:
+            self._complained.discard("keep")
+            log.warning("Conversation mappings are kept in %s again.", self._folder.path)
+
+    def fold(self, patience: float) -> bool:
+        """Write all entries to the snapshot and drop the journals; False if the disk refused.
+
+        If another process is at it for longer than `patience` seconds, it is left to that one.
+        """
+        try:
+            with self._folder.folding.held(patience):
+                self._fold()
+        except TimeoutError:
+            return True
+        except OSError as error:
+            self._complain(
+                "fold",
+                "%s cannot be brought up to date (%s). No mapping is lost, but the journals in "
+                "the folder grow until there is space and this user may write there.",
+                self._folder.snapshot,
+                error,
+            )
+            return False
+        self._complained.discard("fold")
+        return True
+
+    def close(self) -> None:
+        """Close the files; the next use opens them again."""
+        with self._writing, self._memory:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Close the files asking for no lock: a forked child could wait for it forever."""
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+
+    def _fold(self) -> None:
+        with self._writing, self._locked(), self._memory:
+            self._catch_up()
+            self._flush()
+            journal = self._journal
+            if self._failing or journal is None or not journal.holds_anything():
+                return
+            if journal.place[1]:
+                journal.rotate()
+                self._catch_up()
+            entries, (number, _) = self._entries.copy(), journal.place
+        # Outside the locks: with a million entries this takes seconds. What is appended
+        # meanwhile goes to the new journal, which stays.
+        write_snapshot(self._folder.snapshot, entries)
+        drop_journals(self._folder.path, below=number)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the folder's lock, or nothing while the disk fails."""
+        with self._memory:
+            self._glance()  # here, so that little is left to read while others wait
+        with ExitStack() as held:
+            if not self._failing:
+                try:
+                    held.enter_context(self._folder.changing.held(_PATIENCE))
+                except OSError as error:
+                    self._fail(error)
+            yield
+
+    def _glance(self) -> None:
+        """Catch up if there may be anything to catch up with."""
+        try:
+            if self._journal is not None and not self._journal.has_grown():
+                return
+        except OSError as error:
+            self._fail(error)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        try:
+            if self._journal is not None:
+                self._read_news(self._journal)
+            if self._journal is None and not self._failing:
+                now = self._clock()
+                self._journal, self._entries = load(self._folder, sync=self._sync, now=now)
+        except OSError as error:
+            self._fail(error)
+        if self._unwritten:
+            apply(self._unwritten, self._entries)
+
+    def _read_news(self, journal: Journal) -> None:
+        try:
+            for patch in journal.news():
+                apply(patch, self._entries)
+        except FoldedAway:
+            self.abandon()
+
+    def _flush(self) -> int | None:
+        """Append what is in no journal yet; returns a descriptor to sync, if that is wanted."""
+        if self._failing or self._journal is None or not self._unwritten:
+            self._bound_the_unwritten()
+            return None
+        try:
+            self._journal.append(self._unwritten)
+            self._unwritten.clear()
+            return self._journal.duplicate() if self._sync else None
+        except OSError as error:
+            self._fail(error)
+            return None
+
+    def _bound_the_unwritten(self) -> None:
+        surplus = len(self._unwritten) - self._most_unwritten
+        for key in list(islice(self._unwritten, max(surplus, 0))):
+            del self._unwritten[key]
+
+    def _make_durable(self, descriptor: int | None) -> None:
+        if descriptor is None:
+            return
+        try:
+            _datasync(descriptor)
+        except OSError as error:
+            self._fail(error)
+        finally:
+            os.close(descriptor)
+
+    def _fail(self, error: OSError) -> None:
+        self._failing = True
+        self._complain(
+            "keep",
+            "Conversation mappings cannot be kept in %s (%s). New ones are in memory only and are "
+            "lost at a restart, until there is space and this user may write there.",
+            self._folder.path,
+            error,
+        )
+
+    def _complain(self, subject: str, message: str, *values: object) -> None:
+        if subject not in self._complained:
+            self._complained.add(subject)
+            log.error(message, *values)
