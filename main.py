@@ -17,13 +17,15 @@ from urllib.parse import urljoin
 import httpx
 
 import gunicorn_config
-from opendify.chat import ChatService, Parts
+from opendify.chat import ChatService
 from opendify.client import DifyClient
 from opendify.config.environment import load_environment
 from opendify.config.proxies import proxies_for
 from opendify.config.settings import load_settings
 from opendify.conversations.store import ConversationStore
 from opendify.directory import Directory
+from opendify.exchange import Parts
+from opendify.files.uploads import Uploads
 from opendify.logs import configure_logging
 from opendify.web import create_app
 from opendify.wire import Transport
@@ -76,10 +78,11 @@ service = ChatService(
         client,
         directory,
         conversations,
+        Uploads(client),
         link=lambda model, file: urljoin(model.base, file.url),
-        now=time.time,
-        new_id=lambda: uuid.uuid4().hex,
     ),
+    now=time.time,
+    new_id=lambda: uuid.uuid4().hex,
 )
 app = create_app(
     service,

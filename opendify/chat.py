@@ -1,69 +1,39 @@
-"""The story of one chat request: whose conversation, what is asked, what comes back."""
+"""The story of one chat request: it is asked, and its answer is given whole or in chunks."""
 
-import json
-import logging
-import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from opendify import citations, errors, translate
-from opendify.client import DifyClient
+from opendify import errors, translate
 from opendify.config.models import Model
-from opendify.conversations.store import ConversationStore
-from opendify.dify import routes
-from opendify.dify.events import Event, FileMade, Ids, MessageEnded
-from opendify.directory import Directory
-from opendify.inputs import Facts
-from opendify.narration import Narration, Said, Shown, Telling, Thought, Voided
+from opendify.dify.events import MessageEnded
+from opendify.exchange import Caller, Exchange, Parts
+from opendify.narration import Ending, Narration, Said, Shown, Telling, Thought, Voided
 from opendify.openai import answers
 from opendify.openai.requests import ChatRequest
-from opendify.turn import Turn
-
-log = logging.getLogger(__name__)
 
 # The status of a streamed answer is held back until Dify says something that decides it, so that
-# a refusal is a refusal and not a broken stream: for so long at most, and for the second time
-# at most once a chatflow has shown that it runs.
+# a refusal is a refusal and not a broken stream: for so long at most.
 HOLD_SECONDS = 10.0
-HOLD_SECONDS_OF_A_RUN = 1.0
 
 KEEP_ALIVE_SECONDS = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks. ``name`` stands for the caller's key and never is the key; ``chat_id`` is empty
-    for a request that belongs to no chat; ``socket`` is the descriptor to watch for a hang-up."""
-
-    name: str
-    user: str
-    chat_id: str
-    socket: int | None
-    role: str = ""
-    in_open_webui: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What an exchange works with; the same for all requests of a process."""
-
-    client: DifyClient
-    directory: Directory
-    conversations: ConversationStore
-    link: Callable[[Model, FileMade], str]
-    now: Callable[[], float]
-    new_id: Callable[[], str]
-
-
 class ChatService:
-    """Answers chat requests."""
+    """Answers chat requests. ``now`` gives epoch seconds, ``new_id`` an id for an answer."""
 
-    def __init__(self, models: Mapping[str, Model], parts: Parts) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, Model],
+        parts: Parts,
+        now: Callable[[], float],
+        new_id: Callable[[], str],
+    ) -> None:
         self._models = models
         self._parts = parts
+        self._now = now
+        self._new_id = new_id
 
-    def ask(self, request: ChatRequest, caller: Caller) -> "Exchange":
+    def ask(self, request: ChatRequest, caller: Caller) -> Exchange:
         """Puts the question on its way to Dify. Raises CallerError and DifyError."""
         model = self._models.get(request.model)
         if model is None:
@@ -73,45 +43,12 @@ class ChatService:
             )
         return Exchange(request, model, caller, self._parts)
 
-
-class Exchange:
-    """One request and the turn that answers it; asked anew, once, where Dify has lost the
-    conversation or the app is of another kind. Whoever gets one must close it."""
-
-    def __init__(self, request: ChatRequest, model: Model, caller: Caller, parts: Parts) -> None:
-        self.request = request
-        self._model = model
-        self._caller = caller
-        self._parts = parts
-        self._dialogue = translate.to_dialogue(request.messages)
-        self._key = _mapping_key(caller, model) if caller.chat_id else ""
-        self._may_ask_anew = True
-        self._remembered = False
-        self._first: Event | None = None
-        self._app = parts.directory.app(model)
-        self._mapped_id = self._look_up()
-        self._ask(request.extras.conversation_id or self._mapped_id)
-
-    @property
-    def ids(self) -> Ids:
-        """Dify's names for the answer, as far as it has told them."""
-        return self._turn.ids
-
-    def hold(self, seconds: float) -> None:
-        """Waits until Dify has said what decides the status of the answer, at most so long.
-
-        Raises CallerGone and DifyError.
-        """
-        until = time.monotonic() + seconds
-        while self._first is None and time.monotonic() < until:
-            self._first = self._next(until)
-            if self._turn.begun_at is not None:
-                until = min(until, self._turn.begun_at + HOLD_SECONDS_OF_A_RUN)
-
-    def gather(self) -> dict[str, Any]:
+    def gather(self, exchange: Exchange) -> dict[str, Any]:
         """The whole answer. Raises CallerGone and DifyError."""
-        said, thought = [], []
-        for telling in self._tellings(float("inf")):
+        said: list[str] = []
+        thought: list[str] = []
+        narration = exchange.new_narration()
+        for telling in _tellings(exchange, narration, float("inf")):
             match telling:
                 case Said(text):
                     said.append(text)
@@ -119,152 +56,58 @@ class Exchange:
                     thought.append(text)
                 case Voided():
                     said.clear()
-        ending = self._narration.ending
-        return (
-            answers.completion(
-                self._head(),
-                "".join(said),
-                ending.finish_reason,
-                translate.to_tokens(ending.usage),
-                reasoning="".join(thought),
-                annotations=ending.annotations,
-            )
-            | self._extension()
+        ending = narration.ending
+        answer = answers.completion(
+            self._head(exchange),
+            "".join(said),
+            ending.finish_reason,
+            translate.to_tokens(ending.usage),
+            reasoning="".join(thought),
+            annotations=ending.annotations,
         )
+        return answer | _extension(exchange, ending)
 
-    def chunks(self) -> Iterator[dict[str, Any] | None]:
+    def chunks(self, exchange: Exchange) -> Iterator[dict[str, Any] | None]:
         """The chunks of a streamed answer, each as soon as it is known; None is due where the
         caller should be told that more is to come. Raises CallerGone and DifyError."""
-        while self._turn.begun_at is None:
+        while not exchange.has_begun:
             yield None
-            self.hold(KEEP_ALIVE_SECONDS)
-        head = self._head()
+            exchange.hold(KEEP_ALIVE_SECONDS)
+        head = self._head(exchange)
         yield answers.chunk(head, {"role": "assistant", "content": ""})
-        for telling in self._tellings(KEEP_ALIVE_SECONDS):
+        narration = exchange.new_narration()
+        for telling in _tellings(exchange, narration, KEEP_ALIVE_SECONDS):
             yield None if telling is None else _to_chunk(head, telling)
-        ending = self._narration.ending
+        ending = narration.ending
         delta = {"annotations": ending.annotations} if ending.annotations else {}
-        yield answers.chunk(head, delta, ending.finish_reason) | self._extension()
+        yield answers.chunk(head, delta, ending.finish_reason) | _extension(exchange, ending)
         if head.include_usage and ending.usage is not None:
             yield answers.usage_chunk(head, translate.to_tokens(ending.usage))
 
-    def close(self) -> None:
-        """Frees what the request holds; stops a run that has not ended."""
-        self._turn.close()
-
-    def _tellings(self, patience: float) -> Iterator[Telling | None]:
-        """What the answer tells, None whenever nothing came for ``patience`` seconds."""
-        while not self._narration.is_cut:
-            event = self._wait(patience)
-            if event is None:
-                yield None
-            elif isinstance(event, MessageEnded):
-                yield from self._narration.end(event)
-                return
-            else:
-                yield from self._narration.tell(event)
-        yield from self._narration.end(MessageEnded())
-
-    def _wait(self, seconds: float) -> Event | None:
-        event, self._first = self._first, None
-        until = time.monotonic() + seconds
-        while event is None and time.monotonic() < until:
-            event = self._next(until)
-        return event
-
-    def _next(self, until: float) -> Event | None:
-        try:
-            event = self._turn.next(until)
-        except errors.ConversationUnknown:
-            if not self._mapped_id or self.request.extras.conversation_id:
-                raise
-            self._ask_without_conversation()
-            return None
-        except errors.DifyMisconfigured:
-            if not self._is_of_another_mode():
-                raise
-            self._ask_anew()
-            return None
-        except errors.OpenDifyError as exc:
-            exc.repeatable = exc.repeatable and self._turn.begun_at is None
-            raise
-        if event is not None and not self._remembered:
-            self._remember()
-        return event
-
-    def _ask(self, conversation_id: str) -> None:
-        caller, model = self._caller, self._model
-        question = translate.to_question(
-            self.request,
-            self._dialogue,
-            model,
-            self._app,
-            Facts(caller.user, caller.role, caller.chat_id, self._dialogue.system),
-            conversation_id,
-        )
-        self._narration = Narration(
-            model,
-            self._app.mode,
-            lambda file: self._parts.link(model, file),
-            self.request.stop,
-            citations.form_for(model.citations, caller.in_open_webui, self.request.stream),
-        )
-        stream = self._parts.client.stream(model, question.path, question.body, caller.socket)
-        self._turn = Turn(self._parts.client, model, self._app.mode, caller.user, stream)
-
-    def _ask_anew(self, conversation_id: str = "") -> None:
-        self._may_ask_anew = False
-        self._turn.ended = True
-        self._turn.close()
-        self._ask(conversation_id)
-
-    def _ask_without_conversation(self) -> None:
-        log.info("conversation unknown to Dify, asked anew model=%s", self._model.name)
-        self._parts.conversations.forget(self._key, self._mapped_id)
-        self._mapped_id = ""
-        self._ask_anew()
-
-    def _is_of_another_mode(self) -> bool:
-        if self._model.type or not self._may_ask_anew:
-            return False
-        known, directory = self._app.mode, self._parts.directory
-        directory.forget(self._model)
-        self._app = directory.app(self._model)
-        return self._app.mode != known
-
-    def _look_up(self) -> str:
-        if not self._key or not routes.remembers(self._app.mode):
-            return ""
-        mapping = self._parts.conversations.get(self._key)
-        return mapping.conversation_id if mapping else ""
-
-    def _remember(self) -> None:
-        self._remembered = True
-        conversation_id = self._turn.ids.conversation_id
-        if not self._key or not conversation_id:
-            return
-        if conversation_id == self._mapped_id:
-            self._parts.conversations.touch(self._key)
-        else:
-            self._parts.conversations.put(self._key, conversation_id)
-
-    def _head(self) -> answers.Head:
-        ids = self.ids
+    def _head(self, exchange: Exchange) -> answers.Head:
+        ids = exchange.ids
         return answers.Head(
-            id=f"chatcmpl-{ids.message_id or ids.workflow_run_id or self._parts.new_id()}",
-            created=ids.created_at or int(self._parts.now()),
-            model=self.request.model,
-            include_usage=self.request.include_usage,
+            id=f"chatcmpl-{ids.message_id or ids.workflow_run_id or self._new_id()}",
+            created=ids.created_at or int(self._now()),
+            model=exchange.request.model,
+            include_usage=exchange.request.include_usage,
         )
 
-    def _extension(self) -> dict[str, Any]:
-        ending = self._narration.ending
-        extension = translate.to_extension(self.ids)
-        if ending.resources:
-            extension["retriever_resources"] = list(ending.resources)
-        if ending.run_status:
-            extension["status"] = ending.run_status
-        return {"dify": extension}
+
+def _tellings(
+    exchange: Exchange, narration: Narration, patience: float
+) -> Iterator[Telling | None]:
+    """What the answer tells, None whenever nothing came for ``patience`` seconds."""
+    while not narration.is_cut:
+        event = exchange.wait(patience)
+        if event is None:
+            yield None
+        elif isinstance(event, MessageEnded):
+            yield from narration.end(event)
+            return
+        else:
+            yield from narration.tell(event)
+    yield from narration.end(MessageEnded())
 
 
 def _to_chunk(head: answers.Head, telling: Telling) -> dict[str, Any]:
@@ -279,6 +122,10 @@ def _to_chunk(head: answers.Head, telling: Telling) -> dict[str, Any]:
             return answers.chunk(head, {"content": "\n\n" if was else ""})
 
 
-def _mapping_key(caller: Caller, model: Model) -> str:
-    parts = [caller.name, model.name, caller.user, caller.chat_id]
-    return json.dumps(parts, ensure_ascii=False, separators=(",", ":"))
+def _extension(exchange: Exchange, ending: Ending) -> dict[str, Any]:
+    extension = translate.to_extension(exchange.ids)
+    if ending.resources:
+        extension["retriever_resources"] = list(ending.resources)
+    if ending.run_status:
+        extension["status"] = ending.run_status
+    return {"dify": extension}

@@ -203,9 +203,11 @@ class Narration:
         return [voided, *self._say(text)]
 
     def _tell_step(self, step: AgentStep) -> list[Telling]:
+        told: list[Telling] = []
+        if step.id not in self._steps:
+            told += self._pieces(self._splitter.section())
         known = self._steps.get(step.id) or AgentStep(step.id, "", "", "", "")
         self._steps[step.id] = step
-        told: list[Telling] = []
         if step.tool and not known.tool:
             if step.thought and step.thought.strip() not in "".join(self._said):
                 told += self._show_step(step.thought.strip())

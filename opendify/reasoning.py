@@ -93,7 +93,7 @@ class ReasoningSplitter:
             case _Place.INSIDE:
                 return self._reason(pieces)
             case _Place.CLOSED:
-                self._held = _BLANK_LINES.sub("", self._held, count=1)
+                self._held = _BLANK_LINES.sub("", self._held)
         return self._open(pieces)
 
     def _open(self, pieces: list[Piece]) -> bool:

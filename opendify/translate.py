@@ -1,7 +1,7 @@
 """OpenAI's question to Dify's, Dify's counts and names to OpenAI's. No I/O, no clock."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from opendify import inputs
@@ -9,6 +9,7 @@ from opendify.config.models import Model
 from opendify.dify import routes
 from opendify.dify.apps import App
 from opendify.dify.events import Ids, Usage
+from opendify.files.intake import Prepared
 from opendify.openai.answers import Tokens
 from opendify.openai.messages import Attachment, Message
 from opendify.openai.requests import ChatRequest
@@ -23,7 +24,8 @@ _SPEAKERS = {"user": "User", "assistant": "Assistant"}
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """The messages of a request, told apart: what Dify is asked, and what came before."""
+    """The messages of a request, told apart: what Dify is asked, and what came before. ``turn``
+    is empty where the person sent nothing but files."""
 
     system: str
     history: tuple[Message, ...]
@@ -51,9 +53,7 @@ def to_dialogue(messages: Sequence[Message]) -> Dialogue:
     if last.role == "assistant":
         return Dialogue(system, spoken, _CONTINUE)
     turn = last.text if last.role == "user" else _line(last)
-    if not turn.strip():
-        turn = _ONLY_FILES
-    return Dialogue(system, spoken[:-1], turn, last.attachments)
+    return Dialogue(system, spoken[:-1], turn.strip() and turn, last.attachments)
 
 
 def to_question(
@@ -63,20 +63,22 @@ def to_question(
     app: App,
     facts: inputs.Facts,
     conversation_id: str,
-    files: Sequence[Mapping[str, Any]] = (),
+    prepared: Prepared,
 ) -> Question:
-    """The question for an app of any mode.
+    """The question for an app of any mode. ``prepared`` are the files of the turn.
 
     A conversation that Dify has (``conversation_id``) is sent the last turn alone; a new one is
     told what came before. Raises InvalidRequest where the app's form asks for more.
     """
+    turn = "\n\n".join(filter(None, (dialogue.turn, prepared.spoken))) or _ONLY_FILES
+    dialogue = replace(dialogue, turn=turn)
     filled = inputs.fill(model.inputs, facts) | dict(request.extras.inputs)
     if dialogue.system and model.system.startswith("input:"):
         filled[model.system.removeprefix("input:")] = dialogue.system
     transcript = "" if conversation_id else _transcript(dialogue.history, MAX_HISTORY_CHARACTERS)
     if transcript and model.history.startswith("input:"):
         filled[model.history.removeprefix("input:")] = transcript
-    files = [*files, *request.extras.files]
+    files = [*prepared.files, *request.extras.files]
     path = routes.run_path(app.mode, request.extras.workflow_id)
     if app.mode == "workflow":
         body = _workflow_body(dialogue, model, app, filled, files)

@@ -10,9 +10,10 @@ from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from opendify import errors, openwebui, sse
-from opendify.chat import HOLD_SECONDS, Caller, ChatService, Exchange
+from opendify.chat import HOLD_SECONDS, ChatService
 from opendify.conversations.store import ConversationStore
 from opendify.directory import Directory
+from opendify.exchange import Caller, Exchange
 from opendify.openai import answers
 from opendify.openai.requests import ChatRequest, parse_chat_request
 
@@ -59,7 +60,7 @@ def _add_chat_routes(
         chat_request = parse_chat_request(_json_body())
         exchange = service.ask(chat_request, _caller(chat_request))
         try:
-            response = _answer(exchange)
+            response = _answer(service, exchange)
         except BaseException:
             exchange.close()
             raise
@@ -112,12 +113,12 @@ def _add_operator_routes(
         )
 
 
-def _answer(exchange: Exchange) -> Response:
+def _answer(service: ChatService, exchange: Exchange) -> Response:
     if exchange.request.stream:
         exchange.hold(HOLD_SECONDS)
-        response = Response(_events(exchange), headers=_STREAM_HEADERS)
+        response = Response(_events(service, exchange), headers=_STREAM_HEADERS)
     else:
-        response = jsonify(exchange.gather())
+        response = jsonify(service.gather(exchange))
         response.headers["X-Dify-Message-Id"] = exchange.ids.message_id
     if exchange.ids.conversation_id:
         response.headers["X-Dify-Conversation-Id"] = exchange.ids.conversation_id
@@ -126,9 +127,9 @@ def _answer(exchange: Exchange) -> Response:
     return response
 
 
-def _events(exchange: Exchange) -> Iterator[bytes]:
+def _events(service: ChatService, exchange: Exchange) -> Iterator[bytes]:
     try:
-        for chunk in exchange.chunks():
+        for chunk in service.chunks(exchange):
             yield sse.KEEP_ALIVE if chunk is None else sse.encode(chunk)
     except errors.CallerGone:
         return

@@ -10,11 +10,13 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from opendify.chat import ChatService, Parts
+from opendify.chat import ChatService
 from opendify.client import DifyClient
 from opendify.config.models import Model
 from opendify.conversations.store import ConversationStore
 from opendify.directory import Directory
+from opendify.exchange import Parts
+from opendify.files.uploads import Uploads
 from opendify.web import create_app
 from opendify.wire import Transport
 from tests.fake_dify import FakeDify
@@ -69,11 +71,10 @@ def app(http: httpx.Client, store: ConversationStore, models: dict[str, Model]) 
         client,
         directory,
         store,
+        Uploads(client),
         link=lambda model, file: urljoin(model.base, file.url),
-        now=time.time,
-        new_id=lambda: "new",
     )
-    service = ChatService(models, parts)
+    service = ChatService(models, parts, now=time.time, new_id=lambda: "new")
     return create_app(service, directory, store, list(models), 1024 * 1024, now=time.time)
 
 

@@ -17,8 +17,9 @@ from opendify import errors
 from opendify.client import DifyClient
 from opendify.config.models import Model
 from opendify.dify.apps import FileRules, parse_file_rules
+from opendify.files.intake import Prepared
 from opendify.files.once import Once
-from opendify.files.uploads import KEPT_SECONDS, Prepared, Uploads
+from opendify.files.uploads import KEPT_SECONDS, Uploads
 from opendify.openai.messages import Attachment
 from tests.fake_dify import FakeDify, Request, Steps, recording, refused
 

@@ -1,5 +1,6 @@
 """The settings of the application, from an environment given as a value. No I/O."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -147,7 +148,7 @@ class _Reader:
         value = self._environ.get(name, "").strip()
         if not value:
             return default
-        if not (value.isascii() and value.isdigit()) or not least <= int(value) <= most:
+        if not re.fullmatch("[0-9]{1,18}", value) or not least <= int(value) <= most:
             self._problems.append(f"{name} must be a whole number from {least} to {most}.")
             return default
         return int(value)

@@ -68,6 +68,19 @@ class Speech:
 Step = Ready | Upload | Speech
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The files of a message as Dify takes them, and what was spoken in its audio."""
+
+    files: tuple[dict[str, Any], ...] = ()
+    spoken: str = ""
+
+    @property
+    def ids(self) -> frozenset[str]:
+        """Dify's ids of the uploads among the files."""
+        return frozenset(f["upload_file_id"] for f in self.files if "upload_file_id" in f)
+
+
 def plan(
     model: str, attachments: Sequence[Attachment], rules: FileRules | None, speech_to_text: bool
 ) -> list[Step]:

@@ -8,14 +8,13 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Collection, Hashable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from opendify import errors
 from opendify.client import DifyClient
 from opendify.config.models import Model
 from opendify.dify.apps import FileRules
-from opendify.files.intake import Content, Ready, Speech, plan
+from opendify.files.intake import Content, Prepared, Ready, Speech, plan
 from opendify.files.once import Once
 from opendify.openai.messages import Attachment
 
@@ -23,19 +22,6 @@ log = logging.getLogger(__name__)
 
 KEPT_UPLOADS = 2000
 KEPT_SECONDS = 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """The files of a message as Dify takes them, and what was spoken in its audio."""
-
-    files: tuple[dict[str, Any], ...] = ()
-    spoken: str = ""
-
-    @property
-    def ids(self) -> frozenset[str]:
-        """Dify's ids of the uploads among the files."""
-        return frozenset(f["upload_file_id"] for f in self.files if "upload_file_id" in f)
 
 
 class Uploads:
