@@ -1,0 +1,110 @@
+"""Every number of the server, once; each has its variable. Read by Gunicorn before the
+application is imported, so it imports nothing of it, and it must also run under ``exec``, where
+``__file__`` does not exist.
+
+Values that cannot be read count as not set here: the application names them all when it starts.
+"""
+
+import errno
+import math
+import os
+import socket
+import sys
+
+from dotenv import dotenv_values
+
+for _name, _found in dotenv_values(".env", interpolate=False).items():
+    if _found is not None:
+        os.environ.setdefault(_name, _found)
+
+
+def _text(name: str, default: str) -> str:
+    value = os.environ.get(name, "").strip()
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+        value = value[1:-1].strip()  # docker run --env-file leaves the quotes on
+    return value or default
+
+
+def _number(name: str, default: int) -> int:
+    value = _text(name, "")
+    return int(value) if value.isascii() and value.isdigit() else default
+
+
+def _read(path: str) -> list[str]:
+    try:
+        with open(path) as file:
+            return file.read().split()
+    except OSError:
+        return []
+
+
+def _quota() -> int | None:
+    """The CPUs that the container may use, by cgroup v2 or v1; None where nothing limits them."""
+    limit = _read("/sys/fs/cgroup/cpu.max") or (
+        _read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") + _read("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+    )
+    if len(limit) == 2 and limit[0].isdigit() and limit[1].isdigit() and int(limit[1]):
+        return math.ceil(int(limit[0]) / int(limit[1])) or None
+    return None
+
+
+def _cores() -> int:
+    """The cores that this process may use; not those of the host, which containers also see."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(allowed or 1, _quota() or allowed or 1)
+
+
+_development = _text("ENVIRONMENT", "production").lower() == "development"
+_host = _text("SERVER_HOST", "0.0.0.0")
+_port = _number("SERVER_PORT", 5000)
+
+bind = f"[{_host}]:{_port}" if ":" in _host else f"{_host}:{_port}"
+workers = _number("GUNICORN_WORKERS", 1 if _development else _cores() * 2 + 1)
+
+# Flask is served synchronously, a thread a request: with more than one thread Gunicorn uses its
+# threaded worker for this class. A stream holds its thread to the end.
+worker_class = "sync"
+threads = _number("GUNICORN_THREADS", 128)
+# A worker accepts up to this many connections; those beyond its threads would wait behind whole
+# streams while other workers have threads free. The rest is for idle kept-alive connections.
+worker_connections = threads + 16
+
+# With threads this is no limit on a request: it ends a worker whose main loop is stuck.
+timeout = _number("GUNICORN_TIMEOUT", 60)
+graceful_timeout = _number("GUNICORN_GRACEFUL_TIMEOUT", 30)
+keepalive = _number("GUNICORN_KEEPALIVE", 2)
+
+# Off by default: a worker that has reached it accepts nothing until its longest stream has ended.
+max_requests = _number("GUNICORN_MAX_REQUESTS", 0)
+max_requests_jitter = _number("GUNICORN_MAX_REQUESTS_JITTER", 100)
+
+reload = _text("GUNICORN_RELOAD", "true" if _development else "false").lower() == "true"
+preload_app = not reload  # a preloaded application is never loaded again
+
+# Instances of one user would share the path of its socket; a read-only root has no place for it.
+control_socket_disable = True
+
+loglevel = _text("LOG_LEVEL", "debug" if _development else "info").lower()
+accesslog = "-"
+errorlog = "-"
+# The guide's format, with the path in place of the request line, whose query may hold secrets.
+access_log_format = (
+    '%(h)s %(l)s %(u)s %(t)s "%(m)s %(U)s %(H)s" %(s)s %(b)s "%(f)s" "%(a)s" %(D)sμs'
+)
+
+
+def on_starting(server: object) -> None:
+    """Names a port that is in use, with the remedy, before Gunicorn tries it five times."""
+    if "GUNICORN_FD" in os.environ or "LISTEN_FDS" in os.environ:
+        return
+    family = socket.AF_INET6 if ":" in _host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_host, _port))
+        except OSError as exc:
+            if exc.errno == errno.EADDRINUSE:
+                sys.exit(
+                    f"Port {_port} is in use. Stop what uses it, or choose another: "
+                    f"SERVER_PORT={_port + 1}"
+                )

@@ -1,0 +1,81 @@
+"""OpenDify: OpenAI-style clients talk to Dify apps through this one Flask application.
+
+The way of a request: ``web`` reads it, ``openai.requests`` checks it, ``chat`` looks up its
+conversation, ``translate`` makes Dify's question of it, ``client`` sends that through the pool;
+``wire``, ``http1``, ``sse`` and ``dify.events`` turn the bytes that come back into events, of
+which ``chat`` and ``openai.answers`` make what the caller gets. docs/architecture.md tells more.
+"""
+
+import atexit
+import os
+import time
+import uuid
+from pathlib import Path
+from typing import TypedDict
+
+import httpx
+
+import gunicorn_config
+from opendify.chat import ChatService
+from opendify.client import DifyClient
+from opendify.config.environment import load_environment
+from opendify.config.proxies import proxies_for
+from opendify.config.settings import load_settings
+from opendify.conversations.store import ConversationStore
+from opendify.logs import configure_logging
+from opendify.web import create_app
+from opendify.wire import Transport
+
+
+class HttpClientConfig(TypedDict):
+    """How the one client to Dify is made."""
+
+    timeout: httpx.Timeout
+    limits: httpx.Limits
+
+
+load_environment()
+settings = load_settings(os.environ)
+configure_logging(settings.log_level, settings.log_file)
+
+# Every thread can have a stream open, and a few more connections end runs and ask for the rest.
+# Dify without nginx before it closes a connection that was idle for 2 s: one kept longer is dead.
+_connections = gunicorn_config.threads + 16
+HTTP_CLIENT_CONFIG: HttpClientConfig = {
+    "timeout": httpx.Timeout(60.0, connect=5.0),
+    "limits": httpx.Limits(
+        max_connections=_connections,
+        max_keepalive_connections=_connections,
+        keepalive_expiry=1.5,
+    ),
+}
+_limits = HTTP_CLIENT_CONFIG["limits"]
+_proxies = proxies_for({model.base for model in settings.models.values()}, os.environ)
+
+http = httpx.Client(
+    transport=Transport(limits=_limits),
+    mounts={origin: Transport(limits=_limits, proxy=proxy) for origin, proxy in _proxies.items()},
+    timeout=HTTP_CLIENT_CONFIG["timeout"],
+    follow_redirects=False,
+    trust_env=False,
+)
+conversations = ConversationStore(
+    Path(settings.data_folder),
+    clock=time.time,
+    max_age_days=settings.mapping_max_age_days or None,
+    max_entries=settings.mapping_max_entries,
+)
+atexit.register(conversations.close)
+service = ChatService(
+    settings.models,
+    DifyClient(http, settings.read_timeout),
+    conversations,
+    now=time.time,
+    new_id=lambda: uuid.uuid4().hex,
+)
+app = create_app(
+    service, conversations, list(settings.models), settings.max_body_bytes, now=time.time
+)
+
+if __name__ == "__main__":
+    app.run(settings.server_host, settings.server_port, threaded=True)

@@ -1,0 +1,20 @@
+"""``python -m opendify.config``: says whether the configuration is good, and exits 0 or 78."""
+
+import os
+import sys
+
+from opendify.config.environment import load_environment
+from opendify.config.settings import ConfigError, load_settings
+
+
+def main() -> int:
+    load_environment()
+    try:
+        load_settings(os.environ)
+    except ConfigError as exc:
+        sys.stderr.write(f"{exc}\nSet them in the environment or in .env (see .env.example).\n")
+        return 78
+    return 0
+
+
+sys.exit(main())

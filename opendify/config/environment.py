@@ -1,0 +1,20 @@
+"""The environment of this process: what is set, and what ``.env`` adds to it."""
+
+import os
+from collections.abc import MutableMapping
+from pathlib import Path
+
+from dotenv import dotenv_values
+
+
+def load_environment(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Adds the values of ``.env`` in the working folder; what is set already wins.
+
+    A pair of quotes around a whole value is taken off: ``docker run --env-file`` leaves them on.
+    """
+    for name, value in dotenv_values(Path(".env"), interpolate=False).items():
+        if value is not None:
+            environ.setdefault(name, value)
+    for name, value in environ.items():
+        if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+            environ[name] = value[1:-1]

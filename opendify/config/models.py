@@ -1,0 +1,175 @@
+"""MODEL_CONFIG: which model name is which Dify app, and how it is served. No I/O."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+from urllib.parse import urlsplit
+
+APP_TYPES = ("chat", "agent-chat", "agent", "advanced-chat", "completion", "workflow")
+
+_INPUT = r"input:[^\s:]+"
+_CHOICES = {
+    "type": "|".join(APP_TYPES),
+    "system": f"first|every|drop|{_INPUT}",
+    "history": f"query|drop|{_INPUT}",
+    "continuity": "auto|always-new|off",
+    "tasks": "throwaway|local|model:.+",
+    "reasoning": "split|inline|drop",
+    "agent_steps": "reasoning|progress|off",
+    "progress": "off|reasoning|status",
+    "citations": "auto|annotations|events|markdown|off",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model: the app behind it and its settings, by the names of MODEL_CONFIG."""
+
+    name: str
+    key: str = field(repr=False)
+    base: str
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    system: str = "first"
+    history: str = "query"
+
+
+class BadValue(ValueError):
+    """One thing that is wrong, as a sentence that names it."""
+
+
+def parse_models(text: str, default_base: str, problems: list[str]) -> dict[str, Model]:
+    """The models of a MODEL_CONFIG; what is wrong with it is added to ``problems``.
+
+    ``default_base`` is DIFY_API_BASE, for models without a ``base`` of their own.
+    """
+    try:
+        raw = json.loads(text, object_pairs_hook=_without_duplicates)
+    except BadValue as exc:
+        problems.append(f"MODEL_CONFIG: {exc}")
+        return {}
+    except (ValueError, RecursionError):
+        # The parser's own message would quote the text around the mistake, keys included.
+        problems.append(
+            "MODEL_CONFIG is not valid JSON. "
+            """It should look like '{"my-model":"app-..."}', on one line."""
+        )
+        return {}
+    if not isinstance(raw, dict) or not raw:
+        problems.append(
+            "MODEL_CONFIG must be a JSON object with at least one model, "
+            """like '{"my-model":"app-..."}'."""
+        )
+        return {}
+    models = {}
+    for name, entry in raw.items():
+        try:
+            models[name] = _parse_model(name, entry, default_base)
+        except BadValue as exc:
+            problems.append(f"MODEL_CONFIG: {exc}")
+    return models
+
+
+def parse_base(url: str) -> str:
+    """An address of Dify's API without its last slash. Raises BadValue."""
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)
+    except ValueError:
+        sound = False
+    if not sound or re.search(r"\s", url):
+        raise BadValue("must be an address like https://dify.example.com/v1")
+    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+        raise BadValue("must be a plain address, without user, password, query or fragment")
+    return url.rstrip("/")
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadValue(f"the name '{twice}' occurs twice")
+    return result
+
+
+def _parse_model(name: str, entry: Any, default_base: str) -> Model:
+    if not name.strip() or name != name.strip() or not name.isprintable():
+        raise BadValue("a model name is empty, or has blanks around it or control characters in it")
+    settings = {"key": entry} if isinstance(entry, str) else entry
+    if not isinstance(settings, dict):
+        raise BadValue(f"model '{name}' must have a key (a string) or an object with 'key'")
+    unknown = sorted(set(settings) - set(SETTINGS))
+    if unknown:
+        raise BadValue(
+            f"model '{name}' has an unknown setting '{unknown[0]}'; known are {', '.join(SETTINGS)}"
+        )
+    values = {}
+    for setting, value in settings.items():
+        values[setting] = SETTINGS[setting](value, f"model '{name}', setting '{setting}'")
+    if "key" not in values:
+        raise BadValue(f"model '{name}' has no 'key'")
+    base = values.pop("base", default_base)
+    known = {one.name for one in fields(Model)}
+    return Model(name, base=base, **{k: v for k, v in values.items() if k in known})
+
+
+def _key(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise BadValue(f"{where} must be the API key of a Dify app")
+    if not value.isascii() or not value.isprintable() or " " in value:
+        raise BadValue(f"{where} holds characters that no key has (blanks, or not ASCII)")
+    return value
+
+
+def _base(value: Any, where: str) -> str:
+    try:
+        return parse_base(value if isinstance(value, str) else "")
+    except BadValue as exc:
+        raise BadValue(f"{where} {exc}") from None
+
+
+def _inputs(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise BadValue(f"{where} must be an object")
+    return value
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise BadValue(f"{where} must be a non-empty string")
+    return value
+
+
+def _positive(value: Any, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise BadValue(f"{where} must be a whole number above 0")
+    return value
+
+
+def _choice(value: Any, where: str) -> str:
+    pattern = _CHOICES[where.rsplit("'", 2)[1]]
+    if not isinstance(value, str) or not re.fullmatch(pattern, value):
+        shown = pattern.replace(_INPUT, "input:<name>").replace("model:.+", "model:<name>")
+        raise BadValue(f"{where} must be one of {shown.replace('|', ', ')}")
+    return value
+
+
+SETTINGS: dict[str, Callable[[Any, str], Any]] = {
+    "key": _key,
+    "base": _base,
+    "type": _choice,
+    "inputs": _inputs,
+    "text_input": _text,
+    "output": _text,
+    "system": _choice,
+    "history": _choice,
+    "continuity": _choice,
+    "tasks": _choice,
+    "reasoning": _choice,
+    "agent_steps": _choice,
+    "progress": _choice,
+    "citations": _choice,
+    "max_streams": _positive,
+}

@@ -1,0 +1,39 @@
+"""Which address of Dify is reached through which proxy (HTTP_PROXY and its like). No I/O.
+
+httpx reads these variables by itself only for transports of its own making. Each Dify address is
+known from the configuration, so the choice is made once, at the start.
+"""
+
+from collections.abc import Iterable, Mapping
+from urllib.parse import urlsplit
+
+
+def proxies_for(bases: Iterable[str], environ: Mapping[str, str]) -> dict[str, str]:
+    """``scheme://host[:port]`` of each base that has a proxy, and the proxy's address."""
+    no_proxy = _value(environ, "NO_PROXY")
+    chosen = {}
+    for base in bases:
+        parts = urlsplit(base)
+        proxy = _value(environ, f"{parts.scheme.upper()}_PROXY") or _value(environ, "ALL_PROXY")
+        if proxy and not _needs_none(parts.hostname or "", parts.netloc, no_proxy):
+            chosen[f"{parts.scheme}://{parts.netloc}"] = with_scheme(proxy)
+    return chosen
+
+
+def _needs_none(host: str, host_and_port: str, no_proxy: str) -> bool:
+    for entry in no_proxy.lower().split(","):
+        name = entry.strip().removeprefix("*").removeprefix(".")
+        if entry.strip() == "*" or name in (host, host_and_port):
+            return True
+        if name and host.endswith(f".{name}"):
+            return True
+    return False
+
+
+def with_scheme(proxy: str) -> str:
+    """The address of a proxy; one without a scheme is an HTTP proxy."""
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
+def _value(environ: Mapping[str, str], name: str) -> str:
+    return (environ.get(name.lower()) or environ.get(name) or "").strip()

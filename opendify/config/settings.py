@@ -1,0 +1,146 @@
+"""The settings of the application, from an environment given as a value. No I/O."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from opendify.config.models import BadValue, Model, parse_base, parse_models
+
+ENVIRONMENTS = ("production", "development")
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
+
+# Read by gunicorn_config.py, which cannot report: it is run by Gunicorn before anything else.
+# Here their values are only checked, so that all problems are told together.
+SERVER_NUMBERS = {
+    "SERVER_PORT": (1, 65535),
+    "GUNICORN_WORKERS": (1, 1024),
+    "GUNICORN_THREADS": (1, 4096),
+    "GUNICORN_TIMEOUT": (1, 86400),
+    "GUNICORN_GRACEFUL_TIMEOUT": (1, 86400),
+    "GUNICORN_KEEPALIVE": (0, 3600),
+    "GUNICORN_MAX_REQUESTS": (0, 10**9),
+    "GUNICORN_MAX_REQUESTS_JITTER": (0, 10**9),
+}
+
+
+class ConfigError(RuntimeError):
+    """Everything that is wrong with the configuration, one line each.
+
+    A RuntimeError, because Gunicorn prints the message of one and ends, where it shows a
+    traceback of any other.
+    """
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(["The configuration is not complete:", *problems]))
+        self.problems = problems
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the operator has set, checked. Times in seconds."""
+
+    models: Mapping[str, Model]
+    data_folder: str
+    read_timeout: float
+    max_body_bytes: int
+    mapping_max_age_days: float
+    mapping_max_entries: int
+    log_level: str
+    log_file: str
+    server_host: str
+    server_port: int
+
+
+def load_settings(environ: Mapping[str, str]) -> Settings:
+    """Reads all variables. Raises ConfigError, which names every problem at once."""
+    problems: list[str] = []
+    reader = _Reader(environ, problems)
+    models = reader.models()
+    reader.one_of("ENVIRONMENT", ENVIRONMENTS, "production")
+    for name, (least, most) in SERVER_NUMBERS.items():
+        reader.number(name, least, least, most)
+    reader.one_of("GUNICORN_RELOAD", ("true", "false"), "false")
+    reader.proxies()
+    settings = Settings(
+        models=models,
+        data_folder=environ.get("DATA_DIR", "").strip() or "data",
+        read_timeout=reader.number("DIFY_READ_TIMEOUT", 35, 1, 3600),
+        max_body_bytes=reader.number("MAX_BODY_MB", 64, 1, 1024) * 1024 * 1024,
+        mapping_max_age_days=reader.number("MAPPING_MAX_AGE_DAYS", 0, 0, 36500),
+        mapping_max_entries=reader.number("MAPPING_MAX_ENTRIES", 100_000, 1, 10_000_000),
+        log_level=reader.one_of("LOG_LEVEL", LOG_LEVELS, "info"),
+        log_file=environ.get("LOG_FILE", "").strip(),
+        server_host=environ.get("SERVER_HOST", "").strip() or "0.0.0.0",
+        server_port=reader.number("SERVER_PORT", 5000, 1, 65535),
+    )
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return settings
+
+
+class _Reader:
+    """Reads values one by one and collects what is wrong with them."""
+
+    def __init__(self, environ: Mapping[str, str], problems: list[str]) -> None:
+        self._environ = environ
+        self._problems = problems
+
+    def models(self) -> dict[str, Model]:
+        base = self._base()
+        models: dict[str, Model] = {}
+        if config := self._environ.get("MODEL_CONFIG", "").strip():
+            models = parse_models(config, base, self._problems)
+        else:
+            self._problems.append(
+                "MODEL_CONFIG is not set. It names your models and their Dify keys, "
+                """like MODEL_CONFIG='{"my-model":"app-..."}'"""
+            )
+        if not base and not (models and all(model.base for model in models.values())):
+            self._problems.append(
+                "DIFY_API_BASE is not set. It is the address of Dify's API, "
+                "like DIFY_API_BASE=https://dify.example.com/v1"
+            )
+        return models
+
+    def _base(self) -> str:
+        value = self._environ.get("DIFY_API_BASE", "").strip()
+        try:
+            return parse_base(value) if value else ""
+        except BadValue as exc:
+            self._problems.append(f"DIFY_API_BASE {exc}.")
+            return value
+
+    def number(self, name: str, default: int, least: int, most: int) -> int:
+        value = self._environ.get(name, "").strip()
+        if not value:
+            return default
+        if not (value.isascii() and value.isdigit()) or not least <= int(value) <= most:
+            self._problems.append(f"{name} must be a whole number from {least} to {most}.")
+            return default
+        return int(value)
+
+    def one_of(self, name: str, choices: tuple[str, ...], default: str) -> str:
+        value = self._environ.get(name, "").strip().lower()
+        if value and value not in choices:
+            self._problems.append(f"{name} must be one of {', '.join(choices)}.")
+        return value if value in choices else default
+
+    def proxies(self) -> None:
+        for name in PROXY_VARIABLES:
+            for spelling in (name, name.lower()):
+                if value := self._environ.get(spelling, "").strip():
+                    self._proxy(spelling, value)
+
+    def _proxy(self, name: str, value: str) -> None:
+        try:
+            parts = urlsplit(value if "://" in value else f"http://{value}")
+            sound = parts.scheme in PROXY_SCHEMES and parts.hostname and (parts.port or 1)
+        except ValueError:
+            sound = False
+        if not sound:
+            self._problems.append(
+                f"{name} must be the address of a proxy, like http://127.0.0.1:3128 or "
+                f"socks5://127.0.0.1:1080 (known are {', '.join(PROXY_SCHEMES)})."
+            )

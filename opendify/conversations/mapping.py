@@ -1,0 +1,95 @@
+"""What is remembered of one chat, and how it is written in JSON. No I/O."""
+
+import json
+import math
+from collections.abc import Mapping as AbstractMapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+_quote = json.JSONEncoder(ensure_ascii=False).encode
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """A chat's conversation in Dify. Times are whole epoch seconds."""
+
+    conversation_id: str
+    created_at: int
+    last_used: int
+    heard: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """How many mappings there are, and the least and greatest `created_at` among them."""
+
+    count: int
+    oldest: int | None
+    newest: int | None
+
+
+Entries: TypeAlias = dict[str, Mapping]
+Patch: TypeAlias = dict[str, Mapping | None]
+"""A change to the entries, made whole or not at all; None takes a key away."""
+
+
+def parse_mapping(raw: Any) -> Mapping:
+    """Read one entry of the file; raises ValueError for anything that is not one.
+
+    Times may be fractions: people and the earlier system wrote them so.
+    """
+    if not isinstance(raw, dict):
+        raise ValueError("not an object")
+    conversation_id, heard = raw.get("dify_conversation_id"), raw.get("heard", "")
+    if not isinstance(conversation_id, str) or not conversation_id or not isinstance(heard, str):
+        raise ValueError("dify_conversation_id must be a text that is not empty, heard a text")
+    created_at, last_used = _seconds(raw.get("created_at")), _seconds(raw.get("last_used"))
+    return Mapping(conversation_id, created_at, last_used, heard)
+
+
+def parse_patch(line: bytes) -> Patch:
+    """Read one line of a journal; raises ValueError when it is not whole."""
+    raw = json.loads(line)
+    if not isinstance(raw, dict):
+        raise ValueError("not an object")
+    return {key: None if entry is None else parse_mapping(entry) for key, entry in raw.items()}
+
+
+def to_line(patch: AbstractMapping[str, Mapping | None]) -> bytes:
+    """One line of a journal: a JSON merge patch (RFC 7396) to the file that people read."""
+    raw = {key: None if mapping is None else _to_entry(mapping) for key, mapping in patch.items()}
+    return json.dumps(raw, separators=(",", ":")).encode() + b"\n"
+
+
+def to_text(key: str, mapping: Mapping) -> bytes:
+    """One member of the file that people read, as `json.dumps(..., indent=2)` would write it.
+
+    Written out by hand because that function takes ten times as long when it indents, and half
+    of a surrogate pair, which is text in JSON but not in UTF-8, becomes its JSON escape.
+    """
+    heard = f',\n    "heard": {_quote(mapping.heard)}' if mapping.heard else ""
+    text = (
+        f"  {_quote(key)}: {{\n"
+        f'    "dify_conversation_id": {_quote(mapping.conversation_id)},\n'
+        f'    "created_at": {mapping.created_at},\n'
+        f'    "last_used": {mapping.last_used}{heard}\n'
+        "  }"
+    )
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _to_entry(mapping: Mapping) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "dify_conversation_id": mapping.conversation_id,
+        "created_at": mapping.created_at,
+        "last_used": mapping.last_used,
+    }
+    if mapping.heard:
+        entry["heard"] = mapping.heard
+    return entry
+
+
+def _seconds(raw: Any) -> int:
+    if isinstance(raw, bool) or not isinstance(raw, int | float) or not math.isfinite(raw):
+        raise ValueError("created_at and last_used must be numbers of seconds")
+    return int(raw)

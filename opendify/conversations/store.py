@@ -1,0 +1,171 @@
+"""What can be asked of the conversation mappings."""
+
+import heapq
+import os
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from opendify.conversations.keeper import DAY, Keeper
+from opendify.conversations.ledger import Ledger
+from opendify.conversations.mapping import Entries, Mapping, Patch, Stats
+
+_NOTED_AGAIN_AFTER = 3600
+_PATIENCE_AT_CLOSE = 5.0
+
+
+class ConversationStore:
+    """Chats and their Dify conversations, in `conversation_mappings.json` in a folder.
+
+    Several processes, several instances and many threads may share the folder. Nothing is
+    opened before the first use, and a child process opens its own. Keys mean nothing here.
+    A mapping is safe against `kill -9` once `put` has returned, and against a power failure
+    with `sync`. Trouble with the disk is never raised: mappings are then kept in memory, the
+    log says so once, and the disk is tried again every few seconds.
+    """
+
+    TICK_SECONDS = 1.0
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        clock: Callable[[], float],
+        max_age_days: float | None,
+        max_entries: int,
+        sync: bool = False,
+    ) -> None:
+        """`clock` gives epoch seconds. Mappings that were not used for `max_age_days`, and those
+        beyond `max_entries` that were not used for longest, go when the file is rewritten."""
+        self._folder = folder
+        self._clock = clock
+        self._max_age_days = max_age_days
+        self._max_entries = max_entries
+        self._sync = sync
+        self._ledger = self._new_ledger()
+        self._keeper = self._new_keeper()
+        begin = weakref.WeakMethod(self._begin_in_child)
+        os.register_at_fork(after_in_child=lambda: (begin() or _nothing)())
+
+    def get(self, key: str) -> Mapping | None:
+        self._keeper.start(self.TICK_SECONDS)
+        return self._ledger.get(key)
+
+    def put(self, key: str, conversation_id: str, heard: str = "") -> None:
+        """Map a chat to a conversation, used now."""
+
+        def plan(entries: Entries) -> Patch:
+            old = entries.get(key)
+            new = self._used(old, conversation_id, heard)
+            return {key: new} if old is None or _is_worth_noting(old, new) else {}
+
+        self._change(plan)
+
+    def touch(self, key: str) -> None:
+        """Note that a chat was used, unless that was noted within the hour."""
+
+        def plan(entries: Entries) -> Patch:
+            old = entries.get(key)
+            if old is None:
+                return {}
+            new = self._used(old, old.conversation_id, old.heard)
+            return {key: new} if _is_worth_noting(old, new) else {}
+
+        mapping = self.get(key)
+        if mapping is not None and plan({key: mapping}):
+            self._change(plan)
+
+    def forget(self, key: str, conversation_id: str) -> None:
+        """Remove the mapping, unless the chat is in another conversation by now."""
+        self._change(lambda entries: {key: None} if _is_in(entries, key, conversation_id) else {})
+
+    def move(self, old_key: str, new_key: str, conversation_id: str, heard: str) -> bool:
+        """Hand the conversation over from one chat to another; False when the first has it not."""
+
+        def plan(entries: Entries) -> Patch:
+            if not _is_in(entries, old_key, conversation_id):
+                return {}
+            new = self._used(entries[old_key], conversation_id, heard)
+            return {old_key: None, new_key: new}
+
+        return bool(self._change(plan))
+
+    def stats(self) -> Stats:
+        self._keeper.start(self.TICK_SECONDS)
+        created = [mapping.created_at for mapping in self._ledger.copy().values()]
+        return Stats(len(created), min(created, default=None), max(created, default=None))
+
+    def entries(self, limit: int | None = None) -> Iterator[tuple[str, Mapping]]:
+        """The mappings and their keys as they are now, those used last first."""
+        self._keeper.start(self.TICK_SECONDS)
+        entries = self._ledger.copy()
+        most = len(entries) if limit is None else limit
+        return iter(heapq.nlargest(most, entries.items(), key=_last_used))
+
+    def cleanup(self, max_age_days: float) -> int:
+        """Remove the mappings that were not used for so many days; returns how many."""
+        before = self._clock() - max_age_days * DAY
+        return len(self._remove(lambda mapping: mapping.last_used < before))
+
+    def remove_conversation(self, conversation_id: str) -> list[str]:
+        """Remove every mapping to the conversation; returns their keys."""
+        return self._remove(lambda mapping: mapping.conversation_id == conversation_id)
+
+    def close(self) -> None:
+        """Write the file that people read, and close everything; a later use opens it again."""
+        self._keeper.stop()
+        if self._ledger.is_open:
+            self._keeper.fold(_PATIENCE_AT_CLOSE)
+            self._ledger.close()
+        self._keeper = self._new_keeper()
+
+    def _begin_in_child(self) -> None:
+        """After a fork: the parent's locks and thread are of no use here."""
+        self._ledger.abandon()
+        self._ledger = self._new_ledger()
+        self._keeper = self._new_keeper()
+
+    def _new_ledger(self) -> Ledger:
+        return Ledger(
+            self._folder, clock=self._clock, sync=self._sync, most_unwritten=self._max_entries
+        )
+
+    def _new_keeper(self) -> Keeper:
+        return Keeper(
+            self._ledger,
+            clock=self._clock,
+            max_age_days=self._max_age_days,
+            max_entries=self._max_entries,
+        )
+
+    def _change(self, plan: Callable[[Entries], Patch]) -> Patch:
+        self._keeper.start(self.TICK_SECONDS)
+        return self._ledger.change(plan)
+
+    def _remove(self, condition: Callable[[Mapping], bool]) -> list[str]:
+        self._keeper.start(self.TICK_SECONDS)
+        return self._ledger.remove(condition)
+
+    def _used(self, old: Mapping | None, conversation_id: str, heard: str) -> Mapping:
+        now = int(self._clock())
+        created_at = old.created_at if old and old.conversation_id == conversation_id else now
+        return Mapping(conversation_id, created_at, now, heard)
+
+
+def _is_worth_noting(old: Mapping, new: Mapping) -> bool:
+    return new.last_used - old.last_used >= _NOTED_AGAIN_AFTER or (
+        (old.conversation_id, old.heard) != (new.conversation_id, new.heard)
+    )
+
+
+def _is_in(entries: Entries, key: str, conversation_id: str) -> bool:
+    mapping = entries.get(key)
+    return mapping is not None and mapping.conversation_id == conversation_id
+
+
+def _last_used(item: tuple[str, Mapping]) -> int:
+    return item[1].last_used
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,202 @@
+"""Everything that can go wrong, with the HTTP status and the OpenAI words for it. No I/O.
+
+    OpenDifyError
+    ├── CallerError                 the request cannot be served as it is
+    │   ├── InvalidRequest          400
+    │   ├── ModelNotFound           404  model_not_found
+    │   ├── RouteNotFound           404  not_found
+    │   ├── MethodNotAllowed        405  method_not_allowed
+    │   ├── RequestTooLarge         413  request_too_large
+    │   └── UnsupportedMediaType    415  unsupported_media_type
+    ├── Overloaded                  503  overloaded            our own limit is reached
+    ├── InternalError               500  internal_error        told to nobody, logged in full
+    └── DifyError                   Dify, or the way to it, failed
+        ├── DifyUnreachable         502  upstream_unreachable
+        ├── DifyBroken              502  upstream_error        cut, not JSON, a redirect, a page
+        ├── DifyTimeout             504  upstream_timeout
+        ├── DifyUnavailable         503  upstream_unavailable
+        ├── DifyAuthFailed          502  upstream_auth_error   our key, not the caller's
+        ├── DifyMisconfigured       502  upstream_config_error
+        ├── ModelNotReady           502  model_not_ready
+        ├── RunFailed               502  run_failed            the app or its model failed
+        ├── RateLimited             429  rate_limit_exceeded
+        ├── QuotaExceeded           429  insufficient_quota
+        ├── ContextTooLong          400  context_length_exceeded
+        ├── RejectedByDify          400  rejected_by_dify
+        │   ├── FileTooLargeForDify   413  file_too_large
+        │   └── FileTypeRefusedByDify 415  unsupported_file_type
+        └── ConversationUnknown     404  conversation_not_found
+
+Beside the tree: CallerGone, which nobody is left to be told.
+"""
+
+from typing import Any, ClassVar
+
+
+class OpenDifyError(Exception):
+    """An error that the caller is told about.
+
+    ``message`` is for people and holds nothing secret; ``param`` names the field of the request;
+    ``retry_after`` is in whole seconds. ``repeatable`` says whether a client may send the request
+    again by itself: not where that is useless, nor where it would run a turn twice.
+    """
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "api_error"
+    default_code: ClassVar[str | None] = None
+    repeatable = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code or self.default_code
+        self.retry_after = retry_after
+
+    def body(self) -> dict[str, Any]:
+        """The error as OpenAI writes it, in an answer and in a stream alike."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+class CallerError(OpenDifyError):
+    status = 400
+    type = "invalid_request_error"
+
+
+class InvalidRequest(CallerError):
+    default_code = "invalid_request"
+
+
+class ModelNotFound(CallerError):
+    status = 404
+    default_code = "model_not_found"
+
+
+class RouteNotFound(CallerError):
+    status = 404
+    default_code = "not_found"
+
+
+class MethodNotAllowed(CallerError):
+    status = 405
+    default_code = "method_not_allowed"
+
+
+class RequestTooLarge(CallerError):
+    status = 413
+    default_code = "request_too_large"
+
+
+class UnsupportedMediaType(CallerError):
+    status = 415
+    default_code = "unsupported_media_type"
+
+
+class Overloaded(OpenDifyError):
+    status = 503
+    default_code = "overloaded"
+    repeatable = True
+
+
+class InternalError(OpenDifyError):
+    default_code = "internal_error"
+
+
+class DifyError(OpenDifyError):
+    status = 502
+    default_code = "upstream_error"
+
+
+class DifyUnreachable(DifyError):
+    default_code = "upstream_unreachable"
+    repeatable = True
+
+
+class DifyBroken(DifyError):
+    pass
+
+
+class DifyTimeout(DifyError):
+    status = 504
+    default_code = "upstream_timeout"
+
+
+class DifyUnavailable(DifyError):
+    status = 503
+    default_code = "upstream_unavailable"
+    repeatable = True
+
+
+class DifyAuthFailed(DifyError):
+    default_code = "upstream_auth_error"
+
+
+class DifyMisconfigured(DifyError):
+    default_code = "upstream_config_error"
+
+
+class ModelNotReady(DifyError):
+    default_code = "model_not_ready"
+
+
+class RunFailed(DifyError):
+    default_code = "run_failed"
+
+
+class RateLimited(DifyError):
+    status = 429
+    type = "rate_limit_error"
+    default_code = "rate_limit_exceeded"
+    repeatable = True
+
+
+class QuotaExceeded(DifyError):
+    status = 429
+    type = "insufficient_quota"
+    default_code = "insufficient_quota"
+
+
+class ContextTooLong(DifyError):
+    status = 400
+    type = "invalid_request_error"
+    default_code = "context_length_exceeded"
+
+
+class RejectedByDify(DifyError):
+    status = 400
+    type = "invalid_request_error"
+    default_code = "rejected_by_dify"
+
+
+class FileTooLargeForDify(RejectedByDify):
+    status = 413
+    default_code = "file_too_large"
+
+
+class FileTypeRefusedByDify(RejectedByDify):
+    status = 415
+    default_code = "unsupported_file_type"
+
+
+class ConversationUnknown(DifyError):
+    status = 404
+    type = "invalid_request_error"
+    default_code = "conversation_not_found"
+
+
+class CallerGone(Exception):
+    """The caller has closed the connection: nobody is left to be told anything."""

@@ -1,0 +1,151 @@
+"""The messages of a chat: roles, text and attachments, checked and flattened. No I/O."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from opendify.errors import InvalidRequest
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A file that came with a message.
+
+    ``kind`` is ``image``, ``audio`` or ``file``. Either ``url`` holds an http(s) address, or
+    ``data`` holds base64, with ``media_type`` and ``name`` as far as the caller told them, or
+    ``file_id`` the id of a file that was uploaded before.
+    """
+
+    kind: str
+    url: str = ""
+    data: str = ""
+    media_type: str = ""
+    name: str = ""
+    file_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message; ``text`` joins its text parts with line breaks."""
+
+    role: str
+    text: str
+    attachments: tuple[Attachment, ...] = ()
+    name: str = ""
+
+
+def parse_messages(raw: Any) -> tuple[Message, ...]:
+    """Checks the ``messages`` of a request. Raises InvalidRequest, which names the message."""
+    if not isinstance(raw, list) or not raw:
+        raise InvalidRequest("'messages' must be a non-empty array.", param="messages")
+    messages = tuple(_parse_message(item, f"messages[{i}]") for i, item in enumerate(raw))
+    asked = [message for message in messages if message.role == "user"]
+    if not asked:
+        raise InvalidRequest(
+            "'messages' must hold a message with the role 'user': Dify answers a question.",
+            param="messages",
+        )
+    if not asked[-1].text.strip() and not asked[-1].attachments:
+        raise InvalidRequest("The last message of the user is empty.", param="messages")
+    return messages
+
+
+def _parse_message(raw: Any, path: str) -> Message:
+    if not isinstance(raw, dict):
+        raise InvalidRequest(f"'{path}' must be an object with 'role' and 'content'.", param=path)
+    role = raw.get("role")
+    if role not in ROLES:
+        raise InvalidRequest(f"'{path}.role' must be one of {', '.join(ROLES)}.", param=path)
+    name = raw.get("name")
+    texts, attachments = _parse_content(raw.get("content"), f"{path}.content", role)
+    text = "\n".join(texts).replace("\0", "")
+    return Message(role, text, tuple(attachments), name if isinstance(name, str) else "")
+
+
+def _parse_content(raw: Any, path: str, role: str) -> tuple[list[str], list[Attachment]]:
+    if isinstance(raw, str):
+        return [raw], []
+    if raw is None and role not in ("user", "system", "developer"):
+        return [], []
+    if not isinstance(raw, list):
+        raise InvalidRequest(f"'{path}' must be a string or an array of parts.", param=path)
+    texts: list[str] = []
+    attachments: list[Attachment] = []
+    for index, part in enumerate(raw):
+        parsed = _parse_part(part, f"{path}[{index}]")
+        if isinstance(parsed, str):
+            texts.append(parsed)
+        else:
+            attachments.append(parsed)
+    return texts, attachments
+
+
+def _parse_part(raw: Any, path: str) -> str | Attachment:
+    if not isinstance(raw, dict):
+        raise InvalidRequest(f"'{path}' must be an object with a 'type'.", param=path)
+    kind = raw.get("type")
+    parse = _PARTS.get(kind) if isinstance(kind, str) else None
+    if parse is None:
+        raise InvalidRequest(f"'{path}.type' must be one of {', '.join(_PARTS)}.", param=path)
+    return parse(raw, path)
+
+
+def _text(raw: dict[str, Any], path: str) -> str:
+    text = raw.get("text") if raw["type"] != "refusal" else raw.get("refusal")
+    if not isinstance(text, str):
+        raise InvalidRequest(f"'{path}' must hold its text as a string.", param=path)
+    return text
+
+
+def _image_url(raw: dict[str, Any], path: str) -> Attachment:
+    image = raw.get("image_url")
+    url = image.get("url") if isinstance(image, dict) else image
+    return _located(url, "image", f"{path}.image_url", "")
+
+
+def _input_audio(raw: dict[str, Any], path: str) -> Attachment:
+    audio = raw.get("input_audio")
+    data = audio.get("data") if isinstance(audio, dict) else None
+    format_ = audio.get("format") if isinstance(audio, dict) else None
+    if not isinstance(data, str) or not isinstance(format_, str) or not data:
+        raise InvalidRequest(
+            f"'{path}.input_audio' must hold 'data' in base64 and a 'format'.", param=path
+        )
+    return Attachment("audio", data=data, media_type=f"audio/{format_}", name=f"audio.{format_}")
+
+
+def _file(raw: dict[str, Any], path: str) -> Attachment:
+    file = raw.get("file")
+    file = file if isinstance(file, dict) else {}
+    name = file.get("filename")
+    name = name if isinstance(name, str) else ""
+    if isinstance(file.get("file_id"), str) and file["file_id"]:
+        return Attachment("file", file_id=file["file_id"], name=name)
+    return _located(file.get("file_data") or file.get("file_url"), "file", f"{path}.file", name)
+
+
+def _located(url: Any, kind: str, path: str, name: str) -> Attachment:
+    if isinstance(url, str) and url.startswith(("http://", "https://")):
+        return Attachment(kind, url=url, name=name)
+    if isinstance(url, str) and url.startswith("data:"):
+        media_type, comma, data = url[5:].partition(",")
+        media_type, *options = media_type.split(";")
+        if comma and data and "base64" in options:
+            return Attachment(kind, data=data, media_type=media_type.lower(), name=name)
+    elif isinstance(url, str) and url and kind == "file":
+        return Attachment(kind, data=url, name=name)
+    raise InvalidRequest(
+        f"'{path}' must hold an http(s) address or a 'data:<type>;base64,...' address.", param=path
+    )
+
+
+_PARTS: dict[str, Callable[[dict[str, Any], str], str | Attachment]] = {
+    "text": _text,
+    "input_text": _text,
+    "refusal": _text,
+    "image_url": _image_url,
+    "input_audio": _input_audio,
+    "file": _file,
+}

@@ -1,0 +1,175 @@
+"""A chat completion request, checked once at the door. No I/O.
+
+Which fields are obeyed, which are accepted and named as ignored, and which are refused because
+ignoring them would make the answer wrong, is decided here and nowhere else.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from opendify.errors import InvalidRequest
+from opendify.openai.messages import Message, parse_messages
+
+# Fields that Dify has no counterpart for: they are set in the Dify app. In the order in which the
+# answer's header names them.
+IGNORED_FIELDS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "seed",
+    "stop",
+    "logit_bias",
+    "logprobs",
+    "top_logprobs",
+    "max_tokens",
+    "max_completion_tokens",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "functions",
+    "function_call",
+    "response_format",
+    "modalities",
+    "audio",
+    "reasoning_effort",
+    "verbosity",
+    "service_tier",
+    "store",
+    "prediction",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "web_search_options",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """Dify's own fields in the request body; clients send them with ``extra_body``."""
+
+    conversation_id: str = ""
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    files: tuple[Mapping[str, Any], ...] = ()
+    auto_generate_name: bool = False
+    workflow_id: str = ""
+    trace_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """What the caller asks for.
+
+    ``user`` and ``chat_id`` are what the body says of them, empty where it says nothing;
+    ``ignored`` names the known fields that have no effect.
+    """
+
+    model: str
+    messages: tuple[Message, ...]
+    stream: bool
+    include_usage: bool
+    user: str
+    safety_identifier: str
+    metadata: Mapping[str, Any]
+    chat_id: str
+    extras: Extras
+    ignored: tuple[str, ...]
+
+
+def parse_chat_request(body: Any) -> ChatRequest:
+    """Checks a decoded JSON body. Raises InvalidRequest, which names the field."""
+    if not isinstance(body, dict):
+        raise InvalidRequest("The request body must be a JSON object.")
+    model = body.get("model")
+    if not isinstance(model, str) or not model:
+        raise InvalidRequest("'model' must name a model; GET /v1/models lists them.", param="model")
+    _refuse_what_would_answer_wrongly(body)
+    metadata = _object(body, "metadata")
+    return ChatRequest(
+        model=model,
+        messages=parse_messages(body.get("messages")),
+        stream=_boolean(body, "stream"),
+        include_usage=_boolean(_object(body, "stream_options"), "include_usage", "stream_options."),
+        user=_name(body, "user"),
+        safety_identifier=_name(body, "safety_identifier"),
+        metadata=metadata,
+        chat_id=_name(metadata, "chat_id", "metadata.") or _name(body, "chat_id"),
+        extras=_parse_extras(body, metadata),
+        ignored=tuple(name for name in IGNORED_FIELDS if body.get(name) is not None),
+    )
+
+
+def _refuse_what_would_answer_wrongly(body: dict[str, Any]) -> None:
+    count = body.get("n")
+    if count is not None and (isinstance(count, bool) or count != 1):
+        raise InvalidRequest("'n' must be 1: Dify gives one answer to a question.", param="n")
+    for name in ("tool_choice", "function_call"):
+        if _forces_a_tool(body.get(name)):
+            raise InvalidRequest(
+                f"'{name}' cannot force a tool: the tools of a Dify app are set in Dify. "
+                "Leave it out, or say 'auto' or 'none'.",
+                param=name,
+            )
+    modalities = body.get("modalities")
+    if isinstance(modalities, list) and "audio" in modalities:
+        raise InvalidRequest(
+            "'modalities' may hold only 'text': audio answers are not available.",
+            param="modalities",
+        )
+
+
+def _forces_a_tool(choice: Any) -> bool:
+    if isinstance(choice, dict):
+        allowed = choice.get("allowed_tools")
+        mode = allowed.get("mode") if isinstance(allowed, dict) else choice.get("mode")
+        return not (choice.get("type") == "allowed_tools" and mode == "auto")
+    return choice is not None and choice not in ("auto", "none")
+
+
+def _parse_extras(body: dict[str, Any], metadata: Mapping[str, Any]) -> Extras:
+    files = body.get("files")
+    if files is not None and not (
+        isinstance(files, list) and all(isinstance(item, dict) for item in files)
+    ):
+        raise InvalidRequest("'files' must be an array of Dify's file objects.", param="files")
+    return Extras(
+        conversation_id=_name(body, "conversation_id")
+        or _name(metadata, "conversation_id", "metadata."),
+        inputs={**_object(metadata, "inputs", "metadata."), **_object(body, "inputs")},
+        files=tuple(files or ()),
+        auto_generate_name=_boolean(body, "auto_generate_name"),
+        workflow_id=_name(body, "workflow_id"),
+        trace_id=_name(body, "trace_id"),
+    )
+
+
+def _boolean(holder: Mapping[str, Any], name: str, path: str = "") -> bool:
+    value = holder.get(name)
+    if value is None:
+        return False
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"'{path}{name}' must be true or false.", param=path + name)
+    return value
+
+
+def _object(holder: Mapping[str, Any], name: str, path: str = "") -> Mapping[str, Any]:
+    value = holder.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"'{path}{name}' must be an object.", param=path + name)
+    return value
+
+
+def _name(holder: Mapping[str, Any], name: str, path: str = "") -> str:
+    value = holder.get(name)
+    if value is None:
+        return ""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise InvalidRequest(f"'{path}{name}' must be a string.", param=path + name)
+    return value.replace("\0", "").strip()

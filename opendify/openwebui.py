@@ -1,0 +1,36 @@
+"""Which chat, person and task a request belongs to: what Open WebUI says in its headers. No I/O.
+
+Header names match in any case. ``ENABLE_FORWARD_USER_INFO_HEADERS`` of Open WebUI sends user and
+chat; its custom headers with templates (0.10 and later) also the task.
+"""
+
+from typing import Protocol
+
+from opendify.openai.requests import ChatRequest
+
+
+class Headers(Protocol):
+    """What is needed of a framework's headers: a look-up that ignores case."""
+
+    def get(self, key: str, default: str) -> str: ...
+
+
+def chat_id(request: ChatRequest, headers: Headers) -> str:
+    """The client's name of the chat, or "" where it told none."""
+    return headers.get("X-OpenWebUI-Chat-Id", "").strip() or request.chat_id
+
+
+def user_id(request: ChatRequest, headers: Headers) -> str:
+    """The client's name of the person, or "" where it told none."""
+    metadata_user = request.metadata.get("user_id")
+    return (
+        request.user
+        or headers.get("X-OpenWebUI-User-Id", "").strip()
+        or (metadata_user.strip() if isinstance(metadata_user, str) else "")
+        or request.safety_identifier
+    )
+
+
+def task(headers: Headers) -> str:
+    """The background task (``title_generation`` ...) that the request serves; "" for a turn."""
+    return headers.get("X-OpenWebUI-Task", "").strip()

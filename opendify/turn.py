@@ -1,0 +1,95 @@
+"""One question to Dify and its answer, event by event, whatever shape the answer's end has."""
+
+import time
+from collections import deque
+
+from opendify import errors
+from opendify.client import DifyClient, EventStream
+from opendify.config.models import Model
+from opendify.dify.events import (
+    Event,
+    Failed,
+    Ids,
+    MessageEnded,
+    Payload,
+    RunFinished,
+    collect_ids,
+    parse_event,
+)
+from opendify.dify.failures import Refusal, to_error
+
+# Dify 1.11 sends ``message_end`` (usage, sources) right after ``workflow_finished``, 1.13.0 never.
+SECONDS_FOR_MESSAGE_END = 2.0
+
+
+class Turn:
+    """The answer to one question.
+
+    ``next`` gives its events; the last one is a MessageEnded. ``ids`` grows as Dify tells its
+    names for the answer; ``begun_at`` is when (``time.monotonic``) Dify first said anything but
+    that it is alive. ``close`` belongs to every turn, also to one that failed: it stops a run that
+    nobody listens to any more.
+    """
+
+    def __init__(self, client: DifyClient, model: Model, user: str, stream: EventStream) -> None:
+        self.ids = Ids()
+        self.begun_at: float | None = None
+        self.ended = False
+        self._client = client
+        self._model = model
+        self._user = user
+        self._stream = stream
+        self._events: deque[Event] = deque()
+        self._run_finished: RunFinished | None = None
+        self._deadline = float("inf")
+
+    def next(self, until: float) -> Event | None:
+        """The next event; None when none came by ``until`` (a time of ``time.monotonic``), and
+        also earlier, when Dify has only shown that it works.
+
+        Not to be called after the last one. Raises CallerGone and DifyError.
+        """
+        if not self._events:
+            payloads = self._stream.read(min(until, self._deadline))
+            if payloads is None or (not payloads and time.monotonic() >= self._deadline):
+                return self._without_message_end()
+            for payload in payloads:
+                self._take(payload)
+        return self._hand_out(self._events.popleft()) if self._events else None
+
+    def close(self) -> None:
+        """Frees the connection; stops the run where its end was not seen."""
+        if self.ended:
+            self._stream.drain()
+            return
+        if self.ids.task_id:
+            self._client.stop_chat(self._model, self.ids.task_id, self._user)
+        self._stream.close()
+
+    def _take(self, payload: Payload) -> None:
+        if self.begun_at is None:
+            self.begun_at = time.monotonic()
+        if not (self.ids.conversation_id and self.ids.task_id):
+            self.ids = collect_ids(self.ids, payload)
+        event = parse_event(payload)
+        if isinstance(event, RunFinished):
+            self._run_finished = event
+            self._deadline = time.monotonic() + SECONDS_FOR_MESSAGE_END
+        elif event is not None:
+            self._events.append(event)
+
+    def _hand_out(self, event: Event) -> Event:
+        if isinstance(event, Failed):
+            self.ended = True
+            raise to_error(Refusal(event.status, event.code, event.message), self._model.name)
+        if isinstance(event, MessageEnded):
+            self.ended = True
+            if event.usage is None and self._run_finished is not None:
+                return MessageEnded(self._run_finished.usage)
+        return event
+
+    def _without_message_end(self) -> Event:
+        if self._run_finished is None:
+            raise errors.DifyBroken("Dify closed the stream before the end of the answer.")
+        self.ended = True
+        return MessageEnded(self._run_finished.usage)

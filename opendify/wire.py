@@ -1,0 +1,134 @@
+"""The connection to Dify: bytes, read in large pieces by a thread that is never deaf.
+
+A thread that is blocked in a read can neither see its caller leave nor tell it that the answer is
+still to come. So the answer to a request that accepts an event stream is *handed over*: httpx and
+its pool choose the connection, make TLS, go through proxies and write the request; then they are
+given a stand-in head at once, and the real bytes, head included, are read from the Wire by
+whoever asked, with one ``poll`` for Dify, the caller and the clock. ``give_back`` lets the pool
+have the connection again. All other requests pass through unchanged.
+"""
+
+import select
+import ssl
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import httpcore
+import httpx
+
+from opendify.errors import CallerGone
+
+READ_BYTES = 64 * 1024
+
+# Linux tells of a caller that has closed its side; elsewhere only a full hang-up is seen.
+_HANGUP = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
+
+_MARK = b"\r\naccept: text/event-stream\r\n"
+_STAND_IN_HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+_STAND_IN_END = b"0\r\n\r\n"
+
+
+class Wire(httpcore.NetworkStream):
+    """One connection, as httpcore's network stream and as the place where answers are read."""
+
+    def __init__(self, stream: httpcore.NetworkStream) -> None:
+        self._stream = stream
+        self._stand_in = b""
+        self.has_answered = False
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        if self._stand_in:
+            data, self._stand_in = self._stand_in, b""
+            return data
+        data = self._stream.read(max_bytes, timeout)
+        self.has_answered = self.has_answered or bool(data)
+        return data
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        if _MARK in buffer[:4096].lower() and buffer.startswith(b"POST "):
+            self._stand_in = _STAND_IN_HEAD
+        self._stream.write(buffer, timeout)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> "Wire":
+        return Wire(self._stream.start_tls(ssl_context, server_hostname, timeout))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+    def receive(self, until: float, caller: int | None) -> bytes | None:
+        """The next bytes of an answer that was handed over.
+
+        ``until`` is a time of ``time.monotonic``, ``caller`` the descriptor of the caller's socket.
+        Returns None when nothing came in time and b"" at the end of the connection. Raises
+        CallerGone when the caller hangs up first, and httpcore.ReadError.
+        """
+        if not self._buffered() and not self._wait(until, caller):
+            return None
+        try:
+            return self._stream.read(READ_BYTES, timeout=max(0.05, until - time.monotonic()))
+        except httpcore.ReadTimeout:  # half a TLS record
+            return None
+
+    def give_back(self) -> None:
+        """Ends the stand-in answer, so that closing the response frees the connection for reuse.
+
+        Only after the real answer was read to its end.
+        """
+        self.has_answered = True
+        self._stand_in = _STAND_IN_END
+
+    def _buffered(self) -> bool:
+        tls = self._stream.get_extra_info("ssl_object")
+        return tls is not None and tls.pending() > 0
+
+    def _wait(self, until: float, caller: int | None) -> bool:
+        upstream = self._stream.get_extra_info("socket").fileno()
+        poll = select.poll()
+        poll.register(upstream, select.POLLIN)
+        if caller is not None:
+            poll.register(caller, _HANGUP)
+        ready = poll.poll(max(0.0, until - time.monotonic()) * 1000)
+        if any(fd == caller for fd, _ in ready):
+            raise CallerGone
+        return bool(ready)
+
+
+class Backend(httpcore.NetworkBackend):
+    """Opens connections as httpcore does, each as a Wire."""
+
+    def __init__(self) -> None:
+        self._backend = httpcore.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> Wire:
+        return Wire(self._backend.connect_tcp(host, port, timeout, local_address, socket_options))
+
+
+class Transport(httpx.HTTPTransport):
+    """httpx's own transport, pool and proxies included, over Wires."""
+
+    def __init__(self, *, limits: httpx.Limits, proxy: str | None = None) -> None:
+        super().__init__(limits=limits, proxy=proxy)
+        # httpcore's pools take a backend; httpx's transport, which makes the pool, does not pass
+        # one on.
+        self._pool._network_backend = Backend()
+
+
+def is_handed_over(response: httpx.Response) -> bool:
+    """Whether the answer is to be read from the Wire."""
+    return isinstance(response.extensions.get("network_stream"), Wire)
