@@ -132,9 +132,11 @@ message is_symlink '%s 是符号链接，拒绝写入' '%s is a symbolic link: r
 message cannot_write '无法写入 %s' 'Cannot write %s'
 message cannot_read '无法读取 %s' 'Cannot read %s'
 message no_env_file '配置文件 %s 不存在。请先执行: ./deploy.sh setup' 'Configuration file %s does not exist. First run: ./deploy.sh setup'
+# shellcheck disable=SC2016  # the reader is to type it
 message other_owner '%s 属于另一个用户，拒绝使用。请执行: sudo chown "$USER" %s' '%s belongs to another user: refused. Run: sudo chown "$USER" %s'
 message wide_mode '%s 的权限是 %s，其他用户能读到密钥。请执行: chmod 600 %s' '%s has mode %s: others can read the keys. Run: chmod 600 %s'
 message bad_line '%s 第 %s 行无法理解（应为 名称=值，引号成对，只占一行）' '%s line %s cannot be understood (NAME=value, quotes in pairs, on one line)'
+# shellcheck disable=SC2016  # the reader is to type it
 message dollar_brace '%s 里的 ${...} 各种工具读法不同，请避免' 'Tools differ in how they read the ${...} in %s: avoid it'
 message problems '配置有误 (%s):' 'The configuration is wrong (%s):'
 message p_base_missing 'DIFY_API_BASE 没有设置，例如 DIFY_API_BASE="https://api.dify.ai/v1"' 'DIFY_API_BASE is not set, e.g. DIFY_API_BASE="https://api.dify.ai/v1"'
@@ -154,6 +156,7 @@ message online_title '向 Dify 询问:' 'Asking Dify:'
 message online_failed '有模型没有通过，见上' 'Some models did not pass, see above'
 message no_engine '找不到 Docker。安装: https://docs.docker.com/engine/install/' 'Docker was not found. To install it: https://docs.docker.com/engine/install/'
 message engine_silent '%s 没有响应: %s。请执行: sudo systemctl start docker' '%s does not answer: %s. Run: sudo systemctl start docker'
+# shellcheck disable=SC2016  # the reader is to type it
 message engine_denied '没有权限使用 %s。请执行: sudo usermod -aG docker "$USER"，然后重新登录；或者用 sudo' 'No permission to use %s. Run: sudo usermod -aG docker "$USER" and log in again; or use sudo'
 message bad_engine '--engine 只能是 docker 或 podman' '--engine is docker or podman'
 message locked '另一个部署正在进行: %s（锁 %s）' 'Another deploy is running: %s (lock %s)'
@@ -351,16 +354,19 @@ mask_stream() {
 declare -a UNDO=() SECRETS=()
 TEMPORARY='' LOCK_FOLDER='' TERMINAL_STATE=''
 
-# undo COMMAND WORD...: what to run, last one first, if we do not come to the end. No blanks in words.
-undo() { UNDO+=("$*"); }
+# undo COMMAND WORD...: what to run, last one first, if we do not come to the end
+undo() {
+  local IFS=$'\x1f'
+  UNDO+=("$*")
+}
 
 roll_back() {
   local index command
   for ((index = ${#UNDO[@]} - 1; index >= 0; index--)); do
-    read -ra command <<<"${UNDO[index]}"
+    IFS=$'\x1f' read -r -d '' -a command < <(printf '%s\x1f\0' "${UNDO[index]}")
     "${command[@]}" >/dev/null 2>&1 || true
   done
-  UNDO=()
+  UNDO=() KNOWN=''
 }
 
 on_signal() {
@@ -1141,7 +1147,8 @@ keep_old_file() {
   OLD_VARIABLES=''
   [[ -e $ENV_FILE ]] || return 0
   [[ -f $ENV_FILE && ! -L $ENV_FILE.bak ]] || die 73 cannot_write "$ENV_SHOWN"
-  cp -p "$ENV_FILE" "$ENV_FILE.bak" && chmod 600 "$ENV_FILE.bak" || die 73 cannot_write "$ENV_SHOWN.bak"
+  cp -p "$ENV_FILE" "$ENV_FILE.bak" || die 73 cannot_write "$ENV_SHOWN.bak"
+  chmod 600 "$ENV_FILE.bak"
   OLD_VARIABLES=$(sed -n 's/^[[:space:]]*\(export[[:space:]][[:space:]]*\)\{0,1\}\([A-Za-z_][A-Za-z0-9_]*\)[[:space:]]*=.*/\2/p' "$ENV_FILE" |
     grep -vxE 'DIFY_API_BASE|MODEL_CONFIG|SERVER_HOST|SERVER_PORT' | tr '\n' ' ') || true
 }
@@ -1165,7 +1172,13 @@ report_setup() {
 
 # ---------------------------------------------------------------- the engine
 
-ENGINE='' ANCHOR=^/
+ENGINE='' KNOWN=''
+declare -A OURS=()
+
+# bounded SECONDS COMMAND...: where the host has no `timeout`, without a bound
+bounded() {
+  if command -v timeout >/dev/null; then timeout "$@"; else "${@:2}"; fi
+}
 
 # The first engine that answers. Sets ENGINE.
 find_engine() {
@@ -1173,11 +1186,10 @@ find_engine() {
   [[ -z $wanted || $wanted == docker || $wanted == podman ]] || die 64 bad_engine
   for candidate in ${wanted:-docker podman}; do
     command -v "$candidate" >/dev/null || continue
-    failure=$(timeout 30 "$candidate" ps -q 2>&1 >/dev/null) && ENGINE=$candidate && break
+    failure=$(bounded 30 "$candidate" ps -q 2>&1 >/dev/null) && ENGINE=$candidate && break
     REFUSED=${REFUSED:-$candidate}
     FAILURE=${FAILURE:-${failure%%$'\n'*}}
   done
-  [[ $ENGINE != podman ]] || ANCHOR=^
   [[ -z $ENGINE ]] || return 0
   [[ -n ${REFUSED:-} ]] || die 69 no_engine
   [[ ${FAILURE,,} != *'permission denied'* ]] || die 77 engine_denied "$REFUSED"
@@ -1186,6 +1198,7 @@ find_engine() {
 
 # Everything that changes something goes through here, so that --dry-run can show it instead.
 change() {
+  KNOWN=''
   if [[ -n ${OPT[dry-run]:-} ]]; then
     printf '+ %s' "$ENGINE" >&2
     printf ' %q' "$@" >&2
@@ -1197,10 +1210,16 @@ change() {
 
 inspect() { "$ENGINE" inspect --type container -f "$1" "$2" 2>/dev/null; }
 
-# find_container NAME -> FOUND: its id, if it is there and ours
+# find_container NAME -> FOUND: its id, if it is there and ours. By label and whole name.
 find_container() {
-  FOUND=$("$ENGINE" ps -aq --no-trunc --filter label=opendify.managed=1 \
-    --filter "name=$ANCHOR$1\$" 2>/dev/null | head -n 1)
+  local name id
+  if [[ -z $KNOWN ]]; then
+    OURS=() KNOWN=1
+    while read -r name id; do
+      [[ -z $name ]] || OURS[$name]=$id
+    done < <("$ENGINE" ps -a --no-trunc --filter label=opendify.managed=1 --format '{{.Names}} {{.ID}}')
+  fi
+  FOUND=${OURS[$1]:-}
   [[ -n $FOUND ]]
 }
 
@@ -1209,11 +1228,15 @@ refuse_foreign() {
   [[ -z $(inspect '{{.Id}}' "$NAME") ]] || die 1 foreign "$NAME"
 }
 
+no_facts() {
+  C_STATE=absent C_HEALTH=none C_RESTARTS=0 C_IMAGE='' C_REF='' C_STARTED='' C_STOP=40
+  C_VERSION='' C_DIGEST='' C_OPTIONS='' C_ADDRESS='' C_DATA=''
+}
+
 # describe CONTAINER: what there is to know of it, in variables that begin with C_
 describe() {
   local facts
-  C_STATE=absent C_HEALTH=none C_RESTARTS=0 C_IMAGE='' C_REF='' C_STARTED='' C_STOP=40
-  C_VERSION='' C_DIGEST='' C_OPTIONS='' C_ADDRESS='' C_DATA=''
+  no_facts
   facts=$(inspect '{{.State.Status}}
 {{if .State.Health}}{{.State.Health.Status}}{{else}}none{{end}}
 {{.RestartCount}}
@@ -1236,7 +1259,16 @@ describe() {
   [[ $C_STOP =~ ^[0-9]+$ ]] || C_STOP=40
 }
 
+# describe_named NAME: as describe, of ours alone; C_STATE is absent where there is none
+describe_named() {
+  find_container "$1" || { no_facts && return; }
+  describe "$FOUND" || true
+}
+
 image_fact() { "$ENGINE" image inspect -f "$1" "$2" 2>/dev/null; }
+
+# Without systemd, podman runs no health checks by itself.
+podman_is_healthy() { [[ $ENGINE == podman ]] && podman healthcheck run "$1" >/dev/null 2>&1; }
 
 # wait_healthy CONTAINER: 0 healthy, 1 it ended or the engine calls it unhealthy, 124 no longer waiting
 wait_healthy() {
@@ -1246,7 +1278,7 @@ wait_healthy() {
     describe "$1" || return 1
     first=${first:-$C_RESTARTS}
     ((C_RESTARTS == first)) || return 1
-    [[ $ENGINE != podman ]] || podman healthcheck run "$1" >/dev/null 2>&1 && C_HEALTH=healthy
+    ! podman_is_healthy "$1" || C_HEALTH=healthy
     case $C_STATE/$C_HEALTH in
       running/healthy) return 0 ;;
       running/none) ask_service "$1" && return 0 ;;
@@ -1283,7 +1315,9 @@ last_lines() { "$ENGINE" logs --tail "$2" "$1" 2>&1 | mask_stream >&2; }
 
 take_lock() {
   local base holder
-  base=${XDG_RUNTIME_DIR:-/tmp}/opendify-$EUID-$NAME.lock
+  base=${XDG_RUNTIME_DIR:-/tmp}
+  [[ -d $base && -w $base ]] || base=/tmp
+  base=$base/opendify-$EUID-$NAME.lock
   if command -v flock >/dev/null; then
     [[ ! -L $base ]] || die 73 is_symlink "$base"
     exec 9<>"$base" || die 73 cannot_write "$base"
@@ -1320,6 +1354,13 @@ full_reference() {
   REPLY=${REPLY#docker.io/}
   REPLY=${REPLY#library/}
   [[ ${REPLY##*/} == *[:@]* ]] || REPLY+=:latest
+}
+
+# IMAGE without tag and digest; a registry may have a port
+repository() {
+  local name=${IMAGE%@*}
+  [[ ${name##*/} != *:* ]] || name=${name%:*}
+  printf '%s\n' "$name"
 }
 
 # IMAGE_ID of IMAGE; loads opendify.tar.gz beside this script where there is none
@@ -1377,8 +1418,7 @@ remembered() {
 settle_options() {
   local option
   KEPT='' OPTIONS=''
-  C_OPTIONS=''
-  ! find_container "$NAME" || describe "$FOUND" || true
+  describe_named "$NAME"
   for option in bind image data memory cpus network; do
     remembered "$option"
     [[ -z $REPLY ]] || OPTIONS+=" $option=$REPLY"
@@ -1425,10 +1465,8 @@ plan() {
   [[ $BIND != *:* || $BIND == \[* ]] || BIND=[$BIND]
   settle_limits
   if [[ $NETWORK == host ]]; then
-    INNER_PORT=$PORT
     write_raw_environment "${BIND//[][]/}" "$PORT"
   else
-    INNER_PORT=$CONTAINER_PORT
     write_raw_environment 0.0.0.0 "$CONTAINER_PORT"
   fi
   DIGEST=$({
@@ -1489,12 +1527,12 @@ port_answers() {
     0.0.0.0 | ::) address=127.0.0.1 ;;
   esac
   # shellcheck disable=SC2016  # the inner shell expands them
-  timeout 2 bash -c 'exec 3<>"/dev/tcp/$1/$2"' _ "$address" "$1" 2>/dev/null
+  bounded 2 bash -c 'exec 3<>"/dev/tcp/$1/$2"' _ "$address" "$1" 2>/dev/null
 }
 
 # our_port_is PORT: our running service holds it
 our_port_is() {
-  find_container "$NAME" && describe "$FOUND" || return 1
+  describe_named "$NAME"
   [[ $C_STATE == running && ${C_ADDRESS##*:} == "$1" ]]
 }
 
@@ -1605,14 +1643,15 @@ deploy_image() {
 }
 
 is_current() {
-  find_container "$NAME" && describe "$FOUND" || return 1
+  describe_named "$NAME"
   [[ $C_IMAGE == "$IMAGE_ID" && $C_DIGEST == "$DIGEST" && $C_STATE/$C_HEALTH == running/healthy ]]
 }
 
 # What a deploy that was killed left behind. The service of before is put back and started.
 heal() {
   local broken='' suffix
-  find_container "$NAME-new" && broken=1
+  is_whole && return
+  ! find_container "$NAME-new" || broken=1
   for suffix in next new; do
     ! find_container "$NAME-$suffix" || change rm -f "$FOUND" || true
   done
@@ -1622,16 +1661,23 @@ heal() {
   if find_container "$NAME-old"; then
     change rename "$FOUND" "$NAME-prev" 2>/dev/null || change rm "$FOUND" || true
   fi
-  [[ -n $broken ]] && find_container "$NAME" && describe "$FOUND" || return 0
+  describe_named "$NAME"
+  [[ -n $broken && $C_STATE != absent ]] || return 0
   [[ $C_STATE == running ]] || change start "$FOUND" || true
   warn healed
+}
+
+# Nothing of this name but the service and the one before it
+is_whole() {
+  ! find_container "$NAME-next" && ! find_container "$NAME-new" && ! find_container "$NAME-old" &&
+    { find_container "$NAME" || ! find_container "$NAME-prev"; }
 }
 
 run_trial() {
   say canary
   trial_settings
   undo "$ENGINE" rm -f "$NAME-next"
-  change run -d "${SETTINGS[@]}" "$IMAGE_ID" || die 1 nothing_changed
+  change run -d "${SETTINGS[@]}" "$IMAGE" || die 1 nothing_changed
   if ! wait_healthy "$NAME-next"; then
     complain canary_failed
     last_lines "$NAME-next" 30
@@ -1648,10 +1694,10 @@ swap() {
   say swapping
   service_settings
   undo "$ENGINE" rm -f "$NAME-new"
-  change create "${SETTINGS[@]}" "$IMAGE_ID" || die 1 nothing_changed
+  change create "${SETTINGS[@]}" "$IMAGE" || die 1 nothing_changed
   set_aside
-  NEW=$("$ENGINE" ps -aq --no-trunc --filter "name=$ANCHOR$NAME-new\$") || die 1 nothing_changed
-  put_in_place "${NEW:-$NAME-new}"
+  find_container "$NAME-new" || FOUND=$NAME-new
+  put_in_place "$FOUND"
   wait_healthy "$NAME" || status=$?
   ((status == 0)) || swap_failed "$NAME"
   ! find_container "$NAME-old" || change rm "$FOUND" || true
@@ -1708,11 +1754,11 @@ settle_back() {
 
 # Names of images that nothing of ours uses any more. The engine refuses where something else does.
 prune() {
-  local used='' reference repository=${IMAGE%%:*}
+  local used='' reference
   [[ -z ${OPT[dry-run]:-} ]] || return 0
   ! find_container "$NAME-prev" || used=$(inspect '{{.Image}}' "$FOUND")
   used=${used#sha256:}
-  for reference in $("$ENGINE" images --format '{{.Repository}}:{{.Tag}}' "$repository" 2>/dev/null); do
+  for reference in $("$ENGINE" images --format '{{.Repository}}:{{.Tag}}' "$(repository)" 2>/dev/null); do
     [[ $reference == *:prev-* && $reference != *":prev-${used:0:12}" ]] || continue
     "$ENGINE" rmi "$reference" >/dev/null 2>&1 || true
   done
@@ -1750,7 +1796,7 @@ keep_running_image() {
   named=$(image_fact '{{.Id}}' "$IMAGE") || named=''
   if find_container "$NAME" && running=$(inspect '{{.Image}}' "$FOUND"); then
     REPLY=${running#sha256:}
-    change tag "$running" "${IMAGE%%:*}:prev-${REPLY:0:12}"
+    change tag "$running" "$(repository):prev-${REPLY:0:12}"
   fi
   [[ -z $named ]] || undo "$ENGINE" tag "$named" "$IMAGE"
 }
@@ -1818,8 +1864,8 @@ health_word() {
 
 # look NAME: describes the container and asks the service. API and LISTED.
 look() {
-  API=bad LISTED='' C_STATE=absent C_HEALTH=none
-  find_container "$1" && describe "$FOUND" || { C_STATE=absent && return 0; }
+  API=bad LISTED=''
+  describe_named "$1"
   [[ $C_STATE == running ]] || return 0
   ANSWER=''
   ask_service "$FOUND" || true
@@ -1840,7 +1886,8 @@ show_status() {
   health_word && tell s_health "$REPLY"
   words "w_$API" && tell s_api "$REPLY"
   if [[ $C_STATE != absent ]]; then
-    tell s_image "$C_REF" "${C_VERSION:-?}"
+    REPLY=${C_IMAGE#sha256:}
+    tell s_image "$C_REF ${REPLY:0:12}" "${C_VERSION:-?}"
     tell s_address "$C_ADDRESS"
     tell s_since "${C_STARTED%%.*}" "$C_RESTARTS"
   fi
@@ -1880,7 +1927,7 @@ table_row() { printf '%-20s %-12s %-10s %-22s %-9s %-20s %-9s %-8s %s\n' "$@"; }
 
 # status_line table|json NAME
 status_line() {
-  local models=${LISTED:-}
+  local models
   look "$2"
   if [[ $1 == table ]]; then
     uptime_of "$C_STARTED"
@@ -2022,33 +2069,41 @@ in_image() {
     --volume "$DATA:/backup/data:$mode" "$IMAGE_ID" python -c "$code" "$@"
 }
 
-# A folder that others write is read until nothing changed in between; the files themselves are
-# replaced whole. Sends a tar.gz; with an argument, standard input goes in under that name.
+# The snapshot is read after the journals, as the application does; where a journal came or went
+# meanwhile, all is read again. Sends a tar.gz; standard input goes in under the name given.
 backup_code() {
   cat <<'PYTHON'
 import io, json, os, sys, tarfile, time
-def pictures():
+snapshot = "data/conversation_mappings.json"
+def listed():
+    paths = []
+    for folder, _, names in os.walk("data"):
+        paths += [os.path.join(folder, name) for name in names if not name.endswith((".lock", ".tmp"))]
+    paths = [path for path in paths if os.path.isfile(path) and not os.path.islink(path)]
+    return sorted(paths, key=lambda path: (path == snapshot, path))
+def read():
     found = {}
-    for folder, _, names in os.walk("/backup/data"):
-        for name in names:
-            path = os.path.join(folder, name)
-            if os.path.isfile(path) and not os.path.islink(path):
-                with open(path, "rb") as file:
-                    found[os.path.relpath(path, "/backup")] = file.read()
-    return found
-def steady():
-    for _ in range(50):
+    for path in listed():
         try:
-            first = pictures()
-            if first == pictures():
-                return first
+            with open(path, "rb") as file:
+                found[path] = file.read()
         except FileNotFoundError:
             pass
-        time.sleep(0.1)
-    sys.exit("the files keep changing")
-files = steady()
+    return found
+os.chdir("/backup")
+for _ in range(50):
+    files = read()
+    if listed() == list(files):
+        break
+    time.sleep(0.1)
+PYTHON
+  pack_code
+}
+
+pack_code() {
+  cat <<'PYTHON'
 try:
-    json.loads(files.get("data/conversation_mappings.json", b"{}"))
+    json.loads(files.get(snapshot, b"").strip() or b"{}")
 except ValueError:
     sys.exit("conversation_mappings.json is not valid JSON")
 if len(sys.argv) > 1:
@@ -2116,7 +2171,7 @@ def read():
             if member.isreg() and parts[0] == "data":
                 files["/".join(parts[1:])] = archive.extractfile(member).read()
     try:
-        json.loads(files.get("conversation_mappings.json", b"{}"))
+        json.loads(files.get("conversation_mappings.json", b"").strip() or b"{}")
     except ValueError:
         sys.exit("conversation_mappings.json is not valid JSON")
     return files
@@ -2147,6 +2202,12 @@ def write(files):
             file.write(content)
         os.chmod(path, 0o600)
         own(path)
+PYTHON
+  restore_switch
+}
+
+restore_switch() {
+  cat <<'PYTHON'
 if task == "look":
     print(len(read()))
 elif task == "put":
@@ -2199,8 +2260,7 @@ cmd_restore() {
 put_data() {
   local status=0
   WAS_RUNNING=''
-  C_STATE=absent
-  ! find_container "$NAME" || describe "$FOUND"
+  describe_named "$NAME"
   if [[ $C_STATE == running || $C_STATE == restarting ]]; then
     WAS_RUNNING=$FOUND
     undo bring_back "$FOUND"
@@ -2388,7 +2448,8 @@ doctor_port() {
 
 doctor_container() {
   local line level=good
-  find_container "$NAME" && describe "$FOUND" || { finding warn absent "$NAME" && return; }
+  describe_named "$NAME"
+  [[ $C_STATE != absent ]] || { finding warn absent "$NAME" && return; }
   [[ $C_STATE/$C_HEALTH == running/healthy ]] || level=bad
   finding "$level" d_container "$NAME" "$C_STATE" "$C_HEALTH"
   while IFS= read -r line; do
@@ -2415,8 +2476,8 @@ main() {
   verb=${WORDS[0]:-}
   [[ -n $verb ]] || { show_help >&2 && exit 64; }
   [[ $verb != help ]] || { show_help && exit 0; }
-  [[ $VERBS == *[[:space:]]"$verb"[[:space:]]* ]] || die 64 unknown_verb "$verb"
-  ((${#WORDS[@]} <= 1)) || [[ $verb == restore && ${#WORDS[@]} -eq 2 ]] || die 64 extra_word "${WORDS[-1]}"
+  [[ $verb =~ ^[a-z]+$ && $VERBS == *[[:space:]]"$verb"[[:space:]]* ]] || die 64 unknown_verb "$verb"
+  ((${#WORDS[@]} <= 1)) || [[ $verb == restore && ${#WORDS[@]} -eq 2 ]] || die 64 extra_word "${WORDS[${#WORDS[@]} - 1]}"
   check_options "$verb"
   check_values
   settle_names
