@@ -189,7 +189,7 @@ message no_previous '没有可以回到的版本' 'There is no version to go bac
 message rolling '⏪ 回到 %s' '⏪ Going back to %s'
 message rollback_done '✅ 已回到上一个版本。注意: %s 仍指向另一个镜像，下一次 deploy 会用它' '✅ Back at the version before. Note: %s still names the other image; the next deploy uses that'
 message rollback_failed '没有健康起来，已回到原来的版本' 'It did not become healthy; the version from before is back'
-message interrupted '被中断，正在恢复...' 'Interrupted, restoring...'
+message interrupted '被中断' 'Interrupted'
 message restored_state '已恢复原状' 'All is as before'
 message status_title '📊 检查服务状态' '📊 Service status'
 message s_container '容器状态: %s' 'Container: %s'
@@ -380,8 +380,8 @@ on_exit() {
   trap '' INT TERM HUP
   set +e
   [[ -z $TERMINAL_STATE ]] || stty "$TERMINAL_STATE" 2>/dev/null
+  ((code != 130)) || { echo >&2 && complain interrupted; }
   if ((${#UNDO[@]})); then
-    ((code != 130)) || { echo >&2 && complain interrupted; }
     roll_back
     ((code != 130)) || complain restored_state
   fi
@@ -829,7 +829,7 @@ check_owner() {
 problem() { words "$@" && PROBLEMS+=("$REPLY"); }
 
 check_configuration() {
-  local entry
+  local entry value
   PROBLEMS=()
   take_file MODEL_CONFIG MODEL_CONFIG_FILE
   take_file OPENDIFY_API_KEYS OPENDIFY_API_KEYS_FILE
@@ -837,9 +837,10 @@ check_configuration() {
   check_models
   check_port
   for entry in ${ENV_ORDER[@]+"${ENV_ORDER[@]}"}; do
-    [[ ${ENV[$entry]} != *$'\n'* && ${ENV[$entry]} != *$'\r'* ]] || problem p_newline "$entry"
+    value=${ENV[$entry]:-}
+    [[ $value != *$'\n'* && $value != *$'\r'* ]] || problem p_newline "$entry"
     # shellcheck disable=SC2016  # the two characters are meant
-    [[ ${ENV[$entry]} != *'${'* ]] || warn dollar_brace "$entry"
+    [[ $value != *'${'* ]] || warn dollar_brace "$entry"
   done
   ((${#PROBLEMS[@]})) || return 0
   complain problems "$ENV_SHOWN"

@@ -1,6 +1,7 @@
 """A host with nothing but deploy.sh and a fake docker on it."""
 
 import ast
+import gzip
 import json
 import marshal
 import os
@@ -81,12 +82,18 @@ class Host:
     def running(self) -> dict[str, str]:
         """Name to image of what runs."""
         return {
-            name: one["image"] for name, one in self.containers().items() if one["state"] == "running"
+            name: one["image"]
+            for name, one in self.containers().items()
+            if one["state"] == "running"
         }
 
     def calls(self) -> list[list[str]]:
         path = self.engine / "calls"
-        return [ast.literal_eval(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return (
+            [ast.literal_eval(line) for line in path.read_text().splitlines()]
+            if path.exists()
+            else []
+        )
 
     def forget_calls(self) -> None:
         (self.engine / "calls").unlink(missing_ok=True)
@@ -100,8 +107,7 @@ class Host:
     def archive(self, reference: str = "opendify:latest", image: str = NEW) -> Path:
         path = self.folder / "opendify.tar.gz"
         plain = json.dumps({"reference": reference, "id": image})
-        packed = subprocess.run(["gzip", "-n"], input=plain.encode(), capture_output=True, check=True)
-        path.write_bytes(packed.stdout)
+        path.write_bytes(gzip.compress(plain.encode()))
         return path
 
 
@@ -127,6 +133,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
         "config_says": "",
         "api": "200\ngpt-4",
         "log_leaks": "app-secret-key-1234",
+        "log_waits": False,
         "stop_takes": 0,
         "fail": {},
     }

@@ -1,8 +1,9 @@
 """A docker that keeps its images, containers and volumes in one file and records every call.
 
-It is put on PATH as `docker`, and imports little: a deploy asks it forty times. It knows the commands and the formats that deploy.sh uses, fails
-loudly for any other, and behaves as `state["behaviour"]` says: by image id, how a container of it
-does as a trial and as a service. Python given to `run` runs for real, on the volume's folder.
+It is put on PATH as `docker`, and imports little: a deploy asks it thirty times. It knows the
+commands and the formats that deploy.sh uses, fails loudly for any other, and behaves as
+`state["behaviour"]` says: by image id, how a container of it does as a trial and as a
+service. Python given to `run` runs for real, on the volume's folder.
 """
 
 import fcntl
@@ -19,7 +20,7 @@ class State:
     """The whole engine; written back when the call ends."""
 
     def __enter__(self):
-        self.lock = open(os.path.join(HOME, "lock"), "w")  # noqa: SIM115
+        self.lock = open(os.path.join(HOME, "lock"), "w")
         fcntl.flock(self.lock, fcntl.LOCK_EX)
         with open(os.path.join(HOME, "state"), "rb") as file:
             self.data = marshal.load(file)
@@ -83,7 +84,6 @@ def make(state, options, reference):
         "restarts": 0,
         "environment": environment,
         "options": options,
-        "seen": 0,
     }
     state["containers"].append(one)
     return one
@@ -98,16 +98,14 @@ def start(state, one):
     if behaviour(state, one) == "refuses":
         fail("driver failed programming external connectivity: port is already allocated", 1)
     one["state"] = "running"
-    one["seen"] = 0
     one["started"] = time.strftime("%Y-%m-%dT%H:%M:%S.0Z", time.gmtime())
 
 
 def health(state, one):
-    """What inspect says next: a container is `starting` at the first look."""
+    """What inspect says now; the first look at one that cannot live is its end."""
     kind = behaviour(state, one)
     if one["state"] != "running":
         return one["state"], "none"
-    one["seen"] += 1
     if kind == "crash":
         one["state"] = "exited"
         return "exited", "none"
@@ -146,28 +144,26 @@ def facts(state, one, form):
     return form
 
 
+def wanted(one, condition):
+    kind, _, value = condition.partition("=")
+    if kind == "label":
+        name, _, wanted = value.partition("=")
+        return one["labels"].get(name) == wanted
+    if kind == "publish":
+        return any(f":{value}:" in entry for entry in one["options"].get("--publish", []))
+    return fail(f"fake docker does not know the filter {condition!r}", 99)
+
+
 def command_ps(state, words):
-    options, _ = split(words, {"-q", "-a", "-aq", "--no-trunc"})
-    shown = []
+    options, _ = split(words, {"-q", "-a", "--no-trunc"})
+    form = options.get("--format", ["{{.ID}}"])[0]
     for one in state["containers"]:
-        keep = "-a" in options or "-aq" in options or one["state"] == "running"
-        for each in options.get("--filter", []):
-            kind, _, value = each.partition("=")
-            if kind == "label":
-                name, _, wanted = value.partition("=")
-                keep &= one["labels"].get(name) == wanted
-            elif kind == "name":
-                keep &= value == f"^/{one['name']}$"
-            elif kind == "publish":
-                keep &= any(f":{value}:" in p for p in one["options"].get("--publish", []))
-        if keep:
-            shown.append(one)
-    for one in shown:
-        form = options.get("--format", ["{{.Names}}"])[0]
-        if "-q" in options or "-aq" in options:
-            form = "{{.ID}}"
-        form = form.replace("{{.Names}}", one["name"]).replace("{{.ID}}", one["id"])
-        print(form.replace('{{.Label "opendify.env"}}', one["labels"].get("opendify.env", "")))
+        if one["state"] != "running" and "-a" not in options:
+            continue
+        if all(wanted(one, condition) for condition in options.get("--filter", [])):
+            line = form.replace("{{.Names}}", one["name"]).replace("{{.ID}}", one["id"])
+            environment = one["labels"].get("opendify.env", "")
+            print(line.replace('{{.Label "opendify.env"}}', environment))
 
 
 def command_inspect(state, words):
@@ -223,7 +219,7 @@ def command_load(state, words):
 
 
 def command_save(state, words):
-    print('{"reference": "%s", "id": "%s"}' % (words[0], state["images"][words[0]]))
+    print(f'{{"reference": "{words[0]}", "id": "{state["images"][words[0]]}"}}')
 
 
 def command_tag(state, words):
@@ -279,7 +275,7 @@ def command_start(state, words):
 
 
 def command_stop(state, words):
-    options, names = split(words)
+    _, names = split(words)
     one = need(state, names[0])
     if one["state"] in ("running", "restarting"):
         one["state"] = "exited"
@@ -287,7 +283,7 @@ def command_stop(state, words):
 
 
 def command_restart(state, words):
-    options, names = split(words)
+    _, names = split(words)
     start(state, need(state, names[0]))
 
 
@@ -317,7 +313,8 @@ def command_logs(state, words):
     options, names = split(words, {"-f"})
     one = need(state, names[0])
     print(f"log of {one['name']} tail={options.get('--tail')} follow={'-f' in options}")
-    print("boot failed: key " + state["log_leaks"])
+    print("boot failed: key " + state["log_leaks"], flush=True)
+    return (lambda: time.sleep(60)) if state["log_waits"] else 0
 
 
 def command_volume(state, words):
@@ -348,4 +345,3 @@ def main():
     if callable(later):
         later = later()
     sys.exit(later)
-
