@@ -12,6 +12,7 @@ import time
 import uuid
 from pathlib import Path
 from typing import TypedDict
+from urllib.parse import urljoin
 
 import httpx
 
@@ -22,6 +23,9 @@ from opendify.config.environment import load_environment
 from opendify.config.proxies import proxies_for
 from opendify.config.settings import load_settings
 from opendify.conversations.store import ConversationStore
+from opendify.directory import Directory
+from opendify.exchange import Parts
+from opendify.files.uploads import Uploads
 from opendify.logs import configure_logging
 from opendify.web import create_app
 from opendify.wire import Transport
@@ -66,15 +70,27 @@ conversations = ConversationStore(
     max_entries=settings.mapping_max_entries,
 )
 atexit.register(conversations.close)
+client = DifyClient(http, settings.read_timeout)
+directory = Directory(client, settings.models)
 service = ChatService(
     settings.models,
-    DifyClient(http, settings.read_timeout),
-    conversations,
+    Parts(
+        client,
+        directory,
+        conversations,
+        Uploads(client),
+        link=lambda model, file: urljoin(model.base, file.url),
+    ),
     now=time.time,
     new_id=lambda: uuid.uuid4().hex,
 )
 app = create_app(
-    service, conversations, list(settings.models), settings.max_body_bytes, now=time.time
+    service,
+    directory,
+    conversations,
+    list(settings.models),
+    settings.max_body_bytes,
+    now=time.time,
 )
 
 if __name__ == "__main__":

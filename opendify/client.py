@@ -44,8 +44,8 @@ class DifyClient:
         self._http = http
         self._read_timeout = read_timeout
 
-    def stream_chat(
-        self, model: Model, body: Mapping[str, Any], caller: int | None
+    def stream(
+        self, model: Model, path: str, body: Mapping[str, Any], caller: int | None
     ) -> "EventStream":
         """Asks a question; returns as soon as it is on its way.
 
@@ -55,7 +55,7 @@ class DifyClient:
         content = _encoded(body)
         request = self._http.build_request(
             "POST",
-            f"{model.base}/chat-messages",
+            f"{model.base}{path}",
             content=content,
             headers={
                 "Accept": "text/event-stream",
@@ -101,12 +101,11 @@ class DifyClient:
         except (ValueError, RecursionError) as exc:
             raise errors.DifyBroken(f"Dify's answer to {method} {path} is not JSON.") from exc
 
-    def stop_chat(self, model: Model, task_id: str, user: str) -> None:
+    def stop(self, model: Model, path: str, user: str) -> None:
         """Stops a running answer. A failure is logged: nobody waits for the outcome."""
         try:
-            path = f"/chat-messages/{task_id}/stop"
             self.call(model, "POST", path, STOP_TIMEOUT, json={"user": user})
-        except errors.DifyError as exc:
+        except errors.OpenDifyError as exc:
             log.warning("could not stop a run model=%s code=%s", model.name, exc.code)
 
 

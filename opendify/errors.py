@@ -38,13 +38,15 @@ class OpenDifyError(Exception):
 
     ``message`` is for people and holds nothing secret; ``param`` names the field of the request;
     ``retry_after`` is in whole seconds. ``repeatable`` says whether a client may send the request
-    again by itself: not where that is useless, nor where it would run a turn twice.
+    again by itself: not where that is useless, nor where it would run a turn twice. ``dify_code``
+    is what Dify called it.
     """
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "api_error"
     default_code: ClassVar[str | None] = None
     repeatable = False
+    dify_code = ""
 
     def __init__(
         self,

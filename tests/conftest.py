@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urljoin
 
 import httpx
 import pytest
@@ -13,6 +14,9 @@ from opendify.chat import ChatService
 from opendify.client import DifyClient
 from opendify.config.models import Model
 from opendify.conversations.store import ConversationStore
+from opendify.directory import Directory
+from opendify.exchange import Parts
+from opendify.files.uploads import Uploads
 from opendify.web import create_app
 from opendify.wire import Transport
 from tests.fake_dify import FakeDify
@@ -62,8 +66,16 @@ def models(dify: FakeDify) -> dict[str, Model]:
 @pytest.fixture
 def app(http: httpx.Client, store: ConversationStore, models: dict[str, Model]) -> Flask:
     client = DifyClient(http, read_timeout=2.0)
-    service = ChatService(models, client, store, now=time.time, new_id=lambda: "new")
-    return create_app(service, store, list(models), 1024 * 1024, now=time.time)
+    directory = Directory(client, models)
+    parts = Parts(
+        client,
+        directory,
+        store,
+        Uploads(client),
+        link=lambda model, file: urljoin(model.base, file.url),
+    )
+    service = ChatService(models, parts, now=time.time, new_id=lambda: "new")
+    return create_app(service, directory, store, list(models), 1024 * 1024, now=time.time)
 
 
 @pytest.fixture

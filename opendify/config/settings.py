@@ -1,5 +1,6 @@
 """The settings of the application, from an environment given as a value. No I/O."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -58,7 +59,7 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     problems: list[str] = []
     reader = _Reader(environ, problems)
     models = reader.models()
-    reader.one_of("ENVIRONMENT", ENVIRONMENTS, "production")
+    environment = reader.one_of("ENVIRONMENT", ENVIRONMENTS, "production")
     for name, (least, most) in SERVER_NUMBERS.items():
         reader.number(name, least, least, most)
     reader.one_of("GUNICORN_RELOAD", ("true", "false"), "false")
@@ -70,7 +71,9 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         max_body_bytes=reader.number("MAX_BODY_MB", 64, 1, 1024) * 1024 * 1024,
         mapping_max_age_days=reader.number("MAPPING_MAX_AGE_DAYS", 0, 0, 36500),
         mapping_max_entries=reader.number("MAPPING_MAX_ENTRIES", 100_000, 1, 10_000_000),
-        log_level=reader.one_of("LOG_LEVEL", LOG_LEVELS, "info"),
+        log_level=reader.one_of(
+            "LOG_LEVEL", LOG_LEVELS, "debug" if environment == "development" else "info"
+        ),
         log_file=environ.get("LOG_FILE", "").strip(),
         server_host=environ.get("SERVER_HOST", "").strip() or "0.0.0.0",
         server_port=reader.number("SERVER_PORT", 5000, 1, 65535),
@@ -116,7 +119,7 @@ class _Reader:
         value = self._environ.get(name, "").strip()
         if not value:
             return default
-        if not (value.isascii() and value.isdigit()) or not least <= int(value) <= most:
+        if not re.fullmatch("[0-9]{1,18}", value) or not least <= int(value) <= most:
             self._problems.append(f"{name} must be a whole number from {least} to {most}.")
             return default
         return int(value)

@@ -1,43 +1,104 @@
-"""The folder that the files are in."""
+"""The folder that processes share: whose it is, and the locks between those who use it."""
 
+import fcntl
 import logging
 import os
 import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 log = logging.getLogger(__name__)
 
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.0001, 0.002
 
-def prepare_folder(folder: Path) -> None:
-    """Make the folder, or make it its owner's alone; raises OSError when there is none then.
 
-    One that belongs to somebody else is left as it is, and so is one that everybody may write
-    to by design, such as /tmp.
+class FileLock:
+    """A lock between processes, on a file that is never replaced; the kernel frees a dead holder's.
+
+    The file is opened anew each time. So threads exclude each other too, a process that forks
+    shares nothing with its child, and it does no harm when somebody deletes the file.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.stat()
-    if status.st_uid != os.geteuid():
-        log.warning(
-            "%s belongs to user %d and not to user %d, who runs this; it is left as it is.",
-            folder,
-            status.st_uid,
-            os.geteuid(),
-        )
-    elif status.st_mode & 0o077 and not status.st_mode & stat.S_ISVTX:
-        _make_private(folder)
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @contextmanager
+    def held(self, patience: float) -> Iterator[None]:
+        """Hold the lock; raises TimeoutError when it is not free within so many seconds.
+
+        Asked for again and again instead of waited for: the holder may be a paused container.
+        """
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._acquire(descriptor, patience)
+            try:
+                yield
+            finally:
+                # Closing is not enough if the process forked meanwhile: the child's copy of the
+                # descriptor would go on holding the lock.
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+        finally:
+            os.close(descriptor)
+
+    def _acquire(self, descriptor: int, patience: float) -> None:
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if patience <= 0:
+                    raise TimeoutError(f"another process holds {self._path}") from None
+            time.sleep(pause)
+            patience -= pause
+            pause = min(pause * 2, _LONGEST_PAUSE)
 
 
-def fsync_folder(folder: Path) -> None:
+class Folder:
+    """Where everything is. `changing` is held to append to a journal, `folding` to replace the
+    snapshot; who needs both takes `folding` first."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.snapshot = path / "conversation_mappings.json"
+        self.changing = FileLock(path / "conversation_mappings.lock")
+        self.folding = FileLock(path / "conversation_mappings.fold.lock")
+        self._examined = False
+
+    def prepare(self) -> None:
+        """Make the folder if there is none, and its owner's alone; raises OSError.
+
+        One that belongs to somebody else is left as it is, with one warning, and so is one that
+        everybody may write to by design, such as /tmp.
+        """
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not self._examined:
+            self._examined = True
+            _make_private(self.path)
+
+
+def fsync_folder(path: Path) -> None:
     """Make the names in a folder outlast a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _make_private(folder: Path) -> None:
-    try:
-        folder.chmod(0o700)
-    except OSError as error:
-        log.warning("%s can be read by others and that cannot be changed: %s.", folder, error)
+def _make_private(path: Path) -> None:
+    status, me = path.stat(), os.geteuid()
+    if status.st_uid != me:
+        log.warning(
+            "%s belongs to user %d, and this runs as user %d: its permissions are not changed.",
+            path,
+            status.st_uid,
+            me,
+        )
+    elif status.st_mode & 0o077 and not status.st_mode & stat.S_ISVTX:
+        try:
+            path.chmod(0o700)
+        except OSError as error:
+            log.warning("%s is open to other users and cannot be closed to them: %s.", path, error)

@@ -13,8 +13,8 @@ DAY = 86400
 _SETTLED_AFTER = 5
 _MEND_EVERY = 5
 _WAIT_AFTER_A_FAILED_FOLD = 60
+_LONGEST_FOLD_SECONDS = 15.0
 _FEW_ENTRIES = 10_000
-_LEAST_TO_FOLD = 1 << 20
 
 
 class Keeper:
@@ -22,6 +22,10 @@ class Keeper:
 
     In each, because the process that wrote last may have been killed.
     """
+
+    TICK_SECONDS = 1.0
+    LEAST_TO_FOLD = 1 << 20
+    """Bytes; a journal is not folded sooner while the store is busy."""
 
     def __init__(
         self,
@@ -43,26 +47,18 @@ class Keeper:
         self._until_mending = _MEND_EVERY
         self._until_folding = 0
 
-    def start(self, tick_seconds: float) -> None:
+    def start(self) -> None:
         """Start the thread, if it does not run yet."""
-        if self._thread is not None:
-            return
-        with self._starting:
-            if self._thread is not None:
-                return
-            thread = threading.Thread(
-                target=self._run, args=(tick_seconds,), name="conversation-keeper", daemon=True
-            )
-            # No thread to be had, or the interpreter is ending: the next use tries again.
-            with suppress(RuntimeError):
-                thread.start()
-                self._thread = thread
+        if self._thread is None:
+            with self._starting:
+                if self._thread is None:
+                    self._start()
 
     def stop(self) -> None:
-        """End the thread, when it has finished what it is doing."""
+        """End the thread; waits, though not forever, for what it is doing."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(_LONGEST_FOLD_SECONDS)
 
     def tick(self) -> None:
         """Do what is due."""
@@ -99,13 +95,20 @@ class Keeper:
 
             self._ledger.change(plan)
 
-    def _run(self, tick_seconds: float) -> None:
-        while not self._stop.wait(tick_seconds):
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._run, name="conversation-keeper", daemon=True)
+        # No thread to be had, or the interpreter is ending: the next use tries again.
+        with suppress(RuntimeError):
+            thread.start()
+            self._thread = thread
+
+    def _run(self) -> None:
+        while not self._stop.wait(self.TICK_SECONDS):
             self.tick()
 
     def _should_fold(self) -> bool:
         _, unfolded = self._place
-        if unfolded > max(self._ledger.snapshot_size(), _LEAST_TO_FOLD):
+        if unfolded > max(self._ledger.snapshot_size(), self.LEAST_TO_FOLD):
             return True
         if self._quiet < _SETTLED_AFTER or self._ledger.count() >= _FEW_ENTRIES:
             return False

@@ -8,50 +8,41 @@ from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 
-from opendify.conversations.folder import prepare_folder
+from opendify.conversations.folder import Folder
 from opendify.conversations.journal import FoldedAway, Journal, drop_journals
-from opendify.conversations.locks import FileLock
-from opendify.conversations.mapping import Entries, Mapping, Patch
-from opendify.conversations.snapshot import (
-    CorruptSnapshot,
-    read_snapshot,
-    set_aside,
-    write_snapshot,
-)
+from opendify.conversations.loading import load
+from opendify.conversations.mapping import Entries, Mapping, Patch, apply
+from opendify.conversations.snapshot import write_snapshot
 
 log = logging.getLogger(__name__)
 
-_LOCK_PATIENCE = 2.0
-_LOAD_ATTEMPTS = 20
+_PATIENCE = 2.0
+_datasync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 
 
 class Ledger:
     """Entries shared with other processes through a folder. Thread-safe, opened at first use.
 
-    Nothing here raises OSError. While the disk fails, changes are kept in memory on top of what
-    could be read, the log says so once, and `mend` tries again.
+    Never raises OSError. While the disk fails, changes are kept in memory on top of what could
+    be read, the log says so once, and `mend` tries again.
     """
 
     def __init__(
-        self, folder: Path, *, clock: Callable[[], float], sync: bool, most_unwritten: int
+        self, path: Path, *, clock: Callable[[], float], sync: bool, most_unwritten: int
     ) -> None:
-        self._folder = folder
+        self._folder = Folder(path)
         self._clock = clock
         self._sync = sync
         self._most_unwritten = most_unwritten
-        self._snapshot = folder / "conversation_mappings.json"
-        self._lock = FileLock(folder / "conversation_mappings.lock")
-        self._fold_lock = FileLock(folder / "conversation_mappings.fold.lock")
-        # Always taken in this order: _writing, then the lock file, then _memory. So a reader
-        # waits for other threads' memory only, never for another process or the disk.
+        # Always taken in this order: _writing, then the folder's lock, then _memory. So who
+        # reads waits for other threads' memory only, never for another process.
         self._writing = threading.Lock()
         self._memory = threading.Lock()
         self._journal: Journal | None = None
         self._entries: Entries = {}
         self._unwritten: Patch = {}
         self._failing = False
-        self._complained_of_writing = False
-        self._complained_of_folding = False
+        self._complained: set[str] = set()
 
     @property
     def is_open(self) -> bool:
@@ -59,33 +50,32 @@ class Ledger:
 
     def get(self, key: str) -> Mapping | None:
         with self._memory:
-            self._catch_up()
+            self._glance()
             return self._entries.get(key)
 
     def copy(self) -> Entries:
         with self._memory:
-            self._catch_up()
+            self._glance()
             return self._entries.copy()
 
     def change(self, plan: Callable[[Entries], Patch]) -> Patch:
         """Make the change that `plan` derives from the newest entries; returns it.
 
-        Nobody else's change comes between. `plan` must be quick and must not touch the entries.
+        No other change comes between. `plan` must be quick and leave the entries as they are.
         """
         with self._writing:
             with self._locked(), self._memory:
                 self._catch_up()
                 patch = plan(self._entries)
-                if patch:
-                    _apply(patch, self._entries)
-                    self._unwritten.update(patch)
-                written_to = self._flush()
-            self._make_durable(written_to)
+                apply(patch, self._entries)
+                self._unwritten.update(patch)
+                unsynced = self._flush()
+            self._make_durable(unsynced)
         return patch
 
     def remove(self, condition: Callable[[Mapping], bool]) -> list[str]:
         """Remove the entries of which the condition is true; returns their keys."""
-        # Looked for outside the locks, and looked at again within.
+        # Looked for outside the locks, and looked at again inside.
         found = [key for key, mapping in self.copy().items() if condition(mapping)]
 
         def plan(entries: Entries) -> Patch:
@@ -93,58 +83,60 @@ class Ledger:
 
         return list(self.change(plan)) if found else []
 
-    def count(self) -> int:
-        return len(self._entries)
-
     def place(self) -> tuple[int, int]:
-        """How far this process has read the journals; (0, 0) when there are none."""
+        """Which journal is written to, and how many bytes are in it."""
         with self._memory:
             self._catch_up()
             return self._journal.place if self._journal else (0, 0)
 
-    def snapshot_size(self) -> int:
-        """Bytes in the snapshot."""
-        try:
-            return self._snapshot.stat().st_size
-        except OSError:
-            return 0
+    def count(self) -> int:
+        return len(self._entries)
 
     def holds_more_than_the_snapshot(self) -> bool:
         """Whether there is anything in the journals."""
         with self._memory:
-            return self._journal is not None and self._journal.holds_anything()
+            try:
+                return self._journal is not None and self._journal.holds_anything()
+            except OSError:
+                return False
+
+    def snapshot_size(self) -> int:
+        """Bytes in the snapshot, 0 when there is none."""
+        try:
+            return self._folder.snapshot.stat().st_size
+        except OSError:
+            return 0
 
     def mend(self) -> None:
-        """Try the disk again if it failed."""
-        if self._failing:
-            self._failing = False
-            self.place()
-            self.change(lambda entries: {})
-            if not self._failing:
-                self._complained_of_writing = False
-                log.warning("Conversation mappings are written to %s again.", self._folder)
+        """Try the disk again, if it failed."""
+        if not self._failing:
+            return
+        self._failing = False
+        self.change(lambda entries: {})
+        if not self._failing:
+            self._complained.discard("keep")
+            log.warning("Conversation mappings are kept in %s again.", self._folder.path)
 
-    def fold(self, patience: float = 0.0) -> bool:
-        """Write the snapshot and drop the journals that are in it; whether the disk let us.
+    def fold(self, patience: float) -> bool:
+        """Write all entries to the snapshot and drop the journals; False if the disk refused.
 
-        Left to whoever is doing it already, if that takes longer than `patience` seconds.
+        If another process is at it for longer than `patience` seconds, it is left to that one.
         """
         try:
-            with self._fold_lock.held(patience):
+            with self._folder.folding.held(patience):
                 self._fold()
-            self._complained_of_folding = False
         except TimeoutError:
             return True
         except OSError as error:
-            if not self._complained_of_folding:
-                self._complained_of_folding = True
-                log.error(
-                    "%s cannot be brought up to date (%s). Nothing is lost, but the journals "
-                    "beside it grow until there is space and this user may write there.",
-                    self._snapshot,
-                    error,
-                )
+            self._complain(
+                "fold",
+                "%s cannot be brought up to date (%s). No mapping is lost, but the journals in "
+                "the folder grow until there is space and this user may write there.",
+                self._folder.snapshot,
+                error,
+            )
             return False
+        self._complained.discard("fold")
         return True
 
     def close(self) -> None:
@@ -167,75 +159,58 @@ class Ledger:
                 return
             if journal.place[1]:
                 journal.rotate()
-            number, entries = journal.number, self._entries.copy()
-        # Outside the locks: this takes seconds when there are a million entries. What is
-        # appended meanwhile goes to the new journal, which stays.
-        write_snapshot(self._snapshot, entries)
-        drop_journals(self._folder, below=number)
+                self._catch_up()
+            entries, (number, _) = self._entries.copy(), journal.place
+        # Outside the locks: with a million entries this takes seconds. What is appended
+        # meanwhile goes to the new journal, which stays.
+        write_snapshot(self._folder.snapshot, entries)
+        drop_journals(self._folder.path, below=number)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Hold the folder's lock, or nothing while the disk fails."""
+        with self._memory:
+            self._glance()  # here, so that little is left to read while others wait
         with ExitStack() as held:
-            if self._journal is None:
-                with self._memory:
-                    self._catch_up()  # makes the folder
             if not self._failing:
                 try:
-                    held.enter_context(self._lock.held(_LOCK_PATIENCE))
+                    held.enter_context(self._folder.changing.held(_PATIENCE))
                 except OSError as error:
                     self._fail(error)
             yield
 
+    def _glance(self) -> None:
+        """Catch up if there may be anything to catch up with."""
+        try:
+            if self._journal is not None and not self._journal.has_grown():
+                return
+        except OSError as error:
+            self._fail(error)
+        self._catch_up()
+
     def _catch_up(self) -> None:
         try:
-            if self._journal is None and not self._failing:
-                self._load()
-            elif self._journal is not None:
+            if self._journal is not None:
                 self._read_news(self._journal)
+            if self._journal is None and not self._failing:
+                now = self._clock()
+                self._journal, self._entries = load(self._folder, sync=self._sync, now=now)
         except OSError as error:
             self._fail(error)
         if self._unwritten:
-            _apply(self._unwritten, self._entries)
+            apply(self._unwritten, self._entries)
 
     def _read_news(self, journal: Journal) -> None:
         try:
             for patch in journal.news():
-                _apply(patch, self._entries)
+                apply(patch, self._entries)
         except FoldedAway:
-            self._load()
-
-    def _load(self) -> None:
-        prepare_folder(self._folder)
-        for _ in range(_LOAD_ATTEMPTS):
-            try:
-                journal, entries = self._read_all()
-            except FoldedAway:
-                continue
-            except CorruptSnapshot as corrupt:
-                with self._fold_lock.held(_LOCK_PATIENCE):
-                    set_aside(self._snapshot, corrupt.inode, f"corrupt-{int(self._clock())}")
-                continue
-            if self._journal is not None:
-                self._journal.close()
-            self._journal, self._entries = journal, entries
-            return
-        raise OSError(f"the files in {self._folder} change faster than they can be read")
-
-    def _read_all(self) -> tuple[Journal, Entries]:
-        journal = Journal(self._folder)
-        try:
-            entries = read_snapshot(self._snapshot)
-            for patch in journal.news():
-                _apply(patch, entries)
-        except BaseException:
-            journal.close()
-            raise
-        return journal, entries
+            self.abandon()
 
     def _flush(self) -> int | None:
-        """Append what is not in the journal yet; a descriptor to sync, where that is wanted."""
+        """Append what is in no journal yet; returns a descriptor to sync, if that is wanted."""
         if self._failing or self._journal is None or not self._unwritten:
+            self._bound_the_unwritten()
             return None
         try:
             self._journal.append(self._unwritten)
@@ -245,11 +220,16 @@ class Ledger:
             self._fail(error)
             return None
 
+    def _bound_the_unwritten(self) -> None:
+        surplus = len(self._unwritten) - self._most_unwritten
+        for key in list(islice(self._unwritten, max(surplus, 0))):
+            del self._unwritten[key]
+
     def _make_durable(self, descriptor: int | None) -> None:
         if descriptor is None:
             return
         try:
-            os.fdatasync(descriptor)
+            _datasync(descriptor)
         except OSError as error:
             self._fail(error)
         finally:
@@ -257,22 +237,15 @@ class Ledger:
 
     def _fail(self, error: OSError) -> None:
         self._failing = True
-        surplus = len(self._unwritten) - self._most_unwritten
-        for key in list(islice(self._unwritten, max(surplus, 0))):
-            del self._unwritten[key]
-        if not self._complained_of_writing:
-            self._complained_of_writing = True
-            log.error(
-                "Conversation mappings cannot be kept in %s (%s). New ones are in memory only and "
-                "are lost at a restart, until there is space and this user may write there.",
-                self._folder,
-                error,
-            )
+        self._complain(
+            "keep",
+            "Conversation mappings cannot be kept in %s (%s). New ones are in memory only and are "
+            "lost at a restart, until there is space and this user may write there.",
+            self._folder.path,
+            error,
+        )
 
-
-def _apply(patch: Patch, entries: Entries) -> None:
-    for key, mapping in patch.items():
-        if mapping is None:
-            entries.pop(key, None)
-        else:
-            entries[key] = mapping
+    def _complain(self, subject: str, message: str, *values: object) -> None:
+        if subject not in self._complained:
+            self._complained.add(subject)
+            log.error(message, *values)

@@ -1,12 +1,11 @@
 """What is remembered of one chat, and how it is written in JSON. No I/O."""
 
 import json
-import math
-from collections.abc import Mapping as AbstractMapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 _quote = json.JSONEncoder(ensure_ascii=False).encode
+_compact = json.JSONEncoder(separators=(",", ":")).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +54,19 @@ def parse_patch(line: bytes) -> Patch:
     return {key: None if entry is None else parse_mapping(entry) for key, entry in raw.items()}
 
 
-def to_line(patch: AbstractMapping[str, Mapping | None]) -> bytes:
+def apply(patch: Patch, entries: Entries) -> None:
+    """Make a change."""
+    for key, mapping in patch.items():
+        if mapping is None:
+            entries.pop(key, None)
+        else:
+            entries[key] = mapping
+
+
+def to_line(patch: Patch) -> bytes:
     """One line of a journal: a JSON merge patch (RFC 7396) to the file that people read."""
     raw = {key: None if mapping is None else _to_entry(mapping) for key, mapping in patch.items()}
-    return json.dumps(raw, separators=(",", ":")).encode() + b"\n"
+    return _compact(raw).encode() + b"\n"
 
 
 def to_text(key: str, mapping: Mapping) -> bytes:
@@ -90,6 +98,9 @@ def _to_entry(mapping: Mapping) -> dict[str, Any]:
 
 
 def _seconds(raw: Any) -> int:
-    if isinstance(raw, bool) or not isinstance(raw, int | float) or not math.isfinite(raw):
+    if isinstance(raw, bool) or not isinstance(raw, int | float):
         raise ValueError("created_at and last_used must be numbers of seconds")
-    return int(raw)
+    try:
+        return int(raw)
+    except OverflowError:
+        raise ValueError("created_at and last_used must be finite") from None

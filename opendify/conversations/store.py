@@ -24,8 +24,6 @@ class ConversationStore:
     log says so once, and the disk is tried again every few seconds.
     """
 
-    TICK_SECONDS = 1.0
-
     def __init__(
         self,
         folder: Path,
@@ -48,7 +46,7 @@ class ConversationStore:
         os.register_at_fork(after_in_child=lambda: (begin() or _nothing)())
 
     def get(self, key: str) -> Mapping | None:
-        self._keeper.start(self.TICK_SECONDS)
+        self._keeper.start()
         return self._ledger.get(key)
 
     def put(self, key: str, conversation_id: str, heard: str = "") -> None:
@@ -91,13 +89,13 @@ class ConversationStore:
         return bool(self._change(plan))
 
     def stats(self) -> Stats:
-        self._keeper.start(self.TICK_SECONDS)
+        self._keeper.start()
         created = [mapping.created_at for mapping in self._ledger.copy().values()]
         return Stats(len(created), min(created, default=None), max(created, default=None))
 
     def entries(self, limit: int | None = None) -> Iterator[tuple[str, Mapping]]:
         """The mappings and their keys as they are now, those used last first."""
-        self._keeper.start(self.TICK_SECONDS)
+        self._keeper.start()
         entries = self._ledger.copy()
         most = len(entries) if limit is None else limit
         return iter(heapq.nlargest(most, entries.items(), key=_last_used))
@@ -139,11 +137,11 @@ class ConversationStore:
         )
 
     def _change(self, plan: Callable[[Entries], Patch]) -> Patch:
-        self._keeper.start(self.TICK_SECONDS)
+        self._keeper.start()
         return self._ledger.change(plan)
 
     def _remove(self, condition: Callable[[Mapping], bool]) -> list[str]:
-        self._keeper.start(self.TICK_SECONDS)
+        self._keeper.start()
         return self._ledger.remove(condition)
 
     def _used(self, old: Mapping | None, conversation_id: str, heard: str) -> Mapping:

@@ -1,0 +1,1 @@
+"""What happens when a process dies or the disk fails, at every step and at random."""

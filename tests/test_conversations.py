@@ -1,0 +1,926 @@
+"""The conversation store: what it remembers, in which file, and what trouble does to it."""
+
+import errno
+import json
+import os
+import stat
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from opendify.conversations import ConversationStore, Mapping, Stats
+from opendify.conversations.keeper import Keeper
+from opendify.conversations.mapping import parse_mapping, parse_patch, to_line
+from opendify.conversations.snapshot import read_snapshot, write_snapshot
+
+DAY = 86400
+FILE = "conversation_mappings.json"
+JOURNAL = "conversation_mappings.*.jsonl"
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+Opener = Callable[..., ConversationStore]
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def slow_keeper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keeper's thread does nothing during a test, so that the test says when it does."""
+    monkeypatch.setattr(Keeper, "TICK_SECONDS", 3600.0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def opened(folder: Path, clock: Clock, slow_keeper: None) -> Iterator[Opener]:
+    """Makes stores on one folder; each is to the others like one of another process."""
+    stores = []
+
+    def make(**options: Any) -> ConversationStore:
+        defaults = {"clock": clock, "max_age_days": None, "max_entries": 100_000}
+        stores.append(ConversationStore(folder, **(defaults | options)))
+        return stores[-1]
+
+    yield make
+    for store in stores:
+        store.close()
+
+
+@pytest.fixture
+def store(opened: Opener) -> ConversationStore:
+    return opened()
+
+
+def entry(conversation_id: str, created_at: float = 1, last_used: float = 1) -> dict[str, Any]:
+    return {
+        "dify_conversation_id": conversation_id,
+        "created_at": created_at,
+        "last_used": last_used,
+    }
+
+
+def in_file(folder: Path) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((folder / FILE).read_text("utf-8"))
+    return read
+
+
+def journals(folder: Path) -> list[Path]:
+    return sorted(folder.glob(JOURNAL))
+
+
+# What is remembered
+
+
+def test_an_unknown_chat_has_no_mapping(store: ConversationStore) -> None:
+    assert store.get("a") is None
+
+
+def test_a_chat_keeps_its_conversation(store: ConversationStore, clock: Clock) -> None:
+    store.put("a", "c1", "heard")
+    assert store.get("a") == Mapping("c1", int(clock.now), int(clock.now), "heard")
+
+
+def test_a_moved_chat_counts_from_the_move(store: ConversationStore, clock: Clock) -> None:
+    store.put("a", "c1")
+    clock.now += 10
+    store.put("a", "c2")
+    assert store.get("a") == Mapping("c2", int(clock.now), int(clock.now))
+
+
+def test_what_was_heard_may_change_within_a_conversation(
+    store: ConversationStore, clock: Clock
+) -> None:
+    began = int(clock.now)
+    store.put("a", "c1", "one")
+    clock.now += 10
+    store.put("a", "c1", "two")
+    assert store.get("a") == Mapping("c1", began, began + 10, "two")
+
+
+def test_times_are_whole_seconds(store: ConversationStore, clock: Clock) -> None:
+    clock.now = 1_700_000_000.9
+    store.put("a", "c1")
+    assert store.get("a") == Mapping("c1", 1_700_000_000, 1_700_000_000)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "noted"), [(0, False), (3599, False), (3600, True), (-7200, False)]
+)
+@pytest.mark.parametrize("how", ["touch", "put"])
+def test_the_last_use_is_noted_once_an_hour(
+    store: ConversationStore, clock: Clock, folder: Path, seconds: int, noted: bool, how: str
+) -> None:
+    store.put("a", "c1")
+    before = int(clock.now)
+    size = journals(folder)[0].stat().st_size
+    clock.now += seconds
+    if how == "touch":
+        store.touch("a")
+    else:
+        store.put("a", "c1")
+    assert store.get("a") == Mapping("c1", before, before + seconds if noted else before)
+    assert (journals(folder)[0].stat().st_size > size) is noted
+
+
+def test_touching_an_unknown_chat_makes_nothing(store: ConversationStore) -> None:
+    store.touch("a")
+    assert store.get("a") is None
+
+
+def test_only_the_conversation_that_failed_is_forgotten(store: ConversationStore) -> None:
+    store.put("a", "c2")
+    store.forget("a", "c1")
+    assert store.get("a") is not None
+    store.forget("a", "c2")
+    assert store.get("a") is None
+    store.forget("a", "c2")
+
+
+def test_a_conversation_is_handed_over_once(store: ConversationStore, clock: Clock) -> None:
+    store.put("old", "c1", "one")
+    began = int(clock.now)
+    clock.now += 5
+    assert store.move("old", "new", "c1", "two")
+    assert store.get("old") is None
+    assert store.get("new") == Mapping("c1", began, began + 5, "two")
+    assert not store.move("old", "other", "c1", "three")
+    assert store.get("other") is None
+
+
+def test_a_conversation_is_not_handed_over_by_who_lost_it(store: ConversationStore) -> None:
+    store.put("old", "c2")
+    assert not store.move("old", "new", "c1", "")
+    assert store.get("old") is not None
+    assert store.get("new") is None
+
+
+def test_a_move_onto_itself_keeps_the_chat(store: ConversationStore) -> None:
+    store.put("a", "c1")
+    assert store.move("a", "a", "c1", "heard")
+    moved = store.get("a")
+    assert moved is not None
+    assert moved.heard == "heard"
+
+
+def test_one_of_many_threads_gets_a_conversation_that_is_handed_over(
+    store: ConversationStore,
+) -> None:
+    store.put("old", "c1")
+    taken: list[str] = []
+
+    def take(name: str) -> None:
+        if store.move("old", name, "c1", ""):
+            taken.append(name)
+
+    threads = [threading.Thread(target=take, args=(f"new{n}",)) for n in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(taken) == 1
+    assert [key for key, _ in store.entries()] == taken
+
+
+def test_stats_count_and_give_the_first_and_last_beginning(
+    store: ConversationStore, clock: Clock
+) -> None:
+    assert store.stats() == Stats(0, None, None)
+    began = int(clock.now)
+    for number in range(3):
+        clock.now = began + 10 * number
+        store.put(f"chat {number}", "c")
+    assert store.stats() == Stats(3, began, began + 20)
+
+
+def test_entries_come_newest_first(store: ConversationStore, clock: Clock) -> None:
+    for key in "abcd":
+        clock.now += 1
+        store.put(key, f"c-{key}")
+    assert [key for key, _ in store.entries()] == ["d", "c", "b", "a"]
+    assert [key for key, _ in store.entries(limit=2)] == ["d", "c"]
+    assert list(store.entries(limit=0)) == []
+
+
+def test_cleanup_goes_by_the_last_use(store: ConversationStore, clock: Clock) -> None:
+    for key in ("old", "used", "new"):
+        store.put(key, "c")
+    clock.now += 30 * DAY
+    store.touch("used")
+    clock.now += 1
+    store.put("new", "c2")
+    assert store.cleanup(30) == 1
+    assert {key for key, _ in store.entries()} == {"used", "new"}
+    assert store.cleanup(float("inf")) == 0
+    assert store.cleanup(-1) == 2
+
+
+def test_all_chats_of_a_conversation_are_removed(store: ConversationStore) -> None:
+    store.put("a", "c1")
+    store.put("b", "c1")
+    store.put("c", "c2")
+    assert sorted(store.remove_conversation("c1")) == ["a", "b"]
+    assert [key for key, _ in store.entries()] == ["c"]
+    assert store.remove_conversation("c1") == []
+
+
+# The file that people read
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 499, 500, 501, 1001])
+def test_the_file_is_the_one_that_scripts_know(
+    store: ConversationStore, folder: Path, clock: Clock, count: int
+) -> None:
+    expected = {}
+    now = int(clock.now)
+    store.put("to be forgotten", "c")
+    store.forget("to be forgotten", "c")
+    for number in range(count):
+        key = f'["-","模型","user \\"{number}\\"","chat"]'
+        store.put(key, f"c-{number}")
+        expected[key] = entry(f"c-{number}", now, now)
+    store.close()
+    text = (folder / FILE).read_text("utf-8")
+    assert text == json.dumps(expected, indent=2, ensure_ascii=False) + "\n"
+
+
+def test_what_was_heard_is_in_the_file_only_where_there_is_any(
+    store: ConversationStore, folder: Path, clock: Clock
+) -> None:
+    now = int(clock.now)
+    store.put("a", "c1", 'digest "1" 二')
+    store.close()
+    assert in_file(folder) == {"a": entry("c1", now, now) | {"heard": 'digest "1" 二'}}
+    text = (folder / FILE).read_text("utf-8")
+    assert text == json.dumps(in_file(folder), indent=2, ensure_ascii=False) + "\n"
+
+
+def test_closing_twice_or_unused_does_no_harm(opened: Opener, folder: Path) -> None:
+    unused, used = opened(), opened()
+    unused.close()
+    assert not folder.exists()
+    used.put("a", "c1")
+    used.close()
+    used.close()
+    assert used.get("a") is not None
+
+
+def test_a_store_that_only_read_writes_nothing(opened: Opener, folder: Path) -> None:
+    folder.mkdir()
+    (folder / FILE).write_text('{"a": {"dify_conversation_id":"c1","created_at":1,"last_used":1}}')
+    before = (folder / FILE).stat()
+    store = opened()
+    assert store.get("a") == Mapping("c1", 1, 1)
+    store.close()
+    assert (folder / FILE).stat() == before or (folder / FILE).stat().st_ino == before.st_ino
+    assert journals(folder) == []
+
+
+def test_folder_and_files_are_their_owners_alone(store: ConversationStore, folder: Path) -> None:
+    store.put("a", "c1")
+    store.close()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+
+
+def test_an_open_folder_of_ours_is_closed_to_others(store: ConversationStore, folder: Path) -> None:
+    folder.mkdir(mode=0o755)
+    folder.chmod(0o755)
+    store.get("a")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_a_folder_for_everybody_is_left_as_it_is(store: ConversationStore, folder: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o1777)
+    store.put("a", "c1")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o1777
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_folder_of_somebody_else_is_left_as_it_is_with_one_warning(
+    store: ConversationStore, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder.mkdir()
+    folder.chmod(0o755)
+    os.chown(folder, 4321, 4321)
+    for key in "abc":
+        store.put(key, "c1")
+    store.close()
+    store.get("a")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+    assert len(caplog.records) == 1
+    assert "belongs to user 4321" in caplog.text
+
+
+# Files of others, and damaged ones
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (entry("c", 1, 2), Mapping("c", 1, 2)),
+        (entry("c", 1.9, 2.1), Mapping("c", 1, 2)),
+        (entry("c", -1, 0), Mapping("c", -1, 0)),
+        (entry("c", 10**400, 0), Mapping("c", 10**400, 0)),
+        (entry("c") | {"heard": "h"}, Mapping("c", 1, 1, "h")),
+        (entry("c") | {"user": "unknown to us"}, Mapping("c", 1, 1)),
+    ],
+)
+def test_an_entry_is_read(raw: Any, expected: Mapping) -> None:
+    assert parse_mapping(raw) == expected
+
+
+WRONG_ENTRIES = [
+    None,
+    "c1",
+    [],
+    {},
+    entry(""),
+    {"dify_conversation_id": "c", "created_at": 1},
+    entry("c") | {"dify_conversation_id": 7},
+    entry("c") | {"created_at": "2024-01-01"},
+    entry("c") | {"created_at": True},
+    entry("c") | {"last_used": None},
+    entry("c") | {"last_used": float("nan")},
+    entry("c") | {"last_used": float("inf")},
+    entry("c") | {"heard": ["no text"]},
+]
+
+
+@pytest.mark.parametrize("raw", WRONG_ENTRIES, ids=repr)
+def test_what_is_not_an_entry_is_refused(raw: Any) -> None:
+    with pytest.raises(ValueError):
+        parse_mapping(raw)
+
+
+def test_wrong_entries_are_left_out_with_one_warning(
+    store: ConversationStore, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder.mkdir(mode=0o700)
+    content = {f"wrong {n}": raw for n, raw in enumerate(WRONG_ENTRIES)} | {"right": entry("c")}
+    (folder / FILE).write_text(json.dumps(content))
+    assert store.get("right") == Mapping("c", 1, 1)
+    assert store.stats().count == 1
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "13 entries" in caplog.text
+    assert "wrong 0" in caplog.text
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_file_written_by_hand_is_read_and_taken_over(
+    opened: Opener, folder: Path, clock: Clock, encoding: str
+) -> None:
+    folder.mkdir()
+    by_hand = {"聊天": entry("c1", 1.5, 2.5)}
+    (folder / FILE).write_text(json.dumps(by_hand, ensure_ascii=False), encoding)
+    store = opened()
+    assert store.get("聊天") == Mapping("c1", 1, 2)
+    store.put("new", "c2")
+    store.close()
+    now = int(clock.now)
+    assert in_file(folder) == {"聊天": entry("c1", 1, 2), "new": entry("c2", now, now)}
+
+
+@pytest.mark.parametrize("content", [b"", b" \n"])
+def test_an_empty_file_is_no_mappings(
+    store: ConversationStore, folder: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder.mkdir(mode=0o700)
+    (folder / FILE).write_bytes(content)
+    assert store.get("a") is None
+    assert caplog.records == []
+
+
+CORRUPT = [b"{", b"[]", b"null", b'"text"', b"\xff\xfe\xff", b'{"a": 1} rest', b"[" * 100_000]
+
+
+@pytest.mark.parametrize("content", CORRUPT, ids=lambda content: repr(content[:12]))
+def test_a_corrupt_file_is_kept_aside_and_the_journal_still_counts(
+    opened: Opener,
+    folder: Path,
+    clock: Clock,
+    content: bytes,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    writer = opened()
+    writer.put("a", "c1")
+    (folder / FILE).write_bytes(content)
+    reader = opened()
+    assert reader.get("a") == Mapping("c1", int(clock.now), int(clock.now))
+    aside = folder / f"{FILE}.corrupt-{int(clock.now)}"
+    assert aside.read_bytes() == content
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert str(aside) in caplog.text
+    reader.close()
+    assert set(in_file(folder)) == {"a"}
+
+
+def test_a_file_that_was_replaced_meanwhile_is_not_put_aside(
+    opened: Opener, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between reading a corrupt file and renaming it, another process may write a good one."""
+    folder.mkdir(mode=0o700)
+    (folder / FILE).write_text("{")
+    good = folder / "good"
+    good.write_text(json.dumps({"a": entry("c1")}))
+    ordinary = os.open
+
+    def replace_first(path: Any, *rest: Any, **more: Any) -> int:
+        if str(path).endswith(".fold.lock") and good.exists():
+            good.replace(folder / FILE)
+        return ordinary(path, *rest, **more)
+
+    monkeypatch.setattr(os, "open", replace_first)
+    assert opened().get("a") == Mapping("c1", 1, 1)
+    assert list(folder.glob("*.corrupt-*")) == []
+
+
+def test_a_key_that_utf8_cannot_hold_does_not_spoil_the_file(
+    store: ConversationStore, folder: Path
+) -> None:
+    store.put("half \ud83d of a pair", "c1")
+    store.put("a", "c2")
+    store.close()
+    assert set(in_file(folder)) == {"half \ud83d of a pair", "a"}
+    assert store.get("half \ud83d of a pair") is not None
+
+
+# The journal
+
+
+mappings = st.builds(
+    Mapping,
+    st.text(min_size=1),
+    st.integers(-(2**40), 2**40),
+    st.integers(-(2**40), 2**40),
+    st.text(),
+)
+
+
+@given(st.dictionaries(st.text(), st.none() | mappings))
+def test_a_line_says_what_it_was_given(patch: dict[str, Mapping | None]) -> None:
+    line = to_line(patch)
+    assert line.count(b"\n") == 1
+    assert parse_patch(line) == patch
+
+
+@given(st.dictionaries(st.text(), mappings))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+def test_any_mappings_come_back_from_the_file(
+    tmp_path_factory: pytest.TempPathFactory, entries: dict[str, Mapping]
+) -> None:
+    path = tmp_path_factory.mktemp("snapshot") / FILE
+    write_snapshot(path, entries)
+    assert read_snapshot(path) == entries
+
+
+def test_every_change_is_in_the_journal_at_once(store: ConversationStore, folder: Path) -> None:
+    store.put("a", "c1")
+    store.move("a", "b", "c1", "")
+    store.forget("b", "c1")
+    assert len(journals(folder)[0].read_bytes().splitlines()) == 3
+    assert not (folder / FILE).exists()
+
+
+@pytest.fixture
+def three_lines(opened: Opener, folder: Path) -> tuple[bytes, list[dict[str, str]]]:
+    """A journal, and what is known after each of its lines."""
+    writer = opened()
+    known: list[dict[str, str]] = [{}]
+    for step in (
+        lambda: writer.put("a", "c1"),
+        lambda: writer.move("a", "b", "c1", "moved"),
+        lambda: writer.put("a", "c2"),
+    ):
+        step()
+        known.append({key: mapping.conversation_id for key, mapping in writer.entries()})
+    return journals(folder)[0].read_bytes(), known
+
+
+def known_by(store: ConversationStore) -> dict[str, str]:
+    return {key: mapping.conversation_id for key, mapping in store.entries()}
+
+
+def test_a_journal_cut_anywhere_says_what_its_whole_lines_say(
+    three_lines: tuple[bytes, list[dict[str, str]]],
+    tmp_path: Path,
+    clock: Clock,
+) -> None:
+    whole, known = three_lines
+    for length in range(len(whole) + 1):
+        folder = tmp_path / f"cut-{length}"
+        folder.mkdir(mode=0o700)
+        (folder / "conversation_mappings.00000001.jsonl").write_bytes(whole[:length])
+        reader, writer = (
+            ConversationStore(folder, clock=clock, max_age_days=None, max_entries=9)
+            for _ in range(2)
+        )
+        lines = whole[:length].count(b"\n")
+        assert known_by(reader) == known[lines]
+        writer.put("new", "c3")
+        # A line that lacks only its newline gets it from the next writer, and is then said.
+        missing_only_its_newline = whole[length : length + 1] == b"\n"
+        expected = known[lines + missing_only_its_newline] | {"new": "c3"}
+        assert known_by(writer) == known_by(reader) == expected
+        reader.close()
+        writer.close()
+        assert {
+            key: raw["dify_conversation_id"] for key, raw in in_file(folder).items()
+        } == expected
+
+
+@pytest.mark.parametrize("damage", [b"\0" * 50 + b"\n", b"not JSON\n", b"[1]\n", b'{"a": 1}\n'])
+def test_a_damaged_line_is_skipped_and_told(
+    opened: Opener, folder: Path, damage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened().put("before", "c1")
+    with journals(folder)[0].open("ab") as journal:
+        journal.write(damage)
+    opened().put("after", "c2")
+    reader = opened()
+    assert known_by(reader) == {"before": "c1", "after": "c2"}
+    assert "a line that is not whole is skipped" in caplog.text
+
+
+def test_a_journal_before_a_gap_counts_no_more(opened: Opener, folder: Path, clock: Clock) -> None:
+    """A clean-up that lost power may leave an old journal behind while later ones are gone."""
+    folder.mkdir(mode=0o700)
+    (folder / FILE).write_text(json.dumps({"a": entry("c2")}))
+    old, new = ({"a": Mapping("c1", 1, 1)}, {"b": Mapping("c3", 1, 1)})
+    (folder / "conversation_mappings.00000005.jsonl").write_bytes(to_line(old))
+    (folder / "conversation_mappings.00000007.jsonl").write_bytes(to_line(new))
+    store = opened()
+    assert known_by(store) == {"a": "c2", "b": "c3"}
+    store.put("c", "c4")
+    store.close()
+    assert set(in_file(folder)) == {"a", "b", "c"}
+    assert [path.name for path in journals(folder)] == ["conversation_mappings.00000008.jsonl"]
+
+
+# Several processes on one folder
+
+
+def test_all_see_what_one_wrote(opened: Opener) -> None:
+    one, other = opened(), opened()
+    one.put("a", "c1")
+    assert known_by(other) == {"a": "c1"}
+    other.move("a", "b", "c1", "")
+    assert known_by(one) == {"b": "c1"}
+    one.forget("b", "c1")
+    assert known_by(other) == {}
+
+
+def test_folds_by_others_go_unnoticed(opened: Opener) -> None:
+    idle, busy = opened(), opened()
+    assert idle.get("nothing yet") is None
+    for number in range(4):
+        busy.put(f"chat {number}", "c")
+        busy.close()
+    assert idle.stats().count == 4
+    idle.put("mine", "c")
+    busy.put("last", "c")
+    busy.close()
+    assert idle.stats().count == 6
+    assert known_by(opened()) == known_by(idle)
+
+
+def test_a_folder_that_is_emptied_under_a_running_process_is_filled_anew(
+    opened: Opener, folder: Path
+) -> None:
+    store = opened()
+    store.put("a", "c1")
+    for path in folder.iterdir():
+        path.unlink()
+    store.put("b", "c2")
+    assert known_by(opened()) == {"b": "c2"}
+
+
+# When the file is brought up to date
+
+
+def keeper_of(store: ConversationStore) -> Keeper:
+    return store._keeper
+
+
+def test_the_file_holds_everything_when_it_has_settled(opened: Opener, folder: Path) -> None:
+    writer, survivor = opened(), opened()
+    survivor.get("a")
+    writer.put("a", "c1")
+    for _ in range(5):
+        keeper_of(survivor).tick()
+    writer.put("b", "c2")
+    for _ in range(5):
+        keeper_of(survivor).tick()
+    assert not (folder / FILE).exists()
+    keeper_of(survivor).tick()
+    assert set(in_file(folder)) == {"a", "b"}
+    assert [path.stat().st_size for path in journals(folder)] == [0]
+
+
+def test_a_settled_file_is_not_written_again(opened: Opener, folder: Path) -> None:
+    store = opened()
+    store.put("a", "c1")
+    for _ in range(6):
+        keeper_of(store).tick()
+    settled = (folder / FILE).stat()
+    for _ in range(20):
+        keeper_of(store).tick()
+    store.close()
+    assert (folder / FILE).stat() == settled
+
+
+def test_the_thread_brings_the_file_up_to_date_by_itself(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Keeper, "TICK_SECONDS", 0.01)
+    store = ConversationStore(folder, clock=time.time, max_age_days=None, max_entries=10)
+    store.put("a", "c1")
+    deadline = time.monotonic() + 20
+    while not (folder / FILE).exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert set(in_file(folder)) == {"a"}
+    store.close()
+
+
+def test_a_large_store_is_written_when_its_journal_outgrew_the_file(
+    opened: Opener, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Keeper, "LEAST_TO_FOLD", 1000)
+    monkeypatch.setattr("opendify.conversations.keeper._FEW_ENTRIES", 10)
+    store = opened()
+    for number in range(20):
+        store.put(f"chat {number}", "c")
+    keeper_of(store).tick()
+    assert len(in_file(folder)) == 20
+    store.put("one more", "c")
+    for _ in range(10):
+        keeper_of(store).tick()
+    assert len(in_file(folder)) == 20
+    store.close()
+    assert len(in_file(folder)) == 21
+
+
+def test_old_mappings_go_when_the_file_is_written(
+    opened: Opener, folder: Path, clock: Clock
+) -> None:
+    store, other = opened(max_age_days=7), opened(max_age_days=7)
+    store.put("old", "c1")
+    store.put("used", "c2")
+    clock.now += 7 * DAY
+    other.touch("used")
+    clock.now += 1
+    assert known_by(other) == {"old": "c1", "used": "c2"}
+    store.close()
+    assert set(in_file(folder)) == {"used"}
+    assert known_by(other) == {"used": "c2"}
+
+
+def test_the_least_recently_used_go_when_there_are_too_many(
+    opened: Opener, folder: Path, clock: Clock
+) -> None:
+    store, other = opened(max_entries=10), opened(max_entries=10)
+    for number in range(15):
+        clock.now += 1
+        store.put(f"chat {number}", "c")
+    clock.now += 4000
+    other.touch("chat 0")
+    keeper_of(other).tick()
+    expected = {"chat 0"} | {f"chat {number}" for number in range(6, 15)}
+    assert set(known_by(store)) == expected
+    store.close()
+    assert set(in_file(folder)) == expected
+
+
+def test_memory_stays_bounded_while_the_disk_fails(opened: Opener, folder: Path) -> None:
+    folder.write_text("a file where the folder should be")
+    store = opened(max_entries=10)
+    for number in range(1000):
+        store.put(f"chat {number}", "c")
+        if number % 10 == 0:
+            keeper_of(store).tick()
+    keeper_of(store).tick()
+    assert store.stats().count <= 13
+    assert store.get("chat 999") is not None
+    assert len(store._ledger._unwritten) <= 10
+
+
+# Trouble with the disk
+
+
+def test_a_folder_that_cannot_be_made_costs_no_answer(
+    opened: Opener, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder.write_text("a file where the folder should be")
+    store = opened()
+    for number in range(3):
+        store.put(f"chat {number}", "c")
+        assert store.move(f"chat {number}", f"moved {number}", "c", "")
+        keeper_of(store).tick()
+    store.touch("moved 0")
+    assert set(known_by(store)) == {"moved 0", "moved 1", "moved 2"}
+    assert len(caplog.records) == 1
+    assert str(folder) in caplog.text
+    folder.unlink()
+    for _ in range(5):
+        keeper_of(store).tick()
+    assert set(known_by(opened())) == {"moved 0", "moved 1", "moved 2"}
+    assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
+
+
+def test_a_file_that_may_not_be_read_is_not_overwritten(
+    opened: Opener, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.mkdir(mode=0o700)
+    (folder / FILE).write_text(json.dumps({"a": entry("c1")}))
+    ordinary = Path.open
+
+    def refuse(path: Path, *rest: Any, **more: Any) -> Any:
+        if path.name == FILE:
+            raise PermissionError(errno.EACCES, "not yours", str(path))
+        return ordinary(path, *rest, **more)
+
+    store = opened()
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", refuse)
+        store.put("b", "c2")
+        assert known_by(store) == {"b": "c2"}
+        store.close()
+    assert set(in_file(folder)) == {"a"}
+    assert known_by(store) == {"b": "c2"}
+    for _ in range(5):
+        keeper_of(store).tick()
+    assert known_by(store) == {"a": "c1", "b": "c2"}
+
+
+def test_a_paused_process_that_holds_the_lock_holds_nobody_up(
+    opened: Opener, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("opendify.conversations.ledger._PATIENCE", 0.05)
+    store, other = opened(), opened()
+    store.put("a", "c1")
+    with other._ledger._folder.changing.held(0):
+        for number in range(100):
+            store.put(f"chat {number}", "c")
+        assert store.stats().count == 101
+    assert len(caplog.records) == 1
+    for _ in range(5):
+        keeper_of(store).tick()
+    assert other.stats().count == 101
+
+
+def test_readers_do_not_wait_for_a_writer(opened: Opener) -> None:
+    store, other = opened(), opened()
+    store.put("a", "c1")
+    with other._ledger._folder.changing.held(0):
+        writer = threading.Thread(target=store.put, args=("b", "c2"))
+        writer.start()
+        assert store.get("a") is not None
+        assert writer.is_alive()
+    writer.join()
+    assert other.get("b") is not None
+
+
+# All of it together, against a dict
+
+
+class Chats(RuleBasedStateMachine):
+    """Three processes on one folder, in any order of uses, folds, kills and torn lines."""
+
+    keys = st.sampled_from(["a", "b", "c", "d"])
+    conversations = st.sampled_from(["c1", "c2", "c3"])
+    whose = st.integers(0, 2)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = tempfile.TemporaryDirectory()
+        self.folder = Path(self.place.name) / "data"
+        self.clock = Clock()
+        self.stores = [self.open() for _ in range(3)]
+        self.model: dict[str, Mapping] = {}
+
+    def open(self) -> ConversationStore:
+        return ConversationStore(self.folder, clock=self.clock, max_age_days=None, max_entries=1000)
+
+    def teardown(self) -> None:
+        for store in self.stores:
+            store.close()
+        if self.model:
+            expected = {
+                key: entry(mapping.conversation_id, mapping.created_at, mapping.last_used)
+                | ({"heard": mapping.heard} if mapping.heard else {})
+                for key, mapping in self.model.items()
+            }
+            assert in_file(self.folder) == expected
+        self.place.cleanup()
+
+    def use(self, key: str, conversation_id: str, heard: str, old: Mapping | None) -> None:
+        now = int(self.clock.now)
+        kept = old is not None and old.conversation_id == conversation_id
+        self.model[key] = Mapping(
+            conversation_id, old.created_at if old and kept else now, now, heard
+        )
+
+    @rule(who=whose, key=keys, conversation_id=conversations, heard=st.sampled_from(["", "h"]))
+    def put(self, who: int, key: str, conversation_id: str, heard: str) -> None:
+        self.stores[who].put(key, conversation_id, heard)
+        old = self.model.get(key)
+        if old is None or (
+            (old.conversation_id, old.heard) != (conversation_id, heard)
+            or self.clock.now - old.last_used >= 3600
+        ):
+            self.use(key, conversation_id, heard, old)
+
+    @rule(who=whose, key=keys)
+    def touch(self, who: int, key: str) -> None:
+        self.stores[who].touch(key)
+        old = self.model.get(key)
+        if old is not None and self.clock.now - old.last_used >= 3600:
+            self.use(key, old.conversation_id, old.heard, old)
+
+    @rule(who=whose, key=keys, conversation_id=conversations)
+    def forget(self, who: int, key: str, conversation_id: str) -> None:
+        self.stores[who].forget(key, conversation_id)
+        if key in self.model and self.model[key].conversation_id == conversation_id:
+            del self.model[key]
+
+    @rule(who=whose, old=keys, new=keys, conversation_id=conversations)
+    def move(self, who: int, old: str, new: str, conversation_id: str) -> None:
+        known = self.model.get(old)
+        possible = known is not None and known.conversation_id == conversation_id
+        assert self.stores[who].move(old, new, conversation_id, "moved") is possible
+        if possible:
+            del self.model[old]
+            self.use(new, conversation_id, "moved", known)
+
+    @rule(who=whose, conversation_id=conversations)
+    def remove_conversation(self, who: int, conversation_id: str) -> None:
+        gone = {k for k, v in self.model.items() if v.conversation_id == conversation_id}
+        assert set(self.stores[who].remove_conversation(conversation_id)) == gone
+        for key in gone:
+            del self.model[key]
+
+    @rule(who=whose, days=st.sampled_from([0.0, 1.0, 2.0]))
+    def cleanup(self, who: int, days: float) -> None:
+        before = self.clock.now - days * DAY
+        gone = {k for k, v in self.model.items() if v.last_used < before}
+        assert self.stores[who].cleanup(days) == len(gone)
+        for key in gone:
+            del self.model[key]
+
+    @rule(seconds=st.sampled_from([1, 1800, 3600, DAY, -10]))
+    def wait(self, seconds: int) -> None:
+        self.clock.now += seconds
+
+    @rule(who=whose)
+    def close(self, who: int) -> None:
+        self.stores[who].close()
+
+    @rule(who=whose)
+    def settle(self, who: int) -> None:
+        for _ in range(7):
+            self.stores[who]._keeper.tick()
+
+    @rule(who=whose)
+    def kill(self, who: int) -> None:
+        self.stores[who]._keeper.stop()
+        self.stores[who]._ledger.abandon()
+        self.stores[who] = self.open()
+
+    @precondition(lambda self: bool(journals(self.folder)))
+    @rule(torn=st.sampled_from([b"{", b'{"a":{"dify_conv', b'{"a":null', b"\0\0\0", b"\xff"]))
+    def killed_while_writing(self, torn: bytes) -> None:
+        with journals(self.folder)[-1].open("ab") as journal:
+            journal.write(torn)
+
+    @invariant()
+    def all_know_the_same(self) -> None:
+        for store in self.stores:
+            assert dict(store.entries()) == self.model
+            assert all(store.get(key) == self.model.get(key) for key in "abcd")
+
+
+@pytest.mark.usefixtures("slow_keeper")
+class TestChats(Chats.TestCase):
+    settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
