@@ -9,7 +9,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO
+from io import FileIO
 
 from opendify import errors
 from opendify.client import DifyClient
@@ -35,7 +35,7 @@ class Served:
     """A file to send; whoever gets one closes ``file``. ``is_shown`` is whether a browser may
     show it in its place, ``tag`` is another for another content, ``max_age`` is in seconds."""
 
-    file: BinaryIO
+    file: FileIO
     size: int
     name: str
     media_type: str
@@ -114,7 +114,7 @@ class Relay:
         token, signature = tickets.seal(ticket, self._secret.key())
         return f"{self._public_base}/v1/files/{token}/content?sig={signature}"
 
-    def _find(self, ticket: Ticket) -> BinaryIO:
+    def _find(self, ticket: Ticket) -> FileIO:
         model = self._models.get(ticket.model)
         file = DifyFile(ticket.path)
         if model is None:
