@@ -67,8 +67,8 @@ class Relay:
     def link(self, model: Model, url: str, name: str, kind: str) -> str:
         """The address to show for a file that Dify names by ``url``; empty where that is none.
 
-        ``kind`` is Dify's word (``image`` ...). Fetches the file, for at most FETCH_SECONDS, and
-        where that fails gives Dify's own address, which is better than none. Raises nothing.
+        ``kind`` is Dify's word (``image`` ...). Fetches the file, for about FETCH_SECONDS at
+        most, and where that fails gives Dify's own address, which is better than none.
         """
         address = absolute(url, model.base)
         file = find_dify_file(address) if self._public_base else None

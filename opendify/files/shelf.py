@@ -54,7 +54,7 @@ class Shelf:
         """
         try:
             return (self._folder.path / key).open("rb", buffering=0)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def put(self, key: str, pieces: Iterable[bytes], most: int) -> None:
