@@ -25,12 +25,12 @@ from opendify.conversations.store import ConversationStore
 from opendify.conversations.turn_locks import FileTurnLocks
 from opendify.directory import Directory
 from opendify.exchange import Parts
-from opendify.files.relay import Relay
 from opendify.files.secret import Secret
 from opendify.files.shelf import Shelf
 from opendify.files.tickets import VALID_SECONDS
-from opendify.files.uploads import Uploads
 from opendify.logs import configure_logging
+from opendify.relay import Relay
+from opendify.uploads import Uploads
 from opendify.web import create_app
 from opendify.web_files import add_file_routes
 from opendify.wire import Transport

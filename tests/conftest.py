@@ -16,10 +16,10 @@ from opendify.conversations.store import ConversationStore
 from opendify.conversations.turn_locks import FileTurnLocks
 from opendify.directory import Directory
 from opendify.exchange import Parts
-from opendify.files.relay import Relay
 from opendify.files.secret import Secret
 from opendify.files.shelf import Shelf
-from opendify.files.uploads import Uploads
+from opendify.relay import Relay
+from opendify.uploads import Uploads
 from opendify.web import create_app
 from opendify.wire import Transport
 from tests.fake_dify import FakeDify

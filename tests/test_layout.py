@@ -17,12 +17,27 @@ from tests.service import ROOT, environment, free_variables
 # rooms that stand side by side do not know each other.
 FLOORS = [
     ["opendify", "opendify.errors", "opendify.sse", "opendify.http1", "opendify.logs"],
-    ["opendify.config", "opendify.dify", "opendify.openai", "opendify.conversations"],
-    ["opendify.wire", "opendify.openwebui", "opendify.translate"],
-    ["opendify.client"],
-    ["opendify.turn"],
+    [
+        "opendify.config",
+        "opendify.dify",
+        "opendify.openai",
+        "opendify.conversations",
+        "opendify.citations",
+        "opendify.reasoning",
+        "opendify.stopping",
+    ],
+    [
+        "opendify.files",
+        "opendify.inputs",
+        "opendify.continuity",
+        "opendify.wire",
+        "opendify.openwebui",
+    ],
+    ["opendify.translate", "opendify.narration", "opendify.chats", "opendify.client"],
+    ["opendify.turn", "opendify.directory", "opendify.uploads", "opendify.relay"],
+    ["opendify.exchange"],
     ["opendify.chat"],
-    ["opendify.web"],
+    ["opendify.web", "opendify.web_files"],
     ["main"],
 ]
 
@@ -33,6 +48,20 @@ PURE = [
     "opendify.http1",
     "opendify.openwebui",
     "opendify.translate",
+    "opendify.narration",
+    "opendify.citations",
+    "opendify.reasoning",
+    "opendify.stopping",
+    "opendify.inputs",
+    "opendify.continuity",
+    "opendify.files.acceptance",
+    "opendify.files.content",
+    "opendify.files.inline",
+    "opendify.files.intake",
+    "opendify.files.links",
+    "opendify.files.media",
+    "opendify.files.names",
+    "opendify.files.tickets",
     "opendify.dify",
     "opendify.openai",
     "opendify.config.models",
@@ -62,13 +91,13 @@ DOORS = {
     "dotenv",
 }
 ONLY_IN = {
-    "flask": {"opendify.web"},
-    "werkzeug": {"opendify.web"},
+    "flask": {"opendify.web", "opendify.web_files"},
+    "werkzeug": {"opendify.web", "opendify.web_files"},
     "httpx": {"opendify.client", "opendify.wire", "main"},
     "httpcore": {"opendify.client", "opendify.wire"},
     "h11": {"opendify.http1"},
     "dotenv": {"opendify.config.environment"},
-    "fcntl": {"opendify.conversations.folder"},
+    "fcntl": {"opendify.conversations.folder", "opendify.conversations.turn_locks"},
 }
 
 
@@ -173,7 +202,7 @@ def test_the_environment_is_read_at_the_edge_only() -> None:
         for node in ast.walk(tree(name)):
             if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv"):
                 readers |= {name} if isinstance(node.value, ast.Name) else set()
-    readers -= {"opendify.web"}  # request.environ is Flask's
+    readers -= {"opendify.web", "opendify.web_files"}  # request.environ is Flask's
     assert readers == {"main", "opendify.config.environment", "opendify.config.__main__"}
 
 
