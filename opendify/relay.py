@@ -105,9 +105,13 @@ class Relay:
         )
 
     def _keep(self, model: Model, file: DifyFile) -> None:
+        """Dify is asked also for a file that is kept: its yes proves the signature, and a text
+        may hold a link that somebody made up."""
         key = _key(model, file)
-        if not self._shelf.renew(key):
-            self._fetch(model, key, f"{root(model.base)}/files/{file.path}?{file.query}")
+        url = f"{root(model.base)}/files/{file.path}?{file.query}"
+        with self._client.download(model, url, FETCH_SECONDS) as pieces:
+            if not self._shelf.renew(key):
+                self._shelf.put(key, pieces, MAX_FILE_BYTES)
 
     def _sealed(self, model: Model, file: DifyFile, name: str) -> str:
         ticket = Ticket(model.name, file.path, name, tickets.expiry(self._now()))
@@ -131,15 +135,12 @@ class Relay:
         """By the app's API, which gives out files of messages (Dify 1.7.2 and later)."""
         url = f"{model.base}/files/{file.upload_id}/preview"
         try:
-            self._fetch(model, _key(model, file), url, model.key)
+            with self._client.download(model, url, FETCH_SECONDS, model.key) as pieces:
+                self._shelf.put(_key(model, file), pieces, MAX_FILE_BYTES)
         except (errors.DifyUnreachable, errors.DifyTimeout, errors.DifyUnavailable):
             raise
         except (errors.DifyError, DoesNotFit, OSError) as exc:
             log.warning("a file cannot be had again model=%s reason=%s", model.name, _reason(exc))
-
-    def _fetch(self, model: Model, key: str, url: str, app_key: str = "") -> None:
-        with self._client.download(model, url, FETCH_SECONDS, app_key) as pieces:
-            self._shelf.put(key, pieces, MAX_FILE_BYTES)
 
 
 def _key(model: Model, file: DifyFile) -> str:

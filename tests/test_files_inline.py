@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opendify.files.inline import MAX_ADDRESS, LinkRewriter
+from opendify.files.inline import MAX_ADDRESS, MAX_FILES, LinkRewriter
 
 UUID = "0ccfe981-f968-4678-80ae-335266227dac"
 SIGNED = "timestamp=1795460797&nonce=05d3&sign=a6CT-Ew0b%3D"
@@ -79,6 +79,11 @@ def test_what_was_met_is_told() -> None:
 def test_a_link_that_cannot_be_made_stays_difys() -> None:
     one = LinkRewriter(lambda url, name, kind: "")
     assert one.feed(f"[a]({TOOL})") == f"[a]({TOOL})"
+
+
+def test_a_text_has_so_many_files_and_no_more() -> None:
+    link = f"[a]({TOOL})"
+    assert rewritten(link * (MAX_FILES + 2)).endswith("[a](https://ai.example/a%20file)" + link * 2)
 
 
 @pytest.mark.parametrize("text", ["Hello [a]", "x = a[0](1)", "[a](mailto:", "[a](hello", "](x"])

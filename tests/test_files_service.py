@@ -105,7 +105,8 @@ def test_a_picture_that_an_app_made_reaches_a_browser(
     while open_files(service) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert open_files(service) == []
-    assert len([r for r in dify.requests if r.path.startswith(MADE)]) == 1
+    assert len([r for r in dify.requests if r.path.startswith(MADE)]) == 6
+    assert len(list((tmp_path / "data" / "files").iterdir())) == 1
     signature = urlsplit(link).query.removeprefix("sig=")
     assert signature not in service.output()
     assert (tmp_path / "data" / "secret").read_text().strip() not in service.output()

@@ -12,6 +12,9 @@ from opendify.files.links import find_dify_file, in_markdown
 
 MAX_ADDRESS = 2000
 
+# Each costs a question to Dify, and a person can make a model write as many as they like.
+MAX_FILES = 50
+
 _LINK = re.compile(r'\]\(([^\s()\[\]<>"]*)(\)?)')
 _LABEL = re.compile(r"(!?)\[([^\[\]]*)\]\(\Z")
 _BEGINNINGS = ("/", "files/", "http://", "https://")
@@ -30,6 +33,7 @@ class LinkRewriter:
         self._link = link
         self._before = ""
         self._held = ""
+        self._made = 0
         self.seen: set[str] = set()
 
     def feed(self, text: str) -> str:
@@ -55,8 +59,9 @@ class LinkRewriter:
         return rest
 
     def _reachable(self, address: str, before: str) -> str:
-        if find_dify_file(address) is None:
+        if self._made == MAX_FILES or find_dify_file(address) is None:
             return address
+        self._made += 1
         self.seen.add(address.partition("?")[0])
         label = _LABEL.search(before)
         name, kind = (label[2], "image" if label[1] else "file") if label else ("", "file")
