@@ -176,6 +176,13 @@ def test_more_files_than_the_app_takes_are_refused() -> None:
         plan("tiny", [picture] * 3, told, True)
 
 
+def test_no_message_has_more_files_than_any_app_takes() -> None:
+    picture = data(PNG, "image")
+    assert len(plan("tiny", [picture] * 50, None, False)) == 50
+    with pytest.raises(InvalidRequest, match="50 are the most"):
+        plan("tiny", [picture] * 51, None, False)
+
+
 @pytest.mark.parametrize(
     ("content", "told", "media_type"),
     [

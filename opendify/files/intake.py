@@ -18,6 +18,9 @@ from opendify.files.media import dify_kind, kind_by_extension
 from opendify.files.names import extension_of
 from opendify.openai.messages import Attachment
 
+# Each can cost an upload; Dify's own limit is 10 where nobody has changed it.
+MAX_FILES = 50
+
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 # What POST /audio-to-text takes, by the types that callers use: it knows MP3 by that name only.
@@ -77,6 +80,10 @@ def plan(
     ``rules`` is what the app takes, None where that is not known: nothing is checked then.
     ``model`` is for the messages. Raises InvalidRequest and RequestTooLarge.
     """
+    if len(attachments) > MAX_FILES:
+        raise InvalidRequest(
+            f"The message has {len(attachments)} files; {MAX_FILES} are the most.", param="messages"
+        )
     app = Acceptance(model, rules, speech_to_text)
     steps = [_step(attachment, app) for attachment in attachments]
     app.check_count(sum(not isinstance(step, Speech) for step in steps))
