@@ -160,6 +160,46 @@ def test_the_demo_ends_with_the_proxy_however_that_ends(
         assert eventually(lambda: not answers(f"{demo}/"))
 
 
+def own_dify(**variables: str) -> dict[str, str]:
+    nowhere = f"http://127.0.0.1:{free_port()}/v1"
+    return {"DIFY_API_BASE": nowhere, "MODEL_CONFIG": '{"mine":"app-mine"}', **variables}
+
+
+SLOW_START = """
+import threading
+import time
+
+start = threading.Thread.start
+
+
+def start_slowly(thread):
+    start(thread)
+    if thread.name.startswith("ThreadPoolExecutor"):
+        print("main thread is busy", flush=True)
+        time.sleep(2)
+
+
+threading.Thread.start = start_slowly
+
+
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Length", "0")])
+    return []
+"""
+
+
+def test_ctrl_c_ends_a_worker_that_is_just_giving_a_request_to_a_thread(tmp_path: Path) -> None:
+    """Gunicorn's own handler takes the lock that its main thread then holds, and hangs."""
+    folder = copy_of_the_project(tmp_path / "opendify")
+    add_quick_venv(folder)
+    (folder / "main.py").write_text(SLOW_START)
+    with started(folder, own_dify()) as run:
+        run.wait_for("main thread is busy")
+        os.killpg(run.process.pid, signal.SIGINT)
+        run.process.wait(15)  # a worker that hangs is killed after 30 s
+    assert "Worker exiting" in run.output()
+
+
 def test_the_demo_ends_with_a_proxy_that_cannot_boot(tmp_path: Path) -> None:
     folder = copy_of_the_project(tmp_path / "opendify")
     add_quick_venv(folder)
@@ -219,11 +259,6 @@ def test_a_busy_port_is_named_with_its_remedy(project: Path) -> None:
     assert f"Port {first.port} is in use" in second.output()
     assert f"SERVER_PORT={first.port + 1}" in second.output()
     assert "demo Dify" not in second.output()
-
-
-def own_dify(**variables: str) -> dict[str, str]:
-    nowhere = f"http://127.0.0.1:{free_port()}/v1"
-    return {"DIFY_API_BASE": nowhere, "MODEL_CONFIG": '{"mine":"app-mine"}', **variables}
 
 
 def test_a_dify_of_ones_own_in_the_environment_is_used(project: Path) -> None:
