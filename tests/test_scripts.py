@@ -216,14 +216,15 @@ def test_the_line_to_try_streams_a_remembered_conversation(project: Path) -> Non
     with started(project, {}) as run:
         assert paste(run).endswith("data: [DONE]\n\n")
         chat = {"X-OpenWebUI-Chat-Id": "one", "X-OpenWebUI-User-Id": "ada"}
-        texts = []
+        url = f"http://127.0.0.1:{run.port}/v1/chat/completions"
+        messages: list[dict[str, str]] = []
         for question in ("My name is Ada", "And now?"):
-            body = {"model": "demo-chat", "messages": [{"role": "user", "content": question}]}
-            url = f"http://127.0.0.1:{run.port}/v1/chat/completions"
+            messages.append({"role": "user", "content": question})
+            body = {"model": "demo-chat", "messages": messages}
             answer = httpx.post(url, json=body, headers=chat, trust_env=False, timeout=30)
-            texts.append(answer.json()["choices"][0]["message"]["content"])
-    assert "turn 1" in texts[0]
-    assert 'turn 2 of this conversation. It began with: "My name is Ada"' in texts[1]
+            messages.append(answer.json()["choices"][0]["message"])
+    assert "turn 1" in messages[1]["content"]
+    assert 'turn 2 of this conversation. It began with: "My name is Ada"' in messages[3]["content"]
 
 
 def test_a_proxy_of_the_machine_does_not_stand_before_the_demo(project: Path) -> None:
