@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 import tomllib
 import venv
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import httpx
@@ -99,8 +101,8 @@ def started(folder: Path, variables: Mapping[str, str], port: int | None = None)
     try:
         yield Run(process, port, log)
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # a demo that outlived the proxy, too
         process.wait()
 
 
@@ -294,6 +296,36 @@ def test_wrong_settings_are_named_before_anything_starts(project: Path) -> None:
     assert run.process.returncode == 78
     assert "DIFY_API_BASE" in run.output()
     assert "gunicorn" not in run.output()
+
+
+class KeyWanted(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_error(401)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def welcome(port: int, process: int) -> str:
+    command = [sys.executable, "scripts/welcome.py", f"127.0.0.1:{port}", str(process)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout + done.stderr
+
+
+def test_the_line_to_try_has_a_place_for_the_key_where_one_is_wanted() -> None:
+    with HTTPServer(("127.0.0.1", 0), KeyWanted) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        shown = welcome(server.server_port, os.getpid())
+        thread.join()
+    assert "-H 'Authorization: Bearer YOUR-KEY'" in shown
+    assert '"model": "YOUR-MODEL"' in shown
+
+
+def test_nothing_is_shown_for_a_proxy_that_never_came() -> None:
+    with subprocess.Popen(["true"]) as gone:
+        gone.wait()
+    assert welcome(free_port(), gone.pid) == ""
 
 
 @pytest.fixture
