@@ -205,15 +205,17 @@ class Ledger:
             if self._journal is None and not self._failing:
                 now = self._clock()
                 self._journal, self._entries = load(self._folder, sync=self._sync, now=now)
+                apply(self._unwritten, self._entries)
         except OSError as error:
             self._fail(error)
-        if self._unwritten:
-            apply(self._unwritten, self._entries)
 
     def _read_news(self, journal: Journal) -> None:
         try:
             for patch in journal.news():
                 apply(patch, self._entries)
+                if self._unwritten:
+                    ours = {key: self._unwritten[key] for key in patch if key in self._unwritten}
+                    apply(ours, self._entries)
         except FoldedAway:
             self.abandon()
 

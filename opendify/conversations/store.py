@@ -42,8 +42,7 @@ class ConversationStore:
         self._sync = sync
         self._ledger = self._new_ledger()
         self._keeper = self._new_keeper()
-        begin = weakref.WeakMethod(self._begin_in_child)
-        os.register_at_fork(after_in_child=lambda: (begin() or _nothing)())
+        _call_in_children(weakref.WeakMethod(self._begin_in_child))
 
     def get(self, key: str) -> Mapping | None:
         self._keeper.start()
@@ -166,5 +165,11 @@ def _last_used(item: tuple[str, Mapping]) -> int:
     return item[1].last_used
 
 
-def _nothing() -> None:
-    pass
+def _call_in_children(method: weakref.WeakMethod[Callable[[], None]]) -> None:
+    """Call the method, while its object lives, in each process that is forked from this one."""
+
+    def call() -> None:
+        if (alive := method()) is not None:
+            alive()
+
+    os.register_at_fork(after_in_child=call)
