@@ -8,6 +8,7 @@ Values that cannot be read count as not set here: the application names them all
 import errno
 import math
 import os
+import re
 import socket
 import sys
 
@@ -27,7 +28,7 @@ def _text(name: str, default: str) -> str:
 
 def _number(name: str, default: int) -> int:
     value = _text(name, "")
-    return int(value) if value.isascii() and value.isdigit() else default
+    return int(value) if re.fullmatch("[0-9]{1,18}", value) else default
 
 
 def _read(path: str) -> list[str]:

@@ -22,8 +22,17 @@ from opendify.config.environment import load_environment
 from opendify.config.proxies import proxies_for
 from opendify.config.settings import load_settings
 from opendify.conversations.store import ConversationStore
+from opendify.conversations.turn_locks import FileTurnLocks
+from opendify.directory import Directory
+from opendify.exchange import Parts
+from opendify.files.relay import Relay
+from opendify.files.secret import Secret
+from opendify.files.shelf import Shelf
+from opendify.files.tickets import VALID_SECONDS
+from opendify.files.uploads import Uploads
 from opendify.logs import configure_logging
 from opendify.web import create_app
+from opendify.web_files import add_file_routes
 from opendify.wire import Transport
 
 
@@ -59,23 +68,47 @@ http = httpx.Client(
     follow_redirects=False,
     trust_env=False,
 )
+data = Path(settings.data_folder)
 conversations = ConversationStore(
-    Path(settings.data_folder),
+    data,
     clock=time.time,
     max_age_days=settings.mapping_max_age_days or None,
     max_entries=settings.mapping_max_entries,
 )
 atexit.register(conversations.close)
+client = DifyClient(http, settings.read_timeout)
+directory = Directory(client, settings.models)
+relay = Relay(
+    client,
+    settings.models,
+    settings.public_base_url,
+    Secret(settings.secret, data),
+    Shelf(data / "files", settings.file_cache_bytes, VALID_SECONDS),
+    now=time.time,
+)
 service = ChatService(
     settings.models,
-    DifyClient(http, settings.read_timeout),
-    conversations,
+    Parts(
+        client,
+        directory,
+        conversations,
+        Uploads(client),
+        FileTurnLocks(data),
+        relay,
+        now=time.time,
+    ),
     now=time.time,
     new_id=lambda: uuid.uuid4().hex,
 )
 app = create_app(
-    service, conversations, list(settings.models), settings.max_body_bytes, now=time.time
+    service,
+    directory,
+    conversations,
+    list(settings.models),
+    settings.max_body_bytes,
+    now=time.time,
 )
+add_file_routes(app, relay)
 
 if __name__ == "__main__":
     app.run(settings.server_host, settings.server_port, threaded=True)

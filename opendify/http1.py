@@ -61,7 +61,8 @@ class Answer:
             while isinstance(event, h11.InformationalResponse):
                 event = self._head.next_event()
         except h11.RemoteProtocolError as exc:
-            raise BadAnswer(str(exc)) from exc
+            # Its own message quotes the line, and that may be a page of some proxy.
+            raise BadAnswer("it does not start like an HTTP answer") from exc
         if not isinstance(event, h11.Response):
             return b""
         self.status = event.status_code
@@ -101,20 +102,21 @@ class _Chunked:
             end = data.find(b"\n", position)
             if end < 0:
                 break
-            self._line(data[position:end].rstrip(b"\r"))
+            self._line(data[position:end])
             position = end + 1
         self._pending = data[position:]
         self.surplus = self.complete and bool(self._pending)
-        if len(self._pending) > MAX_CHUNK_LINE:
-            raise BadAnswer("a chunk's size line is too long")
+        if not self.complete:
+            _check_length(self._pending)
         return b"".join(pieces)
 
     def _line(self, line: bytes) -> None:
+        _check_length(line)
         if self._in_trailers:
-            self.complete = not line
+            self.complete = not line.rstrip(b"\r")
         elif self._after_chunk:
-            if line:
-                raise BadAnswer("a chunk is longer than it said")
+            if line != b"\r":  # nothing else: a size that is wrong by one shows only here
+                raise BadAnswer("a chunk is not as long as it said")
             self._after_chunk = False
         else:
             self._left = _chunk_size(line)
@@ -185,6 +187,11 @@ def _body_reader(status: int, headers: Mapping[str, str]) -> _Chunked | _Counted
     if not (length.isascii() and length.isdigit()):
         raise BadAnswer("a content length that is no number")
     return _Counted(int(length))
+
+
+def _check_length(line: bytes) -> None:
+    if len(line) > MAX_CHUNK_LINE:
+        raise BadAnswer("a line between chunks is too long")
 
 
 def _chunk_size(line: bytes) -> int:

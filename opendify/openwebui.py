@@ -4,6 +4,7 @@ Header names match in any case. ``ENABLE_FORWARD_USER_INFO_HEADERS`` of Open Web
 chat; its custom headers with templates (0.10 and later) also the task.
 """
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from opendify.openai.requests import ChatRequest
@@ -29,6 +30,16 @@ def user_id(request: ChatRequest, headers: Headers) -> str:
         or (metadata_user.strip() if isinstance(metadata_user, str) else "")
         or request.safety_identifier
     )
+
+
+def role(headers: Headers) -> str:
+    """The person's role (``admin``, ``user``), or "" where it is not told."""
+    return headers.get("X-OpenWebUI-User-Role", "").strip()
+
+
+def sent_by_open_webui(names: Iterable[str]) -> bool:
+    """Whether a request with headers of these names comes from Open WebUI, as far as it tells."""
+    return any(name.lower().startswith("x-openwebui-") for name in names)
 
 
 def task(headers: Headers) -> str:

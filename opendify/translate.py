@@ -1,13 +1,17 @@
-"""OpenAI's question to Dify's, Dify's answer to OpenAI's. No I/O, no clock."""
+"""OpenAI's question to Dify's, Dify's counts and names to OpenAI's. No I/O, no clock."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from opendify import inputs
 from opendify.config.models import Model
+from opendify.dify import routes
+from opendify.dify.apps import App
 from opendify.dify.events import Ids, Usage
+from opendify.files.intake import Prepared
 from opendify.openai.answers import Tokens
-from opendify.openai.messages import Message
+from opendify.openai.messages import Attachment, Message
 from opendify.openai.requests import ChatRequest
 
 # Bounds what a new conversation is told of the chat before it; the oldest messages go first.
@@ -20,18 +24,28 @@ _SPEAKERS = {"user": "User", "assistant": "Assistant"}
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """The messages of a request, told apart: what Dify is asked, and what came before."""
+    """The messages of a request, told apart: what Dify is asked, and what came before. ``turn``
+    is empty where the person sent nothing but files."""
 
     system: str
     history: tuple[Message, ...]
     turn: str
+    attachments: tuple[Attachment, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question to Dify: where it goes, and the body."""
+
+    path: str
+    body: Mapping[str, Any]
 
 
 def to_dialogue(messages: Sequence[Message]) -> Dialogue:
     """Takes the last message for the question.
 
     An answer of the assistant at the end is no question: clients that offer *continue* send the
-    history up to it, and so it is asked to go on.
+    history up to it, and so it is asked to go on. Only the files of the last message are new.
     """
     system = "\n\n".join(m.text for m in messages if m.role in ("system", "developer") and m.text)
     spoken = tuple(m for m in messages if m.role not in ("system", "developer"))
@@ -39,38 +53,43 @@ def to_dialogue(messages: Sequence[Message]) -> Dialogue:
     if last.role == "assistant":
         return Dialogue(system, spoken, _CONTINUE)
     turn = last.text if last.role == "user" else _line(last)
-    return Dialogue(system, spoken[:-1], (turn.strip() and turn) or _ONLY_FILES)
+    return Dialogue(system, spoken[:-1], turn.strip() and turn, last.attachments)
 
 
-def to_dify(request: ChatRequest, model: Model, user: str, conversation_id: str) -> dict[str, Any]:
-    """The body of ``POST /chat-messages``.
+def to_question(
+    request: ChatRequest,
+    dialogue: Dialogue,
+    model: Model,
+    app: App,
+    facts: inputs.Facts,
+    conversation_id: str,
+    prepared: Prepared,
+) -> Question:
+    """The question for an app of any mode. ``prepared`` are the files of the turn.
 
     A conversation that Dify has (``conversation_id``) is sent the last turn alone; a new one is
-    told what came before. ``auto_generate_name`` is false unless asked for: it costs a call of the
-    app's model, and a second of waiting in Dify 1.11.
+    told what came before. Raises InvalidRequest where the app's form asks for more.
     """
-    dialogue = to_dialogue(request.messages)
-    inputs = {**model.inputs, **request.extras.inputs}
-    parts = []
-    before_query = model.system == "every" or (model.system == "first" and not conversation_id)
-    if dialogue.system and before_query:
-        parts.append(dialogue.system)
+    turn = "\n\n".join(filter(None, (dialogue.turn, prepared.spoken))) or _ONLY_FILES
+    dialogue = replace(dialogue, turn=turn)
+    filled = inputs.fill(model.inputs, facts) | dict(request.extras.inputs)
     if dialogue.system and model.system.startswith("input:"):
-        inputs[model.system.removeprefix("input:")] = dialogue.system
-    transcript = "" if conversation_id else _transcript(dialogue.history)
-    if transcript and model.history == "query":
-        parts += ["The conversation so far:", transcript, "The user now says:"]
+        filled[model.system.removeprefix("input:")] = dialogue.system
+    transcript = "" if conversation_id else _transcript(dialogue.history, MAX_HISTORY_CHARACTERS)
     if transcript and model.history.startswith("input:"):
-        inputs[model.history.removeprefix("input:")] = transcript
-    body: dict[str, Any] = {
-        "inputs": inputs,
-        "query": "\n\n".join([*parts, dialogue.turn]),
-        "user": user,
-        "response_mode": "streaming",
-        "conversation_id": conversation_id,
-        "auto_generate_name": request.extras.auto_generate_name,
-    }
-    return body | _passed_through(request)
+        filled[model.history.removeprefix("input:")] = transcript
+    files = [*prepared.files, *request.extras.files]
+    path = routes.run_path(app.mode, request.extras.workflow_id)
+    if app.mode == "workflow":
+        body = _workflow_body(dialogue, model, app, filled, files)
+    elif app.mode == "completion":
+        body = _completion_body(dialogue, model, app, filled, files)
+    else:
+        body = _chat_body(request, dialogue, model, app, filled, files, conversation_id)
+    body |= {"user": facts.user, "response_mode": "streaming"}
+    if request.extras.trace_id:
+        body["trace_id"] = request.extras.trace_id
+    return Question(path, body)
 
 
 def to_tokens(usage: Usage | None) -> Tokens:
@@ -80,7 +99,7 @@ def to_tokens(usage: Usage | None) -> Tokens:
     return Tokens(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens)
 
 
-def to_extension(ids: Ids) -> Mapping[str, str]:
+def to_extension(ids: Ids) -> dict[str, Any]:
     """Dify's names for this answer, as far as it has told them."""
     named = {
         "conversation_id": ids.conversation_id,
@@ -91,25 +110,80 @@ def to_extension(ids: Ids) -> Mapping[str, str]:
     return {name: value for name, value in named.items() if value}
 
 
-def _passed_through(request: ChatRequest) -> dict[str, Any]:
-    extras = request.extras
-    fields = {
-        "files": list(extras.files),
-        "workflow_id": extras.workflow_id,
-        "trace_id": extras.trace_id,
+def _chat_body(
+    request: ChatRequest,
+    dialogue: Dialogue,
+    model: Model,
+    app: App,
+    filled: dict[str, Any],
+    files: list[Any],
+    conversation_id: str,
+) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "inputs": inputs.complete(filled, app.form or ()),
+        "query": _query(dialogue, model, conversation_id),
+        "conversation_id": conversation_id,
+        # A name costs a call of the app's model, and in Dify 1.11 a second of waiting.
+        "auto_generate_name": request.extras.auto_generate_name,
     }
-    return {name: value for name, value in fields.items() if value}
+    if files:
+        body["files"] = files
+    if request.extras.workflow_id:
+        body["workflow_id"] = request.extras.workflow_id
+    return body
 
 
-def _transcript(history: Iterable[Message]) -> str:
-    lines = [_line(message) for message in history if message.text.strip()]
+def _completion_body(
+    dialogue: Dialogue, model: Model, app: App, filled: dict[str, Any], files: list[Any]
+) -> dict[str, Any]:
+    name = inputs.text_field(app.form, model.text_input, usual="query")
+    filled.setdefault(name, _fitting_query(dialogue, model, app, name))
+    body = {"inputs": inputs.complete(filled, app.form or ()), "query": filled[name]}
+    return body | ({"files": files} if files else {})
+
+
+def _workflow_body(
+    dialogue: Dialogue, model: Model, app: App, filled: dict[str, Any], files: list[Any]
+) -> dict[str, Any]:
+    name = inputs.text_field(app.form, model.text_input)
+    filled.setdefault(name, _fitting_query(dialogue, model, app, name))
+    taker = inputs.file_field(app.form) if files else None
+    if taker is not None:
+        filled.setdefault(taker.name, files if taker.kind == "file-list" else files[0])
+    body = {"inputs": inputs.complete(filled, app.form or ())}
+    return body | ({"files": files} if files and taker is None else {})
+
+
+def _fitting_query(dialogue: Dialogue, model: Model, app: App, name: str) -> str:
+    """The query, with as much of what came before as the input has room for."""
+    limit = next((one.max_length for one in app.form or () if one.name == name), 0)
+    room = max(0, limit - len(dialogue.system) - len(dialogue.turn) - 100) if limit else None
+    return _query(dialogue, model, "", room)
+
+
+def _query(dialogue: Dialogue, model: Model, conversation_id: str, room: int | None = None) -> str:
+    parts = []
+    if dialogue.system and (
+        model.system == "every" or (model.system == "first" and not conversation_id)
+    ):
+        parts.append(dialogue.system)
+    if model.history == "query" and not conversation_id:
+        room = MAX_HISTORY_CHARACTERS if room is None else min(room, MAX_HISTORY_CHARACTERS)
+        if transcript := _transcript(dialogue.history, room):
+            parts += ["The conversation so far:", transcript, "The user now says:"]
+    return "\n\n".join([*parts, dialogue.turn])
+
+
+def _transcript(history: Iterable[Message], room: int) -> str:
     kept: list[str] = []
-    length = 0
-    for line in reversed(lines):
-        length += len(line)
-        if kept and length > MAX_HISTORY_CHARACTERS:
+    for message in reversed([m for m in history if m.text.strip()]):
+        line = _line(message)
+        room -= len(line) + 2
+        if room < 0:
+            if not kept and room + len(line) > 0:
+                kept.append(line[-(room + len(line)) :])
             break
-        kept.append(line[-MAX_HISTORY_CHARACTERS:])
+        kept.append(line)
     return "\n\n".join(reversed(kept))
 
 

@@ -6,11 +6,13 @@ from collections import deque
 from opendify import errors
 from opendify.client import DifyClient, EventStream
 from opendify.config.models import Model
+from opendify.dify import routes
 from opendify.dify.events import (
     Event,
     Failed,
     Ids,
     MessageEnded,
+    Paused,
     Payload,
     RunFinished,
     collect_ids,
@@ -31,16 +33,19 @@ class Turn:
     nobody listens to any more.
     """
 
-    def __init__(self, client: DifyClient, model: Model, user: str, stream: EventStream) -> None:
+    def __init__(
+        self, client: DifyClient, model: Model, mode: str, user: str, stream: EventStream
+    ) -> None:
         self.ids = Ids()
         self.begun_at: float | None = None
         self.ended = False
         self._client = client
         self._model = model
+        self._mode = mode
         self._user = user
         self._stream = stream
         self._events: deque[Event] = deque()
-        self._run_finished: RunFinished | None = None
+        self._run_finished = False
         self._deadline = float("inf")
 
     def next(self, until: float) -> Event | None:
@@ -62,9 +67,12 @@ class Turn:
         if self.ended:
             self._stream.drain()
             return
-        if self.ids.task_id:
-            self._client.stop_chat(self._model, self.ids.task_id, self._user)
-        self._stream.close()
+        try:
+            if self.ids.task_id:
+                path = routes.stop_path(self._mode, self.ids.task_id)
+                self._client.stop(self._model, path, self._user)
+        finally:
+            self._stream.close()
 
     def _take(self, payload: Payload) -> None:
         if self.begun_at is None:
@@ -72,11 +80,13 @@ class Turn:
         if not (self.ids.conversation_id and self.ids.task_id):
             self.ids = collect_ids(self.ids, payload)
         event = parse_event(payload)
-        if isinstance(event, RunFinished):
-            self._run_finished = event
-            self._deadline = time.monotonic() + SECONDS_FOR_MESSAGE_END
-        elif event is not None:
+        if event is not None:
             self._events.append(event)
+        if isinstance(event, RunFinished):
+            self._run_finished = True
+            self._deadline = time.monotonic() + SECONDS_FOR_MESSAGE_END
+        if isinstance(event, Paused) or (self._run_finished and self._mode == "workflow"):
+            self._events.append(MessageEnded())
 
     def _hand_out(self, event: Event) -> Event:
         if isinstance(event, Failed):
@@ -84,12 +94,10 @@ class Turn:
             raise to_error(Refusal(event.status, event.code, event.message), self._model.name)
         if isinstance(event, MessageEnded):
             self.ended = True
-            if event.usage is None and self._run_finished is not None:
-                return MessageEnded(self._run_finished.usage)
         return event
 
     def _without_message_end(self) -> Event:
-        if self._run_finished is None:
+        if not self._run_finished:
             raise errors.DifyBroken("Dify closed the stream before the end of the answer.")
         self.ended = True
-        return MessageEnded(self._run_finished.usage)
+        return MessageEnded()

@@ -10,8 +10,10 @@ from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from opendify import errors, openwebui, sse
-from opendify.chat import HOLD_SECONDS, Caller, ChatService, Exchange
+from opendify.chat import HOLD_SECONDS, ChatService
 from opendify.conversations.store import ConversationStore
+from opendify.directory import Directory
+from opendify.exchange import Caller, Exchange
 from opendify.openai import answers
 from opendify.openai.requests import ChatRequest, parse_chat_request
 
@@ -30,6 +32,7 @@ _STREAM_HEADERS = {
 
 def create_app(
     service: ChatService,
+    directory: Directory,
     conversations: ConversationStore,
     model_names: list[str],
     max_body_bytes: int,
@@ -40,7 +43,7 @@ def create_app(
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
     app.json.ensure_ascii = False  # type: ignore[attr-defined]
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    _add_chat_routes(app, service, model_names)
+    _add_chat_routes(app, service, directory, model_names)
     _add_operator_routes(app, conversations, now)
     app.register_error_handler(errors.OpenDifyError, _to_response)
     app.register_error_handler(errors.CallerGone, lambda exc: Response(status=499))
@@ -49,7 +52,9 @@ def create_app(
     return app
 
 
-def _add_chat_routes(app: Flask, service: ChatService, model_names: list[str]) -> None:
+def _add_chat_routes(
+    app: Flask, service: ChatService, directory: Directory, model_names: list[str]
+) -> None:
     @app.post("/v1/chat/completions")
     def chat_completions() -> Response:
         chat_request = parse_chat_request(_json_body())
@@ -64,7 +69,8 @@ def _add_chat_routes(app: Flask, service: ChatService, model_names: list[str]) -
 
     @app.get("/v1/models")
     def models() -> Response:
-        return jsonify(answers.model_list(model_names))
+        directory.keep_fresh()
+        return jsonify(answers.model_list([_model(directory, name) for name in model_names]))
 
     @app.get("/v1/models/<path:name>")
     def model(name: str) -> Response:
@@ -72,7 +78,8 @@ def _add_chat_routes(app: Flask, service: ChatService, model_names: list[str]) -
             raise errors.ModelNotFound(
                 f"There is no model '{name}'; GET /v1/models lists them.", param="model"
             )
-        return jsonify(answers.model(name))
+        directory.keep_fresh()
+        return jsonify(_model(directory, name))
 
 
 def _add_operator_routes(
@@ -127,12 +134,25 @@ def _events(service: ChatService, exchange: Exchange) -> Iterator[bytes]:
     except errors.CallerGone:
         return
     except errors.OpenDifyError as exc:
-        log.warning("an answer failed code=%s message=%s", exc.code, _one_line(exc.message))
+        log.warning("an answer failed code=%s dify_code=%s", exc.code, exc.dify_code)
         yield sse.encode(exc.body())
     except Exception:
         log.exception("unexpected error in a stream")
         yield sse.encode(_internal_error().body())
     yield sse.DONE
+
+
+def _model(directory: Directory, name: str) -> dict[str, Any]:
+    app = directory.known(name)
+    files = app.files.kinds if app.files else frozenset()
+    told = {"name": app.name, "description": app.description, "mode": app.mode}
+    abilities = {
+        "vision": "image" in files,
+        "files": sorted(files),
+        "speech_to_text": app.speech_to_text,
+    }
+    known = {key: value for key, value in told.items() if value}
+    return answers.model(name) | (known | {"capabilities": abilities} if app.mode else {})
 
 
 def _caller(chat_request: ChatRequest) -> Caller:
@@ -144,6 +164,8 @@ def _caller(chat_request: ChatRequest) -> Caller:
         user=_bounded(openwebui.user_id(chat_request, headers)) or DEFAULT_USER,
         chat_id=_bounded(chat_id),
         socket=socket.fileno() if socket is not None else None,
+        role=openwebui.role(headers),
+        in_open_webui=openwebui.sent_by_open_webui(headers.keys()),
     )
 
 
@@ -200,7 +222,7 @@ def _max_age_days(body: Any) -> float:
 
 def _to_response(error: errors.OpenDifyError) -> Response:
     if error.status >= 500:
-        log.warning("request failed code=%s message=%s", error.code, _one_line(error.message))
+        log.warning("a request failed code=%s dify_code=%s", error.code, error.dify_code)
     response = jsonify(error.body())
     response.status_code = error.status
     if error.retry_after is not None:
@@ -231,7 +253,3 @@ def _unexpected(exc: Exception) -> Response:
 
 def _internal_error() -> errors.InternalError:
     return errors.InternalError("OpenDify failed unexpectedly; its operator finds why in the log.")
-
-
-def _one_line(text: str) -> str:
-    return text.replace("\r", "\\r").replace("\n", "\\n")

@@ -16,6 +16,7 @@ from typing import Any
 RECORDINGS = Path(__file__).parent / "data" / "dify"
 
 CLOSE = object()
+FOREVER = 3600.0
 PING = b"event: ping\n\n"
 
 Step = bytes | float | object
@@ -40,6 +41,7 @@ class Recording:
     status: int
     headers: dict[str, str]
     body: bytes
+    ended_by: str
 
     @property
     def is_stream(self) -> bool:
@@ -48,19 +50,26 @@ class Recording:
 
 def recording(name: str) -> Recording:
     """``name`` is ``<version>/<app>/<case>``."""
-    raw = json.loads((RECORDINGS / f"{name}.json").read_text())["response"]
+    whole = json.loads((RECORDINGS / f"{name}.json").read_text())
+    raw = whole["response"]
     body = raw["body"]
     data = body["latin1"].encode("latin-1") if isinstance(body, dict) else (body or "").encode()
-    return Recording(raw["status"], raw["headers"], data)
+    return Recording(raw["status"], raw["headers"], data, whole["ended_by"])
+
+
+def recorded_names() -> list[str]:
+    """The names of all recordings."""
+    paths = sorted(RECORDINGS.glob("*/*/*.json"))
+    return [path.relative_to(RECORDINGS).as_posix().removesuffix(".json") for path in paths]
 
 
 def recorded_streams() -> list[str]:
     """The names of all recordings of POST /chat-messages that asked for a stream."""
     names = []
-    for path in sorted(RECORDINGS.glob("*/*/*.json")):
-        request = json.loads(path.read_text())["request"]
+    for name in recorded_names():
+        request = json.loads((RECORDINGS / f"{name}.json").read_text())["request"]
         if request["path"] == "/v1/chat-messages" and '"streaming"' in (request["body"] or ""):
-            names.append(path.relative_to(RECORDINGS).as_posix().removesuffix(".json"))
+            names.append(name)
     return names
 
 
@@ -89,12 +98,14 @@ def streamed(*steps: Step) -> list[Step]:
 
 
 def replayed(name: str) -> list[Step]:
-    """A recorded answer, in the pieces in which Dify sent it."""
+    """A recorded answer, in the pieces in which Dify sent it, and with its end: the last chunk,
+    or none where it was the client that left."""
     answer = recording(name)
     if not answer.is_stream:
         return refused(answer.status, answer.body, answer.headers.get("Content-Type", ""))
     events = [block + b"\n\n" for block in answer.body.split(b"\n\n") if block]
-    return streamed(*events)
+    steps = streamed(*events)
+    return steps if answer.ended_by == "last chunk" else [*steps[:-1], FOREVER]
 
 
 def refused(status: int, body: bytes | dict[str, Any], content_type: str = "") -> list[Step]:
@@ -145,6 +156,7 @@ class FakeDify:
         self._server = socket.create_server(("127.0.0.1", 0), backlog=512)
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
+        self._closed = threading.Event()
         self.base = f"http://127.0.0.1:{self._server.getsockname()[1]}/v1"
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -156,6 +168,8 @@ class FakeDify:
         return [r for r in self.requests if r.path.endswith("/stop")]
 
     def close(self) -> None:
+        self._closed.set()
+        self._server.shutdown(socket.SHUT_RDWR)  # close alone does not wake the thread in accept
         self._server.close()
         for connection in list(self._open):
             with suppress(OSError):
@@ -200,8 +214,8 @@ class FakeDify:
             if isinstance(step, bytes):
                 connection.sendall(step)
             elif isinstance(step, int | float):
-                threading.Event().wait(step)
-        return True
+                self._closed.wait(step)
+        return not self._closed.is_set()
 
 
 def _read_request(reader: Any, number: int) -> Request | None:

@@ -738,7 +738,7 @@ def test_memory_stays_bounded_while_the_disk_fails(opened: Opener, folder: Path)
     keeper_of(store).tick()
     assert store.stats().count <= 13
     assert store.get("chat 999") is not None
-    assert len(store._ledger._unwritten) <= 10
+    assert len(store._ledger._known.unwritten) <= 10
 
 
 # Trouble with the disk
@@ -968,6 +968,9 @@ class Chats(RuleBasedStateMachine):
         for store in self.stores:
             assert dict(store.entries()) == self.model
             assert all(store.get(key) == self.model.get(key) for key in "abcd")
+            for conversation_id in ("c1", "c2", "c3"):
+                keys = [k for k, v in self.model.items() if v.conversation_id == conversation_id]
+                assert store.owner(conversation_id) == min(keys, default=None)
 
 
 @pytest.mark.usefixtures("slow_keeper")

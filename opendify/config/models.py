@@ -30,9 +30,17 @@ class Model:
     name: str
     key: str = field(repr=False)
     base: str
+    type: str = ""
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    text_input: str = ""
+    output: str = ""
     system: str = "first"
     history: str = "query"
+    continuity: str = "auto"
+    reasoning: str = "split"
+    agent_steps: str = "reasoning"
+    progress: str = "off"
+    citations: str = "auto"
 
 
 class BadValue(ValueError):

@@ -5,6 +5,7 @@ known from the configuration, so the choice is made once, at the start.
 """
 
 from collections.abc import Iterable, Mapping
+from ipaddress import ip_address, ip_network
 from urllib.parse import urlsplit
 
 
@@ -23,11 +24,19 @@ def proxies_for(bases: Iterable[str], environ: Mapping[str, str]) -> dict[str, s
 def _needs_none(host: str, host_and_port: str, no_proxy: str) -> bool:
     for entry in no_proxy.lower().split(","):
         name = entry.strip().removeprefix("*").removeprefix(".")
-        if entry.strip() == "*" or name in (host, host_and_port):
+        if entry.strip() == "*" or name in (host, f"[{host}]", host_and_port.lower()):
             return True
-        if name and host.endswith(f".{name}"):
+        if name and (host.endswith(f".{name}") or _is_in(host, name)):
             return True
     return False
+
+
+def _is_in(host: str, network: str) -> bool:
+    """Whether ``host`` is an address in a network like ``10.0.0.0/8``."""
+    try:
+        return "/" in network and ip_address(host) in ip_network(network, strict=False)
+    except ValueError:
+        return False
 
 
 def with_scheme(proxy: str) -> str:

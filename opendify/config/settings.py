@@ -1,7 +1,8 @@
 """The settings of the application, from an environment given as a value. No I/O."""
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from opendify.config.models import BadValue, Model, parse_base, parse_models
@@ -10,6 +11,8 @@ ENVIRONMENTS = ("production", "development")
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
+
+LEAST_SECRET = 16
 
 # Read by gunicorn_config.py, which cannot report: it is run by Gunicorn before anything else.
 # Here their values are only checked, so that all problems are told together.
@@ -47,6 +50,9 @@ class Settings:
     max_body_bytes: int
     mapping_max_age_days: float
     mapping_max_entries: int
+    public_base_url: str
+    secret: str = field(repr=False)
+    file_cache_bytes: int
     log_level: str
     log_file: str
     server_host: str
@@ -58,7 +64,7 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     problems: list[str] = []
     reader = _Reader(environ, problems)
     models = reader.models()
-    reader.one_of("ENVIRONMENT", ENVIRONMENTS, "production")
+    environment = reader.one_of("ENVIRONMENT", ENVIRONMENTS, "production")
     for name, (least, most) in SERVER_NUMBERS.items():
         reader.number(name, least, least, most)
     reader.one_of("GUNICORN_RELOAD", ("true", "false"), "false")
@@ -70,7 +76,12 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         max_body_bytes=reader.number("MAX_BODY_MB", 64, 1, 1024) * 1024 * 1024,
         mapping_max_age_days=reader.number("MAPPING_MAX_AGE_DAYS", 0, 0, 36500),
         mapping_max_entries=reader.number("MAPPING_MAX_ENTRIES", 100_000, 1, 10_000_000),
-        log_level=reader.one_of("LOG_LEVEL", LOG_LEVELS, "info"),
+        public_base_url=reader.public_base(),
+        secret=reader.secret(),
+        file_cache_bytes=reader.number("FILE_CACHE_MB", 256, 1, 1_000_000) * 1024 * 1024,
+        log_level=reader.one_of(
+            "LOG_LEVEL", LOG_LEVELS, "debug" if environment == "development" else "info"
+        ),
         log_file=environ.get("LOG_FILE", "").strip(),
         server_host=environ.get("SERVER_HOST", "").strip() or "0.0.0.0",
         server_port=reader.number("SERVER_PORT", 5000, 1, 65535),
@@ -112,11 +123,32 @@ class _Reader:
             self._problems.append(f"DIFY_API_BASE {exc}.")
             return value
 
+    def public_base(self) -> str:
+        value = self._environ.get("PUBLIC_BASE_URL", "").strip()
+        try:
+            return parse_base(value).removesuffix("/v1") if value else ""
+        except BadValue:
+            self._problems.append(
+                "PUBLIC_BASE_URL must be the address under which callers reach OpenDify, "
+                "like https://ai.example.com, without user, password, query or fragment."
+            )
+            return ""
+
+    def secret(self) -> str:
+        value = self._environ.get("OPENDIFY_SECRET", "").strip()
+        if value and len(value) < LEAST_SECRET:
+            self._problems.append(
+                f"OPENDIFY_SECRET must have {LEAST_SECRET} characters or more: "
+                "python3 -c 'import secrets; print(secrets.token_hex(32))' makes one. "
+                "Leave it out to have one made and kept in DATA_DIR."
+            )
+        return value
+
     def number(self, name: str, default: int, least: int, most: int) -> int:
         value = self._environ.get(name, "").strip()
         if not value:
             return default
-        if not (value.isascii() and value.isdigit()) or not least <= int(value) <= most:
+        if not re.fullmatch("[0-9]{1,18}", value) or not least <= int(value) <= most:
             self._problems.append(f"{name} must be a whole number from {least} to {most}.")
             return default
         return int(value)

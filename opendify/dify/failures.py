@@ -18,6 +18,7 @@ _APP_BUSY = "Too many requests. Please try again later"
 _RATE_LIMIT = re.compile(r"rate[ _-]?limit|too many requests|\b429\b", re.IGNORECASE)
 _TOO_LONG = re.compile(r"context[ _]length|maximum context|too long", re.IGNORECASE)
 _APP_KEY = re.compile(r"\b(app|sk)-[\w.-]{4,}")
+_PAGE = re.compile(r"<(!doctype|html|head|body)\b.*", re.IGNORECASE | re.DOTALL)
 
 _AUTH = {"unauthorized", "forbidden"}
 _WRONG_ROUTE = {"not_chat_app", "not_workflow_app", "not_completion_app", "app_unavailable"}
@@ -51,7 +52,7 @@ def parse_refusal(status: int, headers: Mapping[str, str], body: bytes) -> Refus
         status,
         code if isinstance(code, str) else "",
         message if isinstance(message, str) else "",
-        min(int(after), 3600) if after.isascii() and after.isdigit() else None,
+        min(int(after[:9]), 3600) if after.isascii() and after.isdigit() else None,
     )
 
 
@@ -63,6 +64,7 @@ def to_error(refusal: Refusal, model: str) -> errors.DifyError:
         or _by_text(refusal, reason)
         or _by_status(refusal, model, reason)
     )
+    error.dify_code = refusal.code
     if isinstance(error, errors.RateLimited | errors.DifyUnavailable):
         error.retry_after = refusal.retry_after or 2
     return error
@@ -79,8 +81,8 @@ def _by_code(refusal: Refusal, model: str, reason: str) -> errors.DifyError | No
         return errors.ConversationUnknown("Dify does not know this conversation.")
     if code in _WRONG_ROUTE:
         return errors.DifyMisconfigured(
-            f"The Dify app of model '{model}' cannot answer chat messages ({code}): "
-            "it is of another kind, or has never been published."
+            f"The Dify app of model '{model}' cannot be asked in this way ({code}): it is of "
+            "another kind than 'type' in MODEL_CONFIG says, or has never been published."
         )
     if code in _NOT_READY or "not published" in refusal.message:
         return errors.ModelNotReady(f"The Dify app of model '{model}' is not ready: {reason}")
@@ -99,7 +101,7 @@ def _by_text(refusal: Refusal, reason: str) -> errors.DifyError | None:
         return errors.RateLimited(reason)
     if _TOO_LONG.search(refusal.message):
         return errors.ContextTooLong(reason)
-    return errors.RunFailed(reason)
+    return errors.RunFailed(reason or "The run failed, and Dify gave no reason.")
 
 
 def _by_status(refusal: Refusal, model: str, reason: str) -> errors.DifyError:
@@ -128,4 +130,5 @@ def _by_status(refusal: Refusal, model: str, reason: str) -> errors.DifyError:
 
 
 def _presentable(message: str) -> str:
-    return _APP_KEY.sub(r"\1-…", message)[:MAX_MESSAGE].strip()
+    """Without keys, and without the page that a model's gateway answered Dify with."""
+    return _APP_KEY.sub(r"\1-…", _PAGE.sub("…", message))[:MAX_MESSAGE].strip()

@@ -1,5 +1,6 @@
 """Every object that we answer, in OpenAI's words (OpenAPI document 2.3.0). No I/O."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,8 +42,16 @@ def usage_chunk(head: Head, tokens: Tokens) -> dict[str, Any]:
     return _chunk(head, []) | {"usage": _usage(tokens)}
 
 
-def completion(head: Head, content: str, finish_reason: str, tokens: Tokens) -> dict[str, Any]:
-    """A whole answer."""
+def completion(
+    head: Head,
+    content: str,
+    finish_reason: str,
+    tokens: Tokens,
+    reasoning: str = "",
+    annotations: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """A whole answer. ``reasoning_content``, which OpenAI does not have, is left out when empty;
+    its place and name are those that clients of reasoning models read."""
     return {
         "id": head.id,
         "object": "chat.completion",
@@ -55,8 +64,9 @@ def completion(head: Head, content: str, finish_reason: str, tokens: Tokens) -> 
                     "role": "assistant",
                     "content": content,
                     "refusal": None,
-                    "annotations": [],
-                },
+                    "annotations": list(annotations),
+                }
+                | ({"reasoning_content": reasoning} if reasoning else {}),
                 "logprobs": None,
                 "finish_reason": finish_reason,
             }
@@ -70,9 +80,9 @@ def model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": MODEL_CREATED, "owned_by": "dify"}
 
 
-def model_list(names: list[str]) -> dict[str, Any]:
+def model_list(models: list[dict[str, Any]]) -> dict[str, Any]:
     """The answer of ``GET /v1/models``."""
-    return {"object": "list", "data": [model(name) for name in names]}
+    return {"object": "list", "data": models}
 
 
 def _chunk(head: Head, choices: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The messages of a chat: roles, text and attachments, checked and flattened. No I/O."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from opendify.errors import InvalidRequest
@@ -15,7 +15,8 @@ class Attachment:
 
     ``kind`` is ``image``, ``audio`` or ``file``. Either ``url`` holds an http(s) address, or
     ``data`` holds base64, with ``media_type`` and ``name`` as far as the caller told them, or
-    ``file_id`` the id of a file that was uploaded before.
+    ``file_id`` the id of a file that was uploaded before. ``path`` is where in the request it
+    stood.
     """
 
     kind: str
@@ -24,6 +25,7 @@ class Attachment:
     media_type: str = ""
     name: str = ""
     file_id: str = ""
+    path: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,13 @@ def _input_audio(raw: dict[str, Any], path: str) -> Attachment:
         raise InvalidRequest(
             f"'{path}.input_audio' must hold 'data' in base64 and a 'format'.", param=path
         )
-    return Attachment("audio", data=data, media_type=f"audio/{format_}", name=f"audio.{format_}")
+    return Attachment(
+        "audio",
+        data=data,
+        media_type=f"audio/{format_}",
+        name=f"audio.{format_}",
+        path=f"{path}.input_audio",
+    )
 
 
 def _file(raw: dict[str, Any], path: str) -> Attachment:
@@ -122,20 +130,20 @@ def _file(raw: dict[str, Any], path: str) -> Attachment:
     name = file.get("filename")
     name = name if isinstance(name, str) else ""
     if isinstance(file.get("file_id"), str) and file["file_id"]:
-        return Attachment("file", file_id=file["file_id"], name=name)
+        return Attachment("file", file_id=file["file_id"], name=name, path=f"{path}.file")
     return _located(file.get("file_data") or file.get("file_url"), "file", f"{path}.file", name)
 
 
 def _located(url: Any, kind: str, path: str, name: str) -> Attachment:
     if isinstance(url, str) and url.startswith(("http://", "https://")):
-        return Attachment(kind, url=url, name=name)
+        return Attachment(kind, url=url, name=name, path=path)
     if isinstance(url, str) and url.startswith("data:"):
         media_type, comma, data = url[5:].partition(",")
         media_type, *options = media_type.split(";")
         if comma and data and "base64" in options:
-            return Attachment(kind, data=data, media_type=media_type.lower(), name=name)
+            return Attachment(kind, data=data, media_type=media_type.lower(), name=name, path=path)
     elif isinstance(url, str) and url and kind == "file":
-        return Attachment(kind, data=url, name=name)
+        return Attachment(kind, data=url, name=name, path=path)
     raise InvalidRequest(
         f"'{path}' must hold an http(s) address or a 'data:<type>;base64,...' address.", param=path
     )

@@ -22,7 +22,6 @@ IGNORED_FIELDS = (
     "frequency_penalty",
     "repetition_penalty",
     "seed",
-    "stop",
     "logit_bias",
     "logprobs",
     "top_logprobs",
@@ -42,7 +41,9 @@ IGNORED_FIELDS = (
     "store",
     "prediction",
     "prompt_cache_key",
+    "prompt_cache_options",
     "prompt_cache_retention",
+    "moderation",
     "web_search_options",
 )
 
@@ -75,6 +76,7 @@ class ChatRequest:
     safety_identifier: str
     metadata: Mapping[str, Any]
     chat_id: str
+    stop: tuple[str, ...]
     extras: Extras
     ignored: tuple[str, ...]
 
@@ -97,6 +99,7 @@ def parse_chat_request(body: Any) -> ChatRequest:
         safety_identifier=_name(body, "safety_identifier"),
         metadata=metadata,
         chat_id=_name(metadata, "chat_id", "metadata.") or _name(body, "chat_id"),
+        stop=_parse_stop(body.get("stop")),
         extras=_parse_extras(body, metadata),
         ignored=tuple(name for name in IGNORED_FIELDS if body.get(name) is not None),
     )
@@ -144,6 +147,15 @@ def _parse_extras(body: dict[str, Any], metadata: Mapping[str, Any]) -> Extras:
         workflow_id=_name(body, "workflow_id"),
         trace_id=_name(body, "trace_id"),
     )
+
+
+def _parse_stop(raw: Any) -> tuple[str, ...]:
+    stops = [raw] if isinstance(raw, str) else raw
+    if stops is None:
+        return ()
+    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+        raise InvalidRequest("'stop' must be a string or an array of strings.", param="stop")
+    return tuple(stop for stop in stops if stop)
 
 
 def _boolean(holder: Mapping[str, Any], name: str, path: str = "") -> bool:

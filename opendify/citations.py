@@ -1,0 +1,109 @@
+"""The passages that an answer rests on, in the forms that clients show. No I/O.
+
+Dify guarantees no address for a passage; one may stand in its document's metadata.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+MAX_PASSAGE = 2000
+
+
+@dataclass(slots=True)
+class Cited:
+    """``annotations`` are OpenAI's ``url_citation``; ``events`` are Open WebUI's ``source``
+    events; ``markdown`` is a list for everybody else."""
+
+    annotations: list[dict[str, Any]] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    markdown: str = ""
+
+
+def form_for(setting: str, in_open_webui: bool, streamed: bool) -> str:
+    """The form for one caller, by the setting of the model: ``auto``, ``annotations``,
+    ``events``, ``markdown`` or ``off``. Only a stream can carry events."""
+    if setting == "auto" and in_open_webui and streamed:
+        return "events"
+    return "auto" if setting == "events" and not streamed else setting
+
+
+def cite(resources: Sequence[Mapping[str, Any]], form: str) -> Cited:
+    """Cites in this form; ``auto`` makes annotations where there is an address, and a list of
+    the rest."""
+    sources = _by_document(resources) if form != "off" else []
+    if form == "events":
+        return Cited(events=[_event(source) for source in sources])
+    cited = Cited()
+    if form in ("auto", "annotations"):
+        cited.annotations = [_annotation(source) for source in sources if source.url]
+    listed = sources if form == "markdown" else [s for s in sources if not s.url]
+    if listed and form != "annotations":
+        lines = [_line(number, source) for number, source in enumerate(listed, 1)]
+        cited.markdown = "\n".join(["**Sources**", "", *lines])
+    return cited
+
+
+@dataclass(slots=True)
+class _Source:
+    name: str
+    url: str
+    passages: list[str] = field(default_factory=list)
+
+
+def _by_document(resources: Sequence[Mapping[str, Any]]) -> list[_Source]:
+    sources: dict[str, _Source] = {}
+    for resource in resources:
+        name = _first(resource, "document_name", "title", "dataset_name") or "Source"
+        url = _url(resource)
+        source = sources.setdefault(url or name, _Source(name, url))
+        if passage := _first(resource, "content"):
+            source.passages.append(passage[:MAX_PASSAGE])
+    return list(sources.values())
+
+
+def _url(resource: Mapping[str, Any]) -> str:
+    metadata = resource.get("doc_metadata")
+    for holder in (resource, metadata if isinstance(metadata, dict) else {}):
+        url = _first(holder, "url", "source_url", "link")
+        if url.startswith(("http://", "https://")):
+            return url
+    return ""
+
+
+def _event(source: _Source) -> dict[str, Any]:
+    passages = source.passages or [source.name]
+    metadata: dict[str, str] = {"source": source.url or source.name, "name": source.name}
+    described = {"name": source.name} | ({"url": source.url} if source.url else {})
+    return {
+        "type": "source",
+        "data": {
+            "source": described,
+            "document": passages,
+            "metadata": [metadata for _ in passages],
+        },
+    }
+
+
+def _annotation(source: _Source) -> dict[str, Any]:
+    citation = {"url": source.url, "title": source.name, "start_index": 0, "end_index": 0}
+    return {"type": "url_citation", "url_citation": citation}
+
+
+def _line(number: int, source: _Source) -> str:
+    name = _plain(source.name)
+    return f"{number}. [{name}]({source.url})" if source.url else f"{number}. {name}"
+
+
+def _plain(name: str) -> str:
+    for character in "[]()`<>\r\n":
+        name = name.replace(character, " ")
+    return " ".join(name.split())
+
+
+def _first(holder: Mapping[str, Any], *names: str) -> str:
+    for name in names:
+        value = holder.get(name)
+        if isinstance(value, str) and value.strip():
+            return value.strip()
+    return ""

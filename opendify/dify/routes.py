@@ -1,0 +1,22 @@
+"""Which address of Dify's API an app of which mode answers at. No I/O."""
+
+CHAT_MODES = ("chat", "agent-chat", "agent", "advanced-chat")
+
+
+def remembers(mode: str) -> bool:
+    """Whether apps of this mode keep conversations; an unknown mode is taken for a chat."""
+    return mode not in ("completion", "workflow")
+
+
+def run_path(mode: str, workflow_id: str = "") -> str:
+    """Where a question goes. ``workflow_id`` pins a published version of a workflow."""
+    if mode == "workflow":
+        return f"/workflows/{workflow_id}/run" if workflow_id else "/workflows/run"
+    return "/completion-messages" if mode == "completion" else "/chat-messages"
+
+
+def stop_path(mode: str, task_id: str) -> str:
+    """Where a running answer is stopped."""
+    if mode == "workflow":
+        return f"/workflows/tasks/{task_id}/stop"
+    return f"{run_path(mode)}/{task_id}/stop"

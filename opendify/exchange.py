@@ -1,0 +1,265 @@
+"""One request to Dify and what comes back: whose conversation, what is asked, what is mended."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from opendify import citations, errors, translate
+from opendify.chats import Chat, Locks, Owner
+from opendify.client import DifyClient
+from opendify.config.models import Model
+from opendify.conversations.store import ConversationStore
+from opendify.dify import routes
+from opendify.dify.events import Event, Ids
+from opendify.directory import Directory
+from opendify.files.intake import Prepared
+from opendify.files.relay import Relay
+from opendify.files.uploads import Uploads
+from opendify.inputs import Facts
+from opendify.narration import Narration
+from opendify.openai.messages import Message
+from opendify.openai.requests import ChatRequest
+from opendify.turn import Turn
+from opendify.wire import has_hung_up
+
+log = logging.getLogger(__name__)
+
+# How long the status of a streamed answer is still held back once a chatflow has shown that it
+# runs: what fails at its first node mostly fails within this time.
+HOLD_SECONDS_OF_A_RUN = 1.0
+
+# A conversation that was used so lately is taken to be there still.
+STALE_SECONDS = 300
+
+_VERSIONS_THAT_HANG = ((1, 13), (1, 14), (1, 15))
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks. ``name`` stands for the caller's key and never is the key; ``chat_id`` is empty
+    for a request that belongs to no chat; ``socket`` is the descriptor to watch for a hang-up."""
+
+    name: str
+    user: str
+    chat_id: str
+    socket: int | None
+    role: str = ""
+    in_open_webui: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What exchanges work with; the same for all requests of a process. ``now`` gives epoch
+    seconds."""
+
+    client: DifyClient
+    directory: Directory
+    conversations: ConversationStore
+    uploads: Uploads
+    locks: Locks
+    relay: Relay
+    now: Callable[[], float]
+
+
+class Exchange:
+    """One request and the turn that answers it; asked anew, once, where what went wrong can be
+    put right. Whoever gets one must close it."""
+
+    def __init__(self, request: ChatRequest, model: Model, caller: Caller, parts: Parts) -> None:
+        self.request = request
+        self._model = model
+        self._caller = caller
+        self._parts = parts
+        self._dialogue = translate.to_dialogue(request.messages)
+        self._may_ask_anew = True
+        self._is_open = False
+        self._first: Event | None = None
+        self._app = parts.directory.app(model)
+        self._prepared = self._prepare()
+        self._chat = self._new_chat()
+        self._conversation_id = self._find_conversation()
+        try:
+            self._ask()
+        except BaseException:
+            self._chat.leave(has_run=False)
+            raise
+
+    @property
+    def ids(self) -> Ids:
+        """Dify's names for the answer, as far as it has told them."""
+        return self._turn.ids
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether Dify has said anything but that it is alive."""
+        return self._turn.begun_at is not None
+
+    def new_narration(self) -> Narration:
+        """How the events of this exchange are told to its caller."""
+        streamed, caller = self.request.stream, self._caller
+        return Narration(
+            self._model,
+            self._app.mode,
+            lambda file: self._parts.relay.link(self._model, file.url, file.name, file.kind),
+            self.request.stop,
+            citations.form_for(self._model.citations, caller.in_open_webui, streamed),
+        )
+
+    def hold(self, seconds: float) -> None:
+        """Waits until Dify has said what decides the status of the answer, at most so long.
+
+        Raises CallerGone and DifyError.
+        """
+        until = time.monotonic() + seconds
+        while self._first is None and time.monotonic() < until:
+            self._first = self._next(until)
+            if self._turn.begun_at is not None:
+                until = min(until, self._turn.begun_at + HOLD_SECONDS_OF_A_RUN)
+
+    def wait(self, seconds: float) -> Event | None:
+        """The next event, or None when none comes for so long. Raises CallerGone and DifyError."""
+        event, self._first = self._first, None
+        until = time.monotonic() + seconds
+        while event is None and time.monotonic() < until:
+            event = self._next(until)
+        return event
+
+    def settle(self, said: str) -> None:
+        """The answer is complete: remembers what its conversation has heard by now."""
+        last = self.request.messages[-1]
+        if last.role == "assistant":
+            self._chat.settled([Message("assistant", last.text + said)])
+        else:
+            self._chat.settled([last, Message("assistant", said)])
+
+    def close(self) -> None:
+        """Frees what the request holds; stops a run that has not ended."""
+        try:
+            self._turn.close()
+        finally:
+            self._chat.leave(has_run=self.has_begun)
+
+    def _next(self, until: float) -> Event | None:
+        try:
+            event = self._turn.next(until)
+        except errors.DifyError as exc:
+            if self._may_ask_anew and not self.has_begun and self._is_put_right(exc):
+                self._ask_anew()
+                return None
+            exc.repeatable = exc.repeatable and not self.has_begun
+            raise
+        if event is not None and not self._is_open:
+            self._is_open = True
+            self._chat.opened(self._turn.ids.conversation_id)
+        return event
+
+    def _ask(self) -> None:
+        caller, model, client = self._caller, self._model, self._parts.client
+        question = translate.to_question(
+            self.request,
+            self._dialogue,
+            model,
+            self._app,
+            Facts(caller.user, caller.role, caller.chat_id, self._dialogue.system),
+            self._conversation_id,
+            self._prepared,
+        )
+        stream = client.stream(model, question.path, question.body, caller.socket)
+        self._turn = Turn(client, model, self._app.mode, caller.user, stream)
+
+    def _ask_anew(self) -> None:
+        log.info("a question is asked anew model=%s", self._model.name)
+        self._may_ask_anew = False
+        self._turn.ended = True
+        self._turn.close()
+        self._ask()
+
+    def _is_put_right(self, exc: errors.DifyError) -> bool:
+        match exc:
+            case errors.ConversationUnknown():
+                return self._forget_conversation()
+            case errors.DifyMisconfigured():
+                return self._find_another_mode()
+            case errors.RejectedByDify() if "Invalid upload file" in exc.message:
+                return self._upload_again()
+        return False
+
+    def _forget_conversation(self) -> bool:
+        if not self._conversation_id or self.request.extras.conversation_id:
+            return False
+        self._chat.lost()
+        self._conversation_id = ""
+        return True
+
+    def _find_another_mode(self) -> bool:
+        if self._model.type:
+            return False
+        known, directory = self._app.mode, self._parts.directory
+        directory.forget(self._model)
+        self._app = directory.app(self._model)
+        return self._app.mode != known
+
+    def _upload_again(self) -> bool:
+        if not self._prepared.ids:
+            return False
+        self._parts.uploads.forget(self._model, self._caller.user, self._prepared.ids)
+        self._prepared = self._prepare()
+        return True
+
+    def _prepare(self) -> Prepared:
+        return self._parts.uploads.prepare(
+            self._model,
+            self._caller.user,
+            self._dialogue.attachments,
+            self._app.files,
+            self._app.speech_to_text,
+        )
+
+    def _new_chat(self) -> Chat:
+        caller, model = self._caller, self._model
+        is_kept = model.continuity != "always-new" and routes.remembers(self._app.mode)
+        return Chat(
+            self._parts.conversations,
+            self._parts.locks,
+            Owner(caller.name, model.name, caller.user),
+            caller.chat_id if is_kept else "",
+            self._dialogue.history,
+            finds_by_history=is_kept and model.continuity == "auto",
+        )
+
+    def _find_conversation(self) -> str:
+        if not routes.remembers(self._app.mode):
+            return ""
+        if explicit := self.request.extras.conversation_id:
+            self._chat.claim(explicit)
+            return explicit
+        socket = self._caller.socket
+        found = self._chat.find(
+            time.monotonic() + self._parts.client.read_timeout,
+            lambda: socket is not None and has_hung_up(socket),
+            self._is_alive,
+        )
+        if not found and not self._caller.chat_id and self._model.continuity == "off":
+            self._dialogue = replace(self._dialogue, history=())
+        return found
+
+    def _is_alive(self, conversation_id: str, last_used: int) -> bool:
+        """Whether Dify has the conversation of this user; asked only where a wrong guess is dear.
+
+        A chatflow of Dify 1.13 to 1.15 answers an unknown conversation with minutes of silence.
+        An entry of an earlier system may be of another user.
+        """
+        version = self._parts.client.version(self._model.base)
+        hangs = self._app.mode == "advanced-chat" and version in _VERSIONS_THAT_HANG
+        is_stale = self._parts.now() - last_used > STALE_SECONDS
+        if last_used and not (hangs and is_stale):
+            return True
+        params = {"conversation_id": conversation_id, "user": self._caller.user, "limit": 1}
+        try:
+            self._parts.client.call(self._model, "GET", "/messages", params=params)
+        except errors.ConversationUnknown:
+            return False
+        except errors.OpenDifyError:
+            return bool(last_used)
+        return True

@@ -1,0 +1,60 @@
+"""Names of files that are safe to pass on: to Dify, into a header, to a person. No I/O."""
+
+import re
+import unicodedata
+
+from opendify.files.media import dify_kind, extension_for
+
+MAX_NAME = 120
+
+# Dify refuses names with any of these ("Filename contains invalid characters", 1.13).
+_FORBIDDEN = re.compile(r'[:*?"<>|]')
+_EXTENSION = re.compile(r"(?=[0-9]*[a-z])[a-z0-9]{1,10}")
+
+
+def extension_of(name: str) -> str:
+    """The extension of a file name, in lower case without its dot; empty where it has none."""
+    stem, dot, extension = name.rpartition(".")
+    extension = extension.lower()
+    return extension if dot and stem and _EXTENSION.fullmatch(extension) else ""
+
+
+def clean_name(name: str) -> str:
+    """The last part of a path without what has no place in a file name; may be empty.
+
+    Control and format characters (line breaks, marks that turn the direction of text) are taken
+    out; the length is bounded, the extension kept.
+    """
+    name = " ".join(re.split(r"[/\\]", name)[-1].split())
+    name = "".join(char for char in name if unicodedata.category(char)[0] != "C")
+    name = _FORBIDDEN.sub("_", name).strip(". ")
+    extension = extension_of(name)
+    if len(name) <= MAX_NAME:
+        return name
+    if not extension:
+        return name[:MAX_NAME].rstrip(". ")
+    return f"{name[: MAX_NAME - len(extension) - 1].rstrip('. ')}.{extension}"
+
+
+def file_name(name: str, media_type: str) -> str:
+    """A clean name with an extension that fits the media type.
+
+    A caller's own name is kept; it loses its extension only where Dify would take the file for
+    another kind by it (``audio.mpeg`` would be a video).
+    """
+    name = clean_name(name)
+    extension = extension_of(name)
+    right = extension_for(media_type)
+    if not name:
+        return f"{_plain_stem(media_type)}.{right or 'bin'}"
+    if not extension:
+        return clean_name(f"{name}.{right or 'bin'}")
+    major = media_type.partition("/")[0]
+    if right and major in ("image", "audio", "video") and dify_kind(extension, "") != major:
+        return name if extension == right else f"{name[: -len(extension) - 1]}.{right}"
+    return name
+
+
+def _plain_stem(media_type: str) -> str:
+    major = media_type.partition("/")[0]
+    return major if major in ("image", "audio", "video") else "file"

@@ -1,0 +1,71 @@
+"""Answers that are worth keeping for a while, each asked for once. No I/O."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class _Entry:
+    expires: float
+    value: "Future[str]" = field(default_factory=Future)
+
+
+class Once:
+    """Strings by key, bounded in number and age; who asks for one that is being made waits for it.
+
+    ``clock`` gives seconds; the least recently used go first.
+    """
+
+    def __init__(self, most: int, seconds: float, clock: Callable[[], float]) -> None:
+        self._most = most
+        self._seconds = seconds
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], str]) -> str:
+        """What is kept for ``key``, else what ``make`` returns. What it raises is not kept."""
+        entry, is_new = self._entry(key)
+        if is_new:
+            return self._make(key, entry, make)
+        failed = entry.value.exception() is not None
+        return make() if failed else entry.value.result()
+
+    def forget(self, unwanted: Callable[[Hashable, str], bool]) -> None:
+        """Drops what ``unwanted`` says yes to, given key and value."""
+        with self._lock:
+            for key, entry in list(self._entries.items()):
+                if _is_made(entry) and unwanted(key, entry.value.result()):
+                    del self._entries[key]
+
+    def _entry(self, key: Hashable) -> tuple[_Entry, bool]:
+        now = self._clock()
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None and entry.expires > now:
+                self._entries.move_to_end(key)
+                return entry, False
+            entry = self._entries[key] = _Entry(now + self._seconds)
+            self._entries.move_to_end(key)
+            while len(self._entries) > self._most:
+                self._entries.popitem(last=False)
+            return entry, True
+
+    def _make(self, key: Hashable, entry: _Entry, make: Callable[[], str]) -> str:
+        try:
+            value = make()
+        except BaseException as exc:
+            with self._lock:
+                if self._entries.get(key) is entry:
+                    del self._entries[key]
+            entry.value.set_exception(exc)
+            raise
+        entry.value.set_result(value)
+        return value
+
+
+def _is_made(entry: _Entry) -> bool:
+    return entry.value.done() and entry.value.exception() is None

@@ -1,0 +1,202 @@
+"""Tells the reasoning in an answer's text from the answer, while it arrives. No I/O.
+
+Dify passes on what its model plugins write in front of the answer: ``<think>\\n...\\n</think>``
+since 1.0.0 (langgenius/dify#13392), a ``<details>`` block with the summary *Thinking...* in 0.15.
+What counts as such a tag, and what is done about it:
+
+* Only at the very start of a section, or right after another block of reasoning. White space may
+  stand before it and goes with it. Anywhere else a tag is text that somebody wrote about tags.
+* Letters in any case, and attributes, as Dify's own LLM node reads them
+  (``<think[^>]*>(.*?)</think>``, IGNORECASE); ``<thinking>`` too. As there, a block ends at the
+  first closing tag: what an inner ``<think>`` opens is not counted.
+* A block without an end (a stopped or failed run) is reasoning to the end of its section.
+* Taken out besides the tags: the line end right after the opening tag, the one right before the
+  closing tag, and the blank lines between the closing tag and the answer.
+* Put in: an empty line between two blocks, whose texts would run into each other.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum, auto
+
+# Bounds of what is held back for a tag that may still come. Longer white space, and a longer tag,
+# are text.
+_MARGIN = r"\s{0,64}"
+_GAP = r"\s{0,16}"
+_ATTRIBUTES = r"(?:[ \t][^<>\n]{0,200})?"
+
+# Tags as sequences of patterns, of which each may be the last that has arrived.
+_THINK = (*"<think", _ATTRIBUTES, ">")
+_THINKING = (*"<thinking", _ATTRIBUTES, ">")
+_SUMMARY = (*"<summary", _ATTRIBUTES, ">", _GAP, *"Thinking", r"[\s.…]{0,16}", *"</summary>")
+_DETAILS = (*"<details", _ATTRIBUTES, ">", _GAP, *_SUMMARY)
+
+_BETWEEN_BLOCKS = "\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of the text, never empty."""
+
+    text: str
+    is_reasoning: bool
+
+
+class ReasoningSplitter:
+    """Splits one answer, fed in any pieces; how it was cut does not show in what comes out.
+
+    Every method returns what is certain by then, in order, with neighbours of one kind joined.
+    Held back is only what may be part of a tag or of the white space that goes with one.
+    """
+
+    def __init__(self) -> None:
+        self._place = _Place.START
+        self._ending = _THINK_ENDING
+        self._held = ""
+        self._reasoned = False
+        self._separator = ""
+
+    def feed(self, text: str) -> list[Piece]:
+        """Takes the next text of the answer."""
+        if self._place is _Place.ANSWER:
+            return [Piece(text, False)] if text else []
+        self._held += text
+        pieces: list[Piece] = []
+        while self._held and self._advance(pieces):
+            pass
+        return pieces
+
+    def section(self) -> list[Piece]:
+        """A new part of the answer begins, of another node or another round: tags may come again.
+
+        Returns what was held back of the part before.
+        """
+        pieces: list[Piece] = []
+        if self._place in (_Place.OPENED, _Place.INSIDE):
+            self._add_reasoning(pieces, self._held)
+        else:
+            _add(pieces, self._held, False)
+        self._held = ""
+        self._place = _Place.START
+        return pieces
+
+    def close(self) -> list[Piece]:
+        """The answer is over: returns what was held back."""
+        return self.section()
+
+    def _advance(self, pieces: list[Piece]) -> bool:
+        """Goes one step through what is held; False if that needs more text, or the rest is out."""
+        match self._place:
+            case _Place.OPENED:
+                return self._skip_line_end()
+            case _Place.INSIDE:
+                return self._reason(pieces)
+            case _Place.CLOSED:
+                self._held = _BLANK_LINES.sub("", self._held)
+        return self._open(pieces)
+
+    def _open(self, pieces: list[Piece]) -> bool:
+        if opening := _OPENING.match(self._held):
+            self._held = self._held[opening.end() :]
+            self._ending = _DETAILS_ENDING if opening["details"] else _THINK_ENDING
+            self._separator = _BETWEEN_BLOCKS if self._reasoned else ""
+            self._place = _Place.OPENED
+            return True
+        if not _OPENING_BEGUN.fullmatch(self._held):
+            self._place = _Place.ANSWER
+            _add(pieces, self._held, False)
+            self._held = ""
+        return False
+
+    def _skip_line_end(self) -> bool:
+        if self._held == "\r":
+            return False
+        line_end = "\r\n" if self._held.startswith("\r\n") else "\n"
+        self._held = self._held.removeprefix(line_end)
+        self._place = _Place.INSIDE
+        return True
+
+    def _reason(self, pieces: list[Piece]) -> bool:
+        if closing := self._ending.whole.search(self._held):
+            self._add_reasoning(pieces, self._held[: closing.start()])
+            self._held = self._held[closing.end() :]
+            self._place = _Place.CLOSED
+            return True
+        certain = self._ending.certain(self._held)
+        self._add_reasoning(pieces, self._held[:certain])
+        self._held = self._held[certain:]
+        return False
+
+    def _add_reasoning(self, pieces: list[Piece], text: str) -> None:
+        if text:
+            _add(pieces, self._separator + text, True)
+            self._separator = ""
+            self._reasoned = True
+
+
+def split(text: str) -> tuple[str, str]:
+    """The answer and the reasoning in a whole text of one section."""
+    splitter = ReasoningSplitter()
+    pieces = splitter.feed(text) + splitter.close()
+    return _joined(pieces, is_reasoning=False), _joined(pieces, is_reasoning=True)
+
+
+class _Place(Enum):
+    START = auto()
+    OPENED = auto()
+    INSIDE = auto()
+    CLOSED = auto()
+    ANSWER = auto()
+
+
+class _Ending:
+    """How a block of reasoning ends; a line end may stand before its closing tags."""
+
+    def __init__(self, *tags: str) -> None:
+        sequences = [(*line_end, *tag) for tag in tags for line_end in ("\r\n", "\n", "")]
+        self.whole = re.compile(_any_of("".join(each) for each in sequences), re.IGNORECASE)
+        self._begun = re.compile(_begun(*sequences) + r"\Z", re.IGNORECASE)
+        self._longest = max(map(len, sequences)) - 1
+
+    def certain(self, text: str) -> int:
+        """The length of ``text`` without the ending that may have begun at its end."""
+        begun = self._begun.search(text, max(0, len(text) - self._longest))
+        return begun.start() if begun else len(text)
+
+
+def _any_of(patterns: Iterable[str]) -> str:
+    return f"(?:{'|'.join(patterns)})"
+
+
+def _begun(*sequences: tuple[str, ...]) -> str:
+    """A pattern for everything, down to nothing, that one of the sequences can begin with."""
+    nested = []
+    for sequence in sequences:
+        pattern = ""
+        for part in reversed(sequence):
+            pattern = f"(?:{part}{pattern})?"
+        nested.append(pattern)
+    return _any_of(nested)
+
+
+def _add(pieces: list[Piece], text: str, is_reasoning: bool) -> None:
+    if not text:
+        return
+    if pieces and pieces[-1].is_reasoning is is_reasoning:
+        text = pieces.pop().text + text
+    pieces.append(Piece(text, is_reasoning))
+
+
+def _joined(pieces: Iterable[Piece], *, is_reasoning: bool) -> str:
+    return "".join(piece.text for piece in pieces if piece.is_reasoning is is_reasoning)
+
+
+_THINK_ENDING = _Ending("</think>", "</thinking>")
+_DETAILS_ENDING = _Ending("</details>")
+_OPENING = re.compile(
+    f"{_MARGIN}(?:{''.join(_THINK)}|{''.join(_THINKING)}|(?P<details>{''.join(_DETAILS)}))",
+    re.IGNORECASE,
+)
+_OPENING_BEGUN = re.compile(_MARGIN + _begun(_THINK, _THINKING, _DETAILS), re.IGNORECASE)
+_BLANK_LINES = re.compile(r"\A(?:[^\S\n]{0,64}\n)+")

@@ -1,0 +1,430 @@
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opendify.config.environment import load_environment
+from opendify.config.models import SETTINGS, BadValue, Model, parse_base, parse_models
+from opendify.config.settings import SERVER_NUMBERS, ConfigError, Settings, load_settings
+from tests.service import ROOT, environment
+
+KEY = "app-AbCdEfGhIjKlMnOpQrStUvWx"
+BASE = "https://dify.example.com/v1"
+GOOD = {"DIFY_API_BASE": BASE, "MODEL_CONFIG": json.dumps({"tiny": KEY})}
+
+
+def problems(**variables: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_settings({**GOOD, **variables})
+    assert KEY not in str(caught.value)
+    return caught.value.problems
+
+
+def test_two_variables_are_enough() -> None:
+    assert load_settings(GOOD) == Settings(
+        models={"tiny": Model("tiny", KEY, BASE)},
+        data_folder="data",
+        read_timeout=35,
+        max_body_bytes=64 * 1024 * 1024,
+        mapping_max_age_days=0,
+        mapping_max_entries=100_000,
+        log_level="info",
+        log_file="",
+        server_host="0.0.0.0",
+        server_port=5000,
+    )
+
+
+VALUES = [
+    pytest.param({"DATA_DIR": "/var/lib/x"}, "data_folder", "/var/lib/x", id="DATA_DIR"),
+    pytest.param({"DIFY_READ_TIMEOUT": "60"}, "read_timeout", 60, id="DIFY_READ_TIMEOUT"),
+    pytest.param({"MAX_BODY_MB": "2"}, "max_body_bytes", 2 * 1024 * 1024, id="MAX_BODY_MB"),
+    pytest.param(
+        {"MAPPING_MAX_AGE_DAYS": "30"}, "mapping_max_age_days", 30, id="MAPPING_MAX_AGE_DAYS"
+    ),
+    pytest.param({"MAPPING_MAX_ENTRIES": "5"}, "mapping_max_entries", 5, id="MAPPING_MAX_ENTRIES"),
+    pytest.param({"LOG_LEVEL": "warning"}, "log_level", "warning", id="LOG_LEVEL"),
+    pytest.param({"LOG_LEVEL": "WARNING"}, "log_level", "warning", id="LOG_LEVEL in capitals"),
+    pytest.param({"ENVIRONMENT": "development"}, "log_level", "debug", id="development logs more"),
+    pytest.param(
+        {"ENVIRONMENT": "Development", "LOG_LEVEL": "error"},
+        "log_level",
+        "error",
+        id="development changes only the default",
+    ),
+    pytest.param({"ENVIRONMENT": "production"}, "log_level", "info", id="production"),
+    pytest.param({"LOG_FILE": "logs/x.log"}, "log_file", "logs/x.log", id="LOG_FILE"),
+    pytest.param({"SERVER_HOST": "127.0.0.1"}, "server_host", "127.0.0.1", id="SERVER_HOST"),
+    pytest.param({"SERVER_PORT": " 80 "}, "server_port", 80, id="SERVER_PORT with blanks"),
+    pytest.param({"SERVER_PORT": ""}, "server_port", 5000, id="an empty value is none"),
+]
+
+
+@pytest.mark.parametrize(("variables", "name", "value"), VALUES)
+def test_a_variable_is_read(variables: dict[str, str], name: str, value: Any) -> None:
+    assert getattr(load_settings({**GOOD, **variables}), name) == value
+
+
+NUMBERS = {
+    **SERVER_NUMBERS,
+    "DIFY_READ_TIMEOUT": (1, 3600),
+    "MAX_BODY_MB": (1, 1024),
+    "MAPPING_MAX_AGE_DAYS": (0, 36500),
+    "MAPPING_MAX_ENTRIES": (1, 10_000_000),
+}
+
+
+@pytest.mark.parametrize(("name", "limits"), NUMBERS.items(), ids=NUMBERS)
+def test_a_number_has_limits(name: str, limits: tuple[int, int]) -> None:
+    least, most = limits
+    for value in (least, most):
+        load_settings({**GOOD, name: str(value)})
+    for bad in (str(least - 1), str(most + 1), "many", "1.5", "-1", "1e3", "٣", "9" * 5000):
+        assert problems(**{name: bad}) == [f"{name} must be a whole number from {least} to {most}."]
+
+
+BAD = [
+    pytest.param("DIFY_API_BASE", "", "DIFY_API_BASE is not set", id="no base"),
+    pytest.param("DIFY_API_BASE", " ", "DIFY_API_BASE is not set", id="a blank base"),
+    pytest.param("DIFY_API_BASE", "dify.example.com", "DIFY_API_BASE must be", id="no scheme"),
+    pytest.param("DIFY_API_BASE", "ftp://x/v1", "DIFY_API_BASE must be", id="another scheme"),
+    pytest.param("DIFY_API_BASE", "http://", "DIFY_API_BASE must be", id="no host"),
+    pytest.param("DIFY_API_BASE", "http://x:y/v1", "DIFY_API_BASE must be", id="no port"),
+    pytest.param("DIFY_API_BASE", "http://x:70000", "DIFY_API_BASE must be", id="a large port"),
+    pytest.param("DIFY_API_BASE", "http://a b/v1", "DIFY_API_BASE must be", id="a blank"),
+    pytest.param(
+        "DIFY_API_BASE", "http://u:secret@x/v1", "DIFY_API_BASE must be a plain", id="a password"
+    ),
+    pytest.param("DIFY_API_BASE", "http://x/?a=b", "DIFY_API_BASE must be a plain", id="a query"),
+    pytest.param("DIFY_API_BASE", "http://x/#a", "DIFY_API_BASE must be a plain", id="a fragment"),
+    pytest.param("ENVIRONMENT", "staging", "ENVIRONMENT must be one of", id="ENVIRONMENT"),
+    pytest.param("LOG_LEVEL", "loud", "LOG_LEVEL must be one of", id="LOG_LEVEL"),
+    pytest.param("GUNICORN_RELOAD", "yes", "GUNICORN_RELOAD must be one of", id="GUNICORN_RELOAD"),
+    pytest.param("HTTP_PROXY", "ftp://x", "HTTP_PROXY must be the address", id="HTTP_PROXY"),
+    pytest.param("https_proxy", "http://", "https_proxy must be the address", id="lower case"),
+    pytest.param("ALL_PROXY", "socks4://x:1", "ALL_PROXY must be the address", id="SOCKS 4"),
+    pytest.param("ALL_PROXY", "http://x:port", "ALL_PROXY must be the address", id="no port"),
+    pytest.param("ALL_PROXY", "http://[::1", "ALL_PROXY must be the address", id="half a host"),
+    pytest.param("MODEL_CONFIG", "", "MODEL_CONFIG is not set", id="no models"),
+    pytest.param("MODEL_CONFIG", "{", "MODEL_CONFIG is not valid JSON", id="no JSON"),
+    pytest.param("MODEL_CONFIG", "{'a':'b'}", "MODEL_CONFIG is not valid JSON", id="Python"),
+    pytest.param("MODEL_CONFIG", "[" * 99_999, "MODEL_CONFIG is not valid JSON", id="nesting"),
+    pytest.param("MODEL_CONFIG", "[]", "MODEL_CONFIG must be a JSON object", id="an array"),
+    pytest.param("MODEL_CONFIG", "{}", "MODEL_CONFIG must be a JSON object", id="an empty object"),
+    pytest.param("MODEL_CONFIG", '"x"', "MODEL_CONFIG must be a JSON object", id="a string"),
+    pytest.param(
+        "MODEL_CONFIG", '{"a":"k","a":"l"}', "the name 'a' occurs twice", id="a name twice"
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "problem"), BAD)
+def test_a_bad_value_is_named_with_its_remedy(name: str, value: str, problem: str) -> None:
+    found = problems(**{name: value})
+    assert any(problem in line for line in found)
+    assert "secret" not in "".join(found)
+    assert all(line.startswith((name, "MODEL_CONFIG", "DIFY_API_BASE")) for line in found)
+
+
+MODELS = [
+    pytest.param("app-k", {"key": "app-k"}, id="a key"),
+    pytest.param({"key": "app-k"}, {"key": "app-k"}, id="an object"),
+    pytest.param(
+        {"key": "k", "base": "http://other/v1/"}, {"base": "http://other/v1"}, id="its own base"
+    ),
+    pytest.param({"key": "k", "inputs": {"a": [1]}}, {"inputs": {"a": [1]}}, id="inputs"),
+    pytest.param({"key": "k", "system": "input:rules"}, {"system": "input:rules"}, id="system"),
+    pytest.param({"key": "k", "history": "drop"}, {"history": "drop"}, id="history"),
+    pytest.param(
+        {
+            "key": "k",
+            "type": "advanced-chat",
+            "text_input": "q",
+            "output": "text",
+            "continuity": "off",
+            "tasks": "model:other",
+            "reasoning": "drop",
+            "agent_steps": "off",
+            "progress": "status",
+            "citations": "markdown",
+            "max_streams": 5,
+        },
+        {"key": "k"},
+        id="every name that is reserved",
+    ),
+]
+
+
+@pytest.mark.parametrize(("entry", "expected"), MODELS)
+def test_a_model_is_a_key_or_an_object(entry: Any, expected: dict[str, Any]) -> None:
+    found: list[str] = []
+    model = parse_models(json.dumps({"tiny": entry}), BASE, found)["tiny"]
+    assert found == []
+    assert model.name == "tiny"
+    for name, value in expected.items():
+        assert getattr(model, name) == value
+
+
+def test_a_model_name_may_hold_a_slash_and_any_script() -> None:
+    names = ["org/model", "模型 一", "a:b@c"]
+    assert list(parse_models(json.dumps(dict.fromkeys(names, KEY)), BASE, [])) == names
+
+
+BAD_MODELS = [
+    pytest.param({"": KEY}, "a model name is empty", id="an empty name"),
+    pytest.param({" a": KEY}, "a model name", id="a name with a blank before it"),
+    pytest.param({"a\nb": KEY}, "a model name", id="a name with a line break"),
+    pytest.param({"a": 5}, "model 'a' must have a key", id="a number"),
+    pytest.param({"a": None}, "model 'a' must have a key", id="null"),
+    pytest.param({"a": [KEY]}, "model 'a' must have a key", id="a list"),
+    pytest.param({"a": {}}, "model 'a' has no 'key'", id="no key"),
+    pytest.param({"a": ""}, "setting 'key' must be the API key", id="an empty key"),
+    pytest.param(
+        {"a": {"key": 5}}, "setting 'key' must be the API key", id="a key of another type"
+    ),
+    pytest.param({"a": f"{KEY} "}, "setting 'key' holds characters", id="a key with a blank"),
+    pytest.param({"a": f"{KEY}\n"}, "setting 'key' holds characters", id="a key with a line break"),
+    pytest.param({"a": f"{KEY}é"}, "setting 'key' holds characters", id="a key with an accent"),
+    pytest.param({"a": {"key": KEY, "kee": 1}}, "an unknown setting 'kee'", id="an unknown name"),
+    pytest.param({"a": {"key": KEY, "type": "bot"}}, "'type' must be one of", id="type"),
+    pytest.param({"a": {"key": KEY, "base": "x"}}, "'base' must be an address", id="base"),
+    pytest.param({"a": {"key": KEY, "base": 5}}, "'base' must be an address", id="base, a number"),
+    pytest.param({"a": {"key": KEY, "inputs": []}}, "'inputs' must be an object", id="inputs"),
+    pytest.param({"a": {"key": KEY, "system": "x"}}, "'system' must be one of", id="system"),
+    pytest.param({"a": {"key": KEY, "system": "input:"}}, "input:<name>", id="an input, no name"),
+    pytest.param({"a": {"key": KEY, "history": ["x"]}}, "'history' must be one of", id="history"),
+    pytest.param({"a": {"key": KEY, "tasks": "model:"}}, "model:<name>", id="tasks"),
+    pytest.param({"a": {"key": KEY, "max_streams": 0}}, "'max_streams' must be", id="max_streams"),
+    pytest.param({"a": {"key": KEY, "max_streams": True}}, "'max_streams' must be", id="true"),
+    pytest.param({"a": {"key": KEY, "output": ""}}, "'output' must be", id="output"),
+]
+
+
+@pytest.mark.parametrize(("models", "problem"), BAD_MODELS)
+def test_a_bad_model_is_named_with_what_is_wrong(models: dict[str, Any], problem: str) -> None:
+    (found,) = problems(MODEL_CONFIG=json.dumps(models))
+    assert found.startswith("MODEL_CONFIG: ")
+    assert problem in found
+
+
+def test_the_settings_of_a_model_are_those_of_the_product() -> None:
+    assert list(SETTINGS) == [
+        "key",
+        "base",
+        "type",
+        "inputs",
+        "text_input",
+        "output",
+        "system",
+        "history",
+        "continuity",
+        "tasks",
+        "reasoning",
+        "agent_steps",
+        "progress",
+        "citations",
+        "max_streams",
+    ]
+
+
+def test_no_common_base_is_needed_where_every_model_has_its_own() -> None:
+    own = {"a": {"key": KEY, "base": "http://x/v1"}}
+    models = load_settings({"MODEL_CONFIG": json.dumps(own)}).models
+    assert models["a"].base == "http://x/v1"
+    found = problems(DIFY_API_BASE="", MODEL_CONFIG=json.dumps({**own, "b": KEY}))
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "base"),
+    [
+        ("http://x", "http://x"),
+        ("http://x/v1/", "http://x/v1"),
+        ("https://x.example:8443/a/v1", "https://x.example:8443/a/v1"),
+        ("http://[::1]:5001/v1", "http://[::1]:5001/v1"),
+        ("HTTP://X/v1", "HTTP://X/v1"),
+    ],
+)
+def test_an_address_loses_its_last_slash_and_nothing_else(url: str, base: str) -> None:
+    assert parse_base(url) == base
+
+
+@given(url=st.text() | st.text(alphabet="htps:/@[]?#x1.").map("http://".__add__))
+def test_any_text_is_an_address_or_a_bad_value(url: str) -> None:
+    try:
+        assert parse_base(url).startswith(("http", "HTTP"))
+    except BadValue as exc:
+        assert str(exc).startswith("must be")
+
+
+def test_all_problems_are_told_at_once() -> None:
+    bad = {
+        "DIFY_API_BASE": "dify.example.com",
+        "MODEL_CONFIG": json.dumps({"a": 5, "b": {"key": KEY, "kee": 1}, "c": KEY}),
+        "SERVER_PORT": "http",
+        "GUNICORN_WORKERS": "many",
+        "GUNICORN_RELOAD": "maybe",
+        "ENVIRONMENT": "test",
+        "LOG_LEVEL": "loud",
+        "MAX_BODY_MB": "0",
+        "ALL_PROXY": "proxy://user:secret@x",
+    }
+    found = problems(**bad)
+    for name in bad:
+        assert any(line.startswith(name) for line in found)
+    assert sum(line.startswith("MODEL_CONFIG") for line in found) == 2
+    assert len(set(found)) == len(found) == len(bad) + 1
+    assert "secret" not in "".join(found)
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.just(KEY) | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from([*SETTINGS, "a", "b"]), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+
+
+@given(config=JSON_VALUES)
+def test_no_problem_ever_shows_a_value_that_may_be_a_key(config: Any) -> None:
+    environ = {**GOOD, "MODEL_CONFIG": json.dumps(config)}
+    try:
+        settings = load_settings(environ)
+    except ConfigError as exc:
+        assert KEY not in str(exc) + repr(exc)
+    else:
+        assert KEY not in repr(settings)
+
+
+def test_a_model_config_cut_anywhere_shows_no_part_of_its_key() -> None:
+    whole = json.dumps({"tiny": {"key": KEY, "base": BASE}, "other": KEY})
+    for position in range(1, len(whole)):
+        found = problems(MODEL_CONFIG=whole[:position])
+        assert "app-" not in "".join(found).replace("app-...", "")
+
+
+def loaded(folder: Path, monkeypatch: pytest.MonkeyPatch, **environ: str) -> dict[str, str]:
+    monkeypatch.chdir(folder)
+    load_environment(environ)
+    return environ
+
+
+DOTENV = [
+    pytest.param("A=1", {"A": "1"}, id="plain"),
+    pytest.param('A="1"', {"A": "1"}, id="double quotes"),
+    pytest.param('A=\'{"m":"k"}\'', {"A": '{"m":"k"}'}, id="JSON in single quotes"),
+    pytest.param('A={"m":"k"}', {"A": '{"m":"k"}'}, id="JSON bare"),
+    pytest.param("export A=1", {"A": "1"}, id="export"),
+    pytest.param("# A=1", {}, id="a comment"),
+    pytest.param("A", {}, id="a name alone"),
+    pytest.param("A=", {"A": ""}, id="an empty value"),
+    pytest.param("A='$HOME ${B}'", {"A": "$HOME ${B}"}, id="nothing is filled in"),
+    pytest.param("A=你好", {"A": "你好"}, id="any script"),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), DOTENV)
+def test_dotenv_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, expected: dict[str, str]
+) -> None:
+    (tmp_path / ".env").write_text(text)
+    assert loaded(tmp_path, monkeypatch) == expected
+
+
+def test_the_environment_wins_over_dotenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_text("A=file\nB=file")
+    assert loaded(tmp_path, monkeypatch, A="set") == {"A": "set", "B": "file"}
+
+
+def test_dotenv_need_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert loaded(tmp_path, monkeypatch, A="set") == {"A": "set"}
+
+
+QUOTED = [
+    pytest.param('"x"', "x", id="double"),
+    pytest.param("'x'", "x", id="single"),
+    pytest.param("""'{"m":"k"}'""", '{"m":"k"}', id="JSON in single quotes"),
+    pytest.param("""'"x"'""", '"x"', id="only one pair"),
+    pytest.param('"x', '"x', id="only at the start"),
+    pytest.param("\"x'", "\"x'", id="two kinds"),
+    pytest.param('"', '"', id="a quote alone"),
+    pytest.param('""', "", id="a pair and nothing in it"),
+    pytest.param('{"m":"k"}', '{"m":"k"}', id="JSON"),
+]
+
+
+@pytest.mark.parametrize(("value", "expected"), QUOTED)
+def test_the_quotes_that_docker_leaves_on_are_taken_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str, expected: str
+) -> None:
+    assert loaded(tmp_path, monkeypatch, A=value) == {"A": expected}
+
+
+def said(folder: Path, variables: Mapping[str, str]) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "opendify.config"],
+        cwd=folder,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == ""
+    return done.returncode, done.stderr
+
+
+def test_the_check_before_the_start_names_all_that_is_missing(tmp_path: Path) -> None:
+    code, text = said(tmp_path, {"SERVER_PORT": "x", "MODEL_CONFIG": f'{{"a":"{KEY}"'})
+    assert code == 78
+    for name in ("MODEL_CONFIG", "DIFY_API_BASE", "SERVER_PORT", ".env.example"):
+        assert name in text
+    assert KEY not in text
+
+
+def test_the_check_before_the_start_is_silent_when_all_is_well(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("".join(f"{name}='{value}'\n" for name, value in GOOD.items()))
+    assert said(tmp_path, {}) == (0, "")
+
+
+class Recorder(dict[str, str]):
+    """An environment that notes which variables are asked for."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.asked: set[str] = set()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.asked.add(name)
+        return super().get(name, default)
+
+
+def named_in_the_example() -> set[str]:
+    text = (ROOT / ".env.example").read_text()
+    return set(re.findall(r"^#?([A-Z][A-Z_]+)=", text, re.MULTILINE))
+
+
+def test_the_example_names_every_variable_that_is_read_and_no_other() -> None:
+    environ = Recorder(GOOD)
+    load_settings(environ)
+    asked = {name for name in environ.asked if name.isupper()}
+    assert asked | {"NO_PROXY"} == named_in_the_example()
+
+
+def test_the_example_is_a_configuration_that_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / ".env.example").read_text()
+    (tmp_path / ".env").write_text(text)
+    load_settings(loaded(tmp_path, monkeypatch))
+    (tmp_path / ".env").write_text(re.sub(r"^#([A-Z][A-Z_]+=)", r"\1", text, flags=re.MULTILINE))
+    load_settings(loaded(tmp_path, monkeypatch))

@@ -1,0 +1,608 @@
+"""The demo Dify says what the real one was recorded to say, in the same order and fields."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from demo.server import DemoServer
+from demo.state import Pace
+
+ROOT = Path(__file__).parent.parent
+RECORDINGS = ROOT / "tests" / "data" / "dify" / "1.13.2"
+AT_ONCE = Pace(token=0, silence=0.3, ping=0.1, linger=0)
+KEYS = {
+    "chat": "app-demo-chat",
+    "agent-chat": "app-demo-agent",
+    "advanced-chat": "app-demo-chatflow",
+    "completion": "app-demo-completion",
+    "workflow": "app-demo-workflow",
+}
+ROUTES = {"completion": "/completion-messages", "workflow": "/workflows/run"}
+STOPS = {"completion": "/completion-messages", "workflow": "/workflows/tasks"}
+TEXT = ("message", "agent_message", "text_chunk")
+OPEN = ("inputs", "outputs", "process_data", "tool_labels")  # maps whose names are the app's
+PNG = b"\x89PNG\r\n\x1a\n" + b"\r\n--not a boundary\r\n" + bytes(range(256))
+Event = dict[str, Any]
+
+
+class Client:
+    """One app of a running demo, asked as one user."""
+
+    def __init__(self, base: str, app: str, user: str = "u1") -> None:
+        self.app, self.user = app, user
+        headers = {"Authorization": f"Bearer {KEYS[app]}"}
+        self.http = httpx.Client(base_url=base, headers=headers, trust_env=False, timeout=20)
+
+    def body(self, query: str, **more: Any) -> Event:
+        asked = (
+            {"inputs": {"query": query}} if self.app in ROUTES else {"inputs": {}, "query": query}
+        )
+        return {**asked, "response_mode": "streaming", "user": self.user, **more}
+
+    @property
+    def route(self) -> str:
+        return ROUTES.get(self.app, "/chat-messages")
+
+    def stream(self, query: str, **more: Any) -> list[Event]:
+        answer = self.http.post(self.route, json=self.body(query, **more))
+        assert answer.status_code == 200, answer.text
+        return parse(answer.text)
+
+    def blocking(self, query: str, **more: Any) -> httpx.Response:
+        return self.http.post(self.route, json=self.body(query, response_mode="blocking", **more))
+
+    def upload(self, name: str, content: bytes, kind: str) -> httpx.Response:
+        files = {"file": (name, content, kind)}
+        return self.http.post("/files/upload", files=files, data={"user": self.user})
+
+
+@contextmanager
+def serving(pace: Pace) -> Iterator[DemoServer]:
+    server = DemoServer(pace=pace)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture(scope="module")
+def base() -> Iterator[str]:
+    with serving(AT_ONCE) as server:
+        yield server.base
+
+
+@pytest.fixture
+def client(base: str) -> Iterator[Callable[..., Client]]:
+    made: list[Client] = []
+
+    def make(app: str, user: str = "u1") -> Client:
+        made.append(Client(base, app, user))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.http.close()
+
+
+def recording(app: str, case: str) -> Any:
+    return json.loads((RECORDINGS / app / f"{case}.json").read_text())
+
+
+def parse(text: str) -> list[Event]:
+    """The events of a body, which must be framed exactly as Dify frames them."""
+    assert text.endswith("\n\n")
+    frames = text.removesuffix("\n\n").split("\n\n")
+    return [
+        {"event": "ping"} if frame == "event: ping" else json.loads(frame.removeprefix("data: "))
+        for frame in frames
+    ]
+
+
+def collapsed(events: list[Event]) -> list[Event]:
+    """The events with each run of text as its first piece."""
+    kept: list[Event] = []
+    for event in events:
+        if not (kept and event["event"] in TEXT and kept[-1]["event"] == event["event"]):
+            kept.append(event)
+    return kept
+
+
+def shape(value: Any) -> Any:
+    """Names in their order and kinds of value, without the values."""
+    if isinstance(value, dict):
+        return [(key, "open" if key in OPEN else shape(inner)) for key, inner in value.items()]
+    if isinstance(value, list):
+        return ["list", *(shape(item) for item in value[:1])]
+    return "number" if type(value) in (int, float) else type(value).__name__
+
+
+def said(events: list[Event]) -> str:
+    return "".join(
+        event["data"]["text"] if event["event"] == "text_chunk" else event.get("answer", "")
+        for event in events
+    )
+
+
+STREAMS = [
+    ("chat", "stream_first", "Say hello"),
+    ("chat", "think_stream", "/think"),
+    ("chat", "llm_fail_mid_stream", "/error"),
+    ("agent-chat", "stream_tool_call", "what time is it?"),
+    ("advanced-chat", "stream_first", "Say hello"),
+    ("advanced-chat", "llm_fail_mid_stream", "/error"),
+    ("completion", "stream_first", "Say hello"),
+    ("completion", "llm_fail_mid_stream", "/error"),
+    ("workflow", "stream_first", "Say hello"),
+    ("workflow", "llm_fail_mid_stream", "/error"),
+]
+
+
+@pytest.mark.parametrize(("app", "case", "query"), STREAMS, ids=lambda value: value)
+def test_a_stream_has_the_events_and_fields_of_the_recording(
+    client: Callable[..., Client], app: str, case: str, query: str
+) -> None:
+    ours = collapsed(client(app).stream(query))
+    theirs = collapsed(parse(recording(app, case)["response"]["body"]))
+    assert [event["event"] for event in ours] == [event["event"] for event in theirs]
+    for mine, real in zip(ours, theirs, strict=True):
+        assert shape(mine) == shape(real)
+
+
+def test_a_failing_agent_ends_with_the_recorded_error_event(client: Callable[..., Client]) -> None:
+    theirs = parse(recording("agent-chat", "llm_fail_mid_stream")["response"]["body"])
+    assert shape(client("agent-chat").stream("/error")[-1]) == shape(theirs[-1])
+
+
+@pytest.mark.parametrize("app", ["chat", "completion"])
+def test_the_files_of_the_user_are_listed_at_the_end_of_a_basic_app(
+    client: Callable[..., Client], app: str
+) -> None:
+    one = client(app)
+    uploaded = one.upload("red.png", PNG, "image/png").json()["id"]
+    reference = {"type": "image", "transfer_method": "local_file", "upload_file_id": uploaded}
+    ours = one.stream("see", files=[reference])
+    theirs = parse(recording(app, "file_local_image_stream")["response"]["body"])
+    assert shape(ours[-1]) == shape(theirs[-1])
+
+
+def test_the_inputs_of_a_flow_show_its_files(client: Callable[..., Client]) -> None:
+    one = client("workflow")
+    uploaded = one.upload("red.png", PNG, "image/png").json()["id"]
+    reference = {"type": "image", "transfer_method": "local_file", "upload_file_id": uploaded}
+    ours = one.stream("see", files=[reference])[1]["data"]["inputs"]
+    recorded = recording("workflow", "file_local_image_stream")["response"]["body"]
+    theirs = parse(recorded)[1]["data"]["inputs"]
+    assert list(ours) == list(theirs)
+    assert shape(ours["sys.files"]) == shape(theirs["sys.files"])
+
+
+@pytest.mark.parametrize("app", ["chat", "advanced-chat", "completion", "workflow"])
+def test_a_blocking_answer_has_the_fields_and_spacing_of_the_recording(
+    client: Callable[..., Client], app: str
+) -> None:
+    theirs = recording(app, "block_first")["response"]
+    ours = client(app).blocking("Say hello")
+    assert ours.headers["Content-Type"] == theirs["headers"]["Content-Type"]
+    assert shape(ours.json()) == shape(json.loads(theirs["body"]))
+    assert ours.text == json.dumps(ours.json())
+
+
+@pytest.mark.parametrize("app", ["chat", "advanced-chat", "completion", "workflow"])
+def test_a_blocking_failure_is_refused_as_recorded(client: Callable[..., Client], app: str) -> None:
+    theirs = recording(app, "llm_fail_mid_block")["response"]
+    ours = client(app).blocking("/error")
+    assert ours.status_code == theirs["status"]
+    assert shape(ours.json()) == shape(json.loads(theirs["body"]))
+    assert ours.json().get("code") == json.loads(theirs["body"]).get("code")
+
+
+UNKNOWN = "11111111-2222-4333-8444-555555555555"
+IMAGE = {"type": "image", "transfer_method": "local_file", "upload_file_id": UNKNOWN}
+CHAT = {"inputs": {}, "query": "hi", "user": "u1", "response_mode": "streaming"}
+SHOWN = f"/messages?user=u1&conversation_id={UNKNOWN}"
+EXACT: list[tuple[str, str, str, Event | None]] = [
+    ("chat/missing_user", "POST", "/chat-messages", {"inputs": {}, "query": "hi"}),
+    ("chat/on_completion_endpoint", "POST", "/completion-messages", CHAT),
+    ("chat/on_workflow_endpoint", "POST", "/workflows/run", CHAT),
+    ("chat/stream_conv_unknown", "POST", "/chat-messages", {**CHAT, "conversation_id": UNKNOWN}),
+    ("chat/file_unknown_id", "POST", "/chat-messages", {**CHAT, "files": [IMAGE]}),
+    ("chat/file_too_many", "POST", "/chat-messages", {**CHAT, "files": [IMAGE] * 4}),
+    ("chat/conversation_delete_unknown", "DELETE", f"/conversations/{UNKNOWN}", {"user": "u1"}),
+    ("chat/messages_unknown_conv", "GET", SHOWN, None),
+    ("chat/meta", "GET", "/meta?user=u1", None),
+    ("chat/stop_task", "POST", f"/chat-messages/{UNKNOWN}/stop", {"user": "u1"}),
+    ("agent-chat/block_first", "POST", "/chat-messages", {**CHAT, "response_mode": "blocking"}),
+    ("advanced-chat/suggested", "GET", f"/messages/{UNKNOWN}/suggested?user=u1", None),
+    (
+        "advanced-chat/block_conv_unknown",
+        "POST",
+        "/chat-messages",
+        {**CHAT, "conversation_id": UNKNOWN, "response_mode": "blocking"},
+    ),
+    ("completion/on_chat_messages", "POST", "/chat-messages", CHAT),
+    ("completion/empty_inputs", "POST", "/completion-messages", {"inputs": {}, "user": "u1"}),
+    ("completion/conversations", "GET", "/conversations?user=u1", None),
+    ("workflow/on_chat_messages", "POST", "/chat-messages", CHAT),
+    ("workflow/on_completion_messages", "POST", "/completion-messages", CHAT),
+    ("workflow/missing_user", "POST", "/workflows/run", {"inputs": {"query": "hi"}}),
+    ("workflow/stop_task", "POST", f"/workflows/tasks/{UNKNOWN}/stop", {"user": "u1"}),
+]
+
+
+@pytest.mark.parametrize(("case", "method", "path", "body"), EXACT, ids=[row[0] for row in EXACT])
+def test_an_answer_is_the_recorded_one_to_the_letter(
+    client: Callable[..., Client], case: str, method: str, path: str, body: Event | None
+) -> None:
+    app, _, name = case.partition("/")
+    theirs = recording(app, name)["response"]
+    ours = client(app).http.request(method, path, json=body)
+    assert (ours.status_code, ours.text) == (theirs["status"], theirs["body"])
+    for header, value in theirs["headers"].items():
+        assert ours.headers[header] == value
+
+
+@pytest.mark.parametrize(
+    ("header", "case"),
+    [({"Authorization": "Bearer app-other"}, "wrong_key"), ({}, "no_auth_header")],
+    ids=["wrong", "none"],
+)
+def test_a_request_without_a_demo_key_is_refused_as_recorded(
+    base: str, header: dict[str, str], case: str
+) -> None:
+    theirs = recording("chat", case)["response"]
+    ours = httpx.get(f"{base}/info", headers=header, trust_env=False)
+    assert (ours.status_code, ours.text) == (theirs["status"], theirs["body"])
+    assert ours.headers["WWW-Authenticate"] == theirs["headers"]["WWW-Authenticate"]
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"query": "hi", "user": "u1"}, "inputs"),
+        ({"inputs": {}, "user": "u1"}, "query"),
+        ({"inputs": [], "query": "hi", "user": "u1"}, "inputs"),
+        ({"inputs": {}, "query": "hi", "user": "u1", "conversation_id": "mine"}, "conversation_id"),
+        ({"inputs": {}, "query": "hi", "user": "u1", "files": ["x"]}, "valid dictionary"),
+        ({"inputs": {}, "query": "hi", "user": "u1", "response_mode": "later"}, "response_mode"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_wrong_body_is_refused(client: Callable[..., Client], body: Event, field: str) -> None:
+    ours = client("chat").http.post("/chat-messages", json=body)
+    assert (ours.status_code, ours.json()["code"]) == (400, "invalid_param")
+    assert field in ours.json()["message"]
+
+
+@pytest.mark.parametrize("app", list(KEYS))
+def test_info_and_parameters_have_the_recorded_fields(
+    client: Callable[..., Client], app: str
+) -> None:
+    info = client(app).http.get("/info").json()
+    real = json.loads(recording(app, "info")["response"]["body"])
+    assert (shape(info), info["mode"]) == (shape(real), real["mode"])
+    ours = client(app).http.get("/parameters").json()
+    theirs = json.loads(recording(app, "parameters")["response"]["body"])
+    assert set(ours) == set(theirs)
+    assert set(ours["file_upload"]) == set(theirs["file_upload"])
+    assert set(ours["sensitive_word_avoidance"]) == set(theirs["sensitive_word_avoidance"])
+    assert ours["system_parameters"] == theirs["system_parameters"]
+    assert ours["file_upload"]["allowed_file_types"] == ["image", "document", "audio", "video"]
+
+
+def test_an_answer_comes_in_one_chunk_an_event(base: str) -> None:
+    port = int(base.rpartition(":")[2].removesuffix("/v1"))
+    body = json.dumps({"inputs": {}, "query": "hi", "response_mode": "streaming", "user": "u1"})
+    head = f"POST /v1/chat-messages HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        key = "Authorization: Bearer app-demo-chatflow\r\nConnection: close\r\n\r\n"
+        connection.sendall((head + key + body).encode())
+        raw = b"".join(iter(lambda: connection.recv(65536), b""))
+    headers, _, chunks = raw.partition(b"\r\n\r\n")
+    assert b"Transfer-Encoding: chunked" in headers
+    assert b"X-Version: 1.13.2" in headers
+    count = 0
+    while True:
+        size, _, chunks = chunks.partition(b"\r\n")
+        chunk, chunks = chunks[: int(size, 16)], chunks[int(size, 16) + 2 :]
+        if not chunk:
+            break
+        assert chunk.endswith(b"\n\n")
+        assert chunk.count(b"\n\n") == 1
+        count += 1
+    assert count > 10
+
+
+@pytest.mark.parametrize("app", ["chat", "agent-chat", "advanced-chat"])
+def test_a_conversation_is_remembered(client: Callable[..., Client], app: str) -> None:
+    one = client(app)
+    first = one.stream("My name is Ada")
+    conversation = first[-1]["conversation_id"]
+    second = said(one.stream("And now?", conversation_id=conversation))
+    assert "turn 1" in said(first)
+    assert "turn 2" in second
+    assert 'began with: "My name is Ada"' in second
+
+
+def test_a_conversation_is_not_shown_to_others(client: Callable[..., Client]) -> None:
+    conversation = client("chat").stream("mine")[-1]["conversation_id"]
+    for other in (client("chat", "u2"), client("agent-chat")):
+        body = other.body("hi", conversation_id=conversation)
+        assert other.http.post("/chat-messages", json=body).status_code == 404
+
+
+def test_a_conversation_is_listed_renamed_and_deleted(client: Callable[..., Client]) -> None:
+    one = client("chat", "lister")
+    events = one.stream("First")
+    one.stream("Second", conversation_id=events[-1]["conversation_id"])
+    other = one.stream("Another")[-1]["conversation_id"]
+    wanted = events[-1]["conversation_id"]
+    query = {"user": "lister", "conversation_id": wanted}
+
+    messages = one.http.get("/messages", params=query).json()
+    recorded = json.loads(recording("chat", "messages")["response"]["body"])
+    assert shape(messages) == shape(recorded)
+    assert [item["query"] for item in messages["data"]] == ["First", "Second"]
+    assert messages["data"][0]["answer"] == said(events)
+    newest = one.http.get("/messages", params={**query, "limit": 1}).json()
+    assert ([item["query"] for item in newest["data"]], newest["has_more"]) == (["Second"], True)
+    before = {**query, "first_id": messages["data"][1]["id"]}
+    assert [m["query"] for m in one.http.get("/messages", params=before).json()["data"]] == [
+        "First"
+    ]
+
+    renamed = one.http.post(f"/conversations/{wanted}/name", json={"name": "N", "user": "lister"})
+    assert shape(renamed.json()) == shape(
+        json.loads(recording("chat", "rename")["response"]["body"])
+    )
+    listed = one.http.get("/conversations", params={"user": "lister", "limit": 20}).json()
+    assert shape(listed) == shape(
+        json.loads(recording("chat", "conversations")["response"]["body"])
+    )
+    assert {item["id"]: item["name"] for item in listed["data"]} == {wanted: "N", other: "Another"}
+
+    gone = one.http.request("DELETE", f"/conversations/{wanted}", json={"user": "lister"})
+    assert (gone.status_code, gone.content) == (204, b"")
+    assert one.http.get("/messages", params=query).status_code == 404
+
+
+def test_an_upload_is_described_as_recorded(client: Callable[..., Client]) -> None:
+    ours = client("chat").upload("red.png", PNG, "image/png")
+    theirs = recording("chat", "upload_png")["response"]
+    assert ours.status_code == theirs["status"]
+    assert shape(ours.json()) == shape(json.loads(theirs["body"]))
+    assert (ours.json()["size"], ours.json()["extension"]) == (len(PNG), "png")
+
+
+def test_a_picture_that_is_too_large_is_refused_as_recorded(client: Callable[..., Client]) -> None:
+    theirs = recording("chat", "upload_too_large_image")["response"]
+    ours = client("chat").upload("a.png", bytes(10 * 2**20 + 1), "image/png")
+    assert (ours.status_code, ours.text) == (theirs["status"], theirs["body"])
+
+
+@pytest.mark.parametrize("app", list(KEYS))
+def test_every_file_is_named_once_with_type_and_size(
+    client: Callable[..., Client], app: str
+) -> None:
+    one = client(app)
+    sent = [
+        ("猫.png", PNG, "image/png", "image"),
+        ("report.pdf", b"%PDF-1.7", "application/pdf", "document"),
+        ("voice.mp3", b"ID3", "audio/mpeg", "audio"),
+    ]
+    references = []
+    for name, content, mime_type, kind in sent:
+        uploaded = one.upload(name, content, mime_type).json()["id"]
+        reference = {"type": kind, "transfer_method": "local_file", "upload_file_id": uploaded}
+        references.append(reference)
+    remote = {"type": "image", "transfer_method": "remote_url", "url": "https://x.example/a/b.png"}
+    answer = said(one.stream("look", files=[*references, remote]))
+    assert "Files received: 4" in answer
+    for name, content, mime_type, kind in sent:
+        assert answer.count(f"{name}: {kind}, {mime_type}, {len(content)} bytes") == 1
+    assert answer.count("b.png: image, image/png, not fetched: https://x.example/a/b.png") == 1
+
+
+def test_a_workflow_takes_files_among_its_inputs(client: Callable[..., Client]) -> None:
+    one = client("workflow")
+    uploaded = one.upload("a.txt", b"hello", "text/plain").json()["id"]
+    file = {"type": "document", "transfer_method": "local_file", "upload_file_id": uploaded}
+    answer = said(one.stream("", inputs={"query": "read", "attachments": [file]}))
+    assert "a.txt: document, text/plain, 5 bytes" in answer
+
+
+def test_the_inputs_of_a_form_are_said_back_and_others_dropped(
+    client: Callable[..., Client],
+) -> None:
+    answer = said(client("advanced-chat").stream("hi", inputs={"city": "Paris", "other": "x"}))
+    assert "Inputs: city=Paris" in answer
+    assert "other" not in answer
+
+
+def picture_addresses(app: str, events: list[Event]) -> list[str]:
+    if app in ("chat", "agent-chat", "completion"):
+        return [event["url"] for event in events if "url" in event]
+    return [file["url"] for file in events[-1]["data"]["files"]]
+
+
+@pytest.mark.parametrize("app", list(KEYS))
+def test_a_generated_picture_can_be_fetched_by_its_signed_address(
+    client: Callable[..., Client], base: str, app: str
+) -> None:
+    (address,) = picture_addresses(app, client(app).stream("/image"))
+    origin = base.removesuffix("/v1")
+    fetched = httpx.get(origin + address, trust_env=False)
+    assert (fetched.status_code, fetched.headers["Content-Type"]) == (200, "image/png")
+    assert fetched.content.startswith(b"\x89PNG")
+    assert httpx.get(f"{origin}{address}x", trust_env=False).status_code == 403
+    assert httpx.get(origin + address.partition("?")[0], trust_env=False).status_code == 403
+
+
+@pytest.mark.parametrize("app", ["chat", "agent-chat", "advanced-chat", "completion"])
+def test_sources_come_with_the_end_of_the_message(client: Callable[..., Client], app: str) -> None:
+    events = client(app).stream("prove it /sources")
+    (end,) = [event for event in events if event["event"] == "message_end"]
+    found = end["metadata"]["retriever_resources"]
+    assert [source["document_name"] for source in found] == ["Handbook.md", "Notes.txt"]
+
+
+def test_a_magic_word_in_an_earlier_line_does_nothing(client: Callable[..., Client]) -> None:
+    events = client("chat").stream("Assistant: try /error or /image\nUser: hello")
+    assert events[-1]["event"] == "message_end"
+    assert not [event for event in events if "url" in event]
+
+
+@pytest.mark.parametrize("app", list(KEYS))
+def test_a_silence_is_filled_with_pings(client: Callable[..., Client], app: str) -> None:
+    names = [event["event"] for event in client(app).stream("/slow")]
+    first_word = next(number for number, name in enumerate(names) if name in TEXT)
+    assert names[1:first_word].count("ping") >= 2 or names[:first_word].count("ping") >= 2
+
+
+@pytest.mark.parametrize("app", list(KEYS))
+def test_a_stopped_stream_ends_as_recorded(app: str) -> None:
+    with serving(Pace(token=0.05, silence=60, ping=10, linger=0)) as server:
+        one = Client(server.base, app)
+        events: list[Event] = []
+        with one.http.stream("POST", one.route, json=one.body("hi")) as answer:
+            for line in answer.iter_lines():
+                if line.startswith("data: "):
+                    events.append(json.loads(line.removeprefix("data: ")))
+                if [event["event"] in TEXT for event in events].count(True) == 2:
+                    stop(one, events[-1]["task_id"])
+        one.http.close()
+    theirs = parse(recording(app, "stopped_stream")["response"]["body"])
+    expected = [event for event in collapsed(theirs) if event["event"] != "ping"]
+    assert [shape(event) for event in collapsed(events)] == [shape(event) for event in expected]
+
+
+def stop(one: Client, task_id: str) -> None:
+    route = STOPS.get(one.app, "/chat-messages")
+    answer = one.http.post(f"{route}/{task_id}/stop", json={"user": one.user})
+    assert answer.json() == {"result": "success"}
+
+
+def test_another_user_cannot_stop_a_chat() -> None:
+    with serving(Pace(token=0.01, silence=60, ping=10, linger=0)) as server:
+        one, other = Client(server.base, "chat"), Client(server.base, "chat", "u2")
+        with one.http.stream("POST", one.route, json=one.body("hi")) as answer:
+            lines = answer.iter_lines()
+            stop(other, json.loads(next(lines).removeprefix("data: "))["task_id"])
+            events = parse("\n".join(["", *lines, "", ""]).lstrip())
+        one.http.close()
+        other.http.close()
+    assert events[-1]["metadata"]["usage"]["total_tokens"] > 0
+
+
+def test_an_answer_whose_caller_left_is_finished_without_a_text() -> None:
+    with serving(Pace(token=0.02, silence=60, ping=10, linger=0)) as server:
+        one = Client(server.base, "chat")
+        with one.http.stream("POST", one.route, json=one.body("hi")) as answer:
+            first = json.loads(next(answer.iter_lines()).removeprefix("data: "))
+        deadline = time.monotonic() + 20
+        while server.memory.tasks and time.monotonic() < deadline:
+            time.sleep(0.05)
+        query = {"user": "u1", "conversation_id": first["conversation_id"]}
+        (turn,) = one.http.get("/messages", params=query).json()["data"]
+        one.http.close()
+    assert not server.memory.tasks
+    assert turn["answer"] == ""
+
+
+def test_speech_is_heard_by_the_chat_app_only(client: Callable[..., Client]) -> None:
+    def hear(app: str, mime_type: str) -> httpx.Response:
+        files = {"file": ("voice.mp3", b"ID3", mime_type)}
+        return client(app).http.post("/audio-to-text", files=files, data={"user": "u1"})
+
+    assert hear("chat", "audio/mp3").json() == {
+        "text": "These are the words of voice.mp3, 3 bytes."
+    }
+    assert hear("chat", "audio/mpeg").status_code == 415
+    assert hear("completion", "audio/mp3").json()["message"] == "Speech to text is not enabled"
+
+
+def test_the_chat_app_suggests_questions(client: Callable[..., Client]) -> None:
+    one = client("chat")
+    message = one.stream("hi")[-1]["message_id"]
+    suggested = one.http.get(f"/messages/{message}/suggested", params={"user": "u1"}).json()
+    assert suggested["result"] == "success"
+    assert suggested["data"]
+
+
+def start_demo(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "demo", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, **options)
+
+
+def is_served(base: str) -> bool:
+    try:
+        return httpx.get(f"{base}/", trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_the_command_prints_its_address_and_nothing_else() -> None:
+    process = start_demo()
+    assert process.stdout is not None
+    address = process.stdout.readline().strip()
+    assert is_served(address)
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=20)
+    assert rest == ""
+    assert process.returncode == 130
+
+
+def test_a_taken_port_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        process = start_demo("--port", port, stderr=subprocess.PIPE)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert f"port {port}" in errors
+
+
+def test_the_demo_ends_when_its_parent_is_killed() -> None:
+    program = (
+        "import os, subprocess, sys\n"
+        "me = str(os.getpid())\n"
+        "subprocess.run([sys.executable, '-m', 'demo', '--parent', me])\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    address = parent.stdout.readline().strip()
+    assert is_served(address)
+    parent.kill()
+    parent.wait()
+    assert parent.stdout.read() == ""  # the end of the pipe that the demo held
+    assert not is_served(address)
+    parent.stdout.close()
+
+
+def test_the_demo_ends_with_a_process_that_is_not_its_parent() -> None:
+    with subprocess.Popen(["sleep", "60"]) as other:
+        process = start_demo("--parent", str(other.pid))
+        assert process.stdout is not None
+        assert is_served(process.stdout.readline().strip())
+        process.send_signal(signal.SIGINT)  # Ctrl-C is the parent's to handle
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
+        os.kill(other.pid, signal.SIGKILL)
+    assert process.wait(20) == 0
+    process.stdout.close()

@@ -1,0 +1,328 @@
+import json
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opendify.dify.events import (
+    Event,
+    Failed,
+    Ids,
+    MessageEnded,
+    NotAnEvent,
+    Replaced,
+    RunFinished,
+    Text,
+    Usage,
+    collect_ids,
+    parse_event,
+    parse_payload,
+)
+from tests.fake_dify import recorded_streams, recording
+
+COMMON = {"conversation_id": "c", "message_id": "m", "created_at": 1705395332, "task_id": "t"}
+USAGE = {
+    "prompt_tokens": 10,
+    "prompt_unit_price": "0",
+    "completion_tokens": 5,
+    "total_tokens": 15,
+    "total_price": "0",
+    "currency": "USD",
+    "latency": 1.38,
+}
+
+
+def finished(status: str, **data: Any) -> dict[str, Any]:
+    return {"event": "workflow_finished", **COMMON, "data": {"status": status, **data}}
+
+
+def ended(metadata: Any) -> dict[str, Any]:
+    return {"event": "message_end", **COMMON, "metadata": metadata, "files": None}
+
+
+# The shapes of Dify 0.6 to 1.16, one row each.
+EVENTS = [
+    pytest.param(
+        {"event": "message", **COMMON, "answer": " I", "from_variable_selector": ["llm", "text"]},
+        Text(" I"),
+        id="message",
+    ),
+    pytest.param({"event": "message", **COMMON, "answer": ""}, Text(""), id="message of nothing"),
+    pytest.param({"event": "message", **COMMON}, None, id="message without a text"),
+    pytest.param({"event": "message", **COMMON, "answer": None}, None, id="message of null"),
+    pytest.param({"event": "agent_message", **COMMON, "answer": "Here"}, Text("Here"), id="agent"),
+    pytest.param(
+        {"event": "message_file", **COMMON, "answer": " text", "from_variable_selector": None},
+        Text(" text"),
+        id="message_file that is text",
+    ),
+    pytest.param(
+        {"event": "message_file", **COMMON, "id": "f", "type": "image", "url": "/files/f.png"},
+        None,
+        id="message_file that is a file",
+    ),
+    pytest.param(
+        {"event": "message_replace", **COMMON, "answer": "preset", "reason": "output_moderation"},
+        Replaced("preset"),
+        id="message_replace",
+    ),
+    pytest.param({"event": "message_replace", **COMMON}, Replaced(""), id="replaced by nothing"),
+    pytest.param(
+        ended({"annotation_reply": None, "retriever_resources": [], "usage": USAGE}),
+        MessageEnded(Usage(10, 5, 15)),
+        id="message_end",
+    ),
+    pytest.param(ended({"usage": None}), MessageEnded(None), id="message_end, usage null"),
+    pytest.param(ended({}), MessageEnded(None), id="message_end, no usage"),
+    pytest.param(ended(None), MessageEnded(None), id="message_end, no metadata"),
+    pytest.param({"event": "message_end"}, MessageEnded(None), id="message_end and nothing else"),
+    pytest.param(
+        ended({"usage": {"prompt_tokens": 3, "completion_tokens": 4}}),
+        MessageEnded(Usage(3, 4, 7)),
+        id="message_end, usage without a total",
+    ),
+    pytest.param(
+        ended({"usage": {"prompt_tokens": "3", "completion_tokens": -4, "total_tokens": 1.5}}),
+        MessageEnded(Usage(0, 0, 0)),
+        id="message_end, usage that is no count",
+    ),
+    pytest.param(
+        {
+            "event": "agent_thought",
+            **COMMON,
+            "id": "th1",
+            "position": 1,
+            "thought": "I need a picture",
+            "observation": "",
+            "tool": "dalle3",
+            "tool_input": '{"dalle3": {"prompt": "cat"}}',
+        },
+        None,
+        id="agent_thought repeats what agent_message said",
+    ),
+    pytest.param({"event": "tts_message", **COMMON, "audio": "//8="}, None, id="tts_message"),
+    pytest.param({"event": "tts_message_end", **COMMON, "audio": ""}, None, id="tts_message_end"),
+    pytest.param(
+        {
+            "event": "error",
+            "conversation_id": "c",
+            "message_id": "m",
+            "created_at": 1705395332,
+            "code": "completion_request_error",
+            "status": 400,
+            "message": "[models] Rate Limit Error, ...",
+        },
+        Failed(400, "completion_request_error", "[models] Rate Limit Error, ..."),
+        id="error",
+    ),
+    pytest.param({"event": "error"}, Failed(500, "", "Dify gave no reason"), id="error, bare"),
+    pytest.param(
+        {"event": "error", "status": "400", "code": None, "message": ["x"]},
+        Failed(500, "", "Dify gave no reason"),
+        id="error, other types",
+    ),
+    pytest.param(
+        {"event": "workflow_started", **COMMON, "workflow_run_id": "r", "data": {"id": "r"}},
+        None,
+        id="workflow_started",
+    ),
+    pytest.param({"event": "node_started", **COMMON, "data": {}}, None, id="node_started"),
+    pytest.param(
+        {"event": "node_finished", **COMMON, "data": {"status": "failed", "error": "boom"}},
+        None,
+        id="node_finished, failed: the run may go on by another branch",
+    ),
+    pytest.param({"event": "node_retry", **COMMON, "data": {}}, None, id="node_retry"),
+    pytest.param({"event": "iteration_started", **COMMON}, None, id="iteration_started"),
+    pytest.param({"event": "iteration_next", **COMMON}, None, id="iteration_next"),
+    pytest.param({"event": "iteration_completed", **COMMON}, None, id="iteration_completed"),
+    pytest.param({"event": "loop_started", **COMMON}, None, id="loop_started"),
+    pytest.param({"event": "loop_next", **COMMON}, None, id="loop_next"),
+    pytest.param({"event": "loop_completed", **COMMON}, None, id="loop_completed"),
+    pytest.param({"event": "parallel_branch_started"}, None, id="parallel_branch_started"),
+    pytest.param({"event": "agent_log", **COMMON, "data": {}}, None, id="agent_log"),
+    pytest.param(
+        {"event": "reasoning_chunk", **COMMON, "data": {"reasoning": "Let me think"}},
+        None,
+        id="reasoning_chunk",
+    ),
+    pytest.param(
+        finished("succeeded", outputs={"answer": "hi"}, total_tokens=15),
+        RunFinished("succeeded", Usage(0, 15, 15)),
+        id="workflow_finished",
+    ),
+    pytest.param(
+        finished("partial-succeeded"), RunFinished("partial-succeeded", None), id="partly"
+    ),
+    pytest.param(finished("stopped", total_tokens=0), RunFinished("stopped", None), id="stopped"),
+    pytest.param(
+        finished("failed", error="[models] Rate Limit Error, x"),
+        Failed(400, "run_failed", "[models] Rate Limit Error, x"),
+        id="workflow_finished, failed",
+    ),
+    pytest.param(
+        finished("failed", error=None), Failed(400, "run_failed", "the run failed"), id="no reason"
+    ),
+    pytest.param(
+        finished("exception", error="x"), Failed(400, "run_failed", "x"), id="an exception"
+    ),
+    pytest.param(
+        {"event": "workflow_finished"}, RunFinished("", None), id="workflow_finished, bare"
+    ),
+    pytest.param({"event": "human_input_form_filled", **COMMON}, None, id="form filled"),
+    pytest.param({"event": "human_input_form_timeout", **COMMON}, None, id="form timeout"),
+    pytest.param({"event": "a name of next year", **COMMON}, None, id="an unknown event"),
+    pytest.param({"event": ""}, None, id="an empty name"),
+]
+
+
+@pytest.mark.parametrize(("payload", "event"), EVENTS)
+def test_an_event_means_what_it_says(payload: dict[str, Any], event: Event | None) -> None:
+    assert parse_event(parse_payload(json.dumps(payload).encode())) == event
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"[DONE]", id="the end of OpenAI"),
+        pytest.param(b"hello", id="no JSON"),
+        pytest.param(b'{"event":"message"', id="half of it"),
+        pytest.param(b'"message"', id="a string"),
+        pytest.param(b"[]", id="an array"),
+        pytest.param(b"null", id="null"),
+        pytest.param(b"{}", id="no event"),
+        pytest.param(b'{"event":null}', id="a null event"),
+        pytest.param(b'{"event":5}', id="a number for an event"),
+        pytest.param(b'{"event":["message"]}', id="an array for an event"),
+        pytest.param(b"\xff\xfe\xfd", id="no text"),
+        pytest.param(b'{"event":"\xff"}', id="a string that is no UTF-8"),
+        pytest.param(b'{"event":' + b"[" * 200_000, id="endless nesting"),
+        pytest.param(b'{"event":"x","n":' + b"9" * 5000 + b"}", id="an endless number"),
+    ],
+)
+def test_a_payload_that_is_no_event_is_refused_without_quoting_it(raw: bytes) -> None:
+    with pytest.raises(NotAnEvent) as caught:
+        parse_payload(raw)
+    assert str(caught.value) in ("not JSON", "no event name")
+
+
+NAMES = ["message", "agent_message", "message_file", "message_replace", "message_end", "error"]
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+FIELDS = st.sampled_from(
+    [
+        "answer",
+        "metadata",
+        "data",
+        "status",
+        "code",
+        "message",
+        "created_at",
+        "conversation_id",
+        "task_id",
+        "usage",
+    ]
+)
+
+
+@given(
+    name=st.sampled_from([*NAMES, "workflow_finished", "node_started"]),
+    fields=st.dictionaries(FIELDS, JSON_VALUES),
+    data=st.dictionaries(st.sampled_from(["status", "error", "total_tokens"]), JSON_VALUES),
+)
+def test_fields_of_any_type_give_an_event_of_the_right_types(
+    name: str, fields: dict[str, Any], data: dict[str, Any]
+) -> None:
+    payload = {"data": data, "metadata": {"usage": data}, **fields, "event": name}
+    event = parse_event(payload)
+    match event:
+        case Text(text) | Replaced(text):
+            assert isinstance(text, str)
+        case MessageEnded(usage) | RunFinished(_, usage):
+            assert usage is None or min(usage.prompt_tokens, usage.total_tokens) >= 0
+        case Failed(status, code, message):
+            assert isinstance(status, int)
+            assert isinstance(code, str)
+            assert message
+        case _:
+            assert event is None
+    ids = collect_ids(Ids(), payload)
+    assert isinstance(ids.conversation_id + ids.message_id + ids.task_id, str)
+    assert isinstance(ids.created_at, int)
+
+
+def test_the_first_name_told_stays() -> None:
+    first = collect_ids(Ids(), {"conversation_id": "c", "task_id": "t"})
+    assert first == Ids(conversation_id="c", task_id="t")
+    later = {"conversation_id": "x", "task_id": "x", "message_id": "m", "created_at": 5}
+    assert collect_ids(first, {**later, "workflow_run_id": "r"}) == Ids("c", "m", "t", "r", 5)
+
+
+def recorded_payloads(name: str) -> list[dict[str, Any]]:
+    blocks = recording(name).body.split(b"\n\n")
+    return [parse_payload(block[6:]) for block in blocks if block.startswith(b"data: ")]
+
+
+# How each recorded stream ends, by the events that decide it.
+ENDS = {
+    "chat": ("message_end",),
+    "agent-chat": ("message_end",),
+    "1.13.2/advanced-chat": ("message_end", "workflow_finished"),
+    "1.11.4/advanced-chat": ("workflow_finished", "message_end"),
+}
+
+
+@pytest.mark.parametrize("version", ["1.11.4", "1.13.2"])
+@pytest.mark.parametrize("app", ["chat", "agent-chat", "advanced-chat"])
+def test_the_recorded_answers_end_in_the_order_of_their_version(version: str, app: str) -> None:
+    payloads = recorded_payloads(f"{version}/{app}/stream_first")
+    deciding = [
+        payload["event"]
+        for payload in payloads
+        if isinstance(parse_event(payload), MessageEnded | RunFinished | Failed)
+    ]
+    assert tuple(deciding) == (ENDS.get(f"{version}/{app}") or ENDS[app])
+
+
+def test_every_event_on_record_is_understood_or_known_to_be_a_sign_of_life() -> None:
+    understood: Counter[str] = Counter()
+    signs_of_life: Counter[str] = Counter()
+    for name in recorded_streams():
+        if recording(name).is_stream:
+            for payload in recorded_payloads(name):
+                event = parse_event(payload)
+                (signs_of_life if event is None else understood)[payload["event"]] += 1
+    assert set(understood) == {
+        "message",
+        "agent_message",
+        "message_file",
+        "message_end",
+        "workflow_finished",
+        "error",
+    }
+    assert set(signs_of_life) == {
+        "agent_thought",
+        "node_started",
+        "node_finished",
+        "workflow_started",
+    }
+
+
+def test_an_answer_about_a_file_is_text_though_dify_1_11_calls_it_a_file() -> None:
+    payloads = recorded_payloads("1.11.4/chat/file_local_image_stream")
+    assert {payload["event"] for payload in payloads} == {"message_file", "message_end"}
+    texts = [event.text for p in payloads if isinstance(event := parse_event(p), Text)]
+    assert "".join(texts).strip()
+
+
+def test_the_names_of_an_answer_are_all_in_its_first_event() -> None:
+    first = recorded_payloads("1.13.2/advanced-chat/stream_first")[0]
+    ids = collect_ids(Ids(), first)
+    assert all([ids.conversation_id, ids.message_id, ids.task_id, ids.workflow_run_id])
+    assert ids.created_at > 1_700_000_000

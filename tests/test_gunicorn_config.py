@@ -1,0 +1,215 @@
+import io
+import os
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from opendify.config.settings import SERVER_NUMBERS
+from tests.service import ROOT
+
+SOURCE = (ROOT / "gunicorn_config.py").read_text()
+V2 = "/sys/fs/cgroup/cpu.max"
+V1_QUOTA = "/sys/fs/cgroup/cpu/cpu.cfs_quota_us"
+V1_PERIOD = "/sys/fs/cgroup/cpu/cpu.cfs_period_us"
+
+
+class Machine:
+    """What the configuration can see: files, cores, environment."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.files: dict[str, str] = {}
+        self.environ: dict[str, str] = {}
+        self.cores: int | None = 4
+        self._monkeypatch = monkeypatch
+        monkeypatch.chdir(folder)
+
+    def config(self) -> Any:
+        """Runs the file as ``exec`` does, where ``__file__`` does not exist."""
+        self._monkeypatch.setattr(os, "environ", self.environ)
+        if self.cores is None:
+            self._monkeypatch.delattr(os, "sched_getaffinity")
+            self._monkeypatch.setattr(os, "cpu_count", lambda: None)
+        else:
+            cores = set(range(self.cores))
+            self._monkeypatch.setattr(os, "sched_getaffinity", lambda pid: cores)
+        found: dict[str, Any] = {"open": self._open}
+        exec(SOURCE, found)
+        return SimpleNamespace(**found)
+
+    def _open(self, path: str) -> io.StringIO:
+        if path not in self.files:
+            raise FileNotFoundError(path)
+        return io.StringIO(self.files[path])
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
+    return Machine(monkeypatch, tmp_path)
+
+
+def test_without_any_variable_it_is_a_production_server(machine: Machine) -> None:
+    config = machine.config()
+    assert config.bind == "0.0.0.0:5000"
+    assert config.workers == 9
+    assert (config.worker_class, config.threads, config.worker_connections) == ("sync", 128, 144)
+    assert (config.timeout, config.graceful_timeout, config.keepalive) == (60, 30, 2)
+    assert (config.max_requests, config.max_requests_jitter) == (0, 100)
+    assert (config.reload, config.preload_app) == (False, True)
+    assert config.control_socket_disable is True
+    assert config.loglevel == "info"
+    assert (config.accesslog, config.errorlog) == ("-", "-")
+
+
+def test_development_changes_the_defaults(machine: Machine) -> None:
+    machine.environ["ENVIRONMENT"] = "development"
+    config = machine.config()
+    assert (config.workers, config.reload, config.preload_app) == (1, True, False)
+    assert config.loglevel == "debug"
+    assert config.threads == 128
+
+
+def test_development_changes_nothing_but_the_defaults(machine: Machine) -> None:
+    machine.environ |= {
+        "ENVIRONMENT": "Development",
+        "GUNICORN_WORKERS": "3",
+        "GUNICORN_RELOAD": "false",
+        "LOG_LEVEL": "warning",
+    }
+    config = machine.config()
+    assert (config.workers, config.reload, config.preload_app) == (3, False, True)
+    assert config.loglevel == "warning"
+
+
+VARIABLES = [
+    pytest.param({"SERVER_PORT": "5001"}, "bind", "0.0.0.0:5001", id="SERVER_PORT"),
+    pytest.param({"SERVER_HOST": "127.0.0.1"}, "bind", "127.0.0.1:5000", id="SERVER_HOST"),
+    pytest.param({"SERVER_HOST": "::1"}, "bind", "[::1]:5000", id="SERVER_HOST of IPv6"),
+    pytest.param({"GUNICORN_WORKERS": "4"}, "workers", 4, id="GUNICORN_WORKERS"),
+    pytest.param({"GUNICORN_THREADS": "8"}, "threads", 8, id="GUNICORN_THREADS"),
+    pytest.param(
+        {"GUNICORN_THREADS": "8"}, "worker_connections", 24, id="connections follow threads"
+    ),
+    pytest.param({"GUNICORN_TIMEOUT": "90"}, "timeout", 90, id="GUNICORN_TIMEOUT"),
+    pytest.param(
+        {"GUNICORN_GRACEFUL_TIMEOUT": "9"}, "graceful_timeout", 9, id="GUNICORN_GRACEFUL_TIMEOUT"
+    ),
+    pytest.param({"GUNICORN_KEEPALIVE": "75"}, "keepalive", 75, id="GUNICORN_KEEPALIVE"),
+    pytest.param({"GUNICORN_KEEPALIVE": "0"}, "keepalive", 0, id="a zero is a value"),
+    pytest.param(
+        {"GUNICORN_MAX_REQUESTS": "2000"}, "max_requests", 2000, id="GUNICORN_MAX_REQUESTS"
+    ),
+    pytest.param(
+        {"GUNICORN_MAX_REQUESTS_JITTER": "5"},
+        "max_requests_jitter",
+        5,
+        id="GUNICORN_MAX_REQUESTS_JITTER",
+    ),
+    pytest.param({"GUNICORN_RELOAD": "TRUE"}, "reload", True, id="GUNICORN_RELOAD"),
+    pytest.param({"GUNICORN_RELOAD": "true"}, "preload_app", False, id="no preload with reload"),
+    pytest.param({"LOG_LEVEL": "DEBUG"}, "loglevel", "debug", id="LOG_LEVEL"),
+    pytest.param({"SERVER_PORT": "'5001'"}, "bind", "0.0.0.0:5001", id="a number in quotes"),
+    pytest.param({"SERVER_HOST": '"::"'}, "bind", "[::]:5000", id="a text in quotes"),
+    pytest.param({"SERVER_PORT": "http"}, "bind", "0.0.0.0:5000", id="no number: the default"),
+    pytest.param({"GUNICORN_WORKERS": "9" * 5000}, "workers", 9, id="no such number"),
+    pytest.param({"SERVER_PORT": ""}, "bind", "0.0.0.0:5000", id="an empty value"),
+]
+
+
+@pytest.mark.parametrize(("variables", "name", "value"), VARIABLES)
+def test_a_variable_is_read(
+    machine: Machine, variables: dict[str, str], name: str, value: Any
+) -> None:
+    machine.environ |= variables
+    assert getattr(machine.config(), name) == value
+
+
+def test_dotenv_is_read_and_the_environment_wins(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("SERVER_PORT=5001\nGUNICORN_WORKERS='7'\n")
+    machine.environ["SERVER_PORT"] = "5002"
+    config = machine.config()
+    assert (config.bind, config.workers) == ("0.0.0.0:5002", 7)
+
+
+QUOTAS = [
+    pytest.param({}, 8, 17, id="no cgroup"),
+    pytest.param({V2: "max 100000\n"}, 8, 17, id="v2 without a limit"),
+    pytest.param({V2: "200000 100000\n"}, 8, 5, id="v2 of two"),
+    pytest.param({V2: "150000 100000\n"}, 8, 5, id="v2 of one and a half is two"),
+    pytest.param({V2: "50000 100000\n"}, 8, 3, id="v2 of a half is one"),
+    pytest.param({V2: "1600000 100000\n"}, 8, 17, id="v2 above the cores"),
+    pytest.param({V2: "0 100000\n"}, 8, 17, id="v2 of nothing"),
+    pytest.param({V2: "100000 0\n"}, 8, 17, id="v2 of no period"),
+    pytest.param({V2: ""}, 8, 17, id="v2 empty"),
+    pytest.param({V2: "much\n"}, 8, 17, id="v2 unreadable"),
+    pytest.param({V1_QUOTA: "-1\n", V1_PERIOD: "100000\n"}, 8, 17, id="v1 without a limit"),
+    pytest.param({V1_QUOTA: "300000\n", V1_PERIOD: "100000\n"}, 8, 7, id="v1 of three"),
+    pytest.param({V1_QUOTA: "50000\n", V1_PERIOD: "100000\n"}, 8, 3, id="v1 of a half"),
+    pytest.param({V1_QUOTA: "300000\n"}, 8, 17, id="v1 without a period"),
+    pytest.param({}, 1, 3, id="one core"),
+    pytest.param({}, None, 3, id="cores that nobody tells"),
+]
+
+
+@pytest.mark.parametrize(("files", "cores", "workers"), QUOTAS)
+def test_workers_are_twice_the_cores_that_may_be_used_and_one(
+    machine: Machine, files: dict[str, str], cores: int | None, workers: int
+) -> None:
+    machine.files, machine.cores = files, cores
+    assert machine.config().workers == workers
+
+
+def test_the_number_of_workers_that_is_set_wins_over_the_quota(machine: Machine) -> None:
+    machine.files = {V2: "100000 100000\n"}
+    machine.environ["GUNICORN_WORKERS"] = "12"
+    assert machine.config().workers == 12
+
+
+class Recorder(dict[str, str]):
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: set[str] = set()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.asked.add(name)
+        return super().get(name, default)
+
+
+def test_every_number_of_the_server_is_checked_by_the_application(machine: Machine) -> None:
+    machine.environ = environ = Recorder()
+    machine.config()
+    numbers = {name for name in environ.asked if name.startswith("GUNICORN_")} | {"SERVER_PORT"}
+    assert numbers - {"GUNICORN_RELOAD"} == set(SERVER_NUMBERS)
+
+
+def test_it_imports_nothing_of_the_application() -> None:
+    assert "opendify" not in SOURCE
+    assert "import main" not in SOURCE
+
+
+def test_a_port_in_use_is_named_with_its_remedy(machine: Machine) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        machine.environ |= {"SERVER_HOST": "127.0.0.1", "SERVER_PORT": str(port)}
+        with pytest.raises(SystemExit) as caught:
+            machine.config().on_starting(None)
+    assert f"Port {port} is in use" in str(caught.value.code)
+    assert f"SERVER_PORT={port + 1}" in str(caught.value.code)
+
+
+def test_a_free_port_is_left_free(machine: Machine) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    machine.environ |= {"SERVER_HOST": "127.0.0.1", "SERVER_PORT": str(port)}
+    machine.config().on_starting(None)
+    socket.create_server(("127.0.0.1", port)).close()
+
+
+@pytest.mark.parametrize("name", ["GUNICORN_FD", "LISTEN_FDS"])
+def test_a_socket_that_was_handed_down_is_not_probed(machine: Machine, name: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        machine.environ |= {"SERVER_HOST": "127.0.0.1", "SERVER_PORT": str(port), name: "3"}
+        machine.config().on_starting(None)

@@ -1,0 +1,318 @@
+from collections.abc import Callable, Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opendify.http1 import MAX_CHUNK_LINE, MAX_HEAD, Answer, BadAnswer
+from tests.fake_dify import recorded_streams, recording
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+def chunked(body: bytes, size: int = 300) -> bytes:
+    pieces = [body[i : i + size] for i in range(0, len(body), size)]
+    chunks = [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in [*pieces, b""]]
+    return OK + b"Transfer-Encoding: chunked\r\n\r\n" + b"".join(chunks)
+
+
+def counted(body: bytes) -> bytes:
+    return OK + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+def until_close(body: bytes) -> bytes:
+    return OK + b"Connection: close\r\n\r\n" + body
+
+
+FRAMINGS = [
+    pytest.param(chunked, id="chunked"),
+    pytest.param(counted, id="counted"),
+    pytest.param(until_close, id="until the connection closes"),
+]
+RECORDED = recorded_streams()
+# One of each kind, small enough to be cut in two at every byte.
+SHORT = [
+    "1.13.2/chat/stream_first",
+    "1.13.2/agent-chat/llm_fail_start_stream",
+    "1.13.2/advanced-chat/stream_conv_unknown",
+    "1.11.4/chat/stream_conv_unknown",
+    "1.11.4/chat/wrong_key",
+]
+
+Framing = Callable[[bytes], bytes]
+
+
+def read(answer: Answer, pieces: Iterable[bytes]) -> bytes:
+    return b"".join(answer.feed(piece) for piece in pieces)
+
+
+def read_whole(data: bytes) -> tuple[Answer, bytes]:
+    answer = Answer()
+    body = answer.feed(data)
+    if not answer.complete:
+        answer.end()
+    return answer, body
+
+
+def byte_by_byte(data: bytes) -> list[bytes]:
+    return [data[i : i + 1] for i in range(len(data))]
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+@pytest.mark.parametrize("name", RECORDED)
+def test_every_recorded_answer_is_read_byte_by_byte(name: str, framing: Framing) -> None:
+    body = recording(name).body
+    answer = Answer()
+    assert read(answer, byte_by_byte(framing(body))) == body
+    assert answer.status == 200
+    assert answer.complete is (framing is not until_close)
+    answer.end()
+    assert answer.complete
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+@pytest.mark.parametrize("name", SHORT)
+def test_a_recorded_answer_is_the_same_cut_in_two_at_every_byte(
+    name: str, framing: Framing
+) -> None:
+    body = recording(name).body
+    data = framing(body)
+    for position in range(1, len(data)):
+        assert read(Answer(), [data[:position], data[position:]]) == body
+
+
+@pytest.mark.parametrize("framing", [chunked, counted])
+@pytest.mark.parametrize("name", SHORT)
+def test_an_answer_that_ends_at_any_byte_before_its_last_is_broken(
+    name: str, framing: Framing
+) -> None:
+    data = framing(recording(name).body)
+    for position in range(len(data)):
+        answer = Answer()
+        if position:
+            answer.feed(data[:position])
+        assert not answer.complete
+        with pytest.raises(BadAnswer):
+            answer.end()
+
+
+def test_an_answer_that_ends_in_its_head_is_broken_whatever_its_framing() -> None:
+    data = until_close(b"")
+    for position in range(len(data)):
+        answer = Answer()
+        if position:
+            answer.feed(data[:position])
+        with pytest.raises(BadAnswer):
+            answer.end()
+
+
+@given(body=st.binary(max_size=500), data=st.data())
+def test_any_chunking_of_any_body_in_any_pieces_gives_the_body(
+    body: bytes, data: st.DataObject
+) -> None:
+    sizes = data.draw(st.lists(st.integers(1, 200), max_size=8))
+    extension = data.draw(st.sampled_from([b"", b";a=b", b' ; a="x"']))
+    trailers = data.draw(st.sampled_from([b"", b"X-Checked: 1\r\n", b"A: b\r\nC: d\r\n"]))
+    raw, rest = OK + b"Transfer-Encoding: chunked\r\n\r\n", body
+    for size in [*sizes, len(body) or 1]:
+        if rest:
+            piece, rest = rest[:size], rest[size:]
+            raw += b"%X%b\r\n%b\r\n" % (len(piece), extension, piece)
+    raw += b"000\r\n" + trailers + b"\r\n"
+    cuts = sorted(data.draw(st.lists(st.integers(1, len(raw) - 1), unique=True, max_size=8)))
+    pieces = [raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
+    answer = Answer()
+    assert read(answer, pieces) == body
+    assert answer.complete
+    assert answer.reusable
+
+
+@given(data=st.binary(max_size=300), sound_head=st.booleans())
+def test_any_bytes_are_an_answer_or_a_bad_answer_and_nothing_else(
+    data: bytes, sound_head: bool
+) -> None:
+    answer = Answer()
+    head = OK + b"Transfer-Encoding: chunked\r\n\r\n" if sound_head else b""
+    try:
+        answer.feed(head + data or b"x")
+        answer.end()
+    except BadAnswer:
+        return
+    assert answer.complete
+
+
+SOUND = [
+    pytest.param(
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + counted(b"a"),
+        200,
+        b"a",
+        id="heads before the head",
+    ),
+    pytest.param(b"HTTP/1.1 200\r\nContent-Length: 1\r\n\r\na", 200, b"a", id="no reason"),
+    pytest.param(b"HTTP/1.1 200 \r\nContent-Length: 1\r\n\r\na", 200, b"a", id="an empty reason"),
+    pytest.param(b"HTTP/1.0 200 OK\r\n\r\nabc", 200, b"abc", id="HTTP/1.0 until close"),
+    pytest.param(b"HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\nabc", 200, b"abc", id="HTTP/1.0"),
+    pytest.param(b"HTTP/1.1 204 No Content\r\n\r\n", 204, b"", id="a status without a body"),
+    pytest.param(b"HTTP/1.1 304 Same\r\nContent-Length: 9\r\n\r\n", 304, b"", id="not modified"),
+    pytest.param(b"HTTP/1.1 200 OK\nContent-Length: 1\n\na", 200, b"a", id="lines that end at LF"),
+    pytest.param(
+        OK + b"transfer-encoding: Chunked\r\n\r\n0003;x=y\r\nabc\r\n0\r\nT: u\r\n\r\n",
+        200,
+        b"abc",
+        id="extensions, trailers, leading zeros",
+    ),
+    pytest.param(
+        OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 200, b"", id="no chunk but the last"
+    ),
+    pytest.param(
+        OK + b"Content-Length: 2\r\nContent-Length: 2\r\n\r\nab", 200, b"ab", id="twice one length"
+    ),
+    pytest.param(
+        OK + b"Content-Length: 7\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n",
+        200,
+        b"a",
+        id="chunks win over a length",
+    ),
+]
+
+
+@pytest.mark.parametrize(("data", "status", "body"), SOUND)
+def test_an_unusual_but_sound_answer_is_read(data: bytes, status: int, body: bytes) -> None:
+    whole, got = read_whole(data)
+    assert (whole.status, got, whole.complete) == (status, body, True)
+    piecemeal = Answer()
+    assert read(piecemeal, byte_by_byte(data)) == body
+    assert piecemeal.status == status
+
+
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+MALFORMED = [
+    pytest.param(b"hello\r\n\r\n", id="no status line"),
+    pytest.param(b"<html>\r\n<p>hello\r\n\r\n", id="a page without a head"),
+    pytest.param(b"HTTP/1.1 OK\r\n\r\n", id="no status"),
+    pytest.param(b"HTTP/1.1 20 OK\r\n\r\n", id="a status of two digits"),
+    pytest.param(b"HTTP/2 200\r\n\r\n", id="another version"),
+    pytest.param(b"SSH-2.0-OpenSSH_9.6\r\n\r\n", id="another protocol"),
+    pytest.param(b"\x16\x03\x01\x02\x00\x01\r\n\r\n", id="TLS"),
+    pytest.param(b"HTTP/1.1 101 Switching Protocols\r\n\r\n", id="a switch not asked for"),
+    pytest.param(OK + b"Name\r\n\r\n", id="a header without a colon"),
+    pytest.param(OK + b"Name : x\r\n\r\n", id="a blank before the colon"),
+    pytest.param(OK + b"Name: a\0b\r\n\r\n", id="a NUL in a header"),
+    pytest.param(OK + b"Content-Length: many\r\n\r\n", id="a length that is no number"),
+    pytest.param(OK + b"Content-Length: -1\r\n\r\n", id="a negative length"),
+    pytest.param(OK + b"Content-Length: +1\r\n\r\n", id="a length with a sign"),
+    pytest.param(OK + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n", id="an endless length"),
+    pytest.param(OK + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab", id="two lengths"),
+    pytest.param(OK + b"Transfer-Encoding: gzip\r\n\r\n", id="an unknown coding"),
+    pytest.param(OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n", id="one coding over another"),
+    pytest.param(CHUNKED + b"\r\n", id="an empty size"),
+    pytest.param(CHUNKED + b"x\r\n", id="a size that is no number"),
+    pytest.param(CHUNKED + b"-1\r\n", id="a negative size"),
+    pytest.param(CHUNKED + b"0x1\r\n", id="a size with a prefix"),
+    pytest.param(CHUNKED + b"1_0\r\n", id="a size with an underscore"),
+    pytest.param(CHUNKED + b"1 0\r\n", id="a size with a blank in it"),
+    pytest.param(CHUNKED + b"1" * 17 + b"\r\n", id="an endless size"),
+    pytest.param(CHUNKED + "١\r\n".encode(), id="a digit that is not ASCII"),
+    pytest.param(CHUNKED + b";a=b\r\n", id="an extension without a size"),
+    pytest.param(CHUNKED + b"1;" + b"a" * MAX_CHUNK_LINE, id="an endless extension"),
+    pytest.param(CHUNKED + b"2\r\nabc\r\n0\r\n\r\n", id="a chunk that is too long"),
+    pytest.param(CHUNKED + b"3\r\nabc0\r\n\r\n", id="a chunk without its line end"),
+    pytest.param(CHUNKED + b"4\r\nabc\r\n0\r\n\r\n", id="a chunk that is too short"),
+    pytest.param(CHUNKED + b"0\r\nT: " + b"u" * MAX_CHUNK_LINE, id="an endless trailer"),
+    pytest.param(
+        CHUNKED + b"1;" + b"a" * MAX_CHUNK_LINE + b"\r\na\r\n0\r\n\r\n", id="a long extension"
+    ),
+    pytest.param(CHUNKED + b"1\r\na\n0\r\n\r\n", id="a chunk whose line end is half"),
+    pytest.param(OK + b"X: " + b"y" * MAX_HEAD, id="an endless header"),
+    pytest.param(b"HTTP/1.1 100 Continue\r\n\r\n" * 3, id="only heads before the head"),
+]
+
+
+@pytest.mark.parametrize("data", MALFORMED)
+def test_a_malformed_answer_is_refused_however_it_is_cut(data: bytes) -> None:
+    with pytest.raises(BadAnswer):
+        read_whole(data)
+    answer = Answer()
+    with pytest.raises(BadAnswer):
+        read(answer, byte_by_byte(data))
+        answer.end()
+
+
+@pytest.mark.parametrize("data", MALFORMED)
+def test_a_complaint_quotes_nothing_of_what_was_received(data: bytes) -> None:
+    with pytest.raises(BadAnswer) as caught:
+        read_whole(data)
+    for quoted in ("html", "hello", "OpenSSH", "Name", "many", "gzip", "x03"):
+        assert quoted not in str(caught.value)
+
+
+REUSABLE = [
+    pytest.param(chunked(b"a"), True, id="chunked"),
+    pytest.param(counted(b"a"), True, id="counted"),
+    pytest.param(counted(b""), True, id="an empty body"),
+    pytest.param(until_close(b"a"), False, id="until close"),
+    pytest.param(OK + b"Connection: close\r\nContent-Length: 0\r\n\r\n", False, id="close"),
+    pytest.param(OK + b"Connection: Close, x\r\nContent-Length: 0\r\n\r\n", False, id="a list"),
+    pytest.param(OK + b"Connection: keep-alive\r\nContent-Length: 0\r\n\r\n", True, id="keep"),
+    pytest.param(b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n", False, id="HTTP/1.0"),
+    pytest.param(counted(b"a") + b"b", False, id="bytes after a counted body"),
+    pytest.param(chunked(b"a") + b"b", False, id="bytes after the last chunk"),
+    pytest.param(chunked(b"a") + b"b" * 2 * MAX_CHUNK_LINE, False, id="many such bytes"),
+]
+
+
+@pytest.mark.parametrize(("data", "reusable"), REUSABLE)
+def test_a_connection_is_reusable_only_after_an_answer_with_a_certain_end(
+    data: bytes, reusable: bool
+) -> None:
+    answer, _ = read_whole(data)
+    assert answer.reusable is reusable
+    piecemeal = Answer()
+    read(piecemeal, byte_by_byte(data))
+    assert piecemeal.reusable is reusable
+
+
+def test_a_connection_that_closed_is_not_reusable_though_the_body_was_complete() -> None:
+    answer = Answer()
+    answer.feed(counted(b"a"))
+    answer.end()
+    assert answer.complete
+    assert not answer.reusable
+
+
+def test_bytes_after_the_end_are_no_body() -> None:
+    answer = Answer()
+    assert answer.feed(counted(b"a") + b"more") == b"a"
+    assert answer.feed(b"still more") == b""
+
+
+def test_headers_have_lower_case_names_and_are_joined() -> None:
+    answer, _ = read_whole(OK + b"X-One: a\r\nx-one:  b \r\nTWO: \xe9\r\nContent-Length: 0\r\n\r\n")
+    assert answer.headers == {"x-one": "a, b", "two": "é", "content-length": "0"}
+
+
+def test_a_status_is_told_only_when_the_head_is_complete() -> None:
+    answer = Answer()
+    assert answer.feed(b"HTTP/1.1 503 Bad\r\n") == b""
+    assert answer.status == 0
+    answer.feed(b"\r\n")
+    assert answer.status == 503
+
+
+def test_body_is_handed_on_before_its_chunk_is_complete() -> None:
+    answer = Answer()
+    assert answer.feed(CHUNKED + b"ffff\r\nabc") == b"abc"
+    assert answer.feed(b"def") == b"def"
+
+
+def test_no_more_than_one_line_is_kept_between_pieces() -> None:
+    answer = Answer()
+    body = b"x" * 1_000_000
+    data = chunked(body, size=900_000)
+    kept = 0
+    for position in range(0, len(data), 1000):
+        answer.feed(data[position : position + 1000])
+        reader = answer._body
+        kept = max(kept, len(getattr(reader, "_pending", b"")))
+    assert answer.complete
+    assert kept <= len(b"ffffffff\r\n")

@@ -1,0 +1,68 @@
+import pytest
+
+from opendify.openai import answers
+from opendify.openai.answers import Head, Tokens
+from tests import schemas
+
+HEAD = Head("chatcmpl-1", 1795460080, "tiny")
+ASKED_FOR_USAGE = Head("chatcmpl-1", 1795460080, "tiny", include_usage=True)
+
+CHUNKS = [
+    pytest.param({"role": "assistant", "content": ""}, None, id="the first"),
+    pytest.param({"content": "你好\n\u2028"}, None, id="text"),
+    pytest.param({}, "stop", id="the last"),
+    pytest.param({}, "length", id="cut by its length"),
+    pytest.param({}, "content_filter", id="moderated"),
+]
+
+
+@pytest.mark.parametrize("head", [HEAD, ASKED_FOR_USAGE], ids=["plain", "with usage"])
+@pytest.mark.parametrize(("delta", "finish_reason"), CHUNKS)
+def test_a_chunk_is_valid_and_says_only_what_it_is_given(
+    head: Head, delta: dict[str, str], finish_reason: str | None
+) -> None:
+    chunk = answers.chunk(head, delta, finish_reason)
+    schemas.assert_chunk(chunk)
+    assert (chunk["id"], chunk["created"], chunk["model"]) == ("chatcmpl-1", 1795460080, "tiny")
+    (choice,) = chunk["choices"]
+    assert (choice["index"], choice["delta"], choice["finish_reason"]) == (0, delta, finish_reason)
+
+
+def test_usage_is_null_in_every_chunk_where_it_was_asked_for_and_absent_elsewhere() -> None:
+    assert answers.chunk(ASKED_FOR_USAGE, {})["usage"] is None
+    assert "usage" not in answers.chunk(HEAD, {})
+
+
+def test_the_usage_chunk_has_no_choices() -> None:
+    chunk = answers.usage_chunk(ASKED_FOR_USAGE, Tokens(3, 2, 5))
+    schemas.assert_chunk(chunk)
+    assert chunk["choices"] == []
+    assert chunk["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+
+
+@pytest.mark.parametrize("finish_reason", ["stop", "length", "content_filter"])
+@pytest.mark.parametrize("content", ["", "Hello", "你好"])
+def test_a_whole_answer_is_valid(content: str, finish_reason: str) -> None:
+    answer = answers.completion(HEAD, content, finish_reason, Tokens(3, 2, 5))
+    schemas.assert_completion(answer)
+    (choice,) = answer["choices"]
+    assert choice["finish_reason"] == finish_reason
+    assert choice["message"] == {
+        "role": "assistant",
+        "content": content,
+        "refusal": None,
+        "annotations": [],
+    }
+    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+
+
+def test_a_model_and_the_list_of_models_are_valid() -> None:
+    schemas.assert_model(answers.model("org/model"))
+    models = answers.model_list(["tiny", "org/model"])
+    schemas.assert_model_list(models)
+    assert [model["id"] for model in models["data"]] == ["tiny", "org/model"]
+    schemas.assert_model_list(answers.model_list([]))
+
+
+def test_a_model_was_always_created_at_the_same_time() -> None:
+    assert answers.model("tiny")["created"] == answers.model("other")["created"] == 1735689600

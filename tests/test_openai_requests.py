@@ -1,0 +1,278 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opendify.errors import InvalidRequest
+from opendify.openai.messages import Message
+from opendify.openai.requests import IGNORED_FIELDS, ChatRequest, Extras, parse_chat_request
+
+HI = {"role": "user", "content": "Hi"}
+SCHEMAS = Path(__file__).parent / "data" / "openai-chat-schemas.json"
+
+
+def parsed(**fields: Any) -> ChatRequest:
+    return parse_chat_request({"model": "tiny", "messages": [HI], **fields})
+
+
+def test_the_smallest_request_has_all_defaults() -> None:
+    assert parsed() == ChatRequest(
+        model="tiny",
+        messages=(Message("user", "Hi"),),
+        stream=False,
+        include_usage=False,
+        user="",
+        safety_identifier="",
+        metadata={},
+        chat_id="",
+        extras=Extras(),
+        ignored=(),
+    )
+
+
+FIELDS = [
+    pytest.param({"stream": True}, "stream", True, id="stream"),
+    pytest.param({"stream": None}, "stream", False, id="stream null"),
+    pytest.param(
+        {"stream_options": {"include_usage": True}}, "include_usage", True, id="include_usage"
+    ),
+    pytest.param({"stream_options": {}}, "include_usage", False, id="no include_usage"),
+    pytest.param({"stream_options": None}, "include_usage", False, id="stream_options null"),
+    pytest.param({"user": "u"}, "user", "u", id="user"),
+    pytest.param({"user": " u "}, "user", "u", id="user with blanks"),
+    pytest.param({"user": 5}, "user", "5", id="user as a number"),
+    pytest.param({"user": "a\0b"}, "user", "ab", id="user with NUL"),
+    pytest.param({"user": None}, "user", "", id="user null"),
+    pytest.param({"safety_identifier": "s"}, "safety_identifier", "s", id="safety_identifier"),
+    pytest.param({"metadata": {"a": "b"}}, "metadata", {"a": "b"}, id="metadata"),
+    pytest.param({"metadata": {"chat_id": "m"}}, "chat_id", "m", id="chat id in metadata"),
+    pytest.param({"chat_id": "b"}, "chat_id", "b", id="chat id in the body"),
+    pytest.param(
+        {"chat_id": "b", "metadata": {"chat_id": "m"}}, "chat_id", "m", id="metadata before body"
+    ),
+    pytest.param({"n": 1}, "ignored", (), id="n of one"),
+    pytest.param({"n": None}, "ignored", (), id="n null"),
+    pytest.param({"tool_choice": "auto"}, "ignored", ("tool_choice",), id="tool_choice auto"),
+    pytest.param({"tool_choice": "none"}, "ignored", ("tool_choice",), id="tool_choice none"),
+    pytest.param(
+        {
+            "tool_choice": {
+                "type": "allowed_tools",
+                "allowed_tools": {"mode": "auto", "tools": []},
+            }
+        },
+        "ignored",
+        ("tool_choice",),
+        id="tool_choice of allowed tools",
+    ),
+    pytest.param(
+        {"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": []}},
+        "ignored",
+        ("tool_choice",),
+        id="tool_choice of allowed tools, flat",
+    ),
+    pytest.param({"function_call": "auto"}, "ignored", ("function_call",), id="function_call"),
+    pytest.param({"modalities": ["text"]}, "ignored", ("modalities",), id="modalities text"),
+    pytest.param({"temperature": 0}, "ignored", ("temperature",), id="a zero is a value"),
+    pytest.param({"temperature": None}, "ignored", (), id="null is no value"),
+    pytest.param({"tools": []}, "ignored", ("tools",), id="no tools"),
+    pytest.param({"my_own": 1, "X-你": 2}, "ignored", (), id="names that the caller invented"),
+    pytest.param(
+        {"max_tokens": 5, "temperature": 1, "my_own": 1, "stop": "x"},
+        "ignored",
+        ("temperature", "stop", "max_tokens"),
+        id="several, in a fixed order",
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "name", "value"), FIELDS)
+def test_a_field_is_understood(fields: dict[str, Any], name: str, value: Any) -> None:
+    assert getattr(parsed(**fields), name) == value
+
+
+EXTRAS = [
+    pytest.param({"conversation_id": "c"}, Extras(conversation_id="c"), id="conversation_id"),
+    pytest.param(
+        {"metadata": {"conversation_id": "c"}}, Extras(conversation_id="c"), id="in metadata"
+    ),
+    pytest.param(
+        {"conversation_id": "b", "metadata": {"conversation_id": "m"}},
+        Extras(conversation_id="b"),
+        id="the body before metadata",
+    ),
+    pytest.param({"inputs": {"a": 1}}, Extras(inputs={"a": 1}), id="inputs"),
+    pytest.param(
+        {"inputs": {"a": 1}, "metadata": {"inputs": {"a": 2, "b": 3}}},
+        Extras(inputs={"a": 1, "b": 3}),
+        id="inputs before those in metadata",
+    ),
+    pytest.param({"files": [{"type": "image"}]}, Extras(files=({"type": "image"},)), id="files"),
+    pytest.param({"files": []}, Extras(), id="no files"),
+    pytest.param({"auto_generate_name": True}, Extras(auto_generate_name=True), id="a name"),
+    pytest.param({"workflow_id": "w"}, Extras(workflow_id="w"), id="workflow_id"),
+    pytest.param({"trace_id": "t"}, Extras(trace_id="t"), id="trace_id"),
+]
+
+
+@pytest.mark.parametrize(("fields", "extras"), EXTRAS)
+def test_the_fields_of_dify_pass_through(fields: dict[str, Any], extras: Extras) -> None:
+    assert parsed(**fields).extras == extras
+
+
+REFUSED = [
+    pytest.param({"model": None}, "model", id="model null"),
+    pytest.param({"model": ""}, "model", id="model empty"),
+    pytest.param({"model": 5}, "model", id="model a number"),
+    pytest.param({"model": ["tiny"]}, "model", id="model a list"),
+    pytest.param({"messages": None}, "messages", id="messages null"),
+    pytest.param({"n": 2}, "n", id="two answers"),
+    pytest.param({"n": 0}, "n", id="no answer"),
+    pytest.param({"n": True}, "n", id="n true"),
+    pytest.param({"n": "1"}, "n", id="n a string"),
+    pytest.param({"tool_choice": "required"}, "tool_choice", id="a tool is required"),
+    pytest.param(
+        {"tool_choice": {"type": "function", "function": {"name": "f"}}},
+        "tool_choice",
+        id="a named tool",
+    ),
+    pytest.param(
+        {"tool_choice": {"type": "custom", "custom": {"name": "f"}}}, "tool_choice", id="custom"
+    ),
+    pytest.param(
+        {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "required"}}},
+        "tool_choice",
+        id="one of the allowed tools",
+    ),
+    pytest.param({"tool_choice": 5}, "tool_choice", id="tool_choice a number"),
+    pytest.param({"function_call": {"name": "f"}}, "function_call", id="a named function"),
+    pytest.param({"modalities": ["text", "audio"]}, "modalities", id="audio"),
+    pytest.param({"stream": "true"}, "stream", id="stream a string"),
+    pytest.param({"stream": 1}, "stream", id="stream a number"),
+    pytest.param({"stream_options": True}, "stream_options", id="stream_options true"),
+    pytest.param(
+        {"stream_options": {"include_usage": 1}},
+        "stream_options.include_usage",
+        id="include_usage a number",
+    ),
+    pytest.param({"user": ["u"]}, "user", id="user a list"),
+    pytest.param({"user": True}, "user", id="user true"),
+    pytest.param({"safety_identifier": {}}, "safety_identifier", id="safety_identifier an object"),
+    pytest.param({"metadata": "m"}, "metadata", id="metadata a string"),
+    pytest.param({"metadata": {"chat_id": []}}, "metadata.chat_id", id="a chat id that is a list"),
+    pytest.param({"metadata": {"inputs": []}}, "metadata.inputs", id="inputs in metadata a list"),
+    pytest.param({"chat_id": {}}, "chat_id", id="chat_id an object"),
+    pytest.param({"inputs": []}, "inputs", id="inputs a list"),
+    pytest.param({"files": {}}, "files", id="files an object"),
+    pytest.param({"files": ["f"]}, "files", id="a file that is a string"),
+    pytest.param({"conversation_id": []}, "conversation_id", id="conversation_id a list"),
+    pytest.param({"auto_generate_name": "no"}, "auto_generate_name", id="a name that is a string"),
+    pytest.param({"workflow_id": {}}, "workflow_id", id="workflow_id an object"),
+    pytest.param({"trace_id": []}, "trace_id", id="trace_id a list"),
+]
+
+
+@pytest.mark.parametrize(("fields", "param"), REFUSED)
+def test_what_would_make_the_answer_wrong_is_refused_by_name(
+    fields: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parsed(**fields)
+    assert caught.value.param == param
+    assert f"'{param}" in caught.value.message
+    assert caught.value.message.endswith(".")
+
+
+@pytest.mark.parametrize("body", [None, True, 5, 1.5, "x", [], [{}]], ids=repr)
+def test_a_body_that_is_no_object_is_refused(body: Any) -> None:
+    with pytest.raises(InvalidRequest):
+        parse_chat_request(body)
+
+
+def test_a_model_or_messages_that_are_absent_are_named() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_chat_request({"messages": [HI]})
+    assert caught.value.param == "model"
+    with pytest.raises(InvalidRequest) as caught:
+        parse_chat_request({"model": "tiny"})
+    assert caught.value.param == "messages"
+
+
+OBEYED = {
+    "model",
+    "messages",
+    "stream",
+    "stream_options",
+    "n",
+    "user",
+    "safety_identifier",
+    "metadata",
+}
+
+
+def properties(schema: Any, all_schemas: dict[str, Any]) -> set[str]:
+    if "$ref" in schema:
+        return properties(all_schemas[schema["$ref"].rpartition("/")[2]], all_schemas)
+    found = set(schema.get("properties", {}))
+    return found.union(*(properties(part, all_schemas) for part in schema.get("allOf", [])))
+
+
+def test_every_field_of_openai_is_obeyed_or_named_as_ignored() -> None:
+    all_schemas = json.loads(SCHEMAS.read_text())["components"]["schemas"]
+    fields = properties(all_schemas["CreateChatCompletionRequest"], all_schemas)
+    assert len(fields) > 30
+    assert fields - OBEYED <= set(IGNORED_FIELDS)
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+NAMES = st.sampled_from([*IGNORED_FIELDS, *OBEYED, *Extras.__dataclass_fields__, "chat_id"])
+PARTS = st.fixed_dictionaries(
+    {"type": st.sampled_from(["text", "image_url", "input_audio", "file", "refusal"])},
+    optional={
+        "text": JSON_VALUES,
+        "image_url": JSON_VALUES | st.fixed_dictionaries({"url": JSON_VALUES}),
+        "input_audio": JSON_VALUES | st.fixed_dictionaries({"data": JSON_VALUES}),
+        "file": JSON_VALUES | st.fixed_dictionaries({"file_data": JSON_VALUES}),
+    },
+)
+MESSAGES = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "system", "tool"]) | JSON_VALUES},
+    optional={
+        "content": st.text() | st.lists(PARTS | JSON_VALUES, max_size=3) | JSON_VALUES,
+        "name": JSON_VALUES,
+    },
+)
+
+
+@given(body=JSON_VALUES)
+def test_any_json_value_is_a_request_or_an_invalid_request(body: Any) -> None:
+    try:
+        assert isinstance(parse_chat_request(body), ChatRequest)
+    except InvalidRequest as exc:
+        assert exc.message
+
+
+@given(
+    fields=st.dictionaries(NAMES, JSON_VALUES),
+    messages=st.lists(MESSAGES, max_size=3) | JSON_VALUES,
+)
+def test_any_value_of_any_field_is_a_request_or_an_invalid_request(
+    fields: dict[str, Any], messages: Any
+) -> None:
+    try:
+        request = parse_chat_request({"model": "tiny", **fields, "messages": messages})
+    except InvalidRequest as exc:
+        assert exc.message
+        return
+    assert isinstance(request, ChatRequest)
+    assert set(request.ignored) <= set(IGNORED_FIELDS)
+    assert any(message.role == "user" for message in request.messages)
