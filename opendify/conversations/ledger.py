@@ -164,7 +164,6 @@ class Ledger:
     def _fold(self) -> None:
         with self._writing, self._locked(), self._memory:
             self._catch_up()
-            self._flush()
             journal = self._journal
             if self._failing or journal is None or not journal.holds_anything():
                 return
