@@ -42,8 +42,7 @@ class ConversationStore:
         self._sync = sync
         self._ledger = self._new_ledger()
         self._keeper = self._new_keeper()
-        begin = weakref.WeakMethod(self._begin_in_child)
-        os.register_at_fork(after_in_child=lambda: (begin() or _nothing)())
+        _call_in_children(weakref.WeakMethod(self._begin_in_child))
 
     @property
     def kind(self) -> str:
@@ -131,6 +130,7 @@ class ConversationStore:
     def close(self) -> None:
         """Write the file that people read, and close everything; a later use opens it again."""
         self._keeper.stop()
+        self._ledger.mend()
         if self._ledger.is_open:
             self._keeper.fold(_PATIENCE_AT_CLOSE)
             self._ledger.close()
@@ -184,5 +184,11 @@ def _last_used(item: tuple[str, Mapping]) -> int:
     return item[1].last_used
 
 
-def _nothing() -> None:
-    pass
+def _call_in_children(method: weakref.WeakMethod[Callable[[], None]]) -> None:
+    """Call the method, while its object lives, in each process that is forked from this one."""
+
+    def call() -> None:
+        if (alive := method()) is not None:
+            alive()
+
+    os.register_at_fork(after_in_child=call)
