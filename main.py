@@ -91,6 +91,7 @@ app = create_app(
     list(settings.models),
     settings.max_body_bytes,
     now=time.time,
+    user_secret=settings.openwebui_jwt_secret,
 )
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 CONNECT_TIMEOUT = 5.0
 CALL_TIMEOUT = 60.0
 STOP_TIMEOUT = 5.0
+DELETE_TIMEOUT = 10.0
 MAX_REFUSAL_BYTES = 64 * 1024
 
 # An answer that has said its last word is read on for this long, so that its connection can be
@@ -135,6 +136,22 @@ class DifyClient:
             self.call(model, "POST", path, STOP_TIMEOUT, json={"user": user})
         except errors.OpenDifyError as exc:
             log.warning("could not stop a run model=%s code=%s", model.name, exc.code)
+
+    def delete_conversation(self, model: Model, conversation_id: str, user: str) -> None:
+        """Deletes a conversation that nobody is to see again. A failure is logged: nobody waits
+        for the outcome."""
+        path = f"/conversations/{conversation_id}"
+        try:
+            self.call(model, "DELETE", path, DELETE_TIMEOUT, json={"user": user})
+        except errors.ConversationUnknown:
+            pass  # it is gone already
+        except errors.OpenDifyError as exc:
+            log.warning(
+                "could not delete a conversation model=%s conversation=%s code=%s",
+                model.name,
+                conversation_id,
+                exc.code,
+            )
 
 
 class EventStream:
@@ -265,10 +282,14 @@ class EventStream:
                 raise self._refused() from exc
             raise errors.DifyBroken(f"Dify's answer is broken: {exc}.") from exc
 
+    def forget_caller(self) -> None:
+        """From now on the answer is read whether its caller is there or not."""
+        self._caller = None
+
     def drain(self) -> None:
         """Reads a finished answer to the end of its body for a moment, then closes."""
         until = time.monotonic() + DRAIN_SECONDS
-        self._caller = None
+        self.forget_caller()
         try:
             while not self._answer.complete and self.read(until):
                 pass

@@ -26,11 +26,16 @@ log = logging.getLogger(__name__)
 # runs: what fails at its first node mostly fails within this time.
 HOLD_SECONDS_OF_A_RUN = 1.0
 
+# A conversation can be deleted only once Dify has named it, which it does with its first event;
+# a caller may have left before.
+SECONDS_TO_NAME_A_CONVERSATION = 15.0
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who asks. ``name`` stands for the caller's key and never is the key; ``chat_id`` is empty
-    for a request that belongs to no chat; ``socket`` is the descriptor to watch for a hang-up."""
+    for a request that belongs to no chat; ``socket`` is the descriptor to watch for a hang-up;
+    ``task`` is what the request's header says of a background task."""
 
     name: str
     user: str
@@ -38,6 +43,7 @@ class Caller:
     socket: int | None
     role: str = ""
     in_open_webui: bool = False
+    task: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +60,27 @@ class Parts:
 
 class Exchange:
     """One request and the turn that answers it; asked anew, once, where what went wrong can be
-    put right. Whoever gets one must close it."""
+    put right. Whoever gets one must close it.
 
-    def __init__(self, request: ChatRequest, model: Model, caller: Caller, parts: Parts) -> None:
+    Of one that ``is_throwaway`` nothing is remembered: it neither continues the caller's chat nor
+    is continued, and a conversation that it began is deleted in Dify when it is closed.
+    """
+
+    def __init__(
+        self,
+        request: ChatRequest,
+        model: Model,
+        caller: Caller,
+        parts: Parts,
+        is_throwaway: bool = False,
+    ) -> None:
         self.request = request
         self._model = model
         self._caller = caller
         self._parts = parts
         self._dialogue = translate.to_dialogue(request.messages)
-        self._key = _mapping_key(caller, model) if caller.chat_id else ""
+        self._is_throwaway = is_throwaway
+        self._key = mapping_key(caller, model) if caller.chat_id and not is_throwaway else ""
         self._may_ask_anew = True
         self._remembered = False
         self._first: Event | None = None
@@ -114,7 +132,19 @@ class Exchange:
 
     def close(self) -> None:
         """Frees what the request holds; stops a run that has not ended."""
-        self._turn.close()
+        if self._begins_what_is_thrown_away():
+            self._turn.learn_ids(time.monotonic() + SECONDS_TO_NAME_A_CONVERSATION)
+        try:
+            self._turn.close()
+        finally:
+            if self._begins_what_is_thrown_away() and self.ids.conversation_id:
+                self._parts.client.delete_conversation(
+                    self._model, self.ids.conversation_id, self._caller.user
+                )
+
+    def _begins_what_is_thrown_away(self) -> bool:
+        remembers = routes.remembers(self._app.mode)
+        return self._is_throwaway and remembers and not self._conversation_id
 
     def _next(self, until: float) -> Event | None:
         try:
@@ -208,6 +238,7 @@ class Exchange:
             self._parts.conversations.put(self._key, conversation_id)
 
 
-def _mapping_key(caller: Caller, model: Model) -> str:
+def mapping_key(caller: Caller, model: Model) -> str:
+    """The name in the store of the caller's chat with this model."""
     parts = [caller.name, model.name, caller.user, caller.chat_id]
     return json.dumps(parts, ensure_ascii=False, separators=(",", ":"))
