@@ -60,7 +60,7 @@ def test_every_leaf_has_a_status_a_type_and_a_code(kind: type[errors.OpenDifyErr
         "insufficient_quota",
     )
     assert kind.default_code
-    assert (kind.type == "invalid_request_error") == (kind.status in (400, 404, 405, 413, 415))
+    assert (kind.type == "invalid_request_error") == (kind.status in (400, 401, 404, 405, 413, 415))
 
 
 def test_no_two_leaves_share_a_code() -> None:
