@@ -16,7 +16,7 @@ from opendify.config.models import Model
 from opendify.dify import asides, routes
 from opendify.dify.apps import App
 from opendify.dify.events import Event, FileMade, Ids, MessageEnded, Text
-from opendify.exchange import Caller, Exchange, Parts, mapping_key
+from opendify.exchange import Caller, Exchange, Parts, owner_of
 from opendify.narration import Narration
 from opendify.openai.requests import ChatRequest
 from opendify.wire import has_hung_up
@@ -107,7 +107,8 @@ class Chores:
         return self._follow_ups(model, app, caller)
 
     def _title(self, model: Model, caller: Caller) -> str:
-        conversation_id = self._await_conversation(mapping_key(caller, model), caller)
+        key = owner_of(caller, model).key(caller.chat_id)
+        conversation_id = self._await_conversation(key, caller)
         if not conversation_id:
             return ""
         body = {"auto_generate": True, "user": caller.user}
@@ -115,7 +116,8 @@ class Chores:
         return asides.parse_name(self._call(model, "POST", path, json=body))
 
     def _follow_ups(self, model: Model, app: App, caller: Caller) -> list[str]:
-        mapping = self._parts.conversations.get(mapping_key(caller, model))
+        key = owner_of(caller, model).key(caller.chat_id)
+        mapping = self._parts.conversations.get(key)
         if mapping is None or not app.suggestions:
             return []
         newest = self._call(

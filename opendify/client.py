@@ -5,6 +5,7 @@ Every failure of the way to Dify leaves this room as one of our errors.
 
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -43,7 +44,8 @@ class DifyClient:
 
     def __init__(self, http: httpx.Client, read_timeout: float) -> None:
         self._http = http
-        self._read_timeout = read_timeout
+        self.read_timeout = read_timeout
+        self._versions: dict[str, tuple[int, int]] = {}
 
     def stream(
         self, model: Model, path: str, body: Mapping[str, Any], caller: int | None
@@ -64,14 +66,19 @@ class DifyClient:
                 "Authorization": f"Bearer {model.key}",
                 "Content-Type": "application/json",
             },
-            timeout=httpx.Timeout(self._read_timeout, connect=CONNECT_TIMEOUT, pool=1.0),
+            timeout=httpx.Timeout(self.read_timeout, connect=CONNECT_TIMEOUT, pool=1.0),
         )
 
         def send() -> httpx.Response:
             with _translated_errors():
                 return self._http.send(request, stream=True, follow_redirects=False)
 
-        return EventStream(send, model.name, self._read_timeout, caller)
+        return EventStream(send, model.name, self.read_timeout, caller)
+
+    def version(self, base: str) -> tuple[int, int]:
+        """Major and minor release of the Dify at this address, as its answers told (header
+        X-Version); zeros where none has told yet."""
+        return self._versions.get(base, (0, 0))
 
     def call(
         self, model: Model, method: str, path: str, timeout: float = CALL_TIMEOUT, **content: Any
@@ -90,6 +97,7 @@ class DifyClient:
                 follow_redirects=False,
                 **content,
             )
+        self._note_version(model.base, response.headers.get("x-version", ""))
         if not response.is_success:
             headers = {name.lower(): value for name, value in response.headers.items()}
             raise to_error(
@@ -152,6 +160,11 @@ class DifyClient:
                 conversation_id,
                 exc.code,
             )
+
+    def _note_version(self, base: str, told: str) -> None:
+        match = re.match(r"(\d{1,4})\.(\d{1,4})", told)
+        if match:
+            self._versions[base] = (int(match[1]), int(match[2]))
 
 
 class EventStream:

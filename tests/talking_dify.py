@@ -46,10 +46,11 @@ class TalkingDify:
             if path == "/info":
                 return refused(200, {"name": "App", "mode": self.mode})
             if path == "/parameters":
-                told = {"suggested_questions_after_answer": {"enabled": self.suggestions}}
-                return refused(200, told)
+                return refused(200, self._parameters())
             if path in ("/chat-messages", "/completion-messages", "/workflows/run"):
                 return self._run(path, request.json)
+            if path == "/files/upload":
+                return refused(201, {"id": str(uuid.uuid4())})
             if self.refuses_all_but_runs:
                 return refused(500, {"code": "internal_server_error", "message": "", "status": 500})
             return self._beside(request, path)
@@ -57,6 +58,19 @@ class TalkingDify:
     def queries(self, user: str = "") -> list[list[str]]:
         """What the conversations that are not deleted have heard."""
         return [c.queries for c in self.conversations.values() if not user or c.user == user]
+
+    def _parameters(self) -> dict[str, Any]:
+        field = {"variable": "query", "label": "Query", "required": True}
+        return {
+            "suggested_questions_after_answer": {"enabled": self.suggestions},
+            "file_upload": {
+                "enabled": True,
+                "allowed_file_types": ["image"],
+                "allowed_file_upload_methods": ["local_file"],
+                "number_limits": 3,
+            },
+            "user_input_form": [] if "chat" in self.mode else [{"paragraph": field}],
+        }
 
     def _run(self, path: str, body: dict[str, Any]) -> Steps:
         self.runs.append(body)
