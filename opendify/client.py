@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 CONNECT_TIMEOUT = 5.0
 CALL_TIMEOUT = 60.0
 STOP_TIMEOUT = 5.0
-DELETE_TIMEOUT = 10.0
 MAX_REFUSAL_BYTES = 64 * 1024
 
 # An answer that has said its last word is read on for this long, so that its connection can be
@@ -145,22 +144,6 @@ class DifyClient:
         except errors.OpenDifyError as exc:
             log.warning("could not stop a run model=%s code=%s", model.name, exc.code)
 
-    def delete_conversation(self, model: Model, conversation_id: str, user: str) -> None:
-        """Deletes a conversation that nobody is to see again. A failure is logged: nobody waits
-        for the outcome."""
-        path = f"/conversations/{conversation_id}"
-        try:
-            self.call(model, "DELETE", path, DELETE_TIMEOUT, json={"user": user})
-        except errors.ConversationUnknown:
-            pass  # it is gone already
-        except errors.OpenDifyError as exc:
-            log.warning(
-                "could not delete a conversation model=%s conversation=%s code=%s",
-                model.name,
-                conversation_id,
-                exc.code,
-            )
-
     def _note_version(self, base: str, told: str) -> None:
         match = re.match(r"(\d{1,4})\.(\d{1,4})", told)
         if match:
@@ -168,7 +151,8 @@ class DifyClient:
 
 
 class EventStream:
-    """The events of one answer. Whoever gets one must close it."""
+    """The events of one answer, read as long as ``caller`` is there, or in any case where that is
+    None. Whoever gets one must close it."""
 
     def __init__(
         self,
@@ -180,7 +164,7 @@ class EventStream:
         self._send = send
         self._model = model
         self._read_timeout = read_timeout
-        self._caller = caller
+        self.caller = caller
         self._response: httpx.Response | None = None
         self._connect()
 
@@ -221,7 +205,7 @@ class EventStream:
 
     def _receive(self, until: float) -> bytes | None:
         try:
-            data = self._wire.receive(until, self._caller)
+            data = self._wire.receive(until, self.caller)
         except (httpcore.ReadError, OSError) as exc:
             if self._reconnect():
                 return b""
@@ -295,14 +279,10 @@ class EventStream:
                 raise self._refused() from exc
             raise errors.DifyBroken(f"Dify's answer is broken: {exc}.") from exc
 
-    def forget_caller(self) -> None:
-        """From now on the answer is read whether its caller is there or not."""
-        self._caller = None
-
     def drain(self) -> None:
         """Reads a finished answer to the end of its body for a moment, then closes."""
         until = time.monotonic() + DRAIN_SECONDS
-        self.forget_caller()
+        self.caller = None
         try:
             while not self._answer.complete and self.read(until):
                 pass

@@ -13,6 +13,7 @@ from opendify.conversations.store import ConversationStore
 from opendify.dify import routes
 from opendify.dify.events import Event, Ids
 from opendify.directory import Directory
+from opendify.disposal import delete_conversation
 from opendify.files.intake import Prepared
 from opendify.files.relay import Relay
 from opendify.files.uploads import Uploads
@@ -160,8 +161,8 @@ class Exchange:
         finally:
             self._chat.leave(has_run=self.has_begun)
             if self._begins_what_is_thrown_away() and self.ids.conversation_id:
-                self._parts.client.delete_conversation(
-                    self._model, self.ids.conversation_id, self._caller.user
+                delete_conversation(
+                    self._parts.client, self._model, self.ids.conversation_id, self._caller.user
                 )
 
     def _begins_what_is_thrown_away(self) -> bool:

@@ -68,7 +68,7 @@ class Turn:
     def learn_ids(self, until: float) -> None:
         """Listens, for a caller that has left, until Dify has told its names for the answer, the
         answer is over, or it is that time (of ``time.monotonic``)."""
-        self._stream.forget_caller()
+        self._stream.caller = None
         try:
             while not (self.ended or self.ids.conversation_id) and time.monotonic() < until:
                 self.next(until)

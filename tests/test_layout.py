@@ -18,8 +18,9 @@ from tests.service import ROOT, environment, free_variables
 FLOORS = [
     ["opendify", "opendify.errors", "opendify.sse", "opendify.http1", "opendify.logs"],
     ["opendify.config", "opendify.dify", "opendify.openai", "opendify.conversations"],
-    ["opendify.wire", "opendify.openwebui", "opendify.translate"],
+    ["opendify.wire", "opendify.openwebui", "opendify.tasks", "opendify.translate"],
     ["opendify.client"],
+    ["opendify.disposal"],
     ["opendify.turn"],
     ["opendify.chat"],
     ["opendify.web"],
@@ -32,6 +33,7 @@ PURE = [
     "opendify.sse",
     "opendify.http1",
     "opendify.openwebui",
+    "opendify.tasks",
     "opendify.translate",
     "opendify.dify",
     "opendify.openai",
@@ -68,6 +70,7 @@ ONLY_IN = {
     "httpcore": {"opendify.client", "opendify.wire"},
     "h11": {"opendify.http1"},
     "dotenv": {"opendify.config.environment"},
+    "jwt": {"opendify.openwebui"},
     "fcntl": {"opendify.conversations.folder"},
 }
 
@@ -213,7 +216,12 @@ def test_every_library_is_in_the_requirements() -> None:
     used = set().union(*(foreign(name) for name in PATHS)) - set(sys.stdlib_module_names)
     text = (ROOT / "requirements.txt").read_text()
     listed = set(re.findall(r"^[\w-]+", text, re.MULTILINE))
-    packages = {"dotenv": "python-dotenv", "werkzeug": "flask", "gunicorn_config": "gunicorn"}
+    packages = {
+        "dotenv": "python-dotenv",
+        "gunicorn_config": "gunicorn",
+        "jwt": "pyjwt",
+        "werkzeug": "flask",
+    }
     assert {packages.get(name, name) for name in used} <= listed
 
 
