@@ -107,6 +107,7 @@ app = create_app(
     list(settings.models),
     settings.max_body_bytes,
     now=time.time,
+    user_secret=settings.openwebui_jwt_secret,
 )
 add_file_routes(app, relay)
 

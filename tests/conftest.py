@@ -69,7 +69,7 @@ def models(dify: FakeDify) -> dict[str, Model]:
 @pytest.fixture
 def app(
     http: httpx.Client, store: ConversationStore, models: dict[str, Model], tmp_path: Path
-) -> Flask:
+) -> Iterator[Flask]:
     client = DifyClient(http, read_timeout=2.0)
     directory = Directory(client, models)
     relay = Relay(
@@ -83,7 +83,8 @@ def app(
     locks = FileTurnLocks(tmp_path / "data")
     parts = Parts(client, directory, store, Uploads(client), locks, relay, now=time.time)
     service = ChatService(models, parts, now=time.time, new_id=lambda: "new")
-    return create_app(service, directory, store, list(models), 1024 * 1024, now=time.time)
+    yield create_app(service, directory, store, list(models), 1024 * 1024, now=time.time)
+    directory.close()
 
 
 @pytest.fixture

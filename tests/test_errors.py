@@ -61,7 +61,7 @@ def test_every_leaf_has_a_status_a_type_and_a_code(kind: type[errors.OpenDifyErr
     )
     assert kind.default_code
     assert (kind.type == "invalid_request_error") == (
-        kind.status in (400, 403, 404, 405, 410, 413, 415)
+        kind.status in (400, 401, 403, 404, 405, 410, 413, 415)
     )
 
 

@@ -32,10 +32,12 @@ FLOORS = [
         "opendify.continuity",
         "opendify.wire",
         "opendify.openwebui",
+        "opendify.tasks",
     ],
     ["opendify.translate", "opendify.narration", "opendify.chats", "opendify.client"],
-    ["opendify.turn", "opendify.directory", "opendify.uploads", "opendify.relay"],
+    ["opendify.turn", "opendify.directory", "opendify.disposal", "opendify.uploads", "opendify.relay"],
     ["opendify.exchange"],
+    ["opendify.chores"],
     ["opendify.chat"],
     ["opendify.web", "opendify.web_files"],
     ["main"],
@@ -47,6 +49,7 @@ PURE = [
     "opendify.sse",
     "opendify.http1",
     "opendify.openwebui",
+    "opendify.tasks",
     "opendify.translate",
     "opendify.narration",
     "opendify.citations",
@@ -97,6 +100,7 @@ ONLY_IN = {
     "httpcore": {"opendify.client", "opendify.wire"},
     "h11": {"opendify.http1"},
     "dotenv": {"opendify.config.environment"},
+    "jwt": {"opendify.openwebui"},
     "fcntl": {"opendify.conversations.folder", "opendify.conversations.turn_locks"},
 }
 
@@ -242,7 +246,12 @@ def test_every_library_is_in_the_requirements() -> None:
     used = set().union(*(foreign(name) for name in PATHS)) - set(sys.stdlib_module_names)
     text = (ROOT / "requirements.txt").read_text()
     listed = set(re.findall(r"^[\w-]+", text, re.MULTILINE))
-    packages = {"dotenv": "python-dotenv", "werkzeug": "flask", "gunicorn_config": "gunicorn"}
+    packages = {
+        "dotenv": "python-dotenv",
+        "gunicorn_config": "gunicorn",
+        "jwt": "pyjwt",
+        "werkzeug": "flask",
+    }
     assert {packages.get(name, name) for name in used} <= listed
 
 
