@@ -1,6 +1,5 @@
 """One request to Dify and what comes back: whose conversation, what is asked, what is mended."""
 
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -9,7 +8,8 @@ from dataclasses import dataclass
 from opendify import citations, errors, translate
 from opendify.client import DifyClient
 from opendify.config.models import Model
-from opendify.conversations.store import ConversationStore
+from opendify.conversations.contract import Conversations
+from opendify.conversations.whose import Whose, to_key
 from opendify.dify import routes
 from opendify.dify.events import Event, FileMade, Ids
 from opendify.directory import Directory
@@ -47,7 +47,7 @@ class Parts:
 
     client: DifyClient
     directory: Directory
-    conversations: ConversationStore
+    conversations: Conversations
     uploads: Uploads
     link: Callable[[Model, FileMade], str]
 
@@ -209,5 +209,4 @@ class Exchange:
 
 
 def _mapping_key(caller: Caller, model: Model) -> str:
-    parts = [caller.name, model.name, caller.user, caller.chat_id]
-    return json.dumps(parts, ensure_ascii=False, separators=(",", ":"))
+    return to_key(Whose(caller.name, model.name, caller.user, caller.chat_id))

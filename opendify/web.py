@@ -11,7 +11,7 @@ from werkzeug.exceptions import HTTPException
 
 from opendify import errors, openwebui, sse
 from opendify.chat import HOLD_SECONDS, ChatService
-from opendify.conversations.store import ConversationStore
+from opendify.conversations.contract import Conversations
 from opendify.directory import Directory
 from opendify.exchange import Caller, Exchange
 from opendify.openai import answers
@@ -33,7 +33,7 @@ _STREAM_HEADERS = {
 def create_app(
     service: ChatService,
     directory: Directory,
-    conversations: ConversationStore,
+    conversations: Conversations,
     model_names: list[str],
     max_body_bytes: int,
     now: Callable[[], float],
@@ -83,7 +83,7 @@ def _add_chat_routes(
 
 
 def _add_operator_routes(
-    app: Flask, conversations: ConversationStore, now: Callable[[], float]
+    app: Flask, conversations: Conversations, now: Callable[[], float]
 ) -> None:
     @app.get("/healthz")
     def healthz() -> Response:

@@ -245,6 +245,22 @@ def test_all_chats_of_a_conversation_are_removed(store: ConversationStore) -> No
     assert store.remove_conversation("c1") == []
 
 
+def test_a_conversation_knows_its_chat(store: ConversationStore) -> None:
+    assert store.owner("c1") is None
+    store.put("a", "c1")
+    assert store.owner("c1") == "a"
+    store.move("a", "b", "c1", "")
+    assert store.owner("c1") == "b"
+    store.put("b", "c2")
+    assert (store.owner("c1"), store.owner("c2")) == (None, "b")
+    store.put("a", "c2")
+    assert store.owner("c2") == "a"
+    store.forget("a", "c2")
+    assert store.owner("c2") == "b"
+    store.remove_conversation("c2")
+    assert store.owner("c2") is None
+
+
 # The file that people read
 
 
@@ -919,6 +935,9 @@ class Chats(RuleBasedStateMachine):
         for store in self.stores:
             assert dict(store.entries()) == self.model
             assert all(store.get(key) == self.model.get(key) for key in "abcd")
+            for conversation_id in ("c1", "c2", "c3"):
+                keys = (k for k, v in self.model.items() if v.conversation_id == conversation_id)
+                assert store.owner(conversation_id) == min(keys, default=None)
 
 
 @pytest.mark.usefixtures("slow_keeper")
