@@ -11,7 +11,7 @@ from demo.state import Conversation, File, Turn
 MAGIC = {
     "/think": "a <think> block",
     "/image": "a generated picture",
-    "/sources": "citations",
+    "/sources": "citations (not in a workflow)",
     "/error": "a model error in mid-answer",
     "/slow": "a long silence before the first word",
 }

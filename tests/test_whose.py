@@ -6,10 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opendify.conversations.whose import Whose, count_by_model, to_key, to_whose
+from opendify.chats import Owner
+from opendify.conversations.whose import Whose, count_by_model, to_whose
 
 TEXTS = st.text(alphabet=st.one_of(st.sampled_from('",[]\\{:'), st.characters()))
 CHATS = st.builds(Whose, TEXTS, TEXTS, TEXTS, TEXTS)
+
+
+def to_key(whose: Whose) -> str:
+    return Owner(whose.caller or "", whose.model or "", whose.user or "").key(whose.chat_id)
 
 
 def test_a_key_is_the_array_that_people_read_in_the_file() -> None:

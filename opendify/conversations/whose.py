@@ -19,12 +19,6 @@ class Whose:
     chat_id: str
 
 
-def to_key(whose: Whose) -> str:
-    """The key of a chat; the same person's chat with another model is another one."""
-    parts = [whose.caller, whose.model, whose.user, whose.chat_id]
-    return json.dumps(parts, ensure_ascii=False, separators=(",", ":"))
-
-
 def to_whose(key: str) -> Whose:
     """The chat of a key."""
     try:

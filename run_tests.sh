@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Checks everything: style, types, shell scripts, tests. Makes what it needs.
+# Arguments go to pytest: ./run_tests.sh -k conversations
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+if [ "${CI:-}" = true ]; then
+  export NO_COLOR=1 PIP_NO_INPUT=1
+  exec </dev/null
+fi
+source scripts/venv.sh
+install_requirements requirements-dev.txt
+PATH="$PWD/.venv/bin:$PATH"
+
+ruff check .
+ruff format --check .
+mypy
+shellcheck --external-sources ./*.sh scripts/*.sh .ci/run
+python -m pytest "$@"

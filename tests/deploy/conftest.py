@@ -1,0 +1,150 @@
+"""A host with nothing but deploy.sh and a fake docker on it."""
+
+import ast
+import gzip
+import json
+import marshal
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FAKE = Path(__file__).with_name("fake_docker.py")
+GOOD = """DIFY_API_BASE="https://dify.example.com/v1"
+MODEL_CONFIG='{"gpt-4":"app-secret-key-1234"}'
+SERVER_HOST="0.0.0.0"
+SERVER_PORT=59871
+"""
+OLD, NEW = "sha256:" + "a" * 61 + "1.0", "sha256:" + "b" * 61 + "2.0"
+DEPLOYED: list[bytes] = []
+
+
+@dataclass
+class Host:
+    """The folder that deploy.sh was copied to, and the engine's folder."""
+
+    folder: Path
+    engine: Path
+    environment: dict[str, str]
+
+    def run(
+        self, *words: str, stdin: str | bytes | None = None, code: int | None = 0, **more: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs deploy.sh without a terminal and checks its exit code."""
+        text = stdin.decode() if isinstance(stdin, bytes) else stdin
+        done = subprocess.run(
+            ["bash", str(self.folder / "deploy.sh"), *words],
+            cwd=self.folder,
+            env=self.environment | more,
+            input=text if text is not None else "",
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert code is None or done.returncode == code, (done.returncode, done.stdout, done.stderr)
+        return done
+
+    @property
+    def env_file(self) -> Path:
+        return self.folder / ".env.production"
+
+    def configure(self, text: str = GOOD, name: str = ".env.production") -> Path:
+        path = self.folder / name
+        path.write_text(text)
+        path.chmod(0o600)
+        return path
+
+    def deploy(self) -> None:
+        """As after a first deploy of GOOD, which is really run only once in a test run."""
+        self.configure()
+        if not DEPLOYED:
+            self.run("deploy")
+            DEPLOYED.append((self.engine / "state").read_bytes())
+            self.forget_calls()
+        (self.engine / "state").write_bytes(DEPLOYED[0])
+
+    def state(self) -> dict[str, Any]:
+        return marshal.loads((self.engine / "state").read_bytes())
+
+    def change(self, **values: Any) -> None:
+        (self.engine / "state").write_bytes(marshal.dumps(self.state() | values))
+
+    def containers(self) -> dict[str, dict[str, Any]]:
+        return {one["name"]: one for one in self.state()["containers"]}
+
+    def running(self) -> dict[str, str]:
+        """Name to image of what runs."""
+        return {
+            name: one["image"]
+            for name, one in self.containers().items()
+            if one["state"] == "running"
+        }
+
+    def calls(self) -> list[list[str]]:
+        path = self.engine / "calls"
+        return (
+            [ast.literal_eval(line) for line in path.read_text().splitlines()]
+            if path.exists()
+            else []
+        )
+
+    def forget_calls(self) -> None:
+        (self.engine / "calls").unlink(missing_ok=True)
+
+    def new_image(self, **behaviour: str) -> None:
+        state = self.state()
+        state["images"]["opendify:latest"] = NEW
+        state["behaviour"][NEW] = behaviour
+        self.change(**state)
+
+    def archive(self, reference: str = "opendify:latest", image: str = NEW) -> Path:
+        path = self.folder / "opendify.tar.gz"
+        plain = json.dumps({"reference": reference, "id": image})
+        path.write_bytes(gzip.compress(plain.encode()))
+        return path
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    folder, engine, programs = tmp_path / "the host", tmp_path / "engine", tmp_path / "bin"
+    for path in (folder, engine, programs, engine / "volumes", tmp_path / "run"):
+        path.mkdir(mode=0o700)
+    shutil.copy(ROOT / "deploy.sh", folder)
+    fake = programs / "docker"
+    python = os.path.realpath(sys.executable)
+    # Imported, so that its bytecode is kept
+    fake.write_text(
+        f"#!{python} -IS\nimport sys\nsys.path.insert(0, {str(FAKE.parent)!r})\n"
+        "import fake_docker\nfake_docker.main()\n"
+    )
+    fake.chmod(0o755)
+    state = {
+        "images": {"opendify:latest": OLD},
+        "containers": [],
+        "behaviour": {},
+        "architecture": "amd64",
+        "config_says": "",
+        "api": "200\ngpt-4",
+        "log_leaks": "app-secret-key-1234",
+        "log_waits": False,
+        "stop_takes": 0,
+        "fail": {},
+    }
+    (engine / "state").write_bytes(marshal.dumps(state))
+    environment = {
+        "PATH": f"{programs}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": str(tmp_path),
+        "USER": "tester",
+        "LC_ALL": "C.UTF-8",
+        "XDG_RUNTIME_DIR": str(tmp_path / "run"),
+        "FAKE_DOCKER": str(engine),
+    }
+    yield Host(folder, engine, environment)
+    assert not list((tmp_path / "run").glob("opendify.*[!k]")), "a private folder was left behind"
