@@ -49,6 +49,12 @@ def slow_keeper(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of very many folds: what it is for happens at power failures only."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
@@ -543,6 +549,7 @@ def test_a_journal_cut_anywhere_says_what_its_whole_lines_say(
     three_lines: tuple[bytes, list[dict[str, str]]],
     tmp_path: Path,
     clock: Clock,
+    no_fsync: None,
 ) -> None:
     whole, known = three_lines
     for length in range(len(whole) + 1):
@@ -629,6 +636,15 @@ def test_a_folder_that_is_emptied_under_a_running_process_is_filled_anew(
     store.put("a", "c1")
     for path in folder.iterdir():
         path.unlink()
+    store.put("b", "c2")
+    assert known_by(opened()) == {"b": "c2"}
+
+
+def test_a_journal_that_was_cut_short_by_hand_is_read_anew(opened: Opener, folder: Path) -> None:
+    store = opened()
+    store.put("a", "c1")
+    journals(folder)[0].write_bytes(b"")
+    assert store.get("b") is None
     store.put("b", "c2")
     assert known_by(opened()) == {"b": "c2"}
 
@@ -765,6 +781,36 @@ def test_a_folder_that_cannot_be_made_costs_no_answer(
     assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
 
 
+def test_each_new_trouble_is_told_once(
+    opened: Opener, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = opened()
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for trouble in range(3):
+        store.put(f"chat {trouble}", "c")
+        caplog.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "write", fail)
+            store.put("a", f"c{trouble}")
+            store.put("b", f"c{trouble}")
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", fail)
+            for _ in range(5):
+                keeper_of(store).tick()
+            store.close()
+            store.close()
+        told = [(record.levelname, record.getMessage()) for record in caplog.records]
+        assert [level for level, _ in told] == ["ERROR", "WARNING", "ERROR"]
+        assert "cannot be kept" in told[0][1]
+        assert "cannot be brought up to date" in told[2][1]
+        store.get("a")
+        store.close()
+    assert set(in_file(folder)) == {"chat 0", "chat 1", "chat 2", "a", "b"}
+
+
 def test_a_file_that_may_not_be_read_is_not_overwritten(
     opened: Opener, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -800,6 +846,10 @@ def test_a_paused_process_that_holds_the_lock_holds_nobody_up(
         for number in range(100):
             store.put(f"chat {number}", "c")
         assert store.stats().count == 101
+        before = journals(folder)
+        store.close()
+        assert journals(folder) == before
+        assert not (folder / FILE).exists()
     assert len(caplog.records) == 1
     for _ in range(5):
         keeper_of(store).tick()
@@ -940,6 +990,6 @@ class Chats(RuleBasedStateMachine):
                 assert store.owner(conversation_id) == min(keys, default=None)
 
 
-@pytest.mark.usefixtures("slow_keeper")
+@pytest.mark.usefixtures("slow_keeper", "no_fsync")
 class TestChats(Chats.TestCase):
     settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
