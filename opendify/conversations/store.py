@@ -1,12 +1,11 @@
 """What can be asked of the conversation mappings."""
 
 import heapq
-import os
-import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from opendify.conversations import uses
+from opendify.conversations.forks import in_each_child
 from opendify.conversations.keeper import DAY, Keeper
 from opendify.conversations.ledger import Ledger
 from opendify.conversations.mapping import Entries, Mapping, Patch, Stats
@@ -43,8 +42,7 @@ class ConversationStore:
         self._sync = sync
         self._ledger = self._new_ledger()
         self._keeper = self._new_keeper()
-        begin = weakref.WeakMethod(self._begin_in_child)
-        os.register_at_fork(after_in_child=lambda: (begin() or _nothing)())
+        in_each_child(self._begin_in_child)
 
     @property
     def kind(self) -> str:
@@ -156,7 +154,3 @@ class ConversationStore:
 
 def _last_used(item: tuple[str, Mapping]) -> int:
     return item[1].last_used
-
-
-def _nothing() -> None:
-    pass

@@ -61,9 +61,9 @@ def adopt(newcomers: Entries, overwrite: bool) -> Plan:
     def plan(entries: Entries) -> Patch:
         def is_wanted(key: str, newcomer: Mapping) -> bool:
             old = entries.get(key)
-            if old is None or (overwrite and old != newcomer):
+            if old is None:
                 return True
-            return old.last_used < newcomer.last_used
+            return old != newcomer and (overwrite or old.last_used <= newcomer.last_used)
 
         return {key: mapping for key, mapping in newcomers.items() if is_wanted(key, mapping)}
 
