@@ -99,6 +99,6 @@ def _make_private(path: Path) -> None:
         )
     elif status.st_mode & 0o077 and not status.st_mode & stat.S_ISVTX:
         try:
-            path.chmod(0o700)
+            path.chmod(stat.S_IMODE(status.st_mode) & ~0o077)
         except OSError as error:
             log.warning("%s is open to other users and cannot be closed to them: %s.", path, error)

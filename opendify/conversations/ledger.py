@@ -18,6 +18,9 @@ from opendify.conversations.snapshot import write_snapshot
 log = logging.getLogger(__name__)
 
 _PATIENCE = 2.0
+_KEYS_A_LINE = (
+    500  # so that a disk which is nearly full takes what it can, and not a huge torn line
+)
 _datasync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 
 
@@ -52,7 +55,7 @@ class Ledger:
 
     @property
     def is_failing(self) -> bool:
-        """Whether the disk failed when it was last tried."""
+        """Whether the disk is left alone until `mend`."""
         return self._failing
 
     def get(self, key: str) -> Mapping | None:
@@ -136,6 +139,8 @@ class Ledger:
 
         If another process is at it for longer than `patience` seconds, it is left to that one.
         """
+        if self._failing:
+            return False
         try:
             with self._folder.folding.held(patience):
                 self._fold()
@@ -233,8 +238,10 @@ class Ledger:
             self._bound_the_unwritten()
             return None
         try:
-            self._journal.append(self._unwritten)
-            self._unwritten.clear()
+            while piece := dict(islice(self._unwritten.items(), _KEYS_A_LINE)):
+                self._journal.append(piece)
+                for key in piece:
+                    del self._unwritten[key]
             return self._journal.duplicate() if self._sync else None
         except OSError as error:
             self._fail(error)

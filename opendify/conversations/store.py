@@ -119,6 +119,7 @@ class ConversationStore:
     def close(self) -> None:
         """Write the file that people read, and close everything; a later use opens it again."""
         self._keeper.stop()
+        self._ledger.mend()
         if self._ledger.is_open:
             self._keeper.fold(_PATIENCE_AT_CLOSE)
             self._ledger.close()
