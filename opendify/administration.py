@@ -71,8 +71,9 @@ class Administration:
         return {"removed_count": len(keys), "dify": outcome, "timestamp": int(self._now())}
 
     def cleanup(self, days: float) -> dict[str, Any]:
-        """Removes the mappings that were not used for so many days."""
+        """Removes the mappings that were not used for so many days. Raises StoreUnavailable."""
         removed = self._conversations.cleanup(days)
+        self._require_the_store()
         return {"removed_count": removed, "max_age_days": days, "timestamp": int(self._now())}
 
     def _delete_in_dify(self, key: str, conversation_id: str) -> str:

@@ -16,13 +16,22 @@ from tests.service import ROOT, environment, free_variables
 # From the bottom to the top. A line of imports only ever points down, or stays in its package;
 # rooms that stand side by side do not know each other.
 FLOORS = [
-    ["opendify", "opendify.errors", "opendify.sse", "opendify.http1", "opendify.logs"],
-    ["opendify.config", "opendify.dify", "opendify.openai", "opendify.conversations"],
+    [
+        "opendify",
+        "opendify.errors",
+        "opendify.keys",
+        "opendify.sse",
+        "opendify.http1",
+        "opendify.logs",
+    ],
+    ["opendify.config", "opendify.dify", "opendify.openai"],
+    ["opendify.conversations"],
     ["opendify.wire", "opendify.openwebui", "opendify.translate"],
     ["opendify.client"],
-    ["opendify.turn"],
+    ["opendify.turn", "opendify.administration"],
     ["opendify.chat"],
-    ["opendify.web"],
+    ["opendify.web_body"],
+    ["opendify.web", "opendify.web_operator"],
     ["main"],
 ]
 
@@ -38,6 +47,13 @@ PURE = [
     "opendify.config.models",
     "opendify.config.proxies",
     "opendify.config.settings",
+    "opendify.config.store_address",
+    "opendify.keys",
+    "opendify.conversations.contract",
+    "opendify.conversations.mapping",
+    "opendify.conversations.owners",
+    "opendify.conversations.uses",
+    "opendify.conversations.whose",
 ]
 DOORS = {
     "httpx",
@@ -62,13 +78,14 @@ DOORS = {
     "dotenv",
 }
 ONLY_IN = {
-    "flask": {"opendify.web"},
+    "flask": {"opendify.web", "opendify.web_body", "opendify.web_operator"},
     "werkzeug": {"opendify.web"},
     "httpx": {"opendify.client", "opendify.wire", "main"},
     "httpcore": {"opendify.client", "opendify.wire"},
     "h11": {"opendify.http1"},
     "dotenv": {"opendify.config.environment"},
-    "fcntl": {"opendify.conversations.folder"},
+    "fcntl": {"opendify.conversations.folder", "opendify.conversations.turn_locks"},
+    "redis": {"opendify.conversations.redis_link", "opendify.conversations.redis_shelf"},
 }
 
 
@@ -174,7 +191,12 @@ def test_the_environment_is_read_at_the_edge_only() -> None:
             if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv"):
                 readers |= {name} if isinstance(node.value, ast.Name) else set()
     readers -= {"opendify.web"}  # request.environ is Flask's
-    assert readers == {"main", "opendify.config.environment", "opendify.config.__main__"}
+    assert readers == {
+        "main",
+        "opendify.config.environment",
+        "opendify.config.__main__",
+        "opendify.conversations.transfer",
+    }
 
 
 def test_there_is_one_flask_app() -> None:
@@ -235,11 +257,12 @@ print(json.dumps([before, opened()]))
 """
 
 
-def test_importing_the_application_opens_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("store", ["file", "redis://127.0.0.1:1/0"])
+def test_importing_the_application_opens_nothing(tmp_path: Path, store: str) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", LOOK],
         cwd=tmp_path,
-        env=environment(**free_variables("http://127.0.0.1:9/v1")),
+        env=environment(**free_variables("http://127.0.0.1:9/v1", CONVERSATION_STORE=store)),
         capture_output=True,
         text=True,
         timeout=60,

@@ -16,7 +16,7 @@ def parse_store_address(value: str) -> str:
         return ""
     try:
         parts = urlsplit(value)
-        sound = parts.scheme in SCHEMES and parts.hostname and (parts.port or 1)
+        sound = parts.scheme in SCHEMES and parts.hostname and parts.port != 0
         options = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError:
         sound, options = False, []
@@ -28,8 +28,12 @@ def parse_store_address(value: str) -> str:
         )
     if not re.fullmatch(r"(/\d*)?", parts.path) or parts.fragment:
         raise BadValue("must end with the number of the database, like redis.example.com:6379/0")
-    if any(name not in OPTIONS for name, _ in options):
-        raise BadValue(f"has an unknown option after the question mark; known: {_listed(OPTIONS)}")
+    known = OPTIONS if parts.scheme == "rediss" else ()
+    if any(name not in known for name, _ in options):
+        raise BadValue(
+            "has an unknown option after the question mark; known are, for rediss:// addresses, "
+            + ", ".join(OPTIONS)
+        )
     return value
 
 
@@ -40,7 +44,3 @@ def without_secrets(address: str) -> str:
     parts = urlsplit(address)
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     return f"{parts.scheme}://{host}:{parts.port or 6379}/{parts.path.strip('/') or 0}"
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    return ", ".join(names)

@@ -87,7 +87,7 @@ class RedisLink:
         except ResponseError as error:
             self._note_refusal(error)
             raise Away from error
-        except (RedisError, OSError) as error:
+        except (RedisError, OSError, UnicodeError) as error:  # the last: no name of a host
             self._note_absence(error)
             raise Away from error
         if self._is_away:
