@@ -34,6 +34,8 @@ def parse_keys(text: str) -> Keys:
             digest = key[len(_HASHED) :].lower()
             if not re.fullmatch(r"[0-9a-f]{64}", digest):
                 raise ValueError(f"key {number}: behind 'sha256:' go 64 hexadecimal digits")
+            if digest == _digest(""):
+                raise ValueError(f"key {number} is the hash of an empty key, which anybody has")
             digests.append(digest)
         elif key:
             if not key.isascii() or not key.isprintable() or " " in key:

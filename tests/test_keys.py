@@ -54,6 +54,7 @@ def test_exactly_the_keys_that_are_set_are_held(written: list[str], shown: str) 
         ("se\ncret", "key 1 has blanks"),
         ("sha256:secret", "key 1: behind 'sha256:' go 64 hexadecimal digits"),
         (f"sha256:{HASH}0", "key 1: behind 'sha256:'"),
+        (f"sha256:{hashlib.sha256().hexdigest()}", "key 1 is the hash of an empty key"),
     ],
 )
 def test_a_wrong_key_is_named_by_its_number_alone(text: str, problem: str) -> None:

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -211,6 +212,21 @@ def test_a_killed_process_loses_no_mapping_that_it_was_told_of(
         assert told <= len(written) <= told + 1
 
 
+def test_as_many_threads_as_there_are_may_ask_at_once(redis_url: str) -> None:
+    link = RedisLink(redis_url, "Redis")
+    together = threading.Barrier(200)
+
+    def ask(_: int) -> bool:
+        return link.ask(
+            lambda client: client.transaction(lambda pipe: together.wait(30), "x") == []
+        )
+
+    with ThreadPoolExecutor(200) as threads:
+        assert all(threads.map(ask, range(200)))
+    assert link.available
+    link.close()
+
+
 # Redis is away
 
 
@@ -258,6 +274,34 @@ def test_what_was_new_meanwhile_is_kept_when_redis_is_back(
     assert store.get("seen") is None  # this server keeps nothing over a restart
     assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
     assert "are kept in redis://shown:6379/0 again" in caplog.records[1].getMessage()
+
+
+def test_a_chat_that_waits_to_be_kept_goes_on_from_memory(
+    server: RedisServer, opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opened(server.url)
+    server.kill()
+    store.put("new", "c1", "one")
+    monkeypatch.setattr(store, "_keep_again_at", float("inf"))
+    server.start()
+    until(lambda: (store.stats(), store.available)[1])
+    assert store.move("new", "new", "c1", "two")
+    assert store.move("new", "moved", "c1", "three")
+    assert opened(server.url).keys() == []
+    monkeypatch.setattr(store, "_keep_again_at", 0.0)
+    assert store.get("new") is None
+    kept = opened(server.url).get("moved")
+    assert kept is not None
+    assert kept.heard == "three"
+
+
+def test_an_address_that_is_no_name_costs_no_answer(
+    opened: Opener, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = opened(f"redis://{'a' * 70}..example/0")
+    store.put("a", "c1")
+    assert store.get("a") is not None
+    assert len(caplog.records) == 1
 
 
 def test_closing_keeps_what_was_new_meanwhile(server: RedisServer, opened: Opener) -> None:

@@ -112,21 +112,13 @@ def test_the_settings_of_the_environment_and_the_env_file_count(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("source", "target", "message"),
     [
-        pytest.param(
-            ("--from", "file", "--to", "redis://127.0.0.1:1/0"), "cannot be used", id="to"
-        ),
-        pytest.param(
-            ("--from", "redis://127.0.0.1:1", "--to", "file"), "cannot be used", id="from"
-        ),
-        pytest.param(
-            ("--from", "file", "--to", "file"), "both the source and the target", id="same"
-        ),
-        pytest.param(
-            ("--from", "file", "--to", "setting"), "both the source and the target", id="same set"
-        ),
-        pytest.param(("--from", "file", "--to", "mysql://secret"), "must be", id="no such kind"),
+        ("file", "redis://127.0.0.1:1/0", "cannot be used"),
+        ("redis://127.0.0.1:1", "file", "cannot be used"),
+        ("file", "file", "both the source and the target"),
+        ("file", "setting", "both the source and the target"),
+        ("file", "mysql://secret", "must be"),
     ],
 )
 def test_what_cannot_be_done_is_refused(

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 CONNECT_TIMEOUT = 1.0
 ANSWER_TIMEOUT = 1.5
 _AWAY_SECONDS = 2.0
+# More than there can be threads: one too many would look as if Redis were away.
+_MOST_CONNECTIONS = 10_000
 
 
 class Away(Exception):
@@ -80,7 +82,8 @@ class RedisLink:
         self._client = None
 
     def _do(self, action: Callable[[Client], T]) -> T:
-        if self._is_away and not self._may_try():
+        is_trial = self._is_away
+        if is_trial and not self._may_try():
             raise Away
         try:
             result = action(self._connected())
@@ -90,17 +93,19 @@ class RedisLink:
         except (RedisError, OSError, UnicodeError) as error:  # the last: no name of a host
             self._note_absence(error)
             raise Away from error
+        finally:
+            if is_trial:
+                self._next_try = time.monotonic() + _AWAY_SECONDS
         if self._is_away:
             self._note_return(refuses=self._refuses)
         return result
 
     def _may_try(self) -> bool:
-        """True for the first who asks after the pause."""
+        """True for the first who asks after the pause, and until that has failed for no other."""
         with self._lock:
-            now = time.monotonic()
-            if now < self._next_try:
+            if time.monotonic() < self._next_try:
                 return False
-            self._next_try = now + _AWAY_SECONDS
+            self._next_try = float("inf")
             return True
 
     def _connected(self) -> Client:
@@ -110,6 +115,7 @@ class RedisLink:
                     self._url,
                     socket_connect_timeout=CONNECT_TIMEOUT,
                     socket_timeout=ANSWER_TIMEOUT,
+                    max_connections=_MOST_CONNECTIONS,
                     retry=Retry(NoBackoff(), 0),
                     maint_notifications_config=MaintNotificationsConfig(enabled=False),
                 )
@@ -131,10 +137,12 @@ class RedisLink:
     def _note_refusal(self, error: Exception) -> None:
         with self._lock:
             is_news, self._refuses = not self._refuses, True
+            self._is_away = False
         if is_news:
             log.error(
-                "%s refuses to keep conversations (%s). Until it does, new ones are in the memory "
-                "of their worker only and are lost at a restart.",
+                "%s refuses to keep conversations (%s). Until it takes them, new ones are in the "
+                "memory of their worker only and are lost at a restart, and turns of one chat "
+                "that come at once are not kept apart.",
                 self._shown,
                 _reason(error),
             )

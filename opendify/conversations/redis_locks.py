@@ -49,11 +49,7 @@ class RedisTurnLocks:
             return None
         with self._changed:
             self._held.add(lock)
-            if self._prolonger is None:
-                self._prolonger = threading.Thread(
-                    target=self._prolong_for_ever, name="turn-locks", daemon=True
-                )
-                self._prolonger.start()
+            self._start_prolonging()
             self._changed.notify()
         return lock
 
@@ -71,6 +67,14 @@ class RedisTurnLocks:
         self._changed = threading.Condition()
         self._held = set()
         self._prolonger = None
+
+    def _start_prolonging(self) -> None:
+        if self._prolonger is not None and self._prolonger.is_alive():
+            return
+        thread = threading.Thread(target=self._prolong_for_ever, name="turn-locks", daemon=True)
+        with suppress(RuntimeError):  # no thread to be had: the next lock tries again
+            thread.start()
+            self._prolonger = thread
 
     def _take(self, lock: "RedisTurnLock") -> bool:
         milliseconds = int(self._lease * 1000)

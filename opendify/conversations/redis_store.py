@@ -1,5 +1,6 @@
 """The conversation mappings in a Redis server, for instances that share no folder."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,7 +17,8 @@ _MOST_REMEMBERED = 5000
 _KEPT_AT_ONCE = 50
 _KEEP_AGAIN_AFTER = 2.0
 _EXPIRE_EVERY = 60.0
-_MOST_BATCHES = 20
+# A request waits for this, so what is left over goes a minute later.
+_MOST_BATCHES_AT_ONCE = 4
 
 
 class RedisStore:
@@ -85,7 +87,7 @@ class RedisStore:
     def move(self, old_key: str, new_key: str, conversation_id: str, heard: str) -> bool:
         """Hand the conversation over from one chat to another; False when the first has it not."""
         plan = uses.move(old_key, new_key, conversation_id, heard, self._clock())
-        return bool(self._change(list({old_key: 0, new_key: 0}), plan))
+        return bool(self._change(list(dict.fromkeys((old_key, new_key))), plan))
 
     def adopt(self, newcomers: Entries, overwrite: bool = False) -> int:
         """Take over mappings as they are, times and all; returns how many.
@@ -154,6 +156,8 @@ class RedisStore:
 
     def _change(self, keys: list[str], plan: Plan) -> Patch:
         self._keep_the_unkept(_KEPT_AT_ONCE)
+        if any(map(self._memory.unkept, keys)):  # what Redis says of these is out of date
+            return self._memory.change(keys, plan)
         try:
             made = self._link.store(lambda client: shelf.change(client, keys, plan))
         except Away:
@@ -174,17 +178,14 @@ class RedisStore:
             self._keep_again_at = time.monotonic() + _KEEP_AGAIN_AFTER
 
     def _expire_if_due(self) -> None:
+        """Remove what is too old, and what is too much: the least recently used first."""
         if time.monotonic() < self._expire_at:
             return
         self._expire_at = time.monotonic() + _EXPIRE_EVERY
-        self.expire()
-
-    def expire(self) -> None:
-        """Remove what is too old, and what is too much: the least recently used first."""
         if self._max_age_days is not None:
-            self._remove_unused_since(self._clock() - self._max_age_days * DAY)
-
-        for _ in range(_MOST_BATCHES):
+            before = self._clock() - self._max_age_days * DAY
+            self._remove_unused_since(before, _MOST_BATCHES_AT_ONCE)
+        for _ in range(_MOST_BATCHES_AT_ONCE):
             if not self._remove(self._remove_surplus):
                 return
 
@@ -193,20 +194,19 @@ class RedisStore:
         latest = max(scores.values(), default=0.0)
         return shelf.remove(client, list(scores), lambda mapping: mapping.last_used <= latest)
 
-    def _remove_unused_since(self, before: float) -> int:
-        found = True
-
-        def remove(client: Client) -> list[str]:
-            nonlocal found
-            found = False
-            keys = shelf.least_used(client, before)
-            removed = shelf.remove(client, keys, lambda mapping: mapping.last_used < before)
-            found = bool(keys)
-            return removed
-
+    def _remove_unused_since(self, before: float, batches: int = sys.maxsize) -> int:
         count = 0
-        while found:
+        for _ in range(batches):
+            try:
+                keys = self._link.ask(lambda client: shelf.least_used(client, before))
+            except Away:
+                break
+            if not keys:
+                break
+            remove = partial(shelf.remove, keys=keys, condition=lambda m: m.last_used < before)
             count += len(self._remove(remove))
+            if not self.available:  # it would find the same again
+                break
         return count
 
     def _remove(self, remove: Callable[[Client], list[str]]) -> list[str]:

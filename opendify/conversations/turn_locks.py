@@ -98,13 +98,11 @@ class FileTurnLock:
             descriptor, self._descriptor = self._descriptor, -1
         if descriptor < 0:
             return
-        try:
+        with suppress(OSError):
             # While it is locked: who opened the file before finds out that it is gone.
             if _is_at(self._path, descriptor):
-                with suppress(OSError):
-                    self._path.unlink()
-        finally:
-            _unlock(descriptor)
+                self._path.unlink()
+        _unlock(descriptor)
 
 
 def lock_name(key: str) -> str:
