@@ -1,5 +1,6 @@
 """The turns of one chat: one after the other, wherever they come in, and nobody else waits."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -278,6 +279,28 @@ def test_a_file_that_others_made_anew_is_not_removed(
     assert acquired(file_locks, "chat") is None
     other.release()
     assert list(folder.iterdir()) == []
+
+
+def test_a_file_that_is_removed_between_opening_and_locking_is_no_lock(
+    file_locks: FileTurnLocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = acquired(file_locks, "chat")
+    assert first is not None
+    ordinary = fcntl.flock
+    others: list[Lock | None] = []
+
+    def let_another_be_faster(descriptor: int, operation: int) -> None:
+        if not others:
+            others.append(None)
+            first.release()
+            others.append(acquired(file_locks, "chat"))
+        ordinary(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", let_another_be_faster)
+    assert acquired(file_locks, "chat") is None
+    assert others[1] is not None
+    others[1].release()
+    assert acquired(file_locks, "chat") is not None
 
 
 def test_a_forked_child_does_not_go_on_holding_a_turn(file_locks: FileTurnLocks) -> None:
