@@ -589,7 +589,7 @@ def test_memory_stays_bounded_while_the_disk_fails(opened: Opener, folder: Path)
     keeper_of(store).tick()
     assert store.stats().count <= 13
     assert store.get("chat 999") is not None
-    assert len(store._ledger._unwritten) <= 10
+    assert len(store._ledger._known.unwritten) <= 10
 
 
 # Trouble with the disk
@@ -615,23 +615,55 @@ def test_a_folder_that_cannot_be_made_costs_no_answer(
     assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
 
 
+def no_space(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_what_could_not_be_written_stays_on_top_of_what_others_write(
+    opened: Opener, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other = opened(), opened()
+    store.put("a", "c1")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", no_space)
+        store.put("a", "c2")
+        for _ in range(8):
+            keeper_of(store).tick()
+    other.put("a", "c3")
+    other.put("b", "c4")
+    assert known_by(store) == {"a": "c2", "b": "c4"}
+    other.close()
+    assert known_by(store) == {"a": "c2", "b": "c4"}
+    for _ in range(13):
+        keeper_of(store).tick()
+    assert known_by(other) == {"a": "c2", "b": "c4"}
+    assert in_file(folder)["a"]["dify_conversation_id"] == "c2"
+
+
+def test_closing_is_a_last_chance_to_write(
+    opened: Opener, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opened()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", no_space)
+        store.put("a", "c1")
+    store.close()
+    assert set(in_file(folder)) == {"a"}
+
+
 def test_each_new_trouble_is_told_once(
     opened: Opener, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = opened()
-
-    def fail(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     for trouble in range(3):
         store.put(f"chat {trouble}", "c")
         caplog.clear()
         with monkeypatch.context() as patched:
-            patched.setattr(os, "write", fail)
+            patched.setattr(os, "write", no_space)
             store.put("a", f"c{trouble}")
             store.put("b", f"c{trouble}")
         with monkeypatch.context() as patched:
-            patched.setattr(os, "fsync", fail)
+            patched.setattr(os, "fsync", no_space)
             for _ in range(5):
                 keeper_of(store).tick()
             store.close()

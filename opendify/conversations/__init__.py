@@ -4,7 +4,7 @@
 `kinds` which kind is meant; `transfer` is the program that copies one to another. `whose` knows
 what a key says.
 
-The JSON file, from the outside in: `store`, `ledger` (one process's view of the folder), `keeper`
+The JSON file, from the outside in: `store`, `ledger` and `memory` (one process's view), `keeper`
 (when it is tidied), `journal` and `snapshot` (the two kinds of file in it), `loading`, `folder`
 (which keeps processes apart) and `owners` (mappings by conversation). How they work together is
 told in docs/decisions/0001-json-file-store.md.

@@ -4,6 +4,7 @@ import fcntl
 import logging
 import os
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,6 +85,17 @@ def fsync_folder(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_and_close(descriptor: int) -> None:
+    """Make what was written to a file outlast a power failure."""
+    try:
+        if sys.platform == "darwin":  # which has no fdatasync
+            os.fsync(descriptor)
+        else:
+            os.fdatasync(descriptor)
     finally:
         os.close(descriptor)
 

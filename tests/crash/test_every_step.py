@@ -136,7 +136,7 @@ def test_what_others_say_during_a_fold_is_kept(tmp_path: Path, kernel: Kernel) -
         key = f"before call {len(said)}, {name}"
         said[key] = "c2"
         other.put(key, "c2")
-        kept.append(not other._ledger._unwritten)
+        kept.append(not other._ledger._known.unwritten)
 
     kernel.before = speak
     store.close()

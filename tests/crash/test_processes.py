@@ -185,7 +185,7 @@ def test_on_a_full_disk_answers_go_on_and_nothing_is_lost_once_there_is_space(
         assert store.stats().count == 200
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
         deadline = time.monotonic() + 20
-        while store._ledger._unwritten and time.monotonic() < deadline:
+        while store._ledger._known.unwritten and time.monotonic() < deadline:
             time.sleep(0.02)
         print("written")
         store.close()
