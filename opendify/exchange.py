@@ -9,7 +9,7 @@ from opendify import citations, errors, translate
 from opendify.chats import Chat, Locks, Owner
 from opendify.client import DifyClient
 from opendify.config.models import Model
-from opendify.conversations.store import ConversationStore
+from opendify.conversations.contract import Conversations
 from opendify.dify import routes
 from opendify.dify.events import Event, Ids
 from opendify.directory import Directory
@@ -62,7 +62,7 @@ class Parts:
 
     client: DifyClient
     directory: Directory
-    conversations: ConversationStore
+    conversations: Conversations
     uploads: Uploads
     locks: Locks
     relay: Relay

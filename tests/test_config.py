@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from opendify.config.environment import load_environment
 from opendify.config.models import SETTINGS, BadValue, Model, parse_base, parse_models
 from opendify.config.settings import SERVER_NUMBERS, ConfigError, Settings, load_settings
+from opendify.keys import Keys, parse_keys
 from tests.service import ROOT, environment
 
 KEY = "app-AbCdEfGhIjKlMnOpQrStUvWx"
@@ -31,6 +32,8 @@ def test_two_variables_are_enough() -> None:
     assert load_settings(GOOD) == Settings(
         models={"tiny": Model("tiny", KEY, BASE)},
         data_folder="data",
+        conversation_store="",
+        admin_keys=Keys(),
         read_timeout=35,
         max_body_bytes=64 * 1024 * 1024,
         mapping_max_age_days=0,
@@ -47,6 +50,16 @@ def test_two_variables_are_enough() -> None:
 
 VALUES = [
     pytest.param({"DATA_DIR": "/var/lib/x"}, "data_folder", "/var/lib/x", id="DATA_DIR"),
+    pytest.param(
+        {"CONVERSATION_STORE": " redis://:p@r:1/2 "},
+        "conversation_store",
+        "redis://:p@r:1/2",
+        id="CONVERSATION_STORE",
+    ),
+    pytest.param({"CONVERSATION_STORE": "file"}, "conversation_store", "", id="file"),
+    pytest.param(
+        {"OPENDIFY_ADMIN_KEYS": "a,b"}, "admin_keys", parse_keys("a,b"), id="OPENDIFY_ADMIN_KEYS"
+    ),
     pytest.param({"DIFY_READ_TIMEOUT": "60"}, "read_timeout", 60, id="DIFY_READ_TIMEOUT"),
     pytest.param({"MAX_BODY_MB": "2"}, "max_body_bytes", 2 * 1024 * 1024, id="MAX_BODY_MB"),
     pytest.param(

@@ -16,16 +16,23 @@ from tests.service import ROOT, environment, free_variables
 # From the bottom to the top. A line of imports only ever points down, or stays in its package;
 # rooms that stand side by side do not know each other.
 FLOORS = [
-    ["opendify", "opendify.errors", "opendify.sse", "opendify.http1", "opendify.logs"],
+    [
+        "opendify",
+        "opendify.errors",
+        "opendify.keys",
+        "opendify.sse",
+        "opendify.http1",
+        "opendify.logs",
+    ],
     [
         "opendify.config",
         "opendify.dify",
         "opendify.openai",
-        "opendify.conversations",
         "opendify.citations",
         "opendify.reasoning",
         "opendify.stopping",
     ],
+    ["opendify.conversations"],
     [
         "opendify.files",
         "opendify.inputs",
@@ -35,11 +42,19 @@ FLOORS = [
         "opendify.tasks",
     ],
     ["opendify.translate", "opendify.narration", "opendify.chats", "opendify.client"],
-    ["opendify.turn", "opendify.directory", "opendify.disposal", "opendify.uploads", "opendify.relay"],
+    [
+        "opendify.turn",
+        "opendify.directory",
+        "opendify.administration",
+        "opendify.disposal",
+        "opendify.uploads",
+        "opendify.relay",
+    ],
     ["opendify.exchange"],
     ["opendify.chores"],
     ["opendify.chat"],
-    ["opendify.web", "opendify.web_files"],
+    ["opendify.web_body"],
+    ["opendify.web", "opendify.web_files", "opendify.web_operator"],
     ["main"],
 ]
 
@@ -70,6 +85,13 @@ PURE = [
     "opendify.config.models",
     "opendify.config.proxies",
     "opendify.config.settings",
+    "opendify.config.store_address",
+    "opendify.keys",
+    "opendify.conversations.contract",
+    "opendify.conversations.mapping",
+    "opendify.conversations.owners",
+    "opendify.conversations.uses",
+    "opendify.conversations.whose",
 ]
 DOORS = {
     "httpx",
@@ -94,7 +116,12 @@ DOORS = {
     "dotenv",
 }
 ONLY_IN = {
-    "flask": {"opendify.web", "opendify.web_files"},
+    "flask": {
+        "opendify.web",
+        "opendify.web_body",
+        "opendify.web_files",
+        "opendify.web_operator",
+    },
     "werkzeug": {"opendify.web", "opendify.web_files"},
     "httpx": {"opendify.client", "opendify.wire", "main"},
     "httpcore": {"opendify.client", "opendify.wire"},
@@ -102,6 +129,7 @@ ONLY_IN = {
     "dotenv": {"opendify.config.environment"},
     "jwt": {"opendify.openwebui"},
     "fcntl": {"opendify.conversations.folder", "opendify.conversations.turn_locks"},
+    "redis": {"opendify.conversations.redis_link", "opendify.conversations.redis_shelf"},
 }
 
 
@@ -207,7 +235,12 @@ def test_the_environment_is_read_at_the_edge_only() -> None:
             if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv"):
                 readers |= {name} if isinstance(node.value, ast.Name) else set()
     readers -= {"opendify.web", "opendify.web_files"}  # request.environ is Flask's
-    assert readers == {"main", "opendify.config.environment", "opendify.config.__main__"}
+    assert readers == {
+        "main",
+        "opendify.config.environment",
+        "opendify.config.__main__",
+        "opendify.conversations.transfer",
+    }
 
 
 def test_there_is_one_flask_app() -> None:
@@ -273,11 +306,12 @@ print(json.dumps([before, opened()]))
 """
 
 
-def test_importing_the_application_opens_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("store", ["file", "redis://127.0.0.1:1/0"])
+def test_importing_the_application_opens_nothing(tmp_path: Path, store: str) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", LOOK],
         cwd=tmp_path,
-        env=environment(**free_variables("http://127.0.0.1:9/v1")),
+        env=environment(**free_variables("http://127.0.0.1:9/v1", CONVERSATION_STORE=store)),
         capture_output=True,
         text=True,
         timeout=60,

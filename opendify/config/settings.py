@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from opendify.config.models import BadValue, Model, parse_base, parse_models
+from opendify.config.store_address import parse_store_address
+from opendify.keys import Keys, parse_keys
 
 ENVIRONMENTS = ("production", "development")
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -47,6 +49,8 @@ class Settings:
 
     models: Mapping[str, Model]
     data_folder: str
+    conversation_store: str = field(repr=False)
+    admin_keys: Keys
     read_timeout: float
     max_body_bytes: int
     mapping_max_age_days: float
@@ -73,7 +77,9 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     reader.proxies()
     settings = Settings(
         models=models,
-        data_folder=environ.get("DATA_DIR", "").strip() or "data",
+        data_folder=data_folder(environ),
+        conversation_store=reader.conversation_store(),
+        admin_keys=reader.admin_keys(),
         read_timeout=reader.number("DIFY_READ_TIMEOUT", 35, 1, 3600),
         max_body_bytes=reader.number("MAX_BODY_MB", 64, 1, 1024) * 1024 * 1024,
         mapping_max_age_days=reader.number("MAPPING_MAX_AGE_DAYS", 0, 0, 36500),
@@ -92,6 +98,11 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return settings
+
+
+def data_folder(environ: Mapping[str, str]) -> str:
+    """The folder of what is kept."""
+    return environ.get("DATA_DIR", "").strip() or "data"
 
 
 class _Reader:
@@ -170,6 +181,20 @@ class _Reader:
         if value and value not in choices:
             self._problems.append(f"{name} must be one of {', '.join(choices)}.")
         return value if value in choices else default
+
+    def conversation_store(self) -> str:
+        try:
+            return parse_store_address(self._environ.get("CONVERSATION_STORE", "").strip())
+        except BadValue as exc:
+            self._problems.append(f"CONVERSATION_STORE {exc}.")
+            return ""
+
+    def admin_keys(self) -> Keys:
+        try:
+            return parse_keys(self._environ.get("OPENDIFY_ADMIN_KEYS", ""))
+        except ValueError as exc:
+            self._problems.append(f"OPENDIFY_ADMIN_KEYS: {exc}.")
+            return Keys()
 
     def proxies(self) -> None:
         for name in PROXY_VARIABLES:
