@@ -875,7 +875,7 @@ take_file() {
 }
 
 # Quotes, $ and the like would be read differently by different tools; an address has them encoded.
-readonly ADDRESS='^https?://[A-Za-z0-9._~:%-]+(:[0-9]+)?(/[]A-Za-z0-9._~:%!()*+,;=@[-]*)*$|^https?://\[[0-9A-Fa-f:.]+\](:[0-9]+)?(/[A-Za-z0-9._~:%-]*)*$'
+readonly ADDRESS='^https?://[A-Za-z0-9._~-]+(:[0-9]+)?(/[]A-Za-z0-9._~:%!()*+,;=@[-]*)*$|^https?://\[[0-9A-Fa-f:.]+\](:[0-9]+)?(/[A-Za-z0-9._~:%-]*)*$'
 
 check_base() {
   local base=${ENV[DIFY_API_BASE]:-}
