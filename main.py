@@ -12,7 +12,6 @@ import time
 import uuid
 from pathlib import Path
 from typing import TypedDict
-from urllib.parse import urljoin
 
 import httpx
 
@@ -23,11 +22,17 @@ from opendify.config.environment import load_environment
 from opendify.config.proxies import proxies_for
 from opendify.config.settings import load_settings
 from opendify.conversations.store import ConversationStore
+from opendify.conversations.turn_locks import FileTurnLocks
 from opendify.directory import Directory
 from opendify.exchange import Parts
+from opendify.files.relay import Relay
+from opendify.files.secret import Secret
+from opendify.files.shelf import Shelf
+from opendify.files.tickets import VALID_SECONDS
 from opendify.files.uploads import Uploads
 from opendify.logs import configure_logging
 from opendify.web import create_app
+from opendify.web_files import add_file_routes
 from opendify.wire import Transport
 
 
@@ -63,8 +68,9 @@ http = httpx.Client(
     follow_redirects=False,
     trust_env=False,
 )
+data = Path(settings.data_folder)
 conversations = ConversationStore(
-    Path(settings.data_folder),
+    data,
     clock=time.time,
     max_age_days=settings.mapping_max_age_days or None,
     max_entries=settings.mapping_max_entries,
@@ -72,6 +78,14 @@ conversations = ConversationStore(
 atexit.register(conversations.close)
 client = DifyClient(http, settings.read_timeout)
 directory = Directory(client, settings.models)
+relay = Relay(
+    client,
+    settings.models,
+    settings.public_base_url,
+    Secret(settings.secret, data),
+    Shelf(data / "files", settings.file_cache_bytes, VALID_SECONDS),
+    now=time.time,
+)
 service = ChatService(
     settings.models,
     Parts(
@@ -79,7 +93,9 @@ service = ChatService(
         directory,
         conversations,
         Uploads(client),
-        link=lambda model, file: urljoin(model.base, file.url),
+        FileTurnLocks(data),
+        relay,
+        now=time.time,
     ),
     now=time.time,
     new_id=lambda: uuid.uuid4().hex,
@@ -92,6 +108,7 @@ app = create_app(
     settings.max_body_bytes,
     now=time.time,
 )
+add_file_routes(app, relay)
 
 if __name__ == "__main__":
     app.run(settings.server_host, settings.server_port, threaded=True)

@@ -57,6 +57,7 @@ class ChatService:
                 case Voided():
                     said.clear()
         ending = narration.ending
+        exchange.settle("".join(said))
         answer = answers.completion(
             self._head(exchange),
             "".join(said),
@@ -76,8 +77,12 @@ class ChatService:
         head = self._head(exchange)
         yield answers.chunk(head, {"role": "assistant", "content": ""})
         narration = exchange.new_narration()
+        said: list[str] = []
         for telling in _tellings(exchange, narration, KEEP_ALIVE_SECONDS):
+            if isinstance(telling, Said):
+                said.append(telling.text)
             yield None if telling is None else _to_chunk(head, telling)
+        exchange.settle("".join(said))
         ending = narration.ending
         delta = {"annotations": ending.annotations} if ending.annotations else {}
         yield answers.chunk(head, delta, ending.finish_reason) | _extension(exchange, ending)

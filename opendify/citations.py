@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from opendify.dify.events import FileMade
-
 MAX_PASSAGE = 2000
 
 
@@ -44,13 +42,6 @@ def cite(resources: Sequence[Mapping[str, Any]], form: str) -> Cited:
         lines = [_line(number, source) for number, source in enumerate(listed, 1)]
         cited.markdown = "\n".join(["**Sources**", "", *lines])
     return cited
-
-
-def markdown_link(file: FileMade, address: str) -> str:
-    """A file as markdown: an image to see, anything else to click."""
-    name = _plain(file.name or file.url.partition("?")[0].rpartition("/")[2] or file.kind)
-    address = address.replace(" ", "%20").replace("(", "%28").replace(")", "%29")
-    return f"{'!' if file.kind == 'image' else ''}[{name}]({address})"
 
 
 @dataclass(slots=True)
@@ -107,7 +98,7 @@ def _line(number: int, source: _Source) -> str:
 def _plain(name: str) -> str:
     for character in "[]()`<>\r\n":
         name = name.replace(character, " ")
-    return " ".join(name.split()) or "file"
+    return " ".join(name.split())
 
 
 def _first(holder: Mapping[str, Any], *names: str) -> str:

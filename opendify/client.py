@@ -5,6 +5,7 @@ Every failure of the way to Dify leaves this room as one of our errors.
 
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -42,7 +43,8 @@ class DifyClient:
 
     def __init__(self, http: httpx.Client, read_timeout: float) -> None:
         self._http = http
-        self._read_timeout = read_timeout
+        self.read_timeout = read_timeout
+        self._versions: dict[str, tuple[int, int]] = {}
 
     def stream(
         self, model: Model, path: str, body: Mapping[str, Any], caller: int | None
@@ -63,14 +65,19 @@ class DifyClient:
                 "Authorization": f"Bearer {model.key}",
                 "Content-Type": "application/json",
             },
-            timeout=httpx.Timeout(self._read_timeout, connect=CONNECT_TIMEOUT, pool=1.0),
+            timeout=httpx.Timeout(self.read_timeout, connect=CONNECT_TIMEOUT, pool=1.0),
         )
 
         def send() -> httpx.Response:
             with _translated_errors():
                 return self._http.send(request, stream=True, follow_redirects=False)
 
-        return EventStream(send, model.name, self._read_timeout, caller)
+        return EventStream(send, model.name, self.read_timeout, caller)
+
+    def version(self, base: str) -> tuple[int, int]:
+        """Major and minor release of the Dify at this address, as its answers told (header
+        X-Version); zeros where none has told yet."""
+        return self._versions.get(base, (0, 0))
 
     def call(
         self, model: Model, method: str, path: str, timeout: float = CALL_TIMEOUT, **content: Any
@@ -89,6 +96,7 @@ class DifyClient:
                 follow_redirects=False,
                 **content,
             )
+        self._note_version(model.base, response.headers.get("x-version", ""))
         if not response.is_success:
             headers = {name.lower(): value for name, value in response.headers.items()}
             raise to_error(
@@ -101,12 +109,45 @@ class DifyClient:
         except (ValueError, RecursionError) as exc:
             raise errors.DifyBroken(f"Dify's answer to {method} {path} is not JSON.") from exc
 
+    @contextmanager
+    def download(
+        self, model: Model, url: str, seconds: float, key: str = ""
+    ) -> Iterator[Iterator[bytes]]:
+        """The bytes of a file that lies at Dify, in pieces, all within so many seconds.
+
+        ``url`` must be on the origin of the model's base: nothing else is ever fetched. ``key`` is
+        sent where it is given; a signed link needs none. Raises DifyError, also in the pieces.
+        """
+        if _origin(url) != _origin(model.base):
+            raise errors.DifyBroken("A file of Dify is at an address that is not Dify's.")
+        headers = {"Accept-Encoding": "identity"}
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        until = time.monotonic() + seconds
+        timeout = httpx.Timeout(seconds, connect=CONNECT_TIMEOUT, pool=1.0)
+        with (
+            _translated_errors(),
+            self._http.stream(
+                "GET", url, headers=headers, timeout=timeout, follow_redirects=False
+            ) as response,
+        ):
+            if response.status_code != 200:
+                raise to_error(parse_refusal(response.status_code, {}, b""), model.name)
+            if response.headers.get("content-encoding", "identity") != "identity":
+                raise errors.DifyBroken("Dify packed a file that was asked for as it is.")
+            yield _within(until, response.iter_raw())
+
     def stop(self, model: Model, path: str, user: str) -> None:
         """Stops a running answer. A failure is logged: nobody waits for the outcome."""
         try:
             self.call(model, "POST", path, STOP_TIMEOUT, json={"user": user})
         except errors.OpenDifyError as exc:
             log.warning("could not stop a run model=%s code=%s", model.name, exc.code)
+
+    def _note_version(self, base: str, told: str) -> None:
+        match = re.match(r"(\d{1,4})\.(\d{1,4})", told)
+        if match:
+            self._versions[base] = (int(match[1]), int(match[2]))
 
 
 class EventStream:
@@ -266,6 +307,23 @@ def _closing_errors_logged() -> Iterator[None]:
         yield
     except httpx.HTTPError as exc:
         log.debug("closing a connection failed: %s", type(exc).__name__)
+
+
+def _origin(url: str) -> tuple[str, str, int | None]:
+    """What httpx connects to for an address, which no user in it may blur."""
+    try:
+        parts = httpx.URL(url)
+    except (httpx.InvalidURL, ValueError):
+        return "", "", None
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    return parts.scheme, parts.userinfo.decode() + parts.host, port
+
+
+def _within(until: float, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    for piece in pieces:
+        if time.monotonic() > until:
+            raise errors.DifyTimeout("Dify sent a file too slowly.")
+        yield piece
 
 
 def _encoded(body: Mapping[str, Any]) -> bytes:

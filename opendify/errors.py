@@ -6,6 +6,8 @@
     │   ├── ModelNotFound           404  model_not_found
     │   ├── RouteNotFound           404  not_found
     │   ├── MethodNotAllowed        405  method_not_allowed
+    │   ├── LinkRefused             403  link_refused          to a file, signed wrongly
+    │   ├── FileGone                410  file_gone
     │   ├── RequestTooLarge         413  request_too_large
     │   └── UnsupportedMediaType    415  unsupported_media_type
     ├── Overloaded                  503  overloaded            our own limit is reached
@@ -96,6 +98,16 @@ class RouteNotFound(CallerError):
 class MethodNotAllowed(CallerError):
     status = 405
     default_code = "method_not_allowed"
+
+
+class LinkRefused(CallerError):
+    status = 403
+    default_code = "link_refused"
+
+
+class FileGone(CallerError):
+    status = 410
+    default_code = "file_gone"
 
 
 class RequestTooLarge(CallerError):

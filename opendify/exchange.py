@@ -1,30 +1,38 @@
 """One request to Dify and what comes back: whose conversation, what is asked, what is mended."""
 
-import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from opendify import citations, errors, translate
+from opendify.chats import Chat, Locks, Owner
 from opendify.client import DifyClient
 from opendify.config.models import Model
 from opendify.conversations.store import ConversationStore
 from opendify.dify import routes
-from opendify.dify.events import Event, FileMade, Ids
+from opendify.dify.events import Event, Ids
 from opendify.directory import Directory
 from opendify.files.intake import Prepared
+from opendify.files.relay import Relay
 from opendify.files.uploads import Uploads
 from opendify.inputs import Facts
 from opendify.narration import Narration
+from opendify.openai.messages import Message
 from opendify.openai.requests import ChatRequest
 from opendify.turn import Turn
+from opendify.wire import has_hung_up
 
 log = logging.getLogger(__name__)
 
 # How long the status of a streamed answer is still held back once a chatflow has shown that it
 # runs: what fails at its first node mostly fails within this time.
 HOLD_SECONDS_OF_A_RUN = 1.0
+
+# A conversation that was used so lately is taken to be there still.
+STALE_SECONDS = 300
+
+_VERSIONS_THAT_HANG = ((1, 13), (1, 14), (1, 15))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +50,16 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What exchanges work with; the same for all requests of a process. ``link`` gives the
-    address under which callers reach a file of Dify's."""
+    """What exchanges work with; the same for all requests of a process. ``now`` gives epoch
+    seconds."""
 
     client: DifyClient
     directory: Directory
     conversations: ConversationStore
     uploads: Uploads
-    link: Callable[[Model, FileMade], str]
+    locks: Locks
+    relay: Relay
+    now: Callable[[], float]
 
 
 class Exchange:
@@ -62,15 +72,18 @@ class Exchange:
         self._caller = caller
         self._parts = parts
         self._dialogue = translate.to_dialogue(request.messages)
-        self._key = _mapping_key(caller, model) if caller.chat_id else ""
         self._may_ask_anew = True
-        self._remembered = False
+        self._is_open = False
         self._first: Event | None = None
         self._app = parts.directory.app(model)
         self._prepared = self._prepare()
-        self._mapped_id = self._look_up()
-        self._conversation_id = request.extras.conversation_id or self._mapped_id
-        self._ask()
+        self._chat = self._new_chat()
+        self._conversation_id = self._find_conversation()
+        try:
+            self._ask()
+        except BaseException:
+            self._chat.leave(has_run=False)
+            raise
 
     @property
     def ids(self) -> Ids:
@@ -88,7 +101,7 @@ class Exchange:
         return Narration(
             self._model,
             self._app.mode,
-            lambda file: self._parts.link(self._model, file),
+            lambda file: self._parts.relay.link(self._model, file.url, file.name, file.kind),
             self.request.stop,
             citations.form_for(self._model.citations, caller.in_open_webui, streamed),
         )
@@ -112,9 +125,20 @@ class Exchange:
             event = self._next(until)
         return event
 
+    def settle(self, said: str) -> None:
+        """The answer is complete: remembers what its conversation has heard by now."""
+        last = self.request.messages[-1]
+        if last.role == "assistant":
+            self._chat.settled([Message("assistant", last.text + said)])
+        else:
+            self._chat.settled([last, Message("assistant", said)])
+
     def close(self) -> None:
         """Frees what the request holds; stops a run that has not ended."""
-        self._turn.close()
+        try:
+            self._turn.close()
+        finally:
+            self._chat.leave(has_run=self.has_begun)
 
     def _next(self, until: float) -> Event | None:
         try:
@@ -125,8 +149,9 @@ class Exchange:
                 return None
             exc.repeatable = exc.repeatable and not self.has_begun
             raise
-        if event is not None and not self._remembered:
-            self._remember()
+        if event is not None and not self._is_open:
+            self._is_open = True
+            self._chat.opened(self._turn.ids.conversation_id)
         return event
 
     def _ask(self) -> None:
@@ -161,10 +186,10 @@ class Exchange:
         return False
 
     def _forget_conversation(self) -> bool:
-        if not self._mapped_id or self._conversation_id != self._mapped_id:
+        if not self._conversation_id or self.request.extras.conversation_id:
             return False
-        self._parts.conversations.forget(self._key, self._mapped_id)
-        self._conversation_id = self._mapped_id = ""
+        self._chat.lost()
+        self._conversation_id = ""
         return True
 
     def _find_another_mode(self) -> bool:
@@ -191,23 +216,50 @@ class Exchange:
             self._app.speech_to_text,
         )
 
-    def _look_up(self) -> str:
-        if not self._key or not routes.remembers(self._app.mode):
+    def _new_chat(self) -> Chat:
+        caller, model = self._caller, self._model
+        is_kept = model.continuity != "always-new" and routes.remembers(self._app.mode)
+        return Chat(
+            self._parts.conversations,
+            self._parts.locks,
+            Owner(caller.name, model.name, caller.user),
+            caller.chat_id if is_kept else "",
+            self._dialogue.history,
+            finds_by_history=is_kept and model.continuity == "auto",
+        )
+
+    def _find_conversation(self) -> str:
+        if not routes.remembers(self._app.mode):
             return ""
-        mapping = self._parts.conversations.get(self._key)
-        return mapping.conversation_id if mapping else ""
+        if explicit := self.request.extras.conversation_id:
+            self._chat.claim(explicit)
+            return explicit
+        socket = self._caller.socket
+        found = self._chat.find(
+            time.monotonic() + self._parts.client.read_timeout,
+            lambda: socket is not None and has_hung_up(socket),
+            self._is_alive,
+        )
+        if not found and not self._caller.chat_id and self._model.continuity == "off":
+            self._dialogue = replace(self._dialogue, history=())
+        return found
 
-    def _remember(self) -> None:
-        self._remembered = True
-        conversation_id = self._turn.ids.conversation_id
-        if not self._key or not conversation_id:
-            return
-        if conversation_id == self._mapped_id:
-            self._parts.conversations.touch(self._key)
-        else:
-            self._parts.conversations.put(self._key, conversation_id)
+    def _is_alive(self, conversation_id: str, last_used: int) -> bool:
+        """Whether Dify has the conversation of this user; asked only where a wrong guess is dear.
 
-
-def _mapping_key(caller: Caller, model: Model) -> str:
-    parts = [caller.name, model.name, caller.user, caller.chat_id]
-    return json.dumps(parts, ensure_ascii=False, separators=(",", ":"))
+        A chatflow of Dify 1.13 to 1.15 answers an unknown conversation with minutes of silence.
+        An entry of an earlier system may be of another user.
+        """
+        version = self._parts.client.version(self._model.base)
+        hangs = self._app.mode == "advanced-chat" and version in _VERSIONS_THAT_HANG
+        is_stale = self._parts.now() - last_used > STALE_SECONDS
+        if last_used and not (hangs and is_stale):
+            return True
+        params = {"conversation_id": conversation_id, "user": self._caller.user, "limit": 1}
+        try:
+            self._parts.client.call(self._model, "GET", "/messages", params=params)
+        except errors.ConversationUnknown:
+            return False
+        except errors.OpenDifyError:
+            return bool(last_used)
+        return True

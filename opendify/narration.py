@@ -26,6 +26,7 @@ from opendify.dify.events import (
     Usage,
     file_from,
 )
+from opendify.files import links
 from opendify.reasoning import ReasoningSplitter
 from opendify.stopping import StopCutter
 
@@ -235,7 +236,9 @@ class Narration:
         if names & self._files or any(name and name in said for name in names):
             return []
         self._files |= names
-        return self._say(f"{self._gap()}{citations.markdown_link(file, self._link(file))}\n")
+        name = file.name or file.url.partition("?")[0].rpartition("/")[2]
+        shown = links.markdown(name, self._link(file), file.kind == "image")
+        return self._say(f"{self._gap()}{shown}\n")
 
     def _gap(self) -> str:
         return "\n\n" if self._said and not self._said[-1].endswith("\n") else ""

@@ -129,6 +129,8 @@ class Transport(httpx.HTTPTransport):
         self._pool._network_backend = Backend()
 
 
-def is_handed_over(response: httpx.Response) -> bool:
-    """Whether the answer is to be read from the Wire."""
-    return isinstance(response.extensions.get("network_stream"), Wire)
+def has_hung_up(socket: int) -> bool:
+    """Whether the peer behind this descriptor has closed its side."""
+    poll = select.poll()
+    poll.register(socket, _HANGUP)
+    return bool(poll.poll(0))

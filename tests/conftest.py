@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urljoin
 
 import httpx
 import pytest
@@ -14,8 +13,12 @@ from opendify.chat import ChatService
 from opendify.client import DifyClient
 from opendify.config.models import Model
 from opendify.conversations.store import ConversationStore
+from opendify.conversations.turn_locks import FileTurnLocks
 from opendify.directory import Directory
 from opendify.exchange import Parts
+from opendify.files.relay import Relay
+from opendify.files.secret import Secret
+from opendify.files.shelf import Shelf
 from opendify.files.uploads import Uploads
 from opendify.web import create_app
 from opendify.wire import Transport
@@ -64,16 +67,21 @@ def models(dify: FakeDify) -> dict[str, Model]:
 
 
 @pytest.fixture
-def app(http: httpx.Client, store: ConversationStore, models: dict[str, Model]) -> Flask:
+def app(
+    http: httpx.Client, store: ConversationStore, models: dict[str, Model], tmp_path: Path
+) -> Flask:
     client = DifyClient(http, read_timeout=2.0)
     directory = Directory(client, models)
-    parts = Parts(
+    relay = Relay(
         client,
-        directory,
-        store,
-        Uploads(client),
-        link=lambda model, file: urljoin(model.base, file.url),
+        models,
+        "",
+        Secret("", tmp_path / "data"),
+        Shelf(tmp_path / "data" / "files", 1024 * 1024, 3600),
+        now=time.time,
     )
+    locks = FileTurnLocks(tmp_path / "data")
+    parts = Parts(client, directory, store, Uploads(client), locks, relay, now=time.time)
     service = ChatService(models, parts, now=time.time, new_id=lambda: "new")
     return create_app(service, directory, store, list(models), 1024 * 1024, now=time.time)
 

@@ -36,6 +36,7 @@ class Model:
     output: str = ""
     system: str = "first"
     history: str = "query"
+    continuity: str = "auto"
     reasoning: str = "split"
     agent_steps: str = "reasoning"
     progress: str = "off"

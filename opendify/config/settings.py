@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from opendify.config.models import BadValue, Model, parse_base, parse_models
@@ -11,6 +11,8 @@ ENVIRONMENTS = ("production", "development")
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
+
+LEAST_SECRET = 16
 
 # Read by gunicorn_config.py, which cannot report: it is run by Gunicorn before anything else.
 # Here their values are only checked, so that all problems are told together.
@@ -48,6 +50,9 @@ class Settings:
     max_body_bytes: int
     mapping_max_age_days: float
     mapping_max_entries: int
+    public_base_url: str
+    secret: str = field(repr=False)
+    file_cache_bytes: int
     log_level: str
     log_file: str
     server_host: str
@@ -71,6 +76,9 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         max_body_bytes=reader.number("MAX_BODY_MB", 64, 1, 1024) * 1024 * 1024,
         mapping_max_age_days=reader.number("MAPPING_MAX_AGE_DAYS", 0, 0, 36500),
         mapping_max_entries=reader.number("MAPPING_MAX_ENTRIES", 100_000, 1, 10_000_000),
+        public_base_url=reader.public_base(),
+        secret=reader.secret(),
+        file_cache_bytes=reader.number("FILE_CACHE_MB", 256, 1, 1_000_000) * 1024 * 1024,
         log_level=reader.one_of(
             "LOG_LEVEL", LOG_LEVELS, "debug" if environment == "development" else "info"
         ),
@@ -114,6 +122,27 @@ class _Reader:
         except BadValue as exc:
             self._problems.append(f"DIFY_API_BASE {exc}.")
             return value
+
+    def public_base(self) -> str:
+        value = self._environ.get("PUBLIC_BASE_URL", "").strip()
+        try:
+            return parse_base(value).removesuffix("/v1") if value else ""
+        except BadValue:
+            self._problems.append(
+                "PUBLIC_BASE_URL must be the address under which callers reach OpenDify, "
+                "like https://ai.example.com, without user, password, query or fragment."
+            )
+            return ""
+
+    def secret(self) -> str:
+        value = self._environ.get("OPENDIFY_SECRET", "").strip()
+        if value and len(value) < LEAST_SECRET:
+            self._problems.append(
+                f"OPENDIFY_SECRET must have {LEAST_SECRET} characters or more: "
+                "python3 -c 'import secrets; print(secrets.token_hex(32))' makes one. "
+                "Leave it out to have one made and kept in DATA_DIR."
+            )
+        return value
 
     def number(self, name: str, default: int, least: int, most: int) -> int:
         value = self._environ.get(name, "").strip()

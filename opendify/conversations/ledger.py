@@ -12,6 +12,7 @@ from opendify.conversations.folder import Folder
 from opendify.conversations.journal import FoldedAway, Journal, drop_journals
 from opendify.conversations.loading import load
 from opendify.conversations.mapping import Entries, Mapping, Patch, apply
+from opendify.conversations.owners import Owners
 from opendify.conversations.snapshot import write_snapshot
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class Ledger:
         self._memory = threading.Lock()
         self._journal: Journal | None = None
         self._entries: Entries = {}
+        self._owners: Owners | None = None
         self._unwritten: Patch = {}
         self._failing = False
         self._complained: set[str] = set()
@@ -47,6 +49,11 @@ class Ledger:
     @property
     def is_open(self) -> bool:
         return self._journal is not None
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether the disk failed when it was last tried."""
+        return self._failing
 
     def get(self, key: str) -> Mapping | None:
         with self._memory:
@@ -58,6 +65,13 @@ class Ledger:
             self._glance()
             return self._entries.copy()
 
+    def owner(self, conversation_id: str) -> str | None:
+        with self._memory:
+            self._glance()
+            if self._owners is None:  # made when first asked for: most processes never are
+                self._owners = Owners(self._entries)
+            return self._owners.of(conversation_id)
+
     def change(self, plan: Callable[[Entries], Patch]) -> Patch:
         """Make the change that `plan` derives from the newest entries; returns it.
 
@@ -67,7 +81,7 @@ class Ledger:
             with self._locked(), self._memory:
                 self._catch_up()
                 patch = plan(self._entries)
-                apply(patch, self._entries)
+                self._apply(patch)
                 self._unwritten.update(patch)
                 unsynced = self._flush()
             self._make_durable(unsynced)
@@ -195,17 +209,23 @@ class Ledger:
             if self._journal is None and not self._failing:
                 now = self._clock()
                 self._journal, self._entries = load(self._folder, sync=self._sync, now=now)
+                self._owners = None
         except OSError as error:
             self._fail(error)
         if self._unwritten:
-            apply(self._unwritten, self._entries)
+            self._apply(self._unwritten)
 
     def _read_news(self, journal: Journal) -> None:
         try:
             for patch in journal.news():
-                apply(patch, self._entries)
+                self._apply(patch)
         except FoldedAway:
             self.abandon()
+
+    def _apply(self, patch: Patch) -> None:
+        if self._owners is not None:
+            self._owners.follow(patch, self._entries)
+        apply(patch, self._entries)
 
     def _flush(self) -> int | None:
         """Append what is in no journal yet; returns a descriptor to sync, if that is wanted."""

@@ -45,6 +45,15 @@ class ConversationStore:
         begin = weakref.WeakMethod(self._begin_in_child)
         os.register_at_fork(after_in_child=lambda: (begin() or _nothing)())
 
+    @property
+    def kind(self) -> str:
+        return "file"
+
+    @property
+    def available(self) -> bool:
+        """Whether the folder could be used when it was last tried."""
+        return not self._ledger.is_failing
+
     def get(self, key: str) -> Mapping | None:
         self._keeper.start()
         return self._ledger.get(key)
@@ -88,10 +97,20 @@ class ConversationStore:
 
         return bool(self._change(plan))
 
+    def owner(self, conversation_id: str) -> str | None:
+        """The key that has the conversation, the least one where there are several."""
+        self._keeper.start()
+        return self._ledger.owner(conversation_id)
+
     def stats(self) -> Stats:
         self._keeper.start()
         created = [mapping.created_at for mapping in self._ledger.copy().values()]
         return Stats(len(created), min(created, default=None), max(created, default=None))
+
+    def keys(self) -> list[str]:
+        """All keys, in no order."""
+        self._keeper.start()
+        return list(self._ledger.copy())
 
     def entries(self, limit: int | None = None) -> Iterator[tuple[str, Mapping]]:
         """The mappings and their keys as they are now, those used last first."""

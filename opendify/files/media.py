@@ -97,6 +97,10 @@ _BRANDS = {
 # refuse pictures that are not what their label says.
 _CERTAIN = {"image/png", "image/jpeg", "image/gif", "image/webp", "application/pdf"}
 
+# What a browser may show in its place; all that can hold code is saved instead, as mere bytes.
+_RASTER = {"image/png", "image/jpeg", "image/gif", "image/webp"}
+_ACTIVE = {"text/html", "image/svg+xml", "application/xml", "message/rfc822"}
+
 _SAME = {"image/jpg": "image/jpeg", "image/pjpeg": "image/jpeg", "image/x-png": "image/png"}
 _MEDIA_TYPE = re.compile(r"[a-z]+/[a-z0-9][a-z0-9.+_-]{0,99}")
 _TELLS_NOTHING = {"application/octet-stream", "binary/octet-stream", "application/x-download"}
@@ -147,6 +151,16 @@ def sniff(data: bytes) -> str:
     if len(data) > 2 and data[0] == 0xFF and data[1] & 0xE6 == 0xE2:  # MPEG audio, layer III
         return "audio/mpeg"
     return ""
+
+
+def served_type(data: bytes, extension: str) -> tuple[str, bool]:
+    """The type to serve a file of Dify's under, from its first bytes, and whether to show it."""
+    seen = sniff(data)
+    if seen in _RASTER:
+        return seen, True
+    media_type = _TYPE_BY_EXTENSION.get(extension, "application/octet-stream")
+    unsafe = media_type in _ACTIVE or media_type in _RASTER
+    return "application/octet-stream" if unsafe else media_type, False
 
 
 def _by_text(data: bytes) -> str:

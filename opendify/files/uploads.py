@@ -98,4 +98,6 @@ def _about(exc: errors.RejectedByDify, content: Content) -> errors.RejectedByDif
         message = f"Dify refused '{content.name}': it does not take {content.media_type} there."
     else:
         message = f"Dify refused '{content.name}': {exc.message}"
-    return type(exc)(message, param=content.path, code=exc.code)
+    refused = type(exc)(message, param=content.path, code=exc.code)
+    refused.dify_code = exc.dify_code
+    return refused

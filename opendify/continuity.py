@@ -1,0 +1,125 @@
+"""Which turn follows which: what a Dify conversation has heard, kept as digests. No I/O.
+
+The history that a client sends is the truth. A conversation is fit to continue it when it has
+heard exactly that, or when the history is the end of what it has heard (clients that send only
+their last messages). Kept are a chained digest of everything and one short digest for each of the
+last messages; the texts themselves are not kept.
+
+What the digests must stand, measured with Open WebUI 0.12: answers come back without their
+reasoning and trimmed; a turn with a file was wrapped in a retrieval prompt or an
+``<attached_files>`` block when it was asked. Not measured is what such a turn looks like in later
+histories, so the wrapping never counts, and a file counts only where the history has one.
+"""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from opendify import reasoning
+from opendify.openai.messages import Attachment, Message
+
+# How many of the last messages are known one by one; a longer history must match as a whole.
+KEPT_MESSAGES = 24
+
+_WRAPPER_START = "### Task:"
+_CONTEXT_END = "</context>"
+_ATTACHED = re.compile(r"<attached_files>.*?</attached_files>", re.DOTALL)
+_FOOTNOTE = re.compile(r"\[\^?\d+\]")
+_SOURCES = re.compile(r"\*\*Sources\*\*\s*(\n\d+\. .*)+\s*$")
+_SPACE = re.compile(r"\s+")
+
+_ITEM = re.compile(r"[0-9a-f]{8}(\+[0-9a-f]{8})?")
+_CHAIN_DIGITS = 16
+_ITEM_DIGITS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What a conversation has heard. ``items`` are of its last messages: the digest of the text,
+    and behind a plus sign that of the files."""
+
+    chain: str = ""
+    items: tuple[str, ...] = ()
+
+    def encode(self) -> str:
+        """As one word, for the store."""
+        return ":".join((self.chain, *self.items))
+
+
+def decode(word: str) -> Heard | None:
+    """What ``encode`` has written; None where it is no such word."""
+    chain, *items = word.split(":")
+    if not re.fullmatch(rf"[0-9a-f]{{{_CHAIN_DIGITS}}}", chain):
+        return None
+    return Heard(chain, tuple(items)) if all(map(_ITEM.fullmatch, items)) else None
+
+
+def hear(heard: Heard, messages: Sequence[Message]) -> Heard:
+    """What has been heard after these messages as well."""
+    chain, items = heard.chain, list(heard.items)
+    for message in messages:
+        text = _text_digest(message)
+        chain = _digest(f"{chain}|{text}")[:_CHAIN_DIGITS]
+        files = _files_digest(message.attachments)
+        items.append(text[:_ITEM_DIGITS] + (f"+{files}" if files else ""))
+    return Heard(chain, tuple(items[-KEPT_MESSAGES:]))
+
+
+def continues(heard: Heard, history: Sequence[Message]) -> bool:
+    """Whether a conversation that has heard this is the one that the history tells of."""
+    if not history:
+        return False
+    told = hear(Heard(), history)
+    from_the_end = zip(reversed(told.items), reversed(heard.items), strict=False)
+    alike = all(_alike(one, other) for one, other in from_the_end)
+    if told.chain == heard.chain:
+        return alike
+    return alike and len(history) <= len(heard.items) and _holds_an_exchange(history)
+
+
+def exchange_name(history: Sequence[Message]) -> str:
+    """A name for the last exchange of a history, under which the conversations of clients
+    without chat ids are kept; "" where the history does not end with an answer to somebody."""
+    if not _holds_an_exchange(history):
+        return ""
+    asked = max(i for i, message in enumerate(history) if message.role == "user")
+    return _digest("|".join(_text_digest(message) for message in history[asked:]))[:32]
+
+
+def _holds_an_exchange(history: Sequence[Message]) -> bool:
+    roles = [message.role for message in history]
+    return "user" in roles and roles[-1] == "assistant"
+
+
+def _alike(one: str, other: str) -> bool:
+    text, _, files = one.partition("+")
+    other_text, _, other_files = other.partition("+")
+    return text == other_text and (not files or not other_files or files == other_files)
+
+
+def own_text(text: str) -> str:
+    """What the person wrote, without what Open WebUI wraps around it."""
+    if text.startswith(_WRAPPER_START) and _CONTEXT_END in text:
+        text = text.rpartition(_CONTEXT_END)[2]
+    return _ATTACHED.sub("", text).strip()
+
+
+def _text_digest(message: Message) -> str:
+    if message.role == "assistant":
+        text, _ = reasoning.split(message.text)
+        text = _FOOTNOTE.sub("", _SOURCES.sub("", text))
+    else:
+        text = own_text(message.text)
+    return _digest(f"{message.role}|{_SPACE.sub('', unicodedata.normalize('NFC', text))}")
+
+
+def _files_digest(attachments: Sequence[Attachment]) -> str:
+    if not attachments:
+        return ""
+    return _digest("|".join(a.url or a.data or a.file_id for a in attachments))[:_ITEM_DIGITS]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
