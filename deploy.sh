@@ -294,14 +294,15 @@ words() {
   printf -v REPLY "$form" "$@"
 }
 
-tell() { words "$@" && printf '%s\n' "$REPLY"; }
+# Nobody may be listening any more: that is no reason to stop half-way.
+tell() { words "$@" && { printf '%s\n' "$REPLY" 2>/dev/null || true; }; }
 say() { [[ -n ${OPT[quiet]:-} ]] || tell "$@"; }
 
 paint() { # paint COLOUR TEXT, on stderr
   if [[ -n ${OPT[no-color]:-} || -n ${NO_COLOR:-} || ${TERM:-dumb} == dumb || ! -t 2 ]]; then
-    printf '%s\n' "$2" >&2
+    printf '%s\n' "$2" >&2 || true
   else
-    printf '\033[%sm%s\033[0m\n' "$1" "$2" >&2
+    printf '\033[%sm%s\033[0m\n' "$1" "$2" >&2 || true
   fi
 }
 
@@ -343,9 +344,9 @@ mask_stream() {
   while IFS= read -r line || [[ -n $line ]]; do
     for key in ${SECRETS[@]+"${SECRETS[@]}"}; do
       mask_key "$key"
-      line=${line//"$key"/$REPLY}
+      line=${line//"$key"/"$REPLY"}
     done
-    printf '%s\n' "$line"
+    printf '%s\n' "$line" || true
   done
 }
 
@@ -398,7 +399,9 @@ need_temporary() {
   local parent
   [[ -z $TEMPORARY ]] || return 0
   umask 077
-  for parent in "${XDG_RUNTIME_DIR:-}" /dev/shm "${TMPDIR:-/tmp}"; do
+  for parent in "${XDG_RUNTIME_DIR:-}" /dev/shm "${TMPDIR:-/tmp}" "$HERE"; do
+    # Docker from a snap sees nothing outside the home folders.
+    [[ $(command -v "${ENGINE:-docker}") != /snap/* || $parent == "$HERE" ]] || continue
     [[ -n $parent && -d $parent && -w $parent ]] || continue
     TEMPORARY=$(mktemp -d "$parent/opendify.XXXXXXXX" 2>/dev/null) && return 0
   done
@@ -921,7 +924,8 @@ write_raw_environment() {
   {
     for name in "${ENV_ORDER[@]}"; do
       case $name in
-        SERVER_HOST | SERVER_PORT) ;;
+        # Where the volume is mounted is not the file's to say.
+        SERVER_HOST | SERVER_PORT | DATA_DIR) ;;
         *) [[ -z ${ENV[$name]+set} ]] || printf '%s=%s\n' "$name" "${ENV[$name]}" ;;
       esac
     done
@@ -1184,6 +1188,7 @@ bounded() {
 # The first engine that answers. Sets ENGINE.
 find_engine() {
   local candidate wanted=${OPT[engine]:-${CONTAINER_ENGINE:-}} failure=''
+  REFUSED='' FAILURE=''
   [[ -z $wanted || $wanted == docker || $wanted == podman ]] || die 64 bad_engine
   for candidate in ${wanted:-docker podman}; do
     command -v "$candidate" >/dev/null || continue
@@ -1192,7 +1197,7 @@ find_engine() {
     FAILURE=${FAILURE:-${failure%%$'\n'*}}
   done
   [[ -z $ENGINE ]] || return 0
-  [[ -n ${REFUSED:-} ]] || die 69 no_engine
+  [[ -n $REFUSED ]] || die 69 no_engine
   [[ ${FAILURE,,} != *'permission denied'* ]] || die 77 engine_denied "$REFUSED"
   die 69 engine_silent "$REFUSED" "$FAILURE"
 }
@@ -1213,12 +1218,14 @@ inspect() { "$ENGINE" inspect --type container -f "$1" "$2" 2>/dev/null; }
 
 # find_container NAME -> FOUND: its id, if it is there and ours. By label and whole name.
 find_container() {
-  local name id
+  local name id list
   if [[ -z $KNOWN ]]; then
+    list=$("$ENGINE" ps -a --no-trunc --filter label=opendify.managed=1 --format '{{.Names}} {{.ID}}') ||
+      die 69 engine_silent "$ENGINE" 'ps'
     OURS=() KNOWN=1
     while read -r name id; do
       [[ -z $name ]] || OURS[$name]=$id
-    done < <("$ENGINE" ps -a --no-trunc --filter label=opendify.managed=1 --format '{{.Names}} {{.ID}}')
+    done <<<"$list"
   fi
   FOUND=${OURS[$1]:-}
   [[ -n $FOUND ]]
@@ -1482,10 +1489,11 @@ common_settings() {
   SETTINGS=(
     --init --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges
     --memory "$MEMORY" --pids-limit "$PIDS" --stop-timeout "$STOP" --env-file "$RAW"
-    --log-opt max-size=10m
     --label opendify.managed=1 --label "opendify.env=$NAME" --label "opendify.version=$VERSION"
   )
-  [[ $ENGINE == podman ]] || SETTINGS+=(--log-opt max-file=3)
+  # Named, because another default of the daemon may refuse these options.
+  [[ $ENGINE == podman ]] ||
+    SETTINGS+=(--log-driver json-file --log-opt max-size=10m --log-opt max-file=3)
   [[ -z $CPUS ]] || SETTINGS+=(--cpus "$CPUS")
 }
 
@@ -1876,7 +1884,8 @@ look() {
   esac
 }
 
-is_good() { [[ $C_STATE/$C_HEALTH == running/healthy && $API != bad ]]; }
+# An image without a health check is judged by its answer alone.
+is_good() { [[ $C_STATE/$C_HEALTH == running/@(healthy|none) && $API != bad ]]; }
 
 # show_status NAME: in words. The answer is whether it is healthy.
 show_status() {
@@ -2485,6 +2494,7 @@ main() {
   IMAGE=${OPT[image]:-opendify:latest}
   trap on_signal INT TERM HUP
   trap on_exit EXIT
+  trap '' PIPE
   "cmd_$verb"
 }
 
