@@ -182,7 +182,7 @@ message nothing_changed '部署失败，现有服务没有受影响' 'The deploy
 message swapping '🔄 切换...' '🔄 Swapping...'
 message start_failed '新容器没有健康起来。它最后的日志:' 'The new container did not become healthy. Its last log lines:'
 message rolled_back '部署失败，已回滚到上一个版本，服务正常' 'The deploy failed; rolled back to the version before, which is healthy'
-message rolled_stopped '部署失败，已恢复原状（部署之前服务没有在运行）' 'The deploy failed; all is as before (the service was not running)'
+message rolled_stopped '失败，已恢复原状（此前服务没有在运行）' 'Failed; all is as before (the service was not running)'
 message down '失败，而且服务现在是停的！请查看: ./deploy.sh logs' 'Failed, and the service is down! See: ./deploy.sh logs'
 message deployed '✅ 部署完成!' '✅ Deployed!'
 message no_previous '没有可以回到的版本' 'There is no version to go back to'
@@ -836,8 +836,9 @@ check_configuration() {
   PROBLEMS=()
   take_file MODEL_CONFIG MODEL_CONFIG_FILE
   take_file OPENDIFY_API_KEYS OPENDIFY_API_KEYS_FILE
-  check_base
+  keep_caller_keys
   check_models
+  check_base
   check_port
   for entry in ${ENV_ORDER[@]+"${ENV_ORDER[@]}"}; do
     value=${ENV[$entry]:-}
@@ -849,6 +850,15 @@ check_configuration() {
   complain problems "$ENV_SHOWN"
   printf '  - %s\n' "${PROBLEMS[@]}" >&2
   exit 65
+}
+
+# The callers' keys are not for the screen either.
+keep_caller_keys() {
+  local name key keys
+  for name in OPENDIFY_API_KEYS OPENDIFY_ADMIN_KEYS; do
+    IFS=, read -ra keys <<<"${ENV[$name]:-}"
+    for key in ${keys[@]+"${keys[@]}"}; do keep_secret "$key"; done
+  done
 }
 
 # take_file NAME NAME_FILE: the file lies on this host, where the container cannot see it, so its
@@ -883,7 +893,7 @@ readonly ADDRESS='^https?://[A-Za-z0-9._~-]+(:[0-9]+)?(/[]A-Za-z0-9._~:%!()*+,;=
 check_base() {
   local base=${ENV[DIFY_API_BASE]:-}
   if [[ -z $base ]]; then
-    problem p_base_missing
+    every_model_has_base || problem p_base_missing
   elif [[ ! $base =~ $ADDRESS ]]; then
     problem p_base_bad
   fi
@@ -905,6 +915,15 @@ check_models() {
       has_key "${MODEL_VALUES[index]}" || problem p_models_value "$name"
     done
   fi
+}
+
+# Models may each name a Dify of their own.
+every_model_has_base() {
+  local value
+  ((${#MODEL_VALUES[@]})) || return 1
+  for value in "${MODEL_VALUES[@]}"; do
+    [[ $value =~ [{,]\"base\":\"[^\"] ]] || return 1
+  done
 }
 
 # A model's value is its key, or an object with its key.

@@ -141,7 +141,7 @@ def test_a_failed_first_deploy_leaves_nothing(host: Host) -> None:
     host.change(behaviour={OLD: {"service": "refuses"}})
     done = host.run("deploy", code=1)
     assert host.containers() == {}
-    assert "部署之前服务没有在运行" in done.stderr
+    assert "此前服务没有在运行" in done.stderr
 
 
 @pytest.mark.parametrize("step", ["create", "stop", "rename"])

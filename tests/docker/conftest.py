@@ -35,6 +35,16 @@ def build(tag: str, text: str) -> None:
     docker("build", "-q", "-t", tag, "-", input=text)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def engine() -> None:
+    """These tests remove what is called opendify: never somebody's own."""
+    names = docker("ps", "-a", "--format", "{{.Names}}").split()
+    names += docker("volume", "ls", "-q").split()
+    mine = [name for name in names if name.startswith("opendify")]
+    if mine:
+        pytest.exit(f"An OpenDify is in use on this Docker engine ({', '.join(mine)}).", 2)
+
+
 @pytest.fixture(scope="session")
 def image() -> str:
     """The image as the Dockerfile makes it."""

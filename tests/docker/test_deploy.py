@@ -96,7 +96,8 @@ def test_a_bad_image_never_interrupts_the_old(server: Server, bad: str, dify: Fa
         done = server.run("deploy", "--image", bad, code=1)
     assert watch.bad == 0 and watch.good > 5
     assert "什么都没有改变" in done.stderr
-    assert docker("ps", "-a", "--format", "{{.Names}}") == "opendify"
+    named = docker("ps", "-a", "--filter", "label=opendify.managed=1", "--format", "{{.Names}}")
+    assert named == "opendify"
 
 
 def test_an_image_that_is_good_only_on_trial_is_rolled_back(
@@ -121,7 +122,7 @@ def test_a_port_that_is_taken(server: Server, quick: str, dify: FakeDify) -> Non
     with socket.create_server(("127.0.0.1", server.port)):
         done = server.run("deploy", "--image", "opendify:quick", code=1)
     assert str(server.port) in done.stderr
-    assert docker("ps", "-aq") == ""
+    assert docker("ps", "-aq", "--filter", "label=opendify.managed=1") == ""
 
 
 def test_a_stop_lets_a_stream_end(server: Server, quick: str, dify: FakeDify) -> None:
@@ -200,7 +201,7 @@ def test_a_wrong_setting_is_named_before_anything_runs(
     path.write_text(path.read_text() + "GUNICORN_THREADS=many\nLOG_LEVEL=loud\n")
     done = server.run("deploy", "--image", "opendify:quick", code=65)
     assert "GUNICORN_THREADS" in done.stderr and "LOG_LEVEL" in done.stderr
-    assert docker("ps", "-aq") == ""
+    assert docker("ps", "-aq", "--filter", "label=opendify.managed=1") == ""
 
 
 def test_an_encrypted_file_is_never_written_in_the_clear(
