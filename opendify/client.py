@@ -106,7 +106,7 @@ class DifyClient:
         try:
             path = f"/chat-messages/{task_id}/stop"
             self.call(model, "POST", path, STOP_TIMEOUT, json={"user": user})
-        except errors.DifyError as exc:
+        except errors.OpenDifyError as exc:
             log.warning("could not stop a run model=%s code=%s", model.name, exc.code)
 
 
@@ -271,9 +271,14 @@ def _closing_errors_logged() -> Iterator[None]:
 
 def _encoded(body: Mapping[str, Any]) -> bytes:
     try:
-        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+        text = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return text.encode()
     except RecursionError as exc:
         raise errors.InvalidRequest("The request is nested too deeply.") from exc
+    except ValueError as exc:
+        raise errors.InvalidRequest(
+            "The request holds a number or a text that JSON cannot carry (1e999, half a character)."
+        ) from exc
 
 
 @contextmanager
