@@ -87,6 +87,8 @@ def parse_payload(raw: bytes) -> Payload:
         raise NotAnEvent("not JSON") from exc
     if not isinstance(payload, dict) or not isinstance(payload.get("event"), str):
         raise NotAnEvent("no event name")
+    if b"\\ud" in raw or b"\\uD" in raw:
+        return _of_whole_characters(payload)
     return payload
 
 
@@ -114,6 +116,14 @@ def collect_ids(known: Ids, payload: Payload) -> Ids:
         workflow_run_id=known.workflow_run_id or _string(payload.get("workflow_run_id")),
         created_at=known.created_at or (created_at if isinstance(created_at, int) else 0),
     )
+
+
+def _of_whole_characters(payload: Payload) -> Payload:
+    """Up to 1.8 Dify escapes its JSON, and a model's token may be half of a surrogate pair, which
+    no answer can carry."""
+    text = json.dumps(payload, ensure_ascii=False)
+    whole: Payload = json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+    return whole
 
 
 def _message_replace(payload: Payload) -> Event:
