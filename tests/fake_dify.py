@@ -155,6 +155,7 @@ class FakeDify:
     requests: list[Request] = field(default_factory=list)
     connections: int = 0
     tls: ssl.SSLContext | None = None
+    answer_stop: Steps = field(default_factory=lambda: refused(200, {"result": "success"}))
 
     def __post_init__(self) -> None:
         self._server = socket.create_server(("127.0.0.1", 0), backlog=512)
@@ -209,7 +210,7 @@ class FakeDify:
         with self._lock:
             self.requests.append(request)
             if request.path.endswith("/stop"):
-                return refused(200, {"result": "success"})
+                return self.answer_stop
             if request.path == "/v1/chat-messages" and self.answers:
                 return self.answers.pop(0)
         return self.answer(request)

@@ -704,6 +704,19 @@ def test_a_stop_that_fails_is_logged_without_the_key(
     assert KEY not in caplog.text
 
 
+def test_a_stop_that_is_redirected_goes_nowhere_else(
+    dify: FakeDify, client: DifyClient, model: Model
+) -> None:
+    other = FakeDify()
+    try:
+        to = f"Location: {other.base}/elsewhere"
+        dify.answer_stop = [head(307, to, "Content-Length: 0")]
+        client.stop_chat(model, "task-1", "u")
+        assert (other.requests, len(dify.stopped())) == ([], 1)
+    finally:
+        other.close()
+
+
 def test_a_stop_that_finds_the_pool_full_is_not_the_end_of_anything(
     dify: FakeDify, model: Model
 ) -> None:
