@@ -10,6 +10,7 @@ import atexit
 import os
 import time
 import uuid
+from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
 from typing import TypedDict
 
@@ -59,6 +60,8 @@ http = httpx.Client(
     follow_redirects=False,
     trust_env=False,
 )
+# The client serves everybody: what a gateway sets for one caller is not for the next.
+http.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
 conversations = ConversationStore(
     Path(settings.data_folder),
     clock=time.time,

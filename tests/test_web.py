@@ -29,6 +29,7 @@ from tests.fake_dify import (
     Step,
     Steps,
     event,
+    head,
     refused,
     replayed,
     streamed,
@@ -886,6 +887,23 @@ def test_a_caller_who_leaves_stops_the_run(
     assert len([r for r in fake.stopped() if r.json["user"] == user]) == 1
 
 
+def test_a_cookie_of_dify_is_not_kept_for_the_next_caller(
+    deployed: tuple[service.Service, FakeDify],
+) -> None:
+    running, fake = deployed
+    content = b'{"result":"success"}'
+    length = f"Content-Length: {len(content)}"
+    fake.answer_stop = [head(200, "Set-Cookie: session=of-one; Path=/", length) + content]
+    stopped = len(fake.stopped())
+    silent = {"model": "tiny", "messages": [{"role": "user", "content": "silent"}], "stream": True}
+    with raw_request(running, json.dumps(silent).encode()) as connection:
+        receive_until(connection, b"word")
+    wait_for(lambda: len(fake.stopped()) > stopped)
+    body = {"model": "tiny", "messages": HI}
+    httpx.post(running.url + PATH, json=body, timeout=20, trust_env=False).raise_for_status()
+    assert "cookie" not in fake.asked()[-1].headers
+
+
 def test_a_body_that_ends_too_early_is_a_400(deployed: tuple[service.Service, FakeDify]) -> None:
     running, fake = deployed
     asked = len(fake.asked())
@@ -905,6 +923,6 @@ def test_the_head_of_a_stream_is_not_withheld(deployed: tuple[service.Service, F
     body = {"model": "tiny", "messages": question, "stream": True}
     with raw_request(running, json.dumps(body).encode()) as connection:
         received = receive_until(connection, b"word")
-    head = received.partition(b"\r\n\r\n")[0].lower()
-    assert head.count(b"transfer-encoding: chunked") == 1
-    assert b"content-length" not in head
+    answer = received.partition(b"\r\n\r\n")[0].lower()
+    assert answer.count(b"transfer-encoding: chunked") == 1
+    assert b"content-length" not in answer
