@@ -329,9 +329,14 @@ def _within(until: float, pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 def _encoded(body: Mapping[str, Any]) -> bytes:
     try:
-        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+        text = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return text.encode()
     except RecursionError as exc:
         raise errors.InvalidRequest("The request is nested too deeply.") from exc
+    except ValueError as exc:
+        raise errors.InvalidRequest(
+            "The request holds a number or a text that JSON cannot carry (1e999, half a character)."
+        ) from exc
 
 
 @contextmanager

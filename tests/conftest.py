@@ -61,9 +61,10 @@ def redis_url(redis_server: RedisServer) -> str:
     return redis_server.url
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def http() -> Iterator[httpx.Client]:
-    limits = httpx.Limits(max_connections=20, max_keepalive_connections=20, keepalive_expiry=1.5)
+    """One for all tests: to read the machine's certificates takes longer than most of them."""
+    limits = httpx.Limits(max_connections=100, max_keepalive_connections=100, keepalive_expiry=1.5)
     with httpx.Client(transport=Transport(limits=limits), trust_env=False) as client:
         yield client
 

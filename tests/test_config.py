@@ -129,6 +129,8 @@ BAD = [
     pytest.param("DIFY_API_BASE", "http://", "DIFY_API_BASE must be", id="no host"),
     pytest.param("DIFY_API_BASE", "http://x:y/v1", "DIFY_API_BASE must be", id="no port"),
     pytest.param("DIFY_API_BASE", "http://x:70000", "DIFY_API_BASE must be", id="a large port"),
+    pytest.param("DIFY_API_BASE", "http://1.2.3.999/v1", "DIFY_API_BASE must be", id="no IPv4"),
+    pytest.param("DIFY_API_BASE", "http://1.2.3/v1", "DIFY_API_BASE must be", id="half of IPv4"),
     pytest.param("DIFY_API_BASE", "http://a b/v1", "DIFY_API_BASE must be", id="a blank"),
     pytest.param(
         "DIFY_API_BASE", "http://u:secret@x/v1", "DIFY_API_BASE must be a plain", id="a password"

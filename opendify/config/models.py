@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -85,7 +86,10 @@ def parse_base(url: str) -> str:
     """An address of Dify's API without its last slash. Raises BadValue."""
     try:
         parts = urlsplit(url)
-        sound = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)
+        host = parts.hostname or ""
+        sound = parts.scheme in ("http", "https") and host and (parts.port or 1)
+        if re.fullmatch(r"[0-9.]+", host):
+            ip_address(host)
     except ValueError:
         sound = False
     if not sound or re.search(r"\s", url):
