@@ -151,13 +151,14 @@ class FakeDify:
     answers: list[Steps] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
     connections: int = 0
+    host: str = "127.0.0.1"
 
     def __post_init__(self) -> None:
-        self._server = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self._server = socket.create_server((self.host, 0), backlog=512)
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self._closed = threading.Event()
-        self.base = f"http://127.0.0.1:{self._server.getsockname()[1]}/v1"
+        self.base = f"http://{self.host}:{self._server.getsockname()[1]}/v1"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def asked(self) -> list[Request]:
