@@ -6,9 +6,11 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
@@ -202,14 +204,22 @@ def test_the_application_goes_on_in_a_new_file_when_its_log_is_rotated(tmp_path:
         "LOG_FILE": "logs/gunicorn.log",
         "GUNICORN_WORKERS": "1",
     }
-    import httpx
-
     body = {"model": "nobody", "messages": [{"role": "user", "content": "Hi"}]}
+    log = logs / "gunicorn.log"
     with running(tmp_path, settings) as service:
         url = f"{service.url}/v1/chat/completions"
         httpx.post(url, json=body, trust_env=False)
-        before = (logs / "gunicorn.log").read_text()
+        before = once_written(log)
         run(tool("logrotate"), "--force", "--state", tmp_path / "state", path)
         httpx.post(url, json=body, trust_env=False)
+        assert once_written(log)
         assert (logs / "gunicorn.log.1").read_text().startswith(before)
-        assert (logs / "gunicorn.log").read_text() != ""
+
+
+def once_written(path: Path) -> str:
+    """What is in a log, when there is something: the line of a request comes after its answer."""
+    deadline = time.monotonic() + 20
+    while not path.exists() or not path.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return path.read_text()
