@@ -69,9 +69,12 @@ class FakeDocker:
                 threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
-        with connection, suppress(OSError):
+        # Where the caller was killed there is nothing to read, or nobody to answer
+        with connection, suppress(OSError, ValueError):
             call.pid, call.connection = int(connection.recv(20)), connection
             words = Path(f"/proc/{call.pid}/cmdline").read_bytes().decode().split("\0")[2:-1]
+            if not words:
+                return
             code = self._answer(words)
             connection.sendall(f"{code}\n".encode())
 
