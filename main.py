@@ -25,12 +25,12 @@ from opendify.config.settings import load_settings
 from opendify.conversations.kinds import new_conversations
 from opendify.directory import Directory
 from opendify.exchange import Parts
-from opendify.files.relay import Relay
 from opendify.files.secret import Secret
 from opendify.files.shelf import Shelf
 from opendify.files.tickets import VALID_SECONDS
-from opendify.files.uploads import Uploads
 from opendify.logs import configure_logging
+from opendify.relay import Relay
+from opendify.uploads import Uploads
 from opendify.web import create_app
 from opendify.web_files import add_file_routes
 from opendify.web_operator import add_operator_routes

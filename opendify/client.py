@@ -113,7 +113,7 @@ class DifyClient:
     def download(
         self, model: Model, url: str, seconds: float, key: str = ""
     ) -> Iterator[Iterator[bytes]]:
-        """The bytes of a file that lies at Dify, in pieces, all within so many seconds.
+        """The bytes of a file that lies at Dify, in pieces, within about so many seconds.
 
         ``url`` must be on the origin of the model's base: nothing else is ever fetched. ``key`` is
         sent where it is given; a signed link needs none. Raises DifyError, also in the pieces.

@@ -14,13 +14,13 @@ from opendify.dify import routes
 from opendify.dify.events import Event, Ids
 from opendify.directory import Directory
 from opendify.files.intake import Prepared
-from opendify.files.relay import Relay
-from opendify.files.uploads import Uploads
 from opendify.inputs import Facts
 from opendify.narration import Narration
 from opendify.openai.messages import Message
 from opendify.openai.requests import ChatRequest
+from opendify.relay import Relay
 from opendify.turn import Turn
+from opendify.uploads import Uploads
 from opendify.wire import has_hung_up
 
 log = logging.getLogger(__name__)

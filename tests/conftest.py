@@ -17,11 +17,11 @@ from opendify.conversations import Conversations, ConversationStore
 from opendify.conversations.turn_locks import FileTurnLocks
 from opendify.directory import Directory
 from opendify.exchange import Parts
-from opendify.files.relay import Relay
 from opendify.files.secret import Secret
 from opendify.files.shelf import Shelf
-from opendify.files.uploads import Uploads
 from opendify.keys import parse_keys
+from opendify.relay import Relay
+from opendify.uploads import Uploads
 from opendify.web import create_app
 from opendify.web_operator import add_operator_routes
 from opendify.wire import Transport

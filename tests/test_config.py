@@ -66,6 +66,20 @@ VALUES = [
         {"MAPPING_MAX_AGE_DAYS": "30"}, "mapping_max_age_days", 30, id="MAPPING_MAX_AGE_DAYS"
     ),
     pytest.param({"MAPPING_MAX_ENTRIES": "5"}, "mapping_max_entries", 5, id="MAPPING_MAX_ENTRIES"),
+    pytest.param(
+        {"PUBLIC_BASE_URL": " https://ai.example.com/ "},
+        "public_base_url",
+        "https://ai.example.com",
+        id="PUBLIC_BASE_URL",
+    ),
+    pytest.param(
+        {"PUBLIC_BASE_URL": "http://[::1]:5000/opendify/v1"},
+        "public_base_url",
+        "http://[::1]:5000/opendify",
+        id="PUBLIC_BASE_URL as clients have it",
+    ),
+    pytest.param({"OPENDIFY_SECRET": " " + "x" * 16}, "secret", "x" * 16, id="OPENDIFY_SECRET"),
+    pytest.param({"FILE_CACHE_MB": "1"}, "file_cache_bytes", 1024 * 1024, id="FILE_CACHE_MB"),
     pytest.param({"LOG_LEVEL": "warning"}, "log_level", "warning", id="LOG_LEVEL"),
     pytest.param({"LOG_LEVEL": "WARNING"}, "log_level", "warning", id="LOG_LEVEL in capitals"),
     pytest.param({"ENVIRONMENT": "development"}, "log_level", "debug", id="development logs more"),
@@ -94,6 +108,7 @@ NUMBERS = {
     "MAX_BODY_MB": (1, 1024),
     "MAPPING_MAX_AGE_DAYS": (0, 36500),
     "MAPPING_MAX_ENTRIES": (1, 10_000_000),
+    "FILE_CACHE_MB": (1, 1_000_000),
 }
 
 
@@ -120,6 +135,11 @@ BAD = [
     ),
     pytest.param("DIFY_API_BASE", "http://x/?a=b", "DIFY_API_BASE must be a plain", id="a query"),
     pytest.param("DIFY_API_BASE", "http://x/#a", "DIFY_API_BASE must be a plain", id="a fragment"),
+    pytest.param("PUBLIC_BASE_URL", "ai.example.com", "PUBLIC_BASE_URL must be", id="a bare name"),
+    pytest.param("PUBLIC_BASE_URL", "https://u@x", "PUBLIC_BASE_URL must be", id="public user"),
+    pytest.param("PUBLIC_BASE_URL", "https://x/?a", "PUBLIC_BASE_URL must be", id="public query"),
+    pytest.param("PUBLIC_BASE_URL", "javascript:x", "PUBLIC_BASE_URL must be", id="no address"),
+    pytest.param("OPENDIFY_SECRET", "x" * 15, "OPENDIFY_SECRET must have 16", id="OPENDIFY_SECRET"),
     pytest.param("ENVIRONMENT", "staging", "ENVIRONMENT must be one of", id="ENVIRONMENT"),
     pytest.param("LOG_LEVEL", "loud", "LOG_LEVEL must be one of", id="LOG_LEVEL"),
     pytest.param("GUNICORN_RELOAD", "yes", "GUNICORN_RELOAD must be one of", id="GUNICORN_RELOAD"),

@@ -149,9 +149,8 @@ class _Reader:
         value = self._environ.get("OPENDIFY_SECRET", "").strip()
         if value and len(value) < LEAST_SECRET:
             self._problems.append(
-                f"OPENDIFY_SECRET must have {LEAST_SECRET} characters or more: "
-                "python3 -c 'import secrets; print(secrets.token_hex(32))' makes one. "
-                "Leave it out to have one made and kept in DATA_DIR."
+                f"OPENDIFY_SECRET must have {LEAST_SECRET} characters or more ('openssl rand "
+                "-hex 32' makes some). Leave it out to have one made and kept in DATA_DIR."
             )
         return value
 
