@@ -10,6 +10,7 @@ import atexit
 import os
 import time
 import uuid
+from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
 from typing import TypedDict
 
@@ -69,6 +70,8 @@ http = httpx.Client(
     follow_redirects=False,
     trust_env=False,
 )
+# The client serves everybody: what a gateway sets for one caller is not for the next.
+http.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
 data = Path(settings.data_folder)
 conversations, turn_locks = new_conversations(
     settings.conversation_store,
@@ -107,6 +110,8 @@ app = create_app(
     directory,
     list(settings.models),
     settings.max_body_bytes,
+    now=time.time,
+    user_secret=settings.openwebui_jwt_secret,
 )
 add_operator_routes(
     app,

@@ -3,6 +3,7 @@
     OpenDifyError
     ├── CallerError                 the request cannot be served as it is
     │   ├── InvalidRequest          400
+    │   ├── UserNotVerified         401  invalid_user_token
     │   ├── ModelNotFound           404  model_not_found
     │   ├── AdminKeyWrong           401  invalid_api_key
     │   ├── AdminKeysNotSet         403  admin_keys_not_set
@@ -87,6 +88,11 @@ class CallerError(OpenDifyError):
 
 class InvalidRequest(CallerError):
     default_code = "invalid_request"
+
+
+class UserNotVerified(CallerError):
+    status = 401
+    default_code = "invalid_user_token"
 
 
 class ModelNotFound(CallerError):

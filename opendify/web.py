@@ -2,16 +2,16 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from opendify import errors, openwebui, sse
-from opendify.chat import HOLD_SECONDS, ChatService
+from opendify.chat import HOLD_SECONDS, Asked, ChatService
 from opendify.directory import Directory
-from opendify.exchange import Caller, Exchange
+from opendify.exchange import Caller
 from opendify.keys import parse_bearer
 from opendify.openai import answers
 from opendify.openai.requests import ChatRequest, parse_chat_request
@@ -34,14 +34,18 @@ def create_app(
     directory: Directory,
     model_names: list[str],
     max_body_bytes: int,
+    now: Callable[[], float],
+    user_secret: str = "",
 ) -> Flask:
-    """The application, without the routes of other rooms. Nothing is opened before the first
-    request."""
+    """The application. ``now`` gives epoch seconds; where there is a ``user_secret``, only people
+    are served for whom Open WebUI vouches with it. Nothing is opened before the first
+    request. The routes of other rooms are added to it."""
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
     app.json.ensure_ascii = False  # type: ignore[attr-defined]
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    _add_chat_routes(app, service, directory, model_names)
+    _add_chat_routes(app, service, lambda asked: _caller(asked, user_secret, now()))
+    _add_model_routes(app, directory, model_names)
     app.register_error_handler(errors.OpenDifyError, _to_response)
     app.register_error_handler(errors.CallerGone, lambda exc: Response(status=499))
     app.register_error_handler(HTTPException, lambda exc: _to_response(_from_werkzeug(exc)))
@@ -50,12 +54,12 @@ def create_app(
 
 
 def _add_chat_routes(
-    app: Flask, service: ChatService, directory: Directory, model_names: list[str]
+    app: Flask, service: ChatService, caller_of: Callable[[ChatRequest], Caller]
 ) -> None:
     @app.post("/v1/chat/completions")
     def chat_completions() -> Response:
         chat_request = parse_chat_request(json_body())
-        exchange = service.ask(chat_request, _caller(chat_request))
+        exchange = service.ask(chat_request, caller_of(chat_request))
         try:
             response = _answer(service, exchange)
         except BaseException:
@@ -64,6 +68,8 @@ def _add_chat_routes(
         response.call_on_close(exchange.close)
         return response
 
+
+def _add_model_routes(app: Flask, directory: Directory, model_names: list[str]) -> None:
     @app.get("/v1/models")
     def models() -> Response:
         directory.keep_fresh()
@@ -79,7 +85,7 @@ def _add_chat_routes(
         return jsonify(_model(directory, name))
 
 
-def _answer(service: ChatService, exchange: Exchange) -> Response:
+def _answer(service: ChatService, exchange: Asked) -> Response:
     if exchange.request.stream:
         exchange.hold(HOLD_SECONDS)
         response = Response(_events(service, exchange), headers=_STREAM_HEADERS)
@@ -93,7 +99,7 @@ def _answer(service: ChatService, exchange: Exchange) -> Response:
     return response
 
 
-def _events(service: ChatService, exchange: Exchange) -> Iterator[bytes]:
+def _events(service: ChatService, exchange: Asked) -> Iterator[bytes]:
     try:
         for chunk in service.chunks(exchange):
             yield sse.KEEP_ALIVE if chunk is None else sse.encode(chunk)
@@ -121,17 +127,18 @@ def _model(directory: Directory, name: str) -> dict[str, Any]:
     return answers.model(name) | (known | {"capabilities": abilities} if app.mode else {})
 
 
-def _caller(chat_request: ChatRequest) -> Caller:
+def _caller(chat_request: ChatRequest, user_secret: str, now: float) -> Caller:
     headers = request.headers
     socket = request.environ.get("gunicorn.socket")
-    chat_id = "" if openwebui.task(headers) else openwebui.chat_id(chat_request, headers)
+    person = openwebui.person(chat_request, headers, user_secret, now)
     return Caller(
         name=_caller_name(headers.get("Authorization", "")),
-        user=_bounded(openwebui.user_id(chat_request, headers)) or DEFAULT_USER,
-        chat_id=_bounded(chat_id),
+        user=_bounded(person.id) or DEFAULT_USER,
+        chat_id=_bounded(openwebui.chat_id(chat_request, headers)),
         socket=socket.fileno() if socket is not None else None,
-        role=openwebui.role(headers),
+        role=person.role,
         in_open_webui=openwebui.sent_by_open_webui(headers.keys()),
+        task=openwebui.task(headers),
     )
 
 

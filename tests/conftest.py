@@ -61,9 +61,10 @@ def redis_url(redis_server: RedisServer) -> str:
     return redis_server.url
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def http() -> Iterator[httpx.Client]:
-    limits = httpx.Limits(max_connections=20, max_keepalive_connections=20, keepalive_expiry=1.5)
+    """One for all tests: to read the machine's certificates takes longer than most of them."""
+    limits = httpx.Limits(max_connections=100, max_keepalive_connections=100, keepalive_expiry=1.5)
     with httpx.Client(transport=Transport(limits=limits), trust_env=False) as client:
         yield client
 
@@ -98,7 +99,7 @@ def app(
     models: dict[str, Model],
     tmp_path: Path,
     admin_keys: str,
-) -> Flask:
+) -> Iterator[Flask]:
     client = DifyClient(http, read_timeout=2.0)
     directory = Directory(client, models)
     relay = Relay(
@@ -112,10 +113,11 @@ def app(
     locks = FileTurnLocks(tmp_path / "data")
     parts = Parts(client, directory, store, Uploads(client), locks, relay, now=time.time)
     service = ChatService(models, parts, now=time.time, new_id=lambda: "new")
-    application = create_app(service, directory, list(models), 1024 * 1024)
+    application = create_app(service, directory, list(models), 1024 * 1024, now=time.time)
     administration = Administration(store, models, client, now=time.time)
     add_operator_routes(application, administration, parse_keys(admin_keys))
-    return application
+    yield application
+    directory.close()
 
 
 @pytest.fixture

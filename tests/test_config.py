@@ -129,6 +129,8 @@ BAD = [
     pytest.param("DIFY_API_BASE", "http://", "DIFY_API_BASE must be", id="no host"),
     pytest.param("DIFY_API_BASE", "http://x:y/v1", "DIFY_API_BASE must be", id="no port"),
     pytest.param("DIFY_API_BASE", "http://x:70000", "DIFY_API_BASE must be", id="a large port"),
+    pytest.param("DIFY_API_BASE", "http://1.2.3.999/v1", "DIFY_API_BASE must be", id="no IPv4"),
+    pytest.param("DIFY_API_BASE", "http://1.2.3/v1", "DIFY_API_BASE must be", id="half of IPv4"),
     pytest.param("DIFY_API_BASE", "http://a b/v1", "DIFY_API_BASE must be", id="a blank"),
     pytest.param(
         "DIFY_API_BASE", "http://u:secret@x/v1", "DIFY_API_BASE must be a plain", id="a password"
@@ -185,7 +187,7 @@ MODELS = [
             "text_input": "q",
             "output": "text",
             "continuity": "off",
-            "tasks": "model:other",
+            "tasks": "local",
             "reasoning": "drop",
             "agent_steps": "off",
             "progress": "status",
@@ -196,6 +198,49 @@ MODELS = [
         id="every name that is reserved",
     ),
 ]
+
+
+def test_the_tasks_of_a_model_may_be_given_to_another() -> None:
+    found: list[str] = []
+    config = {"a": {"key": "k", "tasks": "model:b"}, "b": {"key": "l", "tasks": "throwaway"}}
+    models = parse_models(json.dumps(config), BASE, found)
+    assert found == []
+    assert (models["a"].tasks, models["b"].tasks) == ("model:b", "throwaway")
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        pytest.param(
+            {"a": {"key": "k", "tasks": "model:b"}},
+            "MODEL_CONFIG: model 'a', setting 'tasks' names the model 'b', which is not there",
+            id="no such model",
+        ),
+        pytest.param(
+            {"a": {"key": "k", "tasks": "model:a"}},
+            "MODEL_CONFIG: model 'a', setting 'tasks' must name another model than itself, "
+            "or say 'throwaway'",
+            id="itself",
+        ),
+        pytest.param(
+            {"a": {"key": "k", "tasks": "model:b"}, "b": {"key": ""}},
+            "MODEL_CONFIG: model 'b', setting 'key' must be the API key of a Dify app",
+            id="one that is wrong itself is told of once",
+        ),
+    ],
+)
+def test_tasks_are_given_to_somebody_who_is_there(config: dict[str, Any], problem: str) -> None:
+    assert problems(MODEL_CONFIG=json.dumps(config)) == [problem]
+
+
+def test_the_secret_of_open_webui_is_long_and_never_shown() -> None:
+    secret = "0123456789abcdef" * 2
+    settings = load_settings({**GOOD, "OPENWEBUI_JWT_SECRET": f" {secret} "})
+    assert settings.openwebui_jwt_secret == secret
+    assert secret not in repr(settings)
+    (problem,) = problems(OPENWEBUI_JWT_SECRET=secret[1:])
+    assert problem.startswith("OPENWEBUI_JWT_SECRET must have 32 characters or more")
+    assert secret[1:] not in problem
 
 
 @pytest.mark.parametrize(("entry", "expected"), MODELS)

@@ -39,13 +39,21 @@ FLOORS = [
         "opendify.continuity",
         "opendify.wire",
         "opendify.openwebui",
+        "opendify.tasks",
     ],
-    ["opendify.web_body"],
     ["opendify.translate", "opendify.narration", "opendify.chats", "opendify.client"],
-    ["opendify.turn", "opendify.directory", "opendify.uploads", "opendify.relay"],
-    ["opendify.administration"],
+    [
+        "opendify.turn",
+        "opendify.directory",
+        "opendify.administration",
+        "opendify.disposal",
+        "opendify.uploads",
+        "opendify.relay",
+    ],
     ["opendify.exchange"],
+    ["opendify.chores"],
     ["opendify.chat"],
+    ["opendify.web_body"],
     ["opendify.web", "opendify.web_files", "opendify.web_operator"],
     ["main"],
 ]
@@ -56,6 +64,7 @@ PURE = [
     "opendify.sse",
     "opendify.http1",
     "opendify.openwebui",
+    "opendify.tasks",
     "opendify.translate",
     "opendify.narration",
     "opendify.citations",
@@ -118,6 +127,7 @@ ONLY_IN = {
     "httpcore": {"opendify.client", "opendify.wire"},
     "h11": {"opendify.http1"},
     "dotenv": {"opendify.config.environment"},
+    "jwt": {"opendify.openwebui"},
     "fcntl": {"opendify.conversations.folder", "opendify.conversations.turn_locks"},
     "redis": {"opendify.conversations.redis_link", "opendify.conversations.redis_shelf"},
 }
@@ -269,7 +279,12 @@ def test_every_library_is_in_the_requirements() -> None:
     used = set().union(*(foreign(name) for name in PATHS)) - set(sys.stdlib_module_names)
     text = (ROOT / "requirements.txt").read_text()
     listed = set(re.findall(r"^[\w-]+", text, re.MULTILINE))
-    packages = {"dotenv": "python-dotenv", "werkzeug": "flask", "gunicorn_config": "gunicorn"}
+    packages = {
+        "dotenv": "python-dotenv",
+        "gunicorn_config": "gunicorn",
+        "jwt": "pyjwt",
+        "werkzeug": "flask",
+    }
     assert {packages.get(name, name) for name in used} <= listed
 
 

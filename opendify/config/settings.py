@@ -15,6 +15,7 @@ PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 
 LEAST_SECRET = 16
+LEAST_JWT_SECRET = 32  # RFC 7518, section 3.2: as long as the hash of HS256
 
 # Read by gunicorn_config.py, which cannot report: it is run by Gunicorn before anything else.
 # Here their values are only checked, so that all problems are told together.
@@ -61,6 +62,7 @@ class Settings:
     log_file: str
     server_host: str
     server_port: int
+    openwebui_jwt_secret: str = field(repr=False)
 
 
 def load_settings(environ: Mapping[str, str]) -> Settings:
@@ -91,6 +93,7 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         log_file=environ.get("LOG_FILE", "").strip(),
         server_host=environ.get("SERVER_HOST", "").strip() or "0.0.0.0",
         server_port=reader.number("SERVER_PORT", 5000, 1, 65535),
+        openwebui_jwt_secret=reader.jwt_secret(),
     )
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
@@ -151,6 +154,16 @@ class _Reader:
             self._problems.append(
                 f"OPENDIFY_SECRET must have {LEAST_SECRET} characters or more ('openssl rand "
                 "-hex 32' makes some). Leave it out to have one made and kept in DATA_DIR."
+            )
+        return value
+
+    def jwt_secret(self) -> str:
+        value = self._environ.get("OPENWEBUI_JWT_SECRET", "").strip()
+        if value and len(value.encode()) < LEAST_JWT_SECRET:
+            self._problems.append(
+                f"OPENWEBUI_JWT_SECRET must have {LEAST_JWT_SECRET} characters or more, and be "
+                "that of FORWARD_USER_INFO_HEADER_JWT_SECRET in Open WebUI: "
+                "openssl rand -hex 32 makes one for both."
             )
         return value
 
