@@ -18,7 +18,7 @@ from hypothesis.stateful import precondition, rule
 
 from opendify.conversations import ConversationStore, Mapping
 from opendify.conversations.keeper import Keeper
-from opendify.conversations.mapping import parse_mapping, parse_patch, to_line
+from opendify.conversations.mapping import Entries, Patch, parse_mapping, parse_patch, to_line
 from opendify.conversations.snapshot import read_snapshot, write_snapshot
 from tests.chats import DAY, Chats, Clock
 
@@ -720,6 +720,30 @@ def test_a_paused_process_that_holds_the_lock_holds_nobody_up(
     for _ in range(5):
         keeper_of(store).tick()
     assert other.stats().count == 101
+
+
+def test_a_change_begun_without_the_lock_is_not_written_without_it(
+    opened: Opener, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if the disk is tried again, by the keeper, before the change is complete."""
+    monkeypatch.setattr("opendify.conversations.ledger._PATIENCE", 0.0)
+    store, other = opened(), opened()
+    store.put("a", "c1")
+    size = journals(folder)[0].stat().st_size
+    mending = threading.Thread(target=store._ledger.mend)
+
+    def plan(_: Entries) -> Patch:
+        mending.start()
+        mending.join(0.2)
+        return {"c": Mapping("c3", 1, 1)}
+
+    with other._ledger._folder.changing.held(0):
+        store.put("b", "c2")
+        store._ledger.change(plan)
+        mending.join()
+        assert journals(folder)[0].stat().st_size == size
+    store.close()
+    assert set(in_file(folder)) == {"a", "b", "c"}
 
 
 def test_readers_do_not_wait_for_a_writer(opened: Opener) -> None:

@@ -36,7 +36,8 @@ class Ledger:
         self._sync = sync
         self._most_unwritten = most_unwritten
         # Always taken in this order: _writing, then the folder's lock, then _memory. So who
-        # reads waits for other threads' memory only, never for another process.
+        # reads waits for other threads' memory only, never for another process. Who holds
+        # _writing and finds the disk failing has no lock, and may rely on that staying so.
         self._writing = threading.Lock()
         self._memory = threading.Lock()
         self._journal: Journal | None = None
@@ -74,13 +75,7 @@ class Ledger:
         No other change comes between. `plan` must be quick and leave the entries as they are.
         """
         with self._writing:
-            with self._locked(), self._memory:
-                self._catch_up()
-                patch = plan(self._known.entries)
-                self._known.say(patch)
-                unsynced = self._flush()
-            self._make_durable(unsynced)
-        return patch
+            return self._change(plan)
 
     def remove(self, condition: Callable[[Mapping], bool]) -> list[str]:
         """Remove the entries of which the condition is true; returns their keys."""
@@ -118,13 +113,14 @@ class Ledger:
 
     def mend(self) -> None:
         """Try the disk again, if it failed."""
-        if not self._failing:
-            return
-        self._failing = False
-        self.change(lambda entries: {})
-        if not self._failing:
-            self._complained.discard("keep")
-            log.warning("Conversation mappings are kept in %s again.", self._folder.path)
+        with self._writing:
+            if not self._failing:
+                return
+            self._failing = False
+            self._change(lambda entries: {})
+            if not self._failing:
+                self._complained.discard("keep")
+                log.warning("Conversation mappings are kept in %s again.", self._folder.path)
 
     def fold(self, patience: float) -> bool:
         """Write all entries to the snapshot and drop the journals; False if the disk refused.
@@ -160,6 +156,15 @@ class Ledger:
         if self._journal is not None:
             self._journal.close()
             self._journal = None
+
+    def _change(self, plan: Callable[[Entries], Patch]) -> Patch:
+        with self._locked(), self._memory:
+            self._catch_up()
+            patch = plan(self._known.entries)
+            self._known.say(patch)
+            unsynced = self._flush()
+        self._make_durable(unsynced)
+        return patch
 
     def _fold(self) -> None:
         with self._writing, self._locked(), self._memory:
