@@ -276,19 +276,23 @@ def test_what_was_new_meanwhile_is_kept_when_redis_is_back(
     assert "are kept in redis://shown:6379/0 again" in caplog.records[1].getMessage()
 
 
+def go_on_from_memory(server: RedisServer, store: RedisStore) -> None:
+    server.start()
+    until(lambda: (store.stats(), store.available)[1])
+    assert store.move("new", "new", "c1", "two")
+    assert store.move("new", "moved", "c1", "three")
+
+
 def test_a_chat_that_waits_to_be_kept_goes_on_from_memory(
     server: RedisServer, opened: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = opened(server.url)
     server.kill()
     store.put("new", "c1", "one")
-    monkeypatch.setattr(store, "_keep_again_at", float("inf"))
-    server.start()
-    until(lambda: (store.stats(), store.available)[1])
-    assert store.move("new", "new", "c1", "two")
-    assert store.move("new", "moved", "c1", "three")
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "_keep_the_unkept", lambda most: None)
+        go_on_from_memory(server, store)
     assert opened(server.url).keys() == []
-    monkeypatch.setattr(store, "_keep_again_at", 0.0)
     assert store.get("new") is None
     kept = opened(server.url).get("moved")
     assert kept is not None

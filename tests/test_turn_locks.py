@@ -54,6 +54,24 @@ for thread in threads: thread.join()
 """
 
 
+made: list[RedisTurnLocks] = []
+
+
+@pytest.fixture(autouse=True)
+def released() -> Iterator[None]:
+    """No lock is prolonged when its test is over."""
+    yield
+    for locks in made:
+        for lock in list(locks._held):
+            lock.release()
+    made.clear()
+
+
+def redis_locks(url: str, lease: float = LEASE_SECONDS) -> RedisTurnLocks:
+    made.append(RedisTurnLocks(RedisLink(url, "Redis"), lease))
+    return made[-1]
+
+
 @pytest.fixture(params=["file", "redis"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
     """The folder, and the address of Redis or nothing."""
@@ -68,7 +86,7 @@ def locks(place: tuple[str, str]) -> TurnLocks:
 
 def new_locks(place: tuple[str, str]) -> TurnLocks:
     if place[1]:
-        return RedisTurnLocks(RedisLink(place[1], "Redis"))
+        return redis_locks(place[1])
     return FileTurnLocks(Path(place[0]))
 
 
@@ -322,7 +340,7 @@ def test_a_forked_child_does_not_go_on_holding_a_turn(file_locks: FileTurnLocks)
 
 
 def test_a_turn_that_takes_longer_than_the_lease_is_kept(redis_url: str) -> None:
-    locks, other = (RedisTurnLocks(RedisLink(redis_url, "Redis"), lease=0.3) for _ in range(2))
+    locks, other = (redis_locks(redis_url, lease=0.3) for _ in range(2))
     held = [acquired(locks, f"chat {number}") for number in range(5)]
     for _ in range(4):
         time.sleep(0.3)
@@ -334,7 +352,7 @@ def test_a_turn_that_takes_longer_than_the_lease_is_kept(redis_url: str) -> None
 
 
 def test_a_lock_that_somebody_else_has_by_now_is_left_alone(redis_url: str) -> None:
-    locks = RedisTurnLocks(RedisLink(redis_url, "Redis"))
+    locks = redis_locks(redis_url)
     lock = acquired(locks, "chat")
     assert lock is not None
     (name,) = left(("", redis_url))
@@ -346,7 +364,7 @@ def test_a_lock_that_somebody_else_has_by_now_is_left_alone(redis_url: str) -> N
 
 def test_every_turn_goes_while_redis_is_away(caplog: pytest.LogCaptureFixture) -> None:
     server = RedisServer()
-    locks = RedisTurnLocks(RedisLink(server.url, "Redis"))
+    locks = redis_locks(server.url)
     first = acquired(locks, "chat")
     server.kill()
     with ThreadPoolExecutor(1) as others:

@@ -65,6 +65,7 @@ class Recollection:
         with self._lock:
             if self._unkept.get(key) is mapping:
                 del self._unkept[key]
+                self._note(self._seen, key, mapping)
 
     def _note(self, place: OrderedDict[str, Mapping], key: str, mapping: Mapping | None) -> None:
         if mapping is None:

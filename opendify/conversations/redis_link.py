@@ -46,6 +46,7 @@ class RedisLink:
         self._next_try = 0.0
         self._is_away = False
         self._refuses = False
+        self._returns = 0
         self._lock = threading.Lock()
         self._client: Client = None
         in_each_child(self._begin_in_child)
@@ -53,6 +54,11 @@ class RedisLink:
     @property
     def available(self) -> bool:
         return not (self._is_away or self._refuses)
+
+    @property
+    def refuses(self) -> bool:
+        """Whether Redis answered last, but took nothing."""
+        return self._refuses
 
     def ask(self, action: Callable[[Client], T]) -> T:
         """What the action gives. Raises Away."""
@@ -82,21 +88,22 @@ class RedisLink:
         self._client = None
 
     def _do(self, action: Callable[[Client], T]) -> T:
-        is_trial = self._is_away
+        is_trial, returns = self._is_away, self._returns
         if is_trial and not self._may_try():
             raise Away
         try:
             result = action(self._connected())
         except ResponseError as error:
-            self._note_refusal(error)
+            self._note_refusal(error, is_trial)
             raise Away from error
         except (RedisError, OSError, UnicodeError) as error:  # the last: no name of a host
-            self._note_absence(error)
+            self._note_absence(error, returns)
             raise Away from error
         finally:
             if is_trial:
                 self._next_try = time.monotonic() + _AWAY_SECONDS
-        if self._is_away:
+        # Not by an answer that was on its way before somebody else was left without one.
+        if is_trial:
             self._note_return(refuses=self._refuses)
         return result
 
@@ -121,8 +128,12 @@ class RedisLink:
                 )
             return self._client
 
-    def _note_absence(self, error: Exception) -> None:
+    def _note_absence(self, error: Exception, returns: int) -> None:
+        """``returns`` is how often Redis had come back when it was asked: what was asked before
+        it came back the last time says nothing of now."""
         with self._lock:
+            if returns != self._returns:
+                return
             self._next_try = time.monotonic() + _AWAY_SECONDS
             is_news, self._is_away = not self._is_away, True
         if is_news:
@@ -134,10 +145,11 @@ class RedisLink:
                 _reason(error),
             )
 
-    def _note_refusal(self, error: Exception) -> None:
+    def _note_refusal(self, error: Exception, is_trial: bool) -> None:
         with self._lock:
             is_news, self._refuses = not self._refuses, True
-            self._is_away = False
+            if is_trial:
+                self._end_absence()
         if is_news:
             log.error(
                 "%s refuses to keep conversations (%s). Until it takes them, new ones are in the "
@@ -150,11 +162,15 @@ class RedisLink:
     def _note_return(self, refuses: bool) -> None:
         with self._lock:
             was_available = self.available
-            self._is_away = False
+            self._end_absence()
             self._refuses = refuses
             is_news = self.available and not was_available
         if is_news:
             log.warning("Conversations are kept in %s again.", self._shown)
+
+    def _end_absence(self) -> None:
+        self._returns += self._is_away
+        self._is_away = False
 
 
 def _reason(error: Exception) -> str:

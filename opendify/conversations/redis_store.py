@@ -1,12 +1,14 @@
 """The conversation mappings in a Redis server, for instances that share no folder."""
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
 from opendify.conversations import redis_shelf as shelf
 from opendify.conversations import uses
+from opendify.conversations.forks import in_each_child
 from opendify.conversations.keeper import DAY
 from opendify.conversations.mapping import Entries, Mapping, Patch, Stats
 from opendify.conversations.recollection import Recollection
@@ -47,6 +49,8 @@ class RedisStore:
         self._memory = Recollection(_MOST_REMEMBERED)
         self._keep_again_at = 0.0
         self._expire_at = 0.0
+        self._keeping = threading.Lock()
+        in_each_child(self._begin_in_child)
 
     @property
     def kind(self) -> str:
@@ -154,6 +158,11 @@ class RedisStore:
         self._keep_the_unkept(_MOST_REMEMBERED)
         self._link.close()
 
+    def _begin_in_child(self) -> None:
+        """After a fork: the parent keeps what it has to keep."""
+        self._memory = Recollection(_MOST_REMEMBERED)
+        self._keeping = threading.Lock()
+
     def _change(self, keys: list[str], plan: Plan) -> Patch:
         self._keep_the_unkept(_KEPT_AT_ONCE)
         if any(map(self._memory.unkept, keys)):  # what Redis says of these is out of date
@@ -166,16 +175,21 @@ class RedisStore:
         return made.patch
 
     def _keep_the_unkept(self, most: int) -> None:
-        waiting = self._memory.some_unkept(most)
-        if not waiting or time.monotonic() < self._keep_again_at:
+        pauses = self._link.refuses and time.monotonic() < self._keep_again_at
+        if pauses or not self._memory.some_unkept(1):
+            return
+        # One thread at a time: a slower one could put an older mapping over a newer one.
+        if not self._keeping.acquire(blocking=False):
             return
         try:
-            for key, mapping in waiting.items():
+            for key, mapping in self._memory.some_unkept(most).items():
                 plan = uses.adopt({key: mapping}, overwrite=False)
                 self._link.store(partial(shelf.change, keys=[key], plan=plan))
                 self._memory.settle(key, mapping)
         except Away:
             self._keep_again_at = time.monotonic() + _KEEP_AGAIN_AFTER
+        finally:
+            self._keeping.release()
 
     def _expire_if_due(self) -> None:
         """Remove what is too old, and what is too much: the least recently used first."""
