@@ -148,12 +148,14 @@ class Chat:
 
 @dataclass
 class FakeDify:
-    """``answers`` are used up one by one for POST /chat-messages; ``answer`` serves the rest."""
+    """``answers`` are used up one by one for POST /chat-messages; ``answer`` serves the rest, but
+    for what the proxy asks about the app where the test does not care (``tells_of_its_app``)."""
 
     answer: Callable[[Request], Steps] = lambda request: Chat().says("Hello")
     answers: list[Steps] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
     connections: int = 0
+    tells_of_its_app: bool = False
     host: str = "127.0.0.1"
     tls: ssl.SSLContext | None = None
     answer_stop: Steps = field(default_factory=lambda: refused(200, {"result": "success"}))
@@ -214,6 +216,8 @@ class FakeDify:
                 return self.answer_stop
             if request.path == "/v1/chat-messages" and self.answers:
                 return self.answers.pop(0)
+        if request.path in ("/v1/info", "/v1/parameters") and not self.tells_of_its_app:
+            return refused(404, {"code": "not_found", "message": "Not Found", "status": 404})
         return self.answer(request)
 
     def _play(self, connection: socket.socket, steps: Steps) -> bool:
