@@ -1,7 +1,7 @@
 """Fixtures: a Dify on loopback, and the application in front of it."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -92,6 +92,32 @@ def admin_keys() -> str:
     return ""
 
 
+def made_app(
+    http: httpx.Client,
+    store: Conversations,
+    models: dict[str, Model],
+    folder: Path,
+    *,
+    read_timeout: float = 2.0,
+    now: Callable[[], float] = time.time,
+    new_id: Callable[[], str] = lambda: "new",
+    admin_keys: str = "",
+    max_body_bytes: int = 1024 * 1024,
+) -> tuple[Flask, Directory]:
+    """An application as main.py makes it; whoever gets it closes its directory."""
+    client = DifyClient(http, read_timeout)
+    directory = Directory(client, models)
+    shelf = Shelf(folder / "data" / "files", 1024 * 1024, 3600)
+    relay = Relay(client, models, "", Secret("", folder / "data"), shelf, now=now)
+    locks = FileTurnLocks(folder / "data")
+    parts = Parts(client, directory, store, Uploads(client), locks, relay, now=now)
+    service = ChatService(models, parts, now=now, new_id=new_id)
+    application = create_app(service, directory, list(models), max_body_bytes, now=now)
+    administration = Administration(store, models, client, now=now)
+    add_operator_routes(application, administration, parse_keys(admin_keys))
+    return application, directory
+
+
 @pytest.fixture
 def app(
     http: httpx.Client,
@@ -100,22 +126,7 @@ def app(
     tmp_path: Path,
     admin_keys: str,
 ) -> Iterator[Flask]:
-    client = DifyClient(http, read_timeout=2.0)
-    directory = Directory(client, models)
-    relay = Relay(
-        client,
-        models,
-        "",
-        Secret("", tmp_path / "data"),
-        Shelf(tmp_path / "data" / "files", 1024 * 1024, 3600),
-        now=time.time,
-    )
-    locks = FileTurnLocks(tmp_path / "data")
-    parts = Parts(client, directory, store, Uploads(client), locks, relay, now=time.time)
-    service = ChatService(models, parts, now=time.time, new_id=lambda: "new")
-    application = create_app(service, directory, list(models), 1024 * 1024, now=time.time)
-    administration = Administration(store, models, client, now=time.time)
-    add_operator_routes(application, administration, parse_keys(admin_keys))
+    application, directory = made_app(http, store, models, tmp_path, admin_keys=admin_keys)
     yield application
     directory.close()
 

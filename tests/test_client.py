@@ -54,7 +54,7 @@ def client(http: httpx.Client) -> DifyClient:
 
 
 def ask(client: DifyClient, model: Model, caller: int | None = None) -> EventStream:
-    return client.stream_chat(model, BODY, caller)
+    return client.stream(model, "/chat-messages", BODY, caller)
 
 
 def events(stream: EventStream, seconds: float = 10) -> list[Any]:
@@ -104,7 +104,7 @@ def test_a_question_is_sent_as_dify_wants_it(
 
 def test_a_large_question_arrives_whole(dify: FakeDify, client: DifyClient, model: Model) -> None:
     body = {"query": "x" * 5_000_000}
-    stream = client.stream_chat(model, body, None)
+    stream = client.stream(model, "/chat-messages", body, None)
     events(stream)
     stream.close()
     assert dify.requests[0].json == body
@@ -117,7 +117,7 @@ def test_a_number_that_json_does_not_have_is_refused_before_it_is_sent(
     dify: FakeDify, client: DifyClient, model: Model, value: float
 ) -> None:
     with pytest.raises(errors.InvalidRequest):
-        client.stream_chat(model, {"inputs": {"a": value}}, None)
+        client.stream(model, "/chat-messages", {"inputs": {"a": value}}, None)
     assert dify.requests == []
 
 
@@ -128,7 +128,7 @@ def test_endless_nesting_is_refused_before_it_is_sent(
     for _ in range(100_000):
         nested = [nested]
     with pytest.raises(errors.InvalidRequest):
-        client.stream_chat(model, {"inputs": {"a": nested}}, None)
+        client.stream(model, "/chat-messages", {"inputs": {"a": nested}}, None)
     assert dify.requests == []
 
 
@@ -231,7 +231,7 @@ def test_a_dify_that_takes_no_more_bytes_is_given_up(http: httpx.Client) -> None
         model = Model("tiny", KEY, f"http://127.0.0.1:{deaf.getsockname()[1]}/v1")
         client = DifyClient(http, read_timeout=0.3)
         with pytest.raises(errors.DifyTimeout):
-            client.stream_chat(model, {"query": "x" * 20_000_000}, None)
+            client.stream(model, "/chat-messages", {"query": "x" * 20_000_000}, None)
 
 
 BROKEN = [
@@ -427,7 +427,7 @@ def test_every_error_of_httpx_becomes_one_of_ours(kind: type[httpx.RequestError]
     with httpx.Client(transport=httpx.MockTransport(fail)) as http:
         client = DifyClient(http, read_timeout=1)
         with pytest.raises(errors.OpenDifyError) as caught:
-            client.stream_chat(Model("tiny", KEY, "http://dify/v1"), BODY, None)
+            client.stream(Model("tiny", KEY, "http://dify/v1"), "/chat-messages", BODY, None)
     assert caught.value.status in (502, 503, 504)
     assert "secret" not in caught.value.message
 
@@ -588,7 +588,7 @@ def test_concurrent_answers_have_a_connection_each(
 
     def one(number: int) -> None:
         together.wait(10)
-        stream = client.stream_chat(model, {"query": number}, None)
+        stream = client.stream(model, "/chat-messages", {"query": number}, None)
         found.append(f"{number}={''.join(e.get('answer', '') for e in events(stream))}")
         stream.close()
 
@@ -678,7 +678,7 @@ def test_the_rest_of_an_answer_is_read_though_the_caller_is_gone(
 
 
 def test_a_run_is_stopped_for_its_user(dify: FakeDify, client: DifyClient, model: Model) -> None:
-    client.stop_chat(model, "task-1", "u")
+    client.stop(model, "/chat-messages/task-1/stop", "u")
     (request,) = dify.requests
     assert (request.method, request.path) == ("POST", "/v1/chat-messages/task-1/stop")
     assert request.json == {"user": "u"}
@@ -688,9 +688,9 @@ def test_a_run_is_stopped_for_its_user(dify: FakeDify, client: DifyClient, model
 def test_a_stop_and_a_question_share_a_connection(
     dify: FakeDify, client: DifyClient, model: Model
 ) -> None:
-    client.stop_chat(model, "task-1", "u")
+    client.stop(model, "/chat-messages/task-1/stop", "u")
     assert text(client, model) == "Hello"
-    client.stop_chat(model, "task-1", "u")
+    client.stop(model, "/chat-messages/task-1/stop", "u")
     assert dify.connections == 1
 
 
@@ -699,7 +699,7 @@ def test_a_stop_that_fails_is_logged_without_the_key(
 ) -> None:
     model = Model("tiny", KEY, f"http://127.0.0.1:{free_port()}/v1")
     with caplog.at_level(logging.DEBUG):
-        client.stop_chat(model, "task-1", "u")
+        client.stop(model, "/chat-messages/task-1/stop", "u")
     assert "model=tiny" in caplog.text
     assert KEY not in caplog.text
 
@@ -711,7 +711,7 @@ def test_a_stop_that_is_redirected_goes_nowhere_else(
     try:
         to = f"Location: {other.base}/elsewhere"
         dify.answer_stop = [head(307, to, "Content-Length: 0")]
-        client.stop_chat(model, "task-1", "u")
+        client.stop(model, "/chat-messages/task-1/stop", "u")
         assert (other.requests, len(dify.stopped())) == ([], 1)
     finally:
         other.close()
@@ -725,7 +725,7 @@ def test_a_stop_that_finds_the_pool_full_is_not_the_end_of_anything(
         client = DifyClient(http, read_timeout=2)
         dify.answers = [[STREAM_HEAD, FOREVER]]
         stream = ask(client, model)
-        client.stop_chat(model, "task-1", "u")
+        client.stop(model, "/chat-messages/task-1/stop", "u")
         stream.close()
         assert dify.stopped() == []
 
@@ -814,7 +814,7 @@ def test_answers_stream_through_a_proxy_on_one_connection(relay: Relay, dify: Fa
         client = DifyClient(http, read_timeout=2)
         for _ in range(3):
             assert text(client, model) == "Hello"
-        client.stop_chat(model, "task-1", "u")
+        client.stop(model, "/chat-messages/task-1/stop", "u")
     assert relay.targets == [f"127.0.0.1:{dify.port}"]
     assert (len(dify.asked()), len(dify.stopped())) == (3, 1)
 

@@ -1,20 +1,19 @@
 """Every recorded answer of Dify, through the whole application, streamed and in one piece."""
 
 import json
-import time
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
 import pytest
 from flask.testing import FlaskClient
 
-from opendify.chat import ChatService
-from opendify.client import DifyClient
 from opendify.config.models import Model
 from opendify.conversations.store import ConversationStore
-from opendify.web import create_app
 from tests import schemas
+from tests.conftest import made_app
 from tests.fake_dify import (
     CLOSE,
     LAST_CHUNK,
@@ -110,9 +109,9 @@ def made_api(
     http: httpx.Client, store: ConversationStore, dify: FakeDify, read_timeout: float
 ) -> FlaskClient:
     models = {"tiny": Model("tiny", "app-x", dify.base)}
-    client = DifyClient(http, read_timeout)
-    service = ChatService(models, client, store, now=time.time, new_id=lambda: "new")
-    return create_app(service, store, ["tiny"], 1024 * 1024, now=time.time).test_client()
+    folder = Path(tempfile.mkdtemp())
+    application, _ = made_app(http, store, models, folder, read_timeout=read_timeout)
+    return application.test_client()
 
 
 @pytest.fixture

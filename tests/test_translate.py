@@ -6,7 +6,10 @@ from hypothesis import strategies as st
 
 from opendify import translate
 from opendify.config.models import Model
+from opendify.dify.apps import App
 from opendify.dify.events import Ids, Usage
+from opendify.files.intake import Prepared
+from opendify.inputs import Facts
 from opendify.openai.answers import Tokens
 from opendify.openai.messages import Message
 from opendify.openai.requests import parse_chat_request
@@ -68,7 +71,12 @@ def asked(
 ) -> dict[str, Any]:
     request = parse_chat_request({"model": "tiny", "messages": raw(*messages), **fields})
     model = Model("tiny", "app-x", "http://dify/v1", **(settings or {}))
-    return translate.to_dify(request, model, "u", conversation_id)
+    dialogue = to_dialogue(request.messages)
+    facts = Facts("u", system=dialogue.system)
+    question = translate.to_question(
+        request, dialogue, model, App("chat"), facts, conversation_id, Prepared()
+    )
+    return dict(question.body)
 
 
 def test_a_question_is_asked_in_a_new_conversation() -> None:

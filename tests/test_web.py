@@ -12,13 +12,11 @@ import pytest
 from flask.testing import FlaskClient
 
 from opendify import chat, web
-from opendify.chat import ChatService
-from opendify.client import DifyClient
 from opendify.config.models import Model
 from opendify.conversations.store import ConversationStore
 from opendify.web import create_app
 from tests import schemas, service
-from tests.conftest import KEY
+from tests.conftest import KEY, made_app
 from tests.fake_dify import (
     CLOSE,
     FOREVER,
@@ -438,13 +436,14 @@ def test_a_fault_of_ours_in_a_stream_ends_it_with_an_error(
     store: ConversationStore,
     dify: FakeDify,
     caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
 ) -> None:
     def new_id() -> str:
         raise RuntimeError("the words of a developer")
 
     models = {"tiny": Model("tiny", KEY, dify.base)}
-    answering = ChatService(models, DifyClient(http, 2), store, now=time.time, new_id=new_id)
-    api = create_app(answering, store, ["tiny"], 1024, now=time.time).test_client()
+    application, _ = made_app(http, store, models, tmp_path, new_id=new_id)
+    api = application.test_client()
     nameless = event(event="message", answer="Hi")
     dify.answers = [streamed(nameless, event(event="message_end"))]
     response = post(api, stream=True)
@@ -699,8 +698,9 @@ def aged(
         return clock[0]
 
     store = ConversationStore(tmp_path / "aged", clock=now, max_age_days=None, max_entries=100)
-    answering = ChatService(models, DifyClient(http, 2), store, now=now, new_id=lambda: "new")
-    yield create_app(answering, store, list(models), 1024 * 1024, now=now).test_client()
+    application, directory = made_app(http, store, models, tmp_path, now=now)
+    yield application.test_client()
+    directory.close()
     store.close()
 
 
