@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,7 @@ from opendify.client import DifyClient
 from opendify.config.models import Model
 from opendify.conversations.contract import Conversations
 from opendify.dify import routes
-from opendify.dify.events import Event, Ids
+from opendify.dify.events import Event, Ids, NodeFinished, NodeStarted, RunFinished
 from opendify.directory import Directory
 from opendify.disposal import delete_conversation
 from opendify.files.intake import Prepared
@@ -93,7 +94,7 @@ class Exchange:
         self._is_throwaway = is_throwaway
         self._may_ask_anew = True
         self._is_open = False
-        self._first: Event | None = None
+        self._held: deque[Event] = deque()
         self._app = parts.directory.app(model)
         self._prepared = self._prepare()
         self._chat = self._new_chat()
@@ -131,14 +132,16 @@ class Exchange:
         Raises CallerGone and DifyError.
         """
         until = time.monotonic() + seconds
-        while self._first is None and time.monotonic() < until:
-            self._first = self._next(until)
+        while time.monotonic() < until and not any(map(_decides, self._held)):
+            event = self._next(until)
+            if event is not None:
+                self._held.append(event)
             if self._turn.begun_at is not None:
                 until = min(until, self._turn.begun_at + HOLD_SECONDS_OF_A_RUN)
 
     def wait(self, seconds: float) -> Event | None:
         """The next event, or None when none comes for so long. Raises CallerGone and DifyError."""
-        event, self._first = self._first, None
+        event = self._held.popleft() if self._held else None
         until = time.monotonic() + seconds
         while event is None and time.monotonic() < until:
             event = self._next(until)
@@ -298,3 +301,8 @@ class Exchange:
 def owner_of(caller: Caller, model: Model) -> Owner:
     """Whom the chats of this caller with this model belong to."""
     return Owner(caller.name, model.name, caller.user)
+
+
+def _decides(event: Event) -> bool:
+    """Whether the answer has come so far that its status can only be 200."""
+    return not isinstance(event, NodeStarted | NodeFinished | RunFinished)

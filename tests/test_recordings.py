@@ -108,7 +108,7 @@ def test_the_table_has_no_row_too_many() -> None:
 def made_api(
     http: httpx.Client, store: ConversationStore, dify: FakeDify, read_timeout: float
 ) -> FlaskClient:
-    models = {"tiny": Model("tiny", "app-x", dify.base)}
+    models = {"tiny": Model("tiny", "app-x", dify.base, reasoning="inline", agent_steps="off")}
     folder = Path(tempfile.mkdtemp())
     application, _ = made_app(http, store, models, folder, read_timeout=read_timeout)
     return application.test_client()
@@ -290,7 +290,7 @@ def test_an_answer_that_is_cut_at_any_byte_is_never_finished(
     raw = STREAM_HEAD + b"".join(map(chunk, events[: decided + 1]))
     step = max(1, len(raw) // 60)
     for position in [*range(0, len(raw) - 6, step), len(raw) - 6]:
-        dify.answers = [[raw[:position], CLOSE]]
+        dify.answers = [[raw[:position], CLOSE]] * 2
         assert is_broken(answered(patient, stream=True)), f"cut at {position}"
 
 

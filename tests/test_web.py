@@ -11,7 +11,7 @@ import httpx
 import pytest
 from flask.testing import FlaskClient
 
-from opendify import chat, web
+from opendify import chat, exchange, web
 from opendify.config.models import Model
 from opendify.conversations.store import ConversationStore
 from opendify.web import create_app
@@ -376,7 +376,7 @@ def test_a_failure_before_the_first_byte_is_a_status(
     retry_after: str | None,
     stream: bool,
 ) -> None:
-    dify.answers = [steps]
+    dify.answers = [steps, steps]
     response = post(api, stream=stream)
     assert response.status_code == status
     error_of(response)
@@ -492,7 +492,7 @@ def test_a_chatflow_that_runs_is_held_back_for_a_moment_only(
     patience: float,
     status: int,
 ) -> None:
-    monkeypatch.setattr(chat, "HOLD_SECONDS_OF_A_RUN", patience)
+    monkeypatch.setattr(exchange, "HOLD_SECONDS_OF_A_RUN", patience)
     said = Chat()
     failed = said.event("workflow_finished", data={"status": "failed", "error": "x"})
     dify.answers = [streamed(said.event("workflow_started", data={}), 0.5, failed)]
