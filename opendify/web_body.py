@@ -1,6 +1,7 @@
 """Reading the body of a request."""
 
 import json
+import math
 from typing import Any
 
 from flask import request
@@ -25,7 +26,7 @@ def json_body(or_else: Any = None) -> Any:
         )
     try:
         text = data.decode("utf-8-sig")
-        body = json.loads(text, parse_constant=_refuse_constant)
+        body = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
         if "\\u" in text:
             json.dumps(body, ensure_ascii=False).encode()  # half a surrogate pair is not text
     except UnicodeError as exc:
@@ -35,6 +36,13 @@ def json_body(or_else: Any = None) -> Any:
     except ValueError as exc:
         raise errors.InvalidRequest("The request body is not valid JSON.") from exc
     return body
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):  # 1e999, which no JSON to Dify could carry
+        raise ValueError(text)
+    return number
 
 
 def _refuse_constant(name: str) -> None:
