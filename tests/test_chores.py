@@ -31,6 +31,7 @@ HEADERS = {"X-OpenWebUI-Chat-Id": "c1", "X-OpenWebUI-User-Id": "ada"}
 
 @pytest.fixture
 def talking(dify: FakeDify) -> TalkingDify:
+    dify.tells_of_its_app = True
     dify.answer = TalkingDify()
     return dify.answer
 

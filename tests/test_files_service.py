@@ -53,6 +53,7 @@ def answer(request: Request) -> Steps:
 
 @pytest.fixture
 def service(dify: FakeDify, tmp_path: Path) -> Iterator[Service]:
+    dify.tells_of_its_app = True
     dify.answer = answer
     variables = free_variables(dify.base, PUBLIC_BASE_URL=PUBLIC, GUNICORN_WORKERS="3")
     with running(tmp_path, variables) as service:
