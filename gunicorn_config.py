@@ -69,6 +69,9 @@ threads = _number("GUNICORN_THREADS", 128)
 # A worker accepts up to this many connections; those beyond its threads would wait behind whole
 # streams while other workers have threads free. The rest is for idle kept-alive connections.
 worker_connections = threads + 16
+# A worker of ours takes no connection that it has no thread for, and gives threads to whole
+# requests only, so it can hold many that are idle or slow. Without this line, the above serves.
+worker_class, worker_connections = "opendify.serving.worker.Worker", threads + 1000
 
 # With threads this is no limit on a request: it ends a worker whose main loop is stuck.
 timeout = _number("GUNICORN_TIMEOUT", 60)

@@ -17,6 +17,7 @@ from tests.service import ROOT, environment, free_variables
 # rooms that stand side by side do not know each other.
 FLOORS = [
     ["opendify", "opendify.errors", "opendify.sse", "opendify.http1", "opendify.logs"],
+    ["opendify.serving"],
     ["opendify.config", "opendify.dify", "opendify.openai", "opendify.conversations"],
     ["opendify.wire", "opendify.openwebui", "opendify.translate"],
     ["opendify.client"],
@@ -31,6 +32,7 @@ PURE = [
     "opendify.errors",
     "opendify.sse",
     "opendify.http1",
+    "opendify.serving.chunks",
     "opendify.openwebui",
     "opendify.translate",
     "opendify.dify",
@@ -68,7 +70,12 @@ ONLY_IN = {
     "httpcore": {"opendify.client", "opendify.wire"},
     "h11": {"opendify.http1"},
     "dotenv": {"opendify.config.environment"},
-    "fcntl": {"opendify.conversations.folder"},
+    "fcntl": {"opendify.conversations.folder", "opendify.serving.departure"},
+    "gunicorn": {
+        "opendify.serving.connection",
+        "opendify.serving.pages",
+        "opendify.serving.worker",
+    },
 }
 
 
@@ -175,6 +182,12 @@ def test_the_environment_is_read_at_the_edge_only() -> None:
                 readers |= {name} if isinstance(node.value, ast.Name) else set()
     readers -= {"opendify.web"}  # request.environ is Flask's
     assert readers == {"main", "opendify.config.environment", "opendify.config.__main__"}
+
+
+def test_the_worker_and_the_application_do_not_know_each_other() -> None:
+    for name in PATHS:
+        for found in ours(name):
+            assert is_within(name, "opendify.serving") == is_within(found, "opendify.serving")
 
 
 def test_there_is_one_flask_app() -> None:
