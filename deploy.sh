@@ -182,7 +182,7 @@ message nothing_changed '部署失败，现有服务没有受影响' 'The deploy
 message swapping '🔄 切换...' '🔄 Swapping...'
 message start_failed '新容器没有健康起来。它最后的日志:' 'The new container did not become healthy. Its last log lines:'
 message rolled_back '部署失败，已回滚到上一个版本，服务正常' 'The deploy failed; rolled back to the version before, which is healthy'
-message rolled_stopped '部署失败，已恢复原状（部署之前服务没有在运行）' 'The deploy failed; all is as before (the service was not running)'
+message rolled_stopped '失败，已恢复原状（此前服务没有在运行）' 'Failed; all is as before (the service was not running)'
 message down '失败，而且服务现在是停的！请查看: ./deploy.sh logs' 'Failed, and the service is down! See: ./deploy.sh logs'
 message deployed '✅ 部署完成!' '✅ Deployed!'
 message no_previous '没有可以回到的版本' 'There is no version to go back to'
@@ -294,14 +294,15 @@ words() {
   printf -v REPLY "$form" "$@"
 }
 
-tell() { words "$@" && printf '%s\n' "$REPLY"; }
+# Nobody may be listening any more: that is no reason to stop half-way.
+tell() { words "$@" && { printf '%s\n' "$REPLY" 2>/dev/null || true; }; }
 say() { [[ -n ${OPT[quiet]:-} ]] || tell "$@"; }
 
 paint() { # paint COLOUR TEXT, on stderr
   if [[ -n ${OPT[no-color]:-} || -n ${NO_COLOR:-} || ${TERM:-dumb} == dumb || ! -t 2 ]]; then
-    printf '%s\n' "$2" >&2
+    printf '%s\n' "$2" >&2 || true
   else
-    printf '\033[%sm%s\033[0m\n' "$1" "$2" >&2
+    printf '\033[%sm%s\033[0m\n' "$1" "$2" >&2 || true
   fi
 }
 
@@ -343,9 +344,9 @@ mask_stream() {
   while IFS= read -r line || [[ -n $line ]]; do
     for key in ${SECRETS[@]+"${SECRETS[@]}"}; do
       mask_key "$key"
-      line=${line//"$key"/$REPLY}
+      line=${line//"$key"/"$REPLY"}
     done
-    printf '%s\n' "$line"
+    printf '%s\n' "$line" || true
   done
 }
 
@@ -398,7 +399,9 @@ need_temporary() {
   local parent
   [[ -z $TEMPORARY ]] || return 0
   umask 077
-  for parent in "${XDG_RUNTIME_DIR:-}" /dev/shm "${TMPDIR:-/tmp}"; do
+  for parent in "${XDG_RUNTIME_DIR:-}" /dev/shm "${TMPDIR:-/tmp}" "$HERE"; do
+    # Docker from a snap sees nothing outside the home folders.
+    [[ $(command -v "${ENGINE:-docker}") != /snap/* || $parent == "$HERE" ]] || continue
     [[ -n $parent && -d $parent && -w $parent ]] || continue
     TEMPORARY=$(mktemp -d "$parent/opendify.XXXXXXXX" 2>/dev/null) && return 0
   done
@@ -833,8 +836,9 @@ check_configuration() {
   PROBLEMS=()
   take_file MODEL_CONFIG MODEL_CONFIG_FILE
   take_file OPENDIFY_API_KEYS OPENDIFY_API_KEYS_FILE
-  check_base
+  keep_caller_keys
   check_models
+  check_base
   check_port
   for entry in ${ENV_ORDER[@]+"${ENV_ORDER[@]}"}; do
     value=${ENV[$entry]:-}
@@ -846,6 +850,15 @@ check_configuration() {
   complain problems "$ENV_SHOWN"
   printf '  - %s\n' "${PROBLEMS[@]}" >&2
   exit 65
+}
+
+# The callers' keys are not for the screen either.
+keep_caller_keys() {
+  local name key keys
+  for name in OPENDIFY_API_KEYS OPENDIFY_ADMIN_KEYS; do
+    IFS=, read -ra keys <<<"${ENV[$name]:-}"
+    for key in ${keys[@]+"${keys[@]}"}; do keep_secret "$key"; done
+  done
 }
 
 # take_file NAME NAME_FILE: the file lies on this host, where the container cannot see it, so its
@@ -875,12 +888,12 @@ take_file() {
 }
 
 # Quotes, $ and the like would be read differently by different tools; an address has them encoded.
-readonly ADDRESS='^https?://[A-Za-z0-9._~:%-]+(:[0-9]+)?(/[]A-Za-z0-9._~:%!()*+,;=@[-]*)*$|^https?://\[[0-9A-Fa-f:.]+\](:[0-9]+)?(/[A-Za-z0-9._~:%-]*)*$'
+readonly ADDRESS='^https?://[A-Za-z0-9._~-]+(:[0-9]+)?(/[]A-Za-z0-9._~:%!()*+,;=@[-]*)*$|^https?://\[[0-9A-Fa-f:.]+\](:[0-9]+)?(/[A-Za-z0-9._~:%-]*)*$'
 
 check_base() {
   local base=${ENV[DIFY_API_BASE]:-}
   if [[ -z $base ]]; then
-    problem p_base_missing
+    every_model_has_base || problem p_base_missing
   elif [[ ! $base =~ $ADDRESS ]]; then
     problem p_base_bad
   fi
@@ -904,6 +917,15 @@ check_models() {
   fi
 }
 
+# Models may each name a Dify of their own.
+every_model_has_base() {
+  local value
+  ((${#MODEL_VALUES[@]})) || return 1
+  for value in "${MODEL_VALUES[@]}"; do
+    [[ $value =~ [{,]\"base\":\"[^\"] ]] || return 1
+  done
+}
+
 # A model's value is its key, or an object with its key.
 has_key() { [[ $1 == '"'?*'"' || $1 =~ [{,]\"key\":\"[^\"] ]]; }
 
@@ -921,7 +943,8 @@ write_raw_environment() {
   {
     for name in "${ENV_ORDER[@]}"; do
       case $name in
-        SERVER_HOST | SERVER_PORT) ;;
+        # Where the volume is mounted is not the file's to say.
+        SERVER_HOST | SERVER_PORT | DATA_DIR) ;;
         *) [[ -z ${ENV[$name]+set} ]] || printf '%s=%s\n' "$name" "${ENV[$name]}" ;;
       esac
     done
@@ -1184,6 +1207,7 @@ bounded() {
 # The first engine that answers. Sets ENGINE.
 find_engine() {
   local candidate wanted=${OPT[engine]:-${CONTAINER_ENGINE:-}} failure=''
+  REFUSED='' FAILURE=''
   [[ -z $wanted || $wanted == docker || $wanted == podman ]] || die 64 bad_engine
   for candidate in ${wanted:-docker podman}; do
     command -v "$candidate" >/dev/null || continue
@@ -1192,7 +1216,7 @@ find_engine() {
     FAILURE=${FAILURE:-${failure%%$'\n'*}}
   done
   [[ -z $ENGINE ]] || return 0
-  [[ -n ${REFUSED:-} ]] || die 69 no_engine
+  [[ -n $REFUSED ]] || die 69 no_engine
   [[ ${FAILURE,,} != *'permission denied'* ]] || die 77 engine_denied "$REFUSED"
   die 69 engine_silent "$REFUSED" "$FAILURE"
 }
@@ -1213,12 +1237,14 @@ inspect() { "$ENGINE" inspect --type container -f "$1" "$2" 2>/dev/null; }
 
 # find_container NAME -> FOUND: its id, if it is there and ours. By label and whole name.
 find_container() {
-  local name id
+  local name id list
   if [[ -z $KNOWN ]]; then
+    list=$("$ENGINE" ps -a --no-trunc --filter label=opendify.managed=1 --format '{{.Names}} {{.ID}}') ||
+      die 69 engine_silent "$ENGINE" 'ps'
     OURS=() KNOWN=1
     while read -r name id; do
       [[ -z $name ]] || OURS[$name]=$id
-    done < <("$ENGINE" ps -a --no-trunc --filter label=opendify.managed=1 --format '{{.Names}} {{.ID}}')
+    done <<<"$list"
   fi
   FOUND=${OURS[$1]:-}
   [[ -n $FOUND ]]
@@ -1482,10 +1508,11 @@ common_settings() {
   SETTINGS=(
     --init --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges
     --memory "$MEMORY" --pids-limit "$PIDS" --stop-timeout "$STOP" --env-file "$RAW"
-    --log-opt max-size=10m
     --label opendify.managed=1 --label "opendify.env=$NAME" --label "opendify.version=$VERSION"
   )
-  [[ $ENGINE == podman ]] || SETTINGS+=(--log-opt max-file=3)
+  # Named, because another default of the daemon may refuse these options.
+  [[ $ENGINE == podman ]] ||
+    SETTINGS+=(--log-driver json-file --log-opt max-size=10m --log-opt max-file=3)
   [[ -z $CPUS ]] || SETTINGS+=(--cpus "$CPUS")
 }
 
@@ -1876,7 +1903,8 @@ look() {
   esac
 }
 
-is_good() { [[ $C_STATE/$C_HEALTH == running/healthy && $API != bad ]]; }
+# An image without a health check is judged by its answer alone.
+is_good() { [[ $C_STATE/$C_HEALTH == running/@(healthy|none) && $API != bad ]]; }
 
 # show_status NAME: in words. The answer is whether it is healthy.
 show_status() {
@@ -2485,6 +2513,7 @@ main() {
   IMAGE=${OPT[image]:-opendify:latest}
   trap on_signal INT TERM HUP
   trap on_exit EXIT
+  trap '' PIPE
   "cmd_$verb"
 }
 

@@ -9,8 +9,10 @@ import errno
 import math
 import os
 import re
+import signal
 import socket
 import sys
+from typing import Any
 
 from dotenv import dotenv_values
 
@@ -112,3 +114,14 @@ def on_starting(server: object) -> None:
                     f"Port {_port} is in use. Stop what uses it, or choose another: "
                     f"SERVER_PORT={_port + 1}"
                 )
+
+
+def post_worker_init(worker: Any) -> None:
+    """Lets Ctrl-C and SIGQUIT end a worker as SIGTERM does.
+
+    Gunicorn 27's handler of both takes a lock that the thread it interrupts may hold, while it
+    gives a request to a thread: such a worker hung until it was killed. Ctrl-C in a terminal
+    reaches workers and master alike; the master then sends them SIGQUIT.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGQUIT, worker.handle_exit)

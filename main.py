@@ -10,29 +10,31 @@ import atexit
 import os
 import time
 import uuid
+from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
 from typing import TypedDict
 
 import httpx
 
 import gunicorn_config
+from opendify.administration import Administration
 from opendify.chat import ChatService
 from opendify.client import DifyClient
 from opendify.config.environment import load_environment
 from opendify.config.proxies import proxies_for
 from opendify.config.settings import load_settings
-from opendify.conversations.store import ConversationStore
-from opendify.conversations.turn_locks import FileTurnLocks
+from opendify.conversations.kinds import new_conversations
 from opendify.directory import Directory
 from opendify.exchange import Parts
-from opendify.files.relay import Relay
 from opendify.files.secret import Secret
 from opendify.files.shelf import Shelf
 from opendify.files.tickets import VALID_SECONDS
-from opendify.files.uploads import Uploads
 from opendify.logs import configure_logging
+from opendify.relay import Relay
+from opendify.uploads import Uploads
 from opendify.web import create_app
 from opendify.web_files import add_file_routes
+from opendify.web_operator import add_operator_routes
 from opendify.wire import Transport
 
 
@@ -68,8 +70,11 @@ http = httpx.Client(
     follow_redirects=False,
     trust_env=False,
 )
+# The client serves everybody: what a gateway sets for one caller is not for the next.
+http.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
 data = Path(settings.data_folder)
-conversations = ConversationStore(
+conversations, turn_locks = new_conversations(
+    settings.conversation_store,
     data,
     clock=time.time,
     max_age_days=settings.mapping_max_age_days or None,
@@ -93,7 +98,7 @@ service = ChatService(
         directory,
         conversations,
         Uploads(client),
-        FileTurnLocks(data),
+        turn_locks,
         relay,
         now=time.time,
     ),
@@ -103,10 +108,15 @@ service = ChatService(
 app = create_app(
     service,
     directory,
-    conversations,
     list(settings.models),
     settings.max_body_bytes,
     now=time.time,
+    user_secret=settings.openwebui_jwt_secret,
+)
+add_operator_routes(
+    app,
+    Administration(conversations, settings.models, client, now=time.time),
+    settings.admin_keys,
 )
 add_file_routes(app, relay)
 

@@ -56,7 +56,6 @@ class Turn:
     number: int = 1
     answer: str = ""
     error: str | None = None
-    thoughts: list[dict[str, Any]] = field(default_factory=list)
     sources: list[dict[str, Any]] = field(default_factory=list)
     id: str = field(default_factory=new_id)
     created_at: int = field(default_factory=now)
@@ -98,7 +97,7 @@ class Task:
 
 
 class Memory:
-    """Conversations belong to (app, user), as in Dify; files and tasks to nobody."""
+    """Conversations belong to (app, user), as in Dify; files to nobody."""
 
     def __init__(self) -> None:
         self.tasks: dict[str, Task] = {}

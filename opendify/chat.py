@@ -3,13 +3,17 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from opendify import errors, translate
+from opendify import errors, openwebui, tasks, translate
+from opendify.chores import Chores, LocalAnswer
 from opendify.config.models import Model
 from opendify.dify.events import MessageEnded
 from opendify.exchange import Caller, Exchange, Parts
 from opendify.narration import Ending, Narration, Said, Shown, Telling, Thought, Voided
 from opendify.openai import answers
 from opendify.openai.requests import ChatRequest
+
+# What a request is answered with: by Dify, or without it.
+Asked = Exchange | LocalAnswer
 
 # The status of a streamed answer is held back until Dify says something that decides it, so that
 # a refusal is a refusal and not a broken stream: for so long at most.
@@ -30,20 +34,24 @@ class ChatService:
     ) -> None:
         self._models = models
         self._parts = parts
+        self._chores = Chores(models, parts)
         self._now = now
         self._new_id = new_id
 
-    def ask(self, request: ChatRequest, caller: Caller) -> Exchange:
-        """Puts the question on its way to Dify. Raises CallerError and DifyError."""
+    def ask(self, request: ChatRequest, caller: Caller) -> Asked:
+        """Puts the question on its way to Dify. Raises CallerGone, CallerError and DifyError."""
         model = self._models.get(request.model)
         if model is None:
             raise errors.ModelNotFound(
                 f"There is no model '{request.model[:200]}'; GET /v1/models lists them.",
                 param="model",
             )
-        return Exchange(request, model, caller, self._parts)
+        if kind := tasks.recognise(request, caller.task):
+            return self._chores.ask(kind, request, model, caller)
+        is_temporary = openwebui.is_temporary(caller.chat_id)
+        return Exchange(request, model, caller, self._parts, is_throwaway=is_temporary)
 
-    def gather(self, exchange: Exchange) -> dict[str, Any]:
+    def gather(self, exchange: Asked) -> dict[str, Any]:
         """The whole answer. Raises CallerGone and DifyError."""
         said: list[str] = []
         thought: list[str] = []
@@ -68,7 +76,7 @@ class ChatService:
         )
         return answer | _extension(exchange, ending)
 
-    def chunks(self, exchange: Exchange) -> Iterator[dict[str, Any] | None]:
+    def chunks(self, exchange: Asked) -> Iterator[dict[str, Any] | None]:
         """The chunks of a streamed answer, each as soon as it is known; None is due where the
         caller should be told that more is to come. Raises CallerGone and DifyError."""
         while not exchange.has_begun:
@@ -89,7 +97,7 @@ class ChatService:
         if head.include_usage and ending.usage is not None:
             yield answers.usage_chunk(head, translate.to_tokens(ending.usage))
 
-    def _head(self, exchange: Exchange) -> answers.Head:
+    def _head(self, exchange: Asked) -> answers.Head:
         ids = exchange.ids
         return answers.Head(
             id=f"chatcmpl-{ids.message_id or ids.workflow_run_id or self._new_id()}",
@@ -99,9 +107,7 @@ class ChatService:
         )
 
 
-def _tellings(
-    exchange: Exchange, narration: Narration, patience: float
-) -> Iterator[Telling | None]:
+def _tellings(exchange: Asked, narration: Narration, patience: float) -> Iterator[Telling | None]:
     """What the answer tells, None whenever nothing came for ``patience`` seconds."""
     while not narration.is_cut:
         event = exchange.wait(patience)
@@ -127,7 +133,7 @@ def _to_chunk(head: answers.Head, telling: Telling) -> dict[str, Any]:
             return answers.chunk(head, {"content": "\n\n" if was else ""})
 
 
-def _extension(exchange: Exchange, ending: Ending) -> dict[str, Any]:
+def _extension(exchange: Asked, ending: Ending) -> dict[str, Any]:
     extension = translate.to_extension(exchange.ids)
     if ending.resources:
         extension["retriever_resources"] = list(ending.resources)

@@ -13,8 +13,8 @@ from typing import Protocol
 
 from opendify import continuity, errors
 from opendify.continuity import Heard
+from opendify.conversations.contract import Conversations
 from opendify.conversations.mapping import Mapping
-from opendify.conversations.store import ConversationStore
 from opendify.openai.messages import Message
 
 # What is kept in the place of digests while a turn runs, and where it ended in the middle.
@@ -68,7 +68,7 @@ class Chat:
 
     def __init__(
         self,
-        store: ConversationStore,
+        store: Conversations,
         locks: Locks,
         owner: Owner,
         chat_id: str,

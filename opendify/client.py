@@ -113,7 +113,7 @@ class DifyClient:
     def download(
         self, model: Model, url: str, seconds: float, key: str = ""
     ) -> Iterator[Iterator[bytes]]:
-        """The bytes of a file that lies at Dify, in pieces, all within so many seconds.
+        """The bytes of a file that lies at Dify, in pieces, within about so many seconds.
 
         ``url`` must be on the origin of the model's base: nothing else is ever fetched. ``key`` is
         sent where it is given; a signed link needs none. Raises DifyError, also in the pieces.
@@ -151,7 +151,8 @@ class DifyClient:
 
 
 class EventStream:
-    """The events of one answer. Whoever gets one must close it."""
+    """The events of one answer, read as long as ``caller`` is there, or in any case where that is
+    None. Whoever gets one must close it."""
 
     def __init__(
         self,
@@ -163,7 +164,7 @@ class EventStream:
         self._send = send
         self._model = model
         self._read_timeout = read_timeout
-        self._caller = caller
+        self.caller = caller
         self._response: httpx.Response | None = None
         self._connect()
 
@@ -204,7 +205,7 @@ class EventStream:
 
     def _receive(self, until: float) -> bytes | None:
         try:
-            data = self._wire.receive(until, self._caller)
+            data = self._wire.receive(until, self.caller)
         except (httpcore.ReadError, OSError) as exc:
             if self._reconnect():
                 return b""
@@ -281,7 +282,7 @@ class EventStream:
     def drain(self) -> None:
         """Reads a finished answer to the end of its body for a moment, then closes."""
         until = time.monotonic() + DRAIN_SECONDS
-        self._caller = None
+        self.caller = None
         try:
             while not self._answer.complete and self.read(until):
                 pass
@@ -328,9 +329,14 @@ def _within(until: float, pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 def _encoded(body: Mapping[str, Any]) -> bytes:
     try:
-        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+        text = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return text.encode()
     except RecursionError as exc:
         raise errors.InvalidRequest("The request is nested too deeply.") from exc
+    except ValueError as exc:
+        raise errors.InvalidRequest(
+            "The request holds a number or a text that JSON cannot carry (1e999, half a character)."
+        ) from exc
 
 
 @contextmanager

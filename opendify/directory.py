@@ -43,6 +43,7 @@ class Directory:
         self._entries: dict[str, _Entry] = {}
         self._refresher: threading.Thread | None = None
         self._lock = threading.Lock()
+        self._closed = threading.Event()
 
     def app(self, model: Model) -> App:
         """The app behind the model, asking Dify where it is not known yet.
@@ -71,13 +72,18 @@ class Directory:
         with self._lock:
             if self._refresher is None or not self._refresher.is_alive():
                 self._refresher = threading.Thread(
-                    target=self._refresh_for_ever, name="directory", daemon=True
+                    target=self._refresh_until_closed, name="directory", daemon=True
                 )
                 self._refresher.start()
 
-    def _refresh_for_ever(self) -> None:
-        while True:
-            time.sleep(1.0)
+    def close(self) -> None:
+        """Ends the refreshing; what is known stays."""
+        self._closed.set()
+        if self._refresher is not None:
+            self._refresher.join(LOOKUP_TIMEOUT)
+
+    def _refresh_until_closed(self) -> None:
+        while not self._closed.wait(1.0):
             for model in self._models.values():
                 entry = self._entries.get(model.name)
                 if entry is None or time.monotonic() > entry.until:

@@ -3,14 +3,19 @@
     OpenDifyError
     ├── CallerError                 the request cannot be served as it is
     │   ├── InvalidRequest          400
+    │   ├── UserNotVerified         401  invalid_user_token
     │   ├── ModelNotFound           404  model_not_found
+    │   ├── AdminKeyWrong           401  invalid_api_key
+    │   ├── AdminKeysNotSet         403  admin_keys_not_set
     │   ├── RouteNotFound           404  not_found
+    │   ├── MappingUnknown          404  mapping_not_found
     │   ├── MethodNotAllowed        405  method_not_allowed
     │   ├── LinkRefused             403  link_refused          to a file, signed wrongly
     │   ├── FileGone                410  file_gone
     │   ├── RequestTooLarge         413  request_too_large
     │   └── UnsupportedMediaType    415  unsupported_media_type
     ├── Overloaded                  503  overloaded            our own limit is reached
+    ├── StoreUnavailable        503  store_unavailable     the conversations are out of reach
     ├── InternalError               500  internal_error        told to nobody, logged in full
     └── DifyError                   Dify, or the way to it, failed
         ├── DifyUnreachable         502  upstream_unreachable
@@ -85,14 +90,34 @@ class InvalidRequest(CallerError):
     default_code = "invalid_request"
 
 
+class UserNotVerified(CallerError):
+    status = 401
+    default_code = "invalid_user_token"
+
+
 class ModelNotFound(CallerError):
     status = 404
     default_code = "model_not_found"
 
 
+class AdminKeyWrong(CallerError):
+    status = 401
+    default_code = "invalid_api_key"
+
+
+class AdminKeysNotSet(CallerError):
+    status = 403
+    default_code = "admin_keys_not_set"
+
+
 class RouteNotFound(CallerError):
     status = 404
     default_code = "not_found"
+
+
+class MappingUnknown(CallerError):
+    status = 404
+    default_code = "mapping_not_found"
 
 
 class MethodNotAllowed(CallerError):
@@ -123,6 +148,12 @@ class UnsupportedMediaType(CallerError):
 class Overloaded(OpenDifyError):
     status = 503
     default_code = "overloaded"
+    repeatable = True
+
+
+class StoreUnavailable(OpenDifyError):
+    status = 503
+    default_code = "store_unavailable"
     repeatable = True
 
 

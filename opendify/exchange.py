@@ -9,18 +9,19 @@ from opendify import citations, errors, translate
 from opendify.chats import Chat, Locks, Owner
 from opendify.client import DifyClient
 from opendify.config.models import Model
-from opendify.conversations.store import ConversationStore
+from opendify.conversations.contract import Conversations
 from opendify.dify import routes
 from opendify.dify.events import Event, Ids
 from opendify.directory import Directory
+from opendify.disposal import delete_conversation
 from opendify.files.intake import Prepared
-from opendify.files.relay import Relay
-from opendify.files.uploads import Uploads
 from opendify.inputs import Facts
 from opendify.narration import Narration
 from opendify.openai.messages import Message
 from opendify.openai.requests import ChatRequest
+from opendify.relay import Relay
 from opendify.turn import Turn
+from opendify.uploads import Uploads
 from opendify.wire import has_hung_up
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,10 @@ log = logging.getLogger(__name__)
 # How long the status of a streamed answer is still held back once a chatflow has shown that it
 # runs: what fails at its first node mostly fails within this time.
 HOLD_SECONDS_OF_A_RUN = 1.0
+
+# A conversation can be deleted only once Dify has named it, which it does with its first event;
+# a caller may have left before.
+SECONDS_TO_NAME_A_CONVERSATION = 15.0
 
 # A conversation that was used so lately is taken to be there still.
 STALE_SECONDS = 300
@@ -38,7 +43,8 @@ _VERSIONS_THAT_HANG = ((1, 13), (1, 14), (1, 15))
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who asks. ``name`` stands for the caller's key and never is the key; ``chat_id`` is empty
-    for a request that belongs to no chat; ``socket`` is the descriptor to watch for a hang-up."""
+    for a request that belongs to no chat; ``socket`` is the descriptor to watch for a hang-up;
+    ``task`` is what the request's header says of a background task."""
 
     name: str
     user: str
@@ -46,6 +52,7 @@ class Caller:
     socket: int | None
     role: str = ""
     in_open_webui: bool = False
+    task: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +62,7 @@ class Parts:
 
     client: DifyClient
     directory: Directory
-    conversations: ConversationStore
+    conversations: Conversations
     uploads: Uploads
     locks: Locks
     relay: Relay
@@ -64,14 +71,26 @@ class Parts:
 
 class Exchange:
     """One request and the turn that answers it; asked anew, once, where what went wrong can be
-    put right. Whoever gets one must close it."""
+    put right. Whoever gets one must close it.
 
-    def __init__(self, request: ChatRequest, model: Model, caller: Caller, parts: Parts) -> None:
+    Of one that ``is_throwaway`` nothing is remembered: it neither continues the caller's chat nor
+    is continued, and a conversation that it began is deleted in Dify when it is closed.
+    """
+
+    def __init__(
+        self,
+        request: ChatRequest,
+        model: Model,
+        caller: Caller,
+        parts: Parts,
+        is_throwaway: bool = False,
+    ) -> None:
         self.request = request
         self._model = model
         self._caller = caller
         self._parts = parts
         self._dialogue = translate.to_dialogue(request.messages)
+        self._is_throwaway = is_throwaway
         self._may_ask_anew = True
         self._is_open = False
         self._first: Event | None = None
@@ -135,10 +154,20 @@ class Exchange:
 
     def close(self) -> None:
         """Frees what the request holds; stops a run that has not ended."""
+        if self._begins_what_is_thrown_away():
+            self._turn.learn_ids(time.monotonic() + SECONDS_TO_NAME_A_CONVERSATION)
         try:
             self._turn.close()
         finally:
             self._chat.leave(has_run=self.has_begun)
+            if self._begins_what_is_thrown_away() and self.ids.conversation_id:
+                delete_conversation(
+                    self._parts.client, self._model, self.ids.conversation_id, self._caller.user
+                )
+
+    def _begins_what_is_thrown_away(self) -> bool:
+        remembers = routes.remembers(self._app.mode)
+        return self._is_throwaway and remembers and not self._conversation_id
 
     def _next(self, until: float) -> Event | None:
         try:
@@ -218,11 +247,12 @@ class Exchange:
 
     def _new_chat(self) -> Chat:
         caller, model = self._caller, self._model
-        is_kept = model.continuity != "always-new" and routes.remembers(self._app.mode)
+        remembers = routes.remembers(self._app.mode) and not self._is_throwaway
+        is_kept = remembers and model.continuity != "always-new"
         return Chat(
             self._parts.conversations,
             self._parts.locks,
-            Owner(caller.name, model.name, caller.user),
+            owner_of(caller, model),
             caller.chat_id if is_kept else "",
             self._dialogue.history,
             finds_by_history=is_kept and model.continuity == "auto",
@@ -263,3 +293,8 @@ class Exchange:
         except errors.OpenDifyError:
             return bool(last_used)
         return True
+
+
+def owner_of(caller: Caller, model: Model) -> Owner:
+    """Whom the chats of this caller with this model belong to."""
+    return Owner(caller.name, model.name, caller.user)

@@ -1,13 +1,43 @@
 """Which chat, person and task a request belongs to: what Open WebUI says in its headers. No I/O.
 
 Header names match in any case. ``ENABLE_FORWARD_USER_INFO_HEADERS`` of Open WebUI sends user and
-chat; its custom headers with templates (0.10 and later) also the task.
+chat; its custom headers with templates (0.10 and later) also the task. With
+``FORWARD_USER_INFO_HEADER_JWT_SECRET`` Open WebUI sends one signed token in the place of the
+headers that name the person. Its ``utils/headers.py`` writes these claims, signed with HS256:
+``sub`` (the id of the person), ``email``, ``name``, ``role``, ``iss`` (always ``open-webui``),
+``iat`` and ``exp`` (300 s later, by default).
 """
 
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
 
+import jwt
+
+from opendify.errors import UserNotVerified
 from opendify.openai.requests import ChatRequest
+
+_TEMPORARY = ("temporary:", "local:")  # local: before the chats had a socket's id
+
+_ISSUER = "open-webui"
+
+# How far the clocks of two machines may differ.
+_LEEWAY_SECONDS = 60.0
+
+_NOT_SENT = (
+    "This service serves people whom Open WebUI vouches for, and the request has no header "
+    "X-OpenWebUI-User-Jwt. Set ENABLE_FORWARD_USER_INFO_HEADERS=true and "
+    "FORWARD_USER_INFO_HEADER_JWT_SECRET in Open WebUI."
+)
+_NOT_GENUINE = (
+    "The header X-OpenWebUI-User-Jwt is not a token of Open WebUI, or is signed with another "
+    "secret: FORWARD_USER_INFO_HEADER_JWT_SECRET of Open WebUI and OPENWEBUI_JWT_SECRET of this "
+    "service must be the same."
+)
+_EXPIRED = (
+    "The token in X-OpenWebUI-User-Jwt has expired. If all of them are, the clocks of Open WebUI "
+    "and of this service differ."
+)
 
 
 class Headers(Protocol):
@@ -16,25 +46,30 @@ class Headers(Protocol):
     def get(self, key: str, default: str) -> str: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Who asks: the id, and the role (``admin``, ``user``), each "" where it is not told."""
+
+    id: str
+    role: str
+
+
 def chat_id(request: ChatRequest, headers: Headers) -> str:
     """The client's name of the chat, or "" where it told none."""
     return headers.get("X-OpenWebUI-Chat-Id", "").strip() or request.chat_id
 
 
-def user_id(request: ChatRequest, headers: Headers) -> str:
-    """The client's name of the person, or "" where it told none."""
-    metadata_user = request.metadata.get("user_id")
-    return (
-        request.user
-        or headers.get("X-OpenWebUI-User-Id", "").strip()
-        or (metadata_user.strip() if isinstance(metadata_user, str) else "")
-        or request.safety_identifier
-    )
+def is_temporary(chat_id: str) -> bool:
+    """Whether a chat of this id is one that Open WebUI itself does not keep."""
+    return chat_id.startswith(_TEMPORARY)
 
 
-def role(headers: Headers) -> str:
-    """The person's role (``admin``, ``user``), or "" where it is not told."""
-    return headers.get("X-OpenWebUI-User-Role", "").strip()
+def person(request: ChatRequest, headers: Headers, secret: str, now: float) -> Person:
+    """Who asks. With a ``secret``, a token that is signed with it must tell, and nothing else
+    does; ``now`` is in epoch seconds. Raises UserNotVerified."""
+    if secret:
+        return _vouched_for(headers.get("X-OpenWebUI-User-Jwt", "").strip(), secret, now)
+    return Person(_user_id(request, headers), headers.get("X-OpenWebUI-User-Role", "").strip())
 
 
 def sent_by_open_webui(names: Iterable[str]) -> bool:
@@ -45,3 +80,50 @@ def sent_by_open_webui(names: Iterable[str]) -> bool:
 def task(headers: Headers) -> str:
     """The background task (``title_generation`` ...) that the request serves; "" for a turn."""
     return headers.get("X-OpenWebUI-Task", "").strip()
+
+
+def _user_id(request: ChatRequest, headers: Headers) -> str:
+    metadata_user = request.metadata.get("user_id")
+    return (
+        request.user
+        or headers.get("X-OpenWebUI-User-Id", "").strip()
+        or (metadata_user.strip() if isinstance(metadata_user, str) else "")
+        or request.safety_identifier
+    )
+
+
+def _vouched_for(token: str, secret: str, now: float) -> Person:
+    if not token:
+        raise UserNotVerified(_NOT_SENT)
+    claims = _verified(token, secret)
+    if not _is_time(claims["exp"]) or claims["exp"] <= now - _LEEWAY_SECONDS:
+        raise UserNotVerified(_EXPIRED)
+    id_, role = claims["sub"], claims.get("role")
+    if not isinstance(id_, str) or not id_.strip():
+        raise UserNotVerified(_NOT_GENUINE)
+    return Person(id_.strip(), role.strip() if isinstance(role, str) else "")
+
+
+def _verified(token: str, secret: str) -> Mapping[str, Any]:
+    """The claims of a token whose signature is right; its times are looked at by us, with the
+    clock that we were given."""
+    try:
+        claims: Mapping[str, Any] = jwt.decode(
+            token,
+            secret,
+            algorithms=["HS256"],
+            issuer=_ISSUER,
+            options={
+                "require": ["sub", "iss", "exp"],
+                "verify_exp": False,
+                "verify_iat": False,
+                "verify_nbf": False,
+            },
+        )
+    except (jwt.PyJWTError, RecursionError) as exc:
+        raise UserNotVerified(_NOT_GENUINE) from exc
+    return claims
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value

@@ -1,5 +1,6 @@
 """One question to Dify and its answer, event by event, whatever shape the answer's end has."""
 
+import logging
 import time
 from collections import deque
 
@@ -19,6 +20,8 @@ from opendify.dify.events import (
     parse_event,
 )
 from opendify.dify.failures import Refusal, to_error
+
+log = logging.getLogger(__name__)
 
 # Dify 1.11 sends ``message_end`` (usage, sources) right after ``workflow_finished``, 1.13.0 never.
 SECONDS_FOR_MESSAGE_END = 2.0
@@ -61,6 +64,16 @@ class Turn:
             for payload in payloads:
                 self._take(payload)
         return self._hand_out(self._events.popleft()) if self._events else None
+
+    def learn_ids(self, until: float) -> None:
+        """Listens, for a caller that has left, until Dify has told its names for the answer, the
+        answer is over, or it is that time (of ``time.monotonic``)."""
+        self._stream.caller = None
+        try:
+            while not (self.ended or self.ids.conversation_id) and time.monotonic() < until:
+                self.next(until)
+        except errors.OpenDifyError:
+            log.debug("an answer failed before it had a name")
 
     def close(self) -> None:
         """Frees the connection; stops the run where its end was not seen."""

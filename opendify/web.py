@@ -1,7 +1,6 @@
 """The routes, the error answers and the limits of the Flask application."""
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,18 +9,18 @@ from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from opendify import errors, openwebui, sse
-from opendify.chat import HOLD_SECONDS, ChatService
-from opendify.conversations.store import ConversationStore
+from opendify.chat import HOLD_SECONDS, Asked, ChatService
 from opendify.directory import Directory
-from opendify.exchange import Caller, Exchange
+from opendify.exchange import Caller
+from opendify.keys import parse_bearer
 from opendify.openai import answers
 from opendify.openai.requests import ChatRequest, parse_chat_request
+from opendify.web_body import json_body
 
 log = logging.getLogger(__name__)
 
 MAX_NAME = 255
 DEFAULT_USER = "default_user"
-DEFAULT_MAX_AGE_DAYS = 30
 
 _STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -33,18 +32,20 @@ _STREAM_HEADERS = {
 def create_app(
     service: ChatService,
     directory: Directory,
-    conversations: ConversationStore,
     model_names: list[str],
     max_body_bytes: int,
     now: Callable[[], float],
+    user_secret: str = "",
 ) -> Flask:
-    """The application. ``now`` gives epoch seconds. Nothing is opened before the first request."""
+    """The application. ``now`` gives epoch seconds; where there is a ``user_secret``, only people
+    are served for whom Open WebUI vouches with it. Nothing is opened before the first
+    request. The routes of other rooms are added to it."""
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
     app.json.ensure_ascii = False  # type: ignore[attr-defined]
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    _add_chat_routes(app, service, directory, model_names)
-    _add_operator_routes(app, conversations, now)
+    _add_chat_routes(app, service, lambda asked: _caller(asked, user_secret, now()))
+    _add_model_routes(app, directory, model_names)
     app.register_error_handler(errors.OpenDifyError, _to_response)
     app.register_error_handler(errors.CallerGone, lambda exc: Response(status=499))
     app.register_error_handler(HTTPException, lambda exc: _to_response(_from_werkzeug(exc)))
@@ -53,12 +54,12 @@ def create_app(
 
 
 def _add_chat_routes(
-    app: Flask, service: ChatService, directory: Directory, model_names: list[str]
+    app: Flask, service: ChatService, caller_of: Callable[[ChatRequest], Caller]
 ) -> None:
     @app.post("/v1/chat/completions")
     def chat_completions() -> Response:
-        chat_request = parse_chat_request(_json_body())
-        exchange = service.ask(chat_request, _caller(chat_request))
+        chat_request = parse_chat_request(json_body())
+        exchange = service.ask(chat_request, caller_of(chat_request))
         try:
             response = _answer(service, exchange)
         except BaseException:
@@ -67,6 +68,8 @@ def _add_chat_routes(
         response.call_on_close(exchange.close)
         return response
 
+
+def _add_model_routes(app: Flask, directory: Directory, model_names: list[str]) -> None:
     @app.get("/v1/models")
     def models() -> Response:
         directory.keep_fresh()
@@ -82,38 +85,7 @@ def _add_chat_routes(
         return jsonify(_model(directory, name))
 
 
-def _add_operator_routes(
-    app: Flask, conversations: ConversationStore, now: Callable[[], float]
-) -> None:
-    @app.get("/healthz")
-    def healthz() -> Response:
-        return jsonify({"status": "ok"})
-
-    @app.get("/v1/conversation/mappings")
-    def mappings() -> Response:
-        stats = conversations.stats()
-        return jsonify(
-            {
-                "mapping_count": stats.count,
-                "oldest_mapping": stats.oldest,
-                "newest_mapping": stats.newest,
-                "timestamp": int(now()),
-            }
-        )
-
-    @app.post("/v1/conversation/cleanup")
-    def cleanup() -> Response:
-        days = _max_age_days(_json_body(or_else={}))
-        return jsonify(
-            {
-                "removed_count": conversations.cleanup(days),
-                "max_age_days": days,
-                "timestamp": int(now()),
-            }
-        )
-
-
-def _answer(service: ChatService, exchange: Exchange) -> Response:
+def _answer(service: ChatService, exchange: Asked) -> Response:
     if exchange.request.stream:
         exchange.hold(HOLD_SECONDS)
         response = Response(_events(service, exchange), headers=_STREAM_HEADERS)
@@ -127,7 +99,7 @@ def _answer(service: ChatService, exchange: Exchange) -> Response:
     return response
 
 
-def _events(service: ChatService, exchange: Exchange) -> Iterator[bytes]:
+def _events(service: ChatService, exchange: Asked) -> Iterator[bytes]:
     try:
         for chunk in service.chunks(exchange):
             yield sse.KEEP_ALIVE if chunk is None else sse.encode(chunk)
@@ -155,25 +127,24 @@ def _model(directory: Directory, name: str) -> dict[str, Any]:
     return answers.model(name) | (known | {"capabilities": abilities} if app.mode else {})
 
 
-def _caller(chat_request: ChatRequest) -> Caller:
+def _caller(chat_request: ChatRequest, user_secret: str, now: float) -> Caller:
     headers = request.headers
     socket = request.environ.get("gunicorn.socket")
-    chat_id = "" if openwebui.task(headers) else openwebui.chat_id(chat_request, headers)
+    person = openwebui.person(chat_request, headers, user_secret, now)
     return Caller(
         name=_caller_name(headers.get("Authorization", "")),
-        user=_bounded(openwebui.user_id(chat_request, headers)) or DEFAULT_USER,
-        chat_id=_bounded(chat_id),
+        user=_bounded(person.id) or DEFAULT_USER,
+        chat_id=_bounded(openwebui.chat_id(chat_request, headers)),
         socket=socket.fileno() if socket is not None else None,
-        role=openwebui.role(headers),
+        role=person.role,
         in_open_webui=openwebui.sent_by_open_webui(headers.keys()),
+        task=openwebui.task(headers),
     )
 
 
 def _caller_name(authorization: str) -> str:
-    scheme, _, key = authorization.partition(" ")
-    if scheme.lower() != "bearer" or not key.strip():
-        return "-"
-    return hashlib.sha256(key.strip().encode("utf-8", "replace")).hexdigest()[:12]
+    key = parse_bearer(authorization)
+    return hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()[:12] if key else "-"
 
 
 def _bounded(name: str) -> str:
@@ -181,50 +152,13 @@ def _bounded(name: str) -> str:
     return name if len(name) <= MAX_NAME else hashlib.sha256(name.encode()).hexdigest()
 
 
-def _json_body(or_else: Any = None) -> Any:
-    """The decoded body. Raises InvalidRequest and UnsupportedMediaType."""
-    data = request.get_data(cache=False)
-    length = request.content_length
-    if length is not None and len(data) < length:
-        raise errors.InvalidRequest("The request body is shorter than its Content-Length.")
-    if not data.strip() and or_else is not None:
-        return or_else
-    if request.mimetype and not request.mimetype.endswith("json"):
-        raise errors.UnsupportedMediaType(
-            "Send JSON, with the header Content-Type: application/json."
-        )
-    try:
-        text = data.decode("utf-8-sig")
-        body = json.loads(text, parse_constant=_refuse_constant)
-        if "\\u" in text:
-            json.dumps(body, ensure_ascii=False).encode()  # half a surrogate pair is not text
-    except UnicodeError as exc:
-        raise errors.InvalidRequest("The request body is not valid UTF-8 text.") from exc
-    except RecursionError as exc:
-        raise errors.InvalidRequest("The request body is nested too deeply.") from exc
-    except ValueError as exc:
-        raise errors.InvalidRequest("The request body is not valid JSON.") from exc
-    return body
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(name)
-
-
-def _max_age_days(body: Any) -> float:
-    days = body.get("max_age_days", DEFAULT_MAX_AGE_DAYS) if isinstance(body, dict) else None
-    if isinstance(days, bool) or not isinstance(days, int | float) or not 0 <= days <= 36500:
-        raise errors.InvalidRequest(
-            "'max_age_days' must be a number of days, 0 or more.", param="max_age_days"
-        )
-    return days
-
-
 def _to_response(error: errors.OpenDifyError) -> Response:
     if error.status >= 500:
         log.warning("a request failed code=%s dify_code=%s", error.code, error.dify_code)
     response = jsonify(error.body())
     response.status_code = error.status
+    if error.status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(error.retry_after)
     if (not error.repeatable and error.status in (408, 409, 429)) or error.status >= 500:

@@ -35,6 +35,7 @@ class Wire(httpcore.NetworkStream):
     def __init__(self, stream: httpcore.NetworkStream) -> None:
         self._stream = stream
         self._stand_in = b""
+        self._was_asked = False
         self.has_answered = False
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
@@ -42,10 +43,12 @@ class Wire(httpcore.NetworkStream):
             data, self._stand_in = self._stand_in, b""
             return data
         data = self._stream.read(max_bytes, timeout)
-        self.has_answered = self.has_answered or bool(data)
+        # What comes before the first request is a proxy's greeting (SOCKS), and no answer.
+        self.has_answered = self.has_answered or (self._was_asked and bool(data))
         return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._was_asked = self._was_asked or buffer.startswith((b"POST ", b"GET "))
         if _MARK in buffer[:4096].lower() and buffer.startswith(b"POST "):
             self._stand_in = _STAND_IN_HEAD
         self._stream.write(buffer, timeout)

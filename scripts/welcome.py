@@ -6,6 +6,7 @@ Ends in silence when the process PID, which is to serve there, ends before it an
 
 import json
 import os
+import shlex
 import sys
 import time
 import urllib.error
@@ -24,7 +25,7 @@ def main() -> None:
         except ProcessLookupError:
             return
         models = _models(f"http://{address}/v1/models")
-    sys.stderr.write(_welcome(f"http://{address}/v1", models or ["YOUR-MODEL"]))
+    sys.stderr.write(_welcome(f"http://{address}/v1", models))
 
 
 def _models(url: str) -> list[str] | None:
@@ -39,15 +40,15 @@ def _models(url: str) -> list[str] | None:
 
 
 def _welcome(base: str, models: list[str]) -> str:
-    body = {"model": models[0], "stream": True}
+    body = {"model": models[0] if models else "YOUR-MODEL", "stream": True}
     asked = json.dumps({**body, "messages": [{"role": "user", "content": "Hello"}]})
+    key = "" if models else "-H 'Authorization: Bearer YOUR-KEY' "
     proxied = any(os.environ.get(name) for name in ("http_proxy", "all_proxy", "ALL_PROXY"))
     direct = "--noproxy '*' " if proxied else ""
     kind = "-H 'Content-Type: application/json'"
-    return (
-        f"\nOpenDify answers at {base}; models: {', '.join(models)}. Try it:\n\n"
-        f"curl -N {direct}{base}/chat/completions {kind} -d '{asked}'\n\n"
-    )
+    known = f"; models: {', '.join(models)}" if models else ""
+    line = f"curl -N {direct}{base}/chat/completions {key}{kind} -d {shlex.quote(asked)}"
+    return f"\nOpenDify answers at {base}{known}. Try it:\n\n{line}\n\n"
 
 
 if __name__ == "__main__":

@@ -9,20 +9,24 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from opendify.administration import Administration
 from opendify.chat import ChatService
 from opendify.client import DifyClient
 from opendify.config.models import Model
-from opendify.conversations.store import ConversationStore
+from opendify.conversations import Conversations, ConversationStore
 from opendify.conversations.turn_locks import FileTurnLocks
 from opendify.directory import Directory
 from opendify.exchange import Parts
-from opendify.files.relay import Relay
 from opendify.files.secret import Secret
 from opendify.files.shelf import Shelf
-from opendify.files.uploads import Uploads
+from opendify.keys import parse_keys
+from opendify.relay import Relay
+from opendify.uploads import Uploads
 from opendify.web import create_app
+from opendify.web_operator import add_operator_routes
 from opendify.wire import Transport
 from tests.fake_dify import FakeDify
+from tests.redis_server import RedisServer
 
 KEY = "app-secret-of-the-operator"
 
@@ -42,9 +46,25 @@ def dify() -> Iterator[FakeDify]:
     fake.close()
 
 
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """One for all tests that do it no harm."""
+    server = RedisServer()
+    yield server
+    server.close()
+
+
 @pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """The address of an empty Redis."""
+    redis_server.empty()
+    return redis_server.url
+
+
+@pytest.fixture(scope="session")
 def http() -> Iterator[httpx.Client]:
-    limits = httpx.Limits(max_connections=20, max_keepalive_connections=20, keepalive_expiry=1.5)
+    """One for all tests: to read the machine's certificates takes longer than most of them."""
+    limits = httpx.Limits(max_connections=100, max_keepalive_connections=100, keepalive_expiry=1.5)
     with httpx.Client(transport=Transport(limits=limits), trust_env=False) as client:
         yield client
 
@@ -67,9 +87,19 @@ def models(dify: FakeDify) -> dict[str, Model]:
 
 
 @pytest.fixture
+def admin_keys() -> str:
+    """The value of OPENDIFY_ADMIN_KEYS; tests that need some have their own."""
+    return ""
+
+
+@pytest.fixture
 def app(
-    http: httpx.Client, store: ConversationStore, models: dict[str, Model], tmp_path: Path
-) -> Flask:
+    http: httpx.Client,
+    store: Conversations,
+    models: dict[str, Model],
+    tmp_path: Path,
+    admin_keys: str,
+) -> Iterator[Flask]:
     client = DifyClient(http, read_timeout=2.0)
     directory = Directory(client, models)
     relay = Relay(
@@ -83,7 +113,11 @@ def app(
     locks = FileTurnLocks(tmp_path / "data")
     parts = Parts(client, directory, store, Uploads(client), locks, relay, now=time.time)
     service = ChatService(models, parts, now=time.time, new_id=lambda: "new")
-    return create_app(service, directory, store, list(models), 1024 * 1024, now=time.time)
+    application = create_app(service, directory, list(models), 1024 * 1024, now=time.time)
+    administration = Administration(store, models, client, now=time.time)
+    add_operator_routes(application, administration, parse_keys(admin_keys))
+    yield application
+    directory.close()
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
 """A Dify on loopback that says what a test tells it to, byte for byte.
 
-An answer is a series of steps: bytes to send, seconds to wait (a number), or CLOSE. The
+An answer is a series of steps: bytes to send, seconds to wait (a number), CLOSE, or RESET. The
 connection is kept unless the steps close it or never end the answer.
 """
 
 import json
 import socket
+import ssl
+import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -16,6 +18,7 @@ from typing import Any
 RECORDINGS = Path(__file__).parent / "data" / "dify"
 
 CLOSE = object()
+RESET = object()
 FOREVER = 3600.0
 PING = b"event: ping\n\n"
 
@@ -151,13 +154,17 @@ class FakeDify:
     answers: list[Steps] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
     connections: int = 0
+    host: str = "127.0.0.1"
+    tls: ssl.SSLContext | None = None
+    answer_stop: Steps = field(default_factory=lambda: refused(200, {"result": "success"}))
 
     def __post_init__(self) -> None:
-        self._server = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self._server = socket.create_server((self.host, 0), backlog=512)
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self._closed = threading.Event()
-        self.base = f"http://127.0.0.1:{self._server.getsockname()[1]}/v1"
+        self.port = self._server.getsockname()[1]
+        self.base = f"{'https' if self.tls else 'http'}://{self.host}:{self.port}/v1"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def asked(self) -> list[Request]:
@@ -189,8 +196,10 @@ class FakeDify:
     def _serve(self, connection: socket.socket, number: int) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
+            if self.tls is not None:
+                connection = self.tls.wrap_socket(connection, server_side=True)
             with connection, connection.makefile("rb") as reader:
-                while (request := _read_request(reader, number)) is not None:
+                while (request := read_request(reader, number)) is not None:
                     if not self._play(connection, self._choose(request)):
                         return
         except OSError:
@@ -202,14 +211,17 @@ class FakeDify:
         with self._lock:
             self.requests.append(request)
             if request.path.endswith("/stop"):
-                return refused(200, {"result": "success"})
+                return self.answer_stop
             if request.path == "/v1/chat-messages" and self.answers:
                 return self.answers.pop(0)
         return self.answer(request)
 
     def _play(self, connection: socket.socket, steps: Steps) -> bool:
         for step in steps:
-            if step is CLOSE:
+            if step is RESET:
+                now = struct.pack("ii", 1, 0)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, now)
+            if step in (CLOSE, RESET):
                 return False
             if isinstance(step, bytes):
                 connection.sendall(step)
@@ -218,7 +230,7 @@ class FakeDify:
         return not self._closed.is_set()
 
 
-def _read_request(reader: Any, number: int) -> Request | None:
+def read_request(reader: Any, number: int) -> Request | None:
     line = reader.readline().decode()
     if not line:
         return None

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from opendify.config.environment import load_environment
 from opendify.config.models import SETTINGS, BadValue, Model, parse_base, parse_models
 from opendify.config.settings import SERVER_NUMBERS, ConfigError, Settings, load_settings
+from opendify.keys import Keys, parse_keys
 from tests.service import ROOT, environment
 
 KEY = "app-AbCdEfGhIjKlMnOpQrStUvWx"
@@ -31,10 +32,15 @@ def test_two_variables_are_enough() -> None:
     assert load_settings(GOOD) == Settings(
         models={"tiny": Model("tiny", KEY, BASE)},
         data_folder="data",
+        conversation_store="",
+        admin_keys=Keys(),
         read_timeout=35,
         max_body_bytes=64 * 1024 * 1024,
         mapping_max_age_days=0,
         mapping_max_entries=100_000,
+        public_base_url="",
+        secret="",
+        file_cache_bytes=256 * 1024 * 1024,
         log_level="info",
         log_file="",
         server_host="0.0.0.0",
@@ -44,12 +50,36 @@ def test_two_variables_are_enough() -> None:
 
 VALUES = [
     pytest.param({"DATA_DIR": "/var/lib/x"}, "data_folder", "/var/lib/x", id="DATA_DIR"),
+    pytest.param(
+        {"CONVERSATION_STORE": " redis://:p@r:1/2 "},
+        "conversation_store",
+        "redis://:p@r:1/2",
+        id="CONVERSATION_STORE",
+    ),
+    pytest.param({"CONVERSATION_STORE": "file"}, "conversation_store", "", id="file"),
+    pytest.param(
+        {"OPENDIFY_ADMIN_KEYS": "a,b"}, "admin_keys", parse_keys("a,b"), id="OPENDIFY_ADMIN_KEYS"
+    ),
     pytest.param({"DIFY_READ_TIMEOUT": "60"}, "read_timeout", 60, id="DIFY_READ_TIMEOUT"),
     pytest.param({"MAX_BODY_MB": "2"}, "max_body_bytes", 2 * 1024 * 1024, id="MAX_BODY_MB"),
     pytest.param(
         {"MAPPING_MAX_AGE_DAYS": "30"}, "mapping_max_age_days", 30, id="MAPPING_MAX_AGE_DAYS"
     ),
     pytest.param({"MAPPING_MAX_ENTRIES": "5"}, "mapping_max_entries", 5, id="MAPPING_MAX_ENTRIES"),
+    pytest.param(
+        {"PUBLIC_BASE_URL": " https://ai.example.com/ "},
+        "public_base_url",
+        "https://ai.example.com",
+        id="PUBLIC_BASE_URL",
+    ),
+    pytest.param(
+        {"PUBLIC_BASE_URL": "http://[::1]:5000/opendify/v1"},
+        "public_base_url",
+        "http://[::1]:5000/opendify",
+        id="PUBLIC_BASE_URL as clients have it",
+    ),
+    pytest.param({"OPENDIFY_SECRET": " " + "x" * 16}, "secret", "x" * 16, id="OPENDIFY_SECRET"),
+    pytest.param({"FILE_CACHE_MB": "1"}, "file_cache_bytes", 1024 * 1024, id="FILE_CACHE_MB"),
     pytest.param({"LOG_LEVEL": "warning"}, "log_level", "warning", id="LOG_LEVEL"),
     pytest.param({"LOG_LEVEL": "WARNING"}, "log_level", "warning", id="LOG_LEVEL in capitals"),
     pytest.param({"ENVIRONMENT": "development"}, "log_level", "debug", id="development logs more"),
@@ -78,6 +108,7 @@ NUMBERS = {
     "MAX_BODY_MB": (1, 1024),
     "MAPPING_MAX_AGE_DAYS": (0, 36500),
     "MAPPING_MAX_ENTRIES": (1, 10_000_000),
+    "FILE_CACHE_MB": (1, 1_000_000),
 }
 
 
@@ -98,12 +129,19 @@ BAD = [
     pytest.param("DIFY_API_BASE", "http://", "DIFY_API_BASE must be", id="no host"),
     pytest.param("DIFY_API_BASE", "http://x:y/v1", "DIFY_API_BASE must be", id="no port"),
     pytest.param("DIFY_API_BASE", "http://x:70000", "DIFY_API_BASE must be", id="a large port"),
+    pytest.param("DIFY_API_BASE", "http://1.2.3.999/v1", "DIFY_API_BASE must be", id="no IPv4"),
+    pytest.param("DIFY_API_BASE", "http://1.2.3/v1", "DIFY_API_BASE must be", id="half of IPv4"),
     pytest.param("DIFY_API_BASE", "http://a b/v1", "DIFY_API_BASE must be", id="a blank"),
     pytest.param(
         "DIFY_API_BASE", "http://u:secret@x/v1", "DIFY_API_BASE must be a plain", id="a password"
     ),
     pytest.param("DIFY_API_BASE", "http://x/?a=b", "DIFY_API_BASE must be a plain", id="a query"),
     pytest.param("DIFY_API_BASE", "http://x/#a", "DIFY_API_BASE must be a plain", id="a fragment"),
+    pytest.param("PUBLIC_BASE_URL", "ai.example.com", "PUBLIC_BASE_URL must be", id="a bare name"),
+    pytest.param("PUBLIC_BASE_URL", "https://u@x", "PUBLIC_BASE_URL must be", id="public user"),
+    pytest.param("PUBLIC_BASE_URL", "https://x/?a", "PUBLIC_BASE_URL must be", id="public query"),
+    pytest.param("PUBLIC_BASE_URL", "javascript:x", "PUBLIC_BASE_URL must be", id="no address"),
+    pytest.param("OPENDIFY_SECRET", "x" * 15, "OPENDIFY_SECRET must have 16", id="OPENDIFY_SECRET"),
     pytest.param("ENVIRONMENT", "staging", "ENVIRONMENT must be one of", id="ENVIRONMENT"),
     pytest.param("LOG_LEVEL", "loud", "LOG_LEVEL must be one of", id="LOG_LEVEL"),
     pytest.param("GUNICORN_RELOAD", "yes", "GUNICORN_RELOAD must be one of", id="GUNICORN_RELOAD"),
@@ -149,7 +187,7 @@ MODELS = [
             "text_input": "q",
             "output": "text",
             "continuity": "off",
-            "tasks": "model:other",
+            "tasks": "local",
             "reasoning": "drop",
             "agent_steps": "off",
             "progress": "status",
@@ -160,6 +198,49 @@ MODELS = [
         id="every name that is reserved",
     ),
 ]
+
+
+def test_the_tasks_of_a_model_may_be_given_to_another() -> None:
+    found: list[str] = []
+    config = {"a": {"key": "k", "tasks": "model:b"}, "b": {"key": "l", "tasks": "throwaway"}}
+    models = parse_models(json.dumps(config), BASE, found)
+    assert found == []
+    assert (models["a"].tasks, models["b"].tasks) == ("model:b", "throwaway")
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        pytest.param(
+            {"a": {"key": "k", "tasks": "model:b"}},
+            "MODEL_CONFIG: model 'a', setting 'tasks' names the model 'b', which is not there",
+            id="no such model",
+        ),
+        pytest.param(
+            {"a": {"key": "k", "tasks": "model:a"}},
+            "MODEL_CONFIG: model 'a', setting 'tasks' must name another model than itself, "
+            "or say 'throwaway'",
+            id="itself",
+        ),
+        pytest.param(
+            {"a": {"key": "k", "tasks": "model:b"}, "b": {"key": ""}},
+            "MODEL_CONFIG: model 'b', setting 'key' must be the API key of a Dify app",
+            id="one that is wrong itself is told of once",
+        ),
+    ],
+)
+def test_tasks_are_given_to_somebody_who_is_there(config: dict[str, Any], problem: str) -> None:
+    assert problems(MODEL_CONFIG=json.dumps(config)) == [problem]
+
+
+def test_the_secret_of_open_webui_is_long_and_never_shown() -> None:
+    secret = "0123456789abcdef" * 2
+    settings = load_settings({**GOOD, "OPENWEBUI_JWT_SECRET": f" {secret} "})
+    assert settings.openwebui_jwt_secret == secret
+    assert secret not in repr(settings)
+    (problem,) = problems(OPENWEBUI_JWT_SECRET=secret[1:])
+    assert problem.startswith("OPENWEBUI_JWT_SECRET must have 32 characters or more")
+    assert secret[1:] not in problem
 
 
 @pytest.mark.parametrize(("entry", "expected"), MODELS)

@@ -209,6 +209,23 @@ def test_a_payload_that_is_no_event_is_refused_without_quoting_it(raw: bytes) ->
     assert str(caught.value) in ("not JSON", "no event name")
 
 
+SURROGATES = [
+    pytest.param(b"a\\ud83d\\ude00b", "a\U0001f600b", id="a pair"),
+    pytest.param(b"a\\ud83db", "a\ufffdb", id="the first half"),
+    pytest.param(b"a\\uDE00b", "a\ufffdb", id="the second half, in capitals"),
+    pytest.param(b"a\\ude00\\ud83db", "a\ufffd\ufffdb", id="the wrong way round"),
+    pytest.param(b"\\ud55c\\uae00", "\ud55c\uae00", id="Hangul, whose escapes look alike"),
+    pytest.param(b"\\\\ud83d", "\\ud83d", id="a backslash and letters"),
+]
+
+
+@pytest.mark.parametrize(("escaped", "text"), SURROGATES)
+def test_half_a_surrogate_pair_is_no_character(escaped: bytes, text: str) -> None:
+    payload = parse_payload(b'{"event":"message","answer":"' + escaped + b'"}')
+    assert parse_event(payload) == Text(text)
+    json.dumps(payload, ensure_ascii=False).encode()
+
+
 NAMES = ["message", "agent_message", "message_file", "message_replace", "message_end", "error"]
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

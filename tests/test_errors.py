@@ -60,7 +60,8 @@ def test_every_leaf_has_a_status_a_type_and_a_code(kind: type[errors.OpenDifyErr
         "insufficient_quota",
     )
     assert kind.default_code
-    assert (kind.type == "invalid_request_error") == (kind.status in (400, 404, 405, 413, 415))
+    fault_of_the_caller = kind.status in (400, 401, 403, 404, 405, 410, 413, 415)
+    assert (kind.type == "invalid_request_error") == fault_of_the_caller
 
 
 def test_no_two_leaves_share_a_code() -> None:
@@ -87,6 +88,7 @@ def test_a_code_of_its_own_wins() -> None:
 def test_only_what_ran_nothing_may_be_repeated_by_a_client_itself() -> None:
     assert {kind for kind in LEAVES if kind.repeatable} == {
         errors.Overloaded,
+        errors.StoreUnavailable,
         errors.DifyUnreachable,
         errors.DifyUnavailable,
         errors.RateLimited,

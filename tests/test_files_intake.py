@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from opendify.dify.apps import FileRules
 from opendify.errors import CallerError, InvalidRequest, RequestTooLarge
-from opendify.files.intake import Ready, Speech, Step, Upload, decode, plan
+from opendify.files.content import decode
+from opendify.files.intake import Ready, Speech, Step, Upload, plan
 from opendify.openai.messages import Attachment, parse_messages
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 20
@@ -175,6 +176,13 @@ def test_more_files_than_the_app_takes_are_refused() -> None:
         plan("tiny", [picture] * 3, told, True)
 
 
+def test_no_message_has_more_files_than_any_app_takes() -> None:
+    picture = data(PNG, "image")
+    assert len(plan("tiny", [picture] * 50, None, False)) == 50
+    with pytest.raises(InvalidRequest, match="50 are the most"):
+        plan("tiny", [picture] * 51, None, False)
+
+
 @pytest.mark.parametrize(
     ("content", "told", "media_type"),
     [
@@ -198,7 +206,7 @@ def test_audio_is_written_down_where_the_app_takes_none(
 @pytest.mark.parametrize("told", ["audio/webm", "audio/ogg", "audio/flac"])
 def test_speech_in_a_format_that_dify_cannot_read_is_refused(told: str) -> None:
     error = refused(data(b"\0", "audio", media_type=told), rules("image"), speech=True)
-    assert "mp3, m4a, wav, amr" in error.message
+    assert "mp3, mpga, m4a, wav, amr" in error.message
 
 
 def test_too_much_speech_is_refused() -> None:

@@ -16,14 +16,46 @@ from tests.service import ROOT, environment, free_variables
 # From the bottom to the top. A line of imports only ever points down, or stays in its package;
 # rooms that stand side by side do not know each other.
 FLOORS = [
-    ["opendify", "opendify.errors", "opendify.sse", "opendify.http1", "opendify.logs"],
+    [
+        "opendify",
+        "opendify.errors",
+        "opendify.keys",
+        "opendify.sse",
+        "opendify.http1",
+        "opendify.logs",
+    ],
+    [
+        "opendify.config",
+        "opendify.dify",
+        "opendify.openai",
+        "opendify.citations",
+        "opendify.reasoning",
+        "opendify.stopping",
+    ],
+    ["opendify.conversations"],
+    [
+        "opendify.files",
+        "opendify.inputs",
+        "opendify.continuity",
+        "opendify.wire",
+        "opendify.openwebui",
+        "opendify.tasks",
+    ],
+    ["opendify.translate", "opendify.narration", "opendify.chats", "opendify.client"],
+    [
+        "opendify.turn",
+        "opendify.directory",
+        "opendify.administration",
+        "opendify.disposal",
+        "opendify.uploads",
+        "opendify.relay",
+    ],
+    ["opendify.exchange"],
+    ["opendify.chores"],
     ["opendify.serving"],
-    ["opendify.config", "opendify.dify", "opendify.openai", "opendify.conversations"],
-    ["opendify.wire", "opendify.openwebui", "opendify.translate"],
-    ["opendify.client"],
-    ["opendify.turn"],
     ["opendify.chat"],
-    ["opendify.web"],
+    ["opendify.web_body"],
+    ["opendify.web", "opendify.web_files", "opendify.web_operator"],
     ["main"],
 ]
 
@@ -34,12 +66,34 @@ PURE = [
     "opendify.http1",
     "opendify.serving.chunks",
     "opendify.openwebui",
+    "opendify.tasks",
     "opendify.translate",
+    "opendify.narration",
+    "opendify.citations",
+    "opendify.reasoning",
+    "opendify.stopping",
+    "opendify.inputs",
+    "opendify.continuity",
+    "opendify.files.acceptance",
+    "opendify.files.content",
+    "opendify.files.inline",
+    "opendify.files.intake",
+    "opendify.files.links",
+    "opendify.files.media",
+    "opendify.files.names",
+    "opendify.files.tickets",
     "opendify.dify",
     "opendify.openai",
     "opendify.config.models",
     "opendify.config.proxies",
     "opendify.config.settings",
+    "opendify.config.store_address",
+    "opendify.keys",
+    "opendify.conversations.contract",
+    "opendify.conversations.mapping",
+    "opendify.conversations.owners",
+    "opendify.conversations.uses",
+    "opendify.conversations.whose",
 ]
 DOORS = {
     "httpx",
@@ -64,13 +118,24 @@ DOORS = {
     "dotenv",
 }
 ONLY_IN = {
-    "flask": {"opendify.web"},
-    "werkzeug": {"opendify.web"},
+    "flask": {
+        "opendify.web",
+        "opendify.web_body",
+        "opendify.web_files",
+        "opendify.web_operator",
+    },
+    "werkzeug": {"opendify.web", "opendify.web_files"},
     "httpx": {"opendify.client", "opendify.wire", "main"},
     "httpcore": {"opendify.client", "opendify.wire"},
     "h11": {"opendify.http1"},
     "dotenv": {"opendify.config.environment"},
-    "fcntl": {"opendify.conversations.folder", "opendify.serving.departure"},
+    "jwt": {"opendify.openwebui"},
+    "fcntl": {
+        "opendify.conversations.folder",
+        "opendify.conversations.turn_locks",
+        "opendify.serving.departure",
+    },
+    "redis": {"opendify.conversations.redis_link", "opendify.conversations.redis_shelf"},
     "gunicorn": {
         "opendify.serving.connection",
         "opendify.serving.pages",
@@ -180,8 +245,13 @@ def test_the_environment_is_read_at_the_edge_only() -> None:
         for node in ast.walk(tree(name)):
             if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv"):
                 readers |= {name} if isinstance(node.value, ast.Name) else set()
-    readers -= {"opendify.web"}  # request.environ is Flask's
-    assert readers == {"main", "opendify.config.environment", "opendify.config.__main__"}
+    readers -= {"opendify.web", "opendify.web_files"}  # request.environ is Flask's
+    assert readers == {
+        "main",
+        "opendify.config.environment",
+        "opendify.config.__main__",
+        "opendify.conversations.transfer",
+    }
 
 
 def test_the_worker_and_the_application_do_not_know_each_other() -> None:
@@ -226,7 +296,12 @@ def test_every_library_is_in_the_requirements() -> None:
     used = set().union(*(foreign(name) for name in PATHS)) - set(sys.stdlib_module_names)
     text = (ROOT / "requirements.txt").read_text()
     listed = set(re.findall(r"^[\w-]+", text, re.MULTILINE))
-    packages = {"dotenv": "python-dotenv", "werkzeug": "flask", "gunicorn_config": "gunicorn"}
+    packages = {
+        "dotenv": "python-dotenv",
+        "gunicorn_config": "gunicorn",
+        "jwt": "pyjwt",
+        "werkzeug": "flask",
+    }
     assert {packages.get(name, name) for name in used} <= listed
 
 
@@ -248,11 +323,12 @@ print(json.dumps([before, opened()]))
 """
 
 
-def test_importing_the_application_opens_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("store", ["file", "redis://127.0.0.1:1/0"])
+def test_importing_the_application_opens_nothing(tmp_path: Path, store: str) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", LOOK],
         cwd=tmp_path,
-        env=environment(**free_variables("http://127.0.0.1:9/v1")),
+        env=environment(**free_variables("http://127.0.0.1:9/v1", CONVERSATION_STORE=store)),
         capture_output=True,
         text=True,
         timeout=60,

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 import tomllib
 import venv
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import httpx
@@ -99,8 +101,8 @@ def started(folder: Path, variables: Mapping[str, str], port: int | None = None)
     try:
         yield Run(process, port, log)
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # a demo that outlived the proxy, too
         process.wait()
 
 
@@ -160,6 +162,46 @@ def test_the_demo_ends_with_the_proxy_however_that_ends(
         assert eventually(lambda: not answers(f"{demo}/"))
 
 
+def own_dify(**variables: str) -> dict[str, str]:
+    nowhere = f"http://127.0.0.1:{free_port()}/v1"
+    return {"DIFY_API_BASE": nowhere, "MODEL_CONFIG": '{"mine":"app-mine"}', **variables}
+
+
+SLOW_START = """
+import threading
+import time
+
+start = threading.Thread.start
+
+
+def start_slowly(thread):
+    start(thread)
+    if thread.name.startswith("ThreadPoolExecutor"):
+        print("main thread is busy", flush=True)
+        time.sleep(2)
+
+
+threading.Thread.start = start_slowly
+
+
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Length", "0")])
+    return []
+"""
+
+
+def test_ctrl_c_ends_a_worker_that_is_just_giving_a_request_to_a_thread(tmp_path: Path) -> None:
+    """Gunicorn's own handler takes the lock that its main thread then holds, and hangs."""
+    folder = copy_of_the_project(tmp_path / "opendify")
+    add_quick_venv(folder)
+    (folder / "main.py").write_text(SLOW_START)
+    with started(folder, own_dify()) as run:
+        run.wait_for("main thread is busy")
+        os.killpg(run.process.pid, signal.SIGINT)
+        run.process.wait(15)  # a worker that hangs is killed after 30 s
+    assert "Worker exiting" in run.output()
+
+
 def test_the_demo_ends_with_a_proxy_that_cannot_boot(tmp_path: Path) -> None:
     folder = copy_of_the_project(tmp_path / "opendify")
     add_quick_venv(folder)
@@ -176,14 +218,15 @@ def test_the_line_to_try_streams_a_remembered_conversation(project: Path) -> Non
     with started(project, {}) as run:
         assert paste(run).endswith("data: [DONE]\n\n")
         chat = {"X-OpenWebUI-Chat-Id": "one", "X-OpenWebUI-User-Id": "ada"}
-        texts = []
+        url = f"http://127.0.0.1:{run.port}/v1/chat/completions"
+        messages: list[dict[str, str]] = []
         for question in ("My name is Ada", "And now?"):
-            body = {"model": "demo-chat", "messages": [{"role": "user", "content": question}]}
-            url = f"http://127.0.0.1:{run.port}/v1/chat/completions"
+            messages.append({"role": "user", "content": question})
+            body = {"model": "demo-chat", "messages": messages}
             answer = httpx.post(url, json=body, headers=chat, trust_env=False, timeout=30)
-            texts.append(answer.json()["choices"][0]["message"]["content"])
-    assert "turn 1" in texts[0]
-    assert 'turn 2 of this conversation. It began with: "My name is Ada"' in texts[1]
+            messages.append(answer.json()["choices"][0]["message"])
+    assert "turn 1" in messages[1]["content"]
+    assert 'turn 2 of this conversation. It began with: "My name is Ada"' in messages[3]["content"]
 
 
 def test_a_proxy_of_the_machine_does_not_stand_before_the_demo(project: Path) -> None:
@@ -221,11 +264,6 @@ def test_a_busy_port_is_named_with_its_remedy(project: Path) -> None:
     assert "demo Dify" not in second.output()
 
 
-def own_dify(**variables: str) -> dict[str, str]:
-    nowhere = f"http://127.0.0.1:{free_port()}/v1"
-    return {"DIFY_API_BASE": nowhere, "MODEL_CONFIG": '{"mine":"app-mine"}', **variables}
-
-
 def test_a_dify_of_ones_own_in_the_environment_is_used(project: Path) -> None:
     with started(project, own_dify()) as run:
         assert '"model": "mine"' in run.wait_for(r"^curl -N .*$")[0]
@@ -258,6 +296,36 @@ def test_wrong_settings_are_named_before_anything_starts(project: Path) -> None:
     assert run.process.returncode == 78
     assert "DIFY_API_BASE" in run.output()
     assert "gunicorn" not in run.output()
+
+
+class KeyWanted(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_error(401)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def welcome(port: int, process: int) -> str:
+    command = [sys.executable, "scripts/welcome.py", f"127.0.0.1:{port}", str(process)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout + done.stderr
+
+
+def test_the_line_to_try_has_a_place_for_the_key_where_one_is_wanted() -> None:
+    with HTTPServer(("127.0.0.1", 0), KeyWanted) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        shown = welcome(server.server_port, os.getpid())
+        thread.join()
+    assert "-H 'Authorization: Bearer YOUR-KEY'" in shown
+    assert '"model": "YOUR-MODEL"' in shown
+
+
+def test_nothing_is_shown_for_a_proxy_that_never_came() -> None:
+    with subprocess.Popen(["true"]) as gone:
+        gone.wait()
+    assert welcome(free_port(), gone.pid) == ""
 
 
 @pytest.fixture

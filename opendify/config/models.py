@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -41,6 +42,7 @@ class Model:
     agent_steps: str = "reasoning"
     progress: str = "off"
     citations: str = "auto"
+    tasks: str = ""
 
 
 class BadValue(ValueError):
@@ -76,6 +78,7 @@ def parse_models(text: str, default_base: str, problems: list[str]) -> dict[str,
             models[name] = _parse_model(name, entry, default_base)
         except BadValue as exc:
             problems.append(f"MODEL_CONFIG: {exc}")
+    problems += _task_problems(models, set(raw))
     return models
 
 
@@ -83,7 +86,10 @@ def parse_base(url: str) -> str:
     """An address of Dify's API without its last slash. Raises BadValue."""
     try:
         parts = urlsplit(url)
-        sound = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)
+        host = parts.hostname or ""
+        sound = parts.scheme in ("http", "https") and host and (parts.port or 1)
+        if re.fullmatch(r"[0-9.]+", host):
+            ip_address(host)
     except ValueError:
         sound = False
     if not sound or re.search(r"\s", url):
@@ -91,6 +97,21 @@ def parse_base(url: str) -> str:
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         raise BadValue("must be a plain address, without user, password, query or fragment")
     return url.rstrip("/")
+
+
+def _task_problems(models: Mapping[str, Model], names: set[str]) -> list[str]:
+    """Tasks that nobody would answer. ``names`` are also those of models that are wrong."""
+    problems = []
+    for model in models.values():
+        if not model.tasks.startswith("model:"):
+            continue
+        helper = model.tasks.removeprefix("model:")
+        where = f"MODEL_CONFIG: model '{model.name}', setting 'tasks'"
+        if helper not in names:
+            problems.append(f"{where} names the model '{helper}', which is not there")
+        elif helper == model.name:
+            problems.append(f"{where} must name another model than itself, or say 'throwaway'")
+    return problems
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

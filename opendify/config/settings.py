@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from opendify.config.models import BadValue, Model, parse_base, parse_models
+from opendify.config.store_address import parse_store_address
+from opendify.keys import Keys, parse_keys
 
 ENVIRONMENTS = ("production", "development")
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -13,6 +15,7 @@ PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 
 LEAST_SECRET = 16
+LEAST_JWT_SECRET = 32  # RFC 7518, section 3.2: as long as the hash of HS256
 
 # Read by gunicorn_config.py, which cannot report: it is run by Gunicorn before anything else.
 # Here their values are only checked, so that all problems are told together.
@@ -46,6 +49,8 @@ class Settings:
 
     models: Mapping[str, Model]
     data_folder: str
+    conversation_store: str = field(repr=False)
+    admin_keys: Keys
     read_timeout: float
     max_body_bytes: int
     mapping_max_age_days: float
@@ -57,6 +62,7 @@ class Settings:
     log_file: str
     server_host: str
     server_port: int
+    openwebui_jwt_secret: str = field(repr=False)
 
 
 def load_settings(environ: Mapping[str, str]) -> Settings:
@@ -71,7 +77,9 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     reader.proxies()
     settings = Settings(
         models=models,
-        data_folder=environ.get("DATA_DIR", "").strip() or "data",
+        data_folder=data_folder(environ),
+        conversation_store=reader.conversation_store(),
+        admin_keys=reader.admin_keys(),
         read_timeout=reader.number("DIFY_READ_TIMEOUT", 35, 1, 3600),
         max_body_bytes=reader.number("MAX_BODY_MB", 64, 1, 1024) * 1024 * 1024,
         mapping_max_age_days=reader.number("MAPPING_MAX_AGE_DAYS", 0, 0, 36500),
@@ -85,10 +93,16 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         log_file=environ.get("LOG_FILE", "").strip(),
         server_host=environ.get("SERVER_HOST", "").strip() or "0.0.0.0",
         server_port=reader.number("SERVER_PORT", 5000, 1, 65535),
+        openwebui_jwt_secret=reader.jwt_secret(),
     )
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return settings
+
+
+def data_folder(environ: Mapping[str, str]) -> str:
+    """The folder of what is kept."""
+    return environ.get("DATA_DIR", "").strip() or "data"
 
 
 class _Reader:
@@ -138,9 +152,18 @@ class _Reader:
         value = self._environ.get("OPENDIFY_SECRET", "").strip()
         if value and len(value) < LEAST_SECRET:
             self._problems.append(
-                f"OPENDIFY_SECRET must have {LEAST_SECRET} characters or more: "
-                "python3 -c 'import secrets; print(secrets.token_hex(32))' makes one. "
-                "Leave it out to have one made and kept in DATA_DIR."
+                f"OPENDIFY_SECRET must have {LEAST_SECRET} characters or more ('openssl rand "
+                "-hex 32' makes some). Leave it out to have one made and kept in DATA_DIR."
+            )
+        return value
+
+    def jwt_secret(self) -> str:
+        value = self._environ.get("OPENWEBUI_JWT_SECRET", "").strip()
+        if value and len(value.encode()) < LEAST_JWT_SECRET:
+            self._problems.append(
+                f"OPENWEBUI_JWT_SECRET must have {LEAST_JWT_SECRET} characters or more, and be "
+                "that of FORWARD_USER_INFO_HEADER_JWT_SECRET in Open WebUI: "
+                "openssl rand -hex 32 makes one for both."
             )
         return value
 
@@ -158,6 +181,20 @@ class _Reader:
         if value and value not in choices:
             self._problems.append(f"{name} must be one of {', '.join(choices)}.")
         return value if value in choices else default
+
+    def conversation_store(self) -> str:
+        try:
+            return parse_store_address(self._environ.get("CONVERSATION_STORE", "").strip())
+        except BadValue as exc:
+            self._problems.append(f"CONVERSATION_STORE {exc}.")
+            return ""
+
+    def admin_keys(self) -> Keys:
+        try:
+            return parse_keys(self._environ.get("OPENDIFY_ADMIN_KEYS", ""))
+        except ValueError as exc:
+            self._problems.append(f"OPENDIFY_ADMIN_KEYS: {exc}.")
+            return Keys()
 
     def proxies(self) -> None:
         for name in PROXY_VARIABLES:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Protocol
 
-from opendify.conversations.mapping import Mapping, Stats
+from opendify.conversations.mapping import Entries, Mapping, Stats
 
 
 class Conversations(Protocol):
@@ -36,6 +36,13 @@ class Conversations(Protocol):
 
     def move(self, old_key: str, new_key: str, conversation_id: str, heard: str) -> bool:
         """Hand the conversation over from one chat to another; False when the first has it not."""
+        ...
+
+    def adopt(self, newcomers: Entries, overwrite: bool = False) -> int:
+        """Take over mappings as they are, times and all; returns how many.
+
+        What is there and was used later wins over them, unless they are to `overwrite` it.
+        """
         ...
 
     def owner(self, conversation_id: str) -> str | None:

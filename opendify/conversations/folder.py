@@ -4,6 +4,7 @@ import fcntl
 import logging
 import os
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,6 +89,17 @@ def fsync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_and_close(descriptor: int) -> None:
+    """Make what was written to a file outlast a power failure."""
+    try:
+        if sys.platform == "darwin":  # which has no fdatasync
+            os.fsync(descriptor)
+        else:
+            os.fdatasync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _make_private(path: Path) -> None:
     status, me = path.stat(), os.geteuid()
     if status.st_uid != me:
@@ -99,6 +111,6 @@ def _make_private(path: Path) -> None:
         )
     elif status.st_mode & 0o077 and not status.st_mode & stat.S_ISVTX:
         try:
-            path.chmod(0o700)
+            path.chmod(stat.S_IMODE(status.st_mode) & ~0o077)
         except OSError as error:
             log.warning("%s is open to other users and cannot be closed to them: %s.", path, error)

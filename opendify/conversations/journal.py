@@ -67,7 +67,7 @@ class Journal:
 
         It overlooks only what others wrote after one was killed in the middle of `rotate`.
         """
-        return self._number == 0 or os.fstat(self._descriptor).st_size > self._offset
+        return self._number == 0 or os.fstat(self._descriptor).st_size != self._offset
 
     def news(self) -> Iterator[Patch]:
         """What was appended since the last time; raises OSError, FoldedAway."""

@@ -72,8 +72,8 @@ class Keeper:
         self._quiet = self._quiet + 1 if place == self._place else 0
         self._place = place
         self._until_folding -= 1
-        if self._until_folding <= 0 and self._should_fold() and not self.fold():
-            self._until_folding = _WAIT_AFTER_A_FAILED_FOLD
+        if self._until_folding <= 0 and not self._ledger.is_failing and self._should_fold():
+            self._until_folding = 0 if self.fold() else _WAIT_AFTER_A_FAILED_FOLD
 
     def fold(self, patience: float = 0.0) -> bool:
         """Remove what is too old or too much, and write the snapshot; whether the disk let us."""

@@ -1,24 +1,24 @@
 """One process's view of the folder: the entries in memory, kept equal to what the files say."""
 
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import islice
 from pathlib import Path
 
-from opendify.conversations.folder import Folder
+from opendify.conversations.folder import Folder, sync_and_close
 from opendify.conversations.journal import FoldedAway, Journal, drop_journals
 from opendify.conversations.loading import load
-from opendify.conversations.mapping import Entries, Mapping, Patch, apply
-from opendify.conversations.owners import Owners
+from opendify.conversations.mapping import Entries, Mapping, Patch
+from opendify.conversations.memory import Memory
 from opendify.conversations.snapshot import write_snapshot
 
 log = logging.getLogger(__name__)
 
 _PATIENCE = 2.0
-_datasync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
+_KEYS_A_LINE = (
+    500  # so that a disk which is nearly full takes what it can, and not a huge torn line
+)
 
 
 class Ledger:
@@ -36,13 +36,12 @@ class Ledger:
         self._sync = sync
         self._most_unwritten = most_unwritten
         # Always taken in this order: _writing, then the folder's lock, then _memory. So who
-        # reads waits for other threads' memory only, never for another process.
+        # reads waits for other threads' memory only, never for another process. Who holds
+        # _writing and finds the disk failing has no lock, and may rely on that staying so.
         self._writing = threading.Lock()
         self._memory = threading.Lock()
         self._journal: Journal | None = None
-        self._entries: Entries = {}
-        self._owners: Owners | None = None
-        self._unwritten: Patch = {}
+        self._known = Memory()
         self._failing = False
         self._complained: set[str] = set()
 
@@ -52,25 +51,23 @@ class Ledger:
 
     @property
     def is_failing(self) -> bool:
-        """Whether the disk failed when it was last tried."""
+        """Whether the disk failed when it was last tried; it is left alone until `mend`."""
         return self._failing
 
     def get(self, key: str) -> Mapping | None:
         with self._memory:
             self._glance()
-            return self._entries.get(key)
+            return self._known.entries.get(key)
 
     def copy(self) -> Entries:
         with self._memory:
             self._glance()
-            return self._entries.copy()
+            return self._known.entries.copy()
 
     def owner(self, conversation_id: str) -> str | None:
         with self._memory:
             self._glance()
-            if self._owners is None:  # made when first asked for: most processes never are
-                self._owners = Owners(self._entries)
-            return self._owners.of(conversation_id)
+            return self._known.owner(conversation_id)
 
     def change(self, plan: Callable[[Entries], Patch]) -> Patch:
         """Make the change that `plan` derives from the newest entries; returns it.
@@ -78,14 +75,7 @@ class Ledger:
         No other change comes between. `plan` must be quick and leave the entries as they are.
         """
         with self._writing:
-            with self._locked(), self._memory:
-                self._catch_up()
-                patch = plan(self._entries)
-                self._apply(patch)
-                self._unwritten.update(patch)
-                unsynced = self._flush()
-            self._make_durable(unsynced)
-        return patch
+            return self._change(plan)
 
     def remove(self, condition: Callable[[Mapping], bool]) -> list[str]:
         """Remove the entries of which the condition is true; returns their keys."""
@@ -104,7 +94,7 @@ class Ledger:
             return self._journal.place if self._journal else (0, 0)
 
     def count(self) -> int:
-        return len(self._entries)
+        return len(self._known.entries)
 
     def holds_more_than_the_snapshot(self) -> bool:
         """Whether there is anything in the journals."""
@@ -123,19 +113,22 @@ class Ledger:
 
     def mend(self) -> None:
         """Try the disk again, if it failed."""
-        if not self._failing:
-            return
-        self._failing = False
-        self.change(lambda entries: {})
-        if not self._failing:
-            self._complained.discard("keep")
-            log.warning("Conversation mappings are kept in %s again.", self._folder.path)
+        with self._writing:
+            if not self._failing:
+                return
+            self._failing = False
+            self._change(lambda entries: {})
+            if not self._failing:
+                self._complained.discard("keep")
+                log.warning("Conversation mappings are kept in %s again.", self._folder.path)
 
     def fold(self, patience: float) -> bool:
         """Write all entries to the snapshot and drop the journals; False if the disk refused.
 
         If another process is at it for longer than `patience` seconds, it is left to that one.
         """
+        if self._failing:
+            return False
         try:
             with self._folder.folding.held(patience):
                 self._fold()
@@ -164,17 +157,25 @@ class Ledger:
             self._journal.close()
             self._journal = None
 
+    def _change(self, plan: Callable[[Entries], Patch]) -> Patch:
+        with self._locked(), self._memory:
+            self._catch_up()
+            patch = plan(self._known.entries)
+            self._known.say(patch)
+            unsynced = self._flush()
+        self._make_durable(unsynced)
+        return patch
+
     def _fold(self) -> None:
         with self._writing, self._locked(), self._memory:
             self._catch_up()
-            self._flush()
             journal = self._journal
             if self._failing or journal is None or not journal.holds_anything():
                 return
             if journal.place[1]:
                 journal.rotate()
                 self._catch_up()
-            entries, (number, _) = self._entries.copy(), journal.place
+            entries, (number, _) = self._known.entries.copy(), journal.place
         # Outside the locks: with a million entries this takes seconds. What is appended
         # meanwhile goes to the new journal, which stays.
         write_snapshot(self._folder.snapshot, entries)
@@ -207,53 +208,39 @@ class Ledger:
             if self._journal is not None:
                 self._read_news(self._journal)
             if self._journal is None and not self._failing:
-                now = self._clock()
-                self._journal, self._entries = load(self._folder, sync=self._sync, now=now)
-                self._owners = None
+                self._journal, entries = load(self._folder, sync=self._sync, now=self._clock())
+                self._known.begin_with(entries)
         except OSError as error:
             self._fail(error)
-        if self._unwritten:
-            self._apply(self._unwritten)
 
     def _read_news(self, journal: Journal) -> None:
         try:
             for patch in journal.news():
-                self._apply(patch)
+                self._known.hear(patch)
         except FoldedAway:
             self.abandon()
 
-    def _apply(self, patch: Patch) -> None:
-        if self._owners is not None:
-            self._owners.follow(patch, self._entries)
-        apply(patch, self._entries)
-
     def _flush(self) -> int | None:
         """Append what is in no journal yet; returns a descriptor to sync, if that is wanted."""
-        if self._failing or self._journal is None or not self._unwritten:
-            self._bound_the_unwritten()
+        known, journal = self._known, self._journal
+        if self._failing or journal is None or not known.unwritten:
+            known.give_up_unwritten(self._most_unwritten)
             return None
         try:
-            self._journal.append(self._unwritten)
-            self._unwritten.clear()
-            return self._journal.duplicate() if self._sync else None
+            while patch := known.first_unwritten(_KEYS_A_LINE):
+                journal.append(patch)
+                known.call_written(patch)
+            return journal.duplicate() if self._sync else None
         except OSError as error:
             self._fail(error)
             return None
-
-    def _bound_the_unwritten(self) -> None:
-        surplus = len(self._unwritten) - self._most_unwritten
-        for key in list(islice(self._unwritten, max(surplus, 0))):
-            del self._unwritten[key]
 
     def _make_durable(self, descriptor: int | None) -> None:
-        if descriptor is None:
-            return
-        try:
-            _datasync(descriptor)
-        except OSError as error:
-            self._fail(error)
-        finally:
-            os.close(descriptor)
+        if descriptor is not None:
+            try:
+                sync_and_close(descriptor)
+            except OSError as error:
+                self._fail(error)
 
     def _fail(self, error: OSError) -> None:
         self._failing = True

@@ -46,6 +46,11 @@ def parse_mapping(raw: Any) -> Mapping:
     return Mapping(conversation_id, created_at, last_used, heard)
 
 
+def parse_json(raw: bytes) -> Mapping:
+    """Read one entry that stands alone; raises ValueError for anything that is not one."""
+    return parse_mapping(json.loads(raw))
+
+
 def parse_patch(line: bytes) -> Patch:
     """Read one line of a journal; raises ValueError when it is not whole."""
     raw = json.loads(line)
@@ -67,6 +72,11 @@ def to_line(patch: Patch) -> bytes:
     """One line of a journal: a JSON merge patch (RFC 7396) to the file that people read."""
     raw = {key: None if mapping is None else _to_entry(mapping) for key, mapping in patch.items()}
     return _compact(raw).encode() + b"\n"
+
+
+def to_json(mapping: Mapping) -> bytes:
+    """One entry that stands alone."""
+    return _compact(_to_entry(mapping)).encode()
 
 
 def to_text(key: str, mapping: Mapping) -> bytes:

@@ -1,16 +1,16 @@
 """What can be asked of the conversation mappings."""
 
 import heapq
-import os
-import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from opendify.conversations import uses
+from opendify.conversations.forks import in_each_child
 from opendify.conversations.keeper import DAY, Keeper
 from opendify.conversations.ledger import Ledger
 from opendify.conversations.mapping import Entries, Mapping, Patch, Stats
+from opendify.conversations.uses import Plan
 
-_NOTED_AGAIN_AFTER = 3600
 _PATIENCE_AT_CLOSE = 5.0
 
 
@@ -42,8 +42,7 @@ class ConversationStore:
         self._sync = sync
         self._ledger = self._new_ledger()
         self._keeper = self._new_keeper()
-        begin = weakref.WeakMethod(self._begin_in_child)
-        os.register_at_fork(after_in_child=lambda: (begin() or _nothing)())
+        in_each_child(self._begin_in_child)
 
     @property
     def kind(self) -> str:
@@ -60,42 +59,31 @@ class ConversationStore:
 
     def put(self, key: str, conversation_id: str, heard: str = "") -> None:
         """Map a chat to a conversation, used now."""
-
-        def plan(entries: Entries) -> Patch:
-            old = entries.get(key)
-            new = self._used(old, conversation_id, heard)
-            return {key: new} if old is None or _is_worth_noting(old, new) else {}
-
-        self._change(plan)
+        self._change(uses.put(key, conversation_id, heard, self._clock()))
 
     def touch(self, key: str) -> None:
         """Note that a chat was used, unless that was noted within the hour."""
-
-        def plan(entries: Entries) -> Patch:
-            old = entries.get(key)
-            if old is None:
-                return {}
-            new = self._used(old, old.conversation_id, old.heard)
-            return {key: new} if _is_worth_noting(old, new) else {}
-
+        plan = uses.touch(key, self._clock())
         mapping = self.get(key)
         if mapping is not None and plan({key: mapping}):
             self._change(plan)
 
     def forget(self, key: str, conversation_id: str) -> None:
         """Remove the mapping, unless the chat is in another conversation by now."""
-        self._change(lambda entries: {key: None} if _is_in(entries, key, conversation_id) else {})
+        self._change(uses.forget(key, conversation_id))
 
     def move(self, old_key: str, new_key: str, conversation_id: str, heard: str) -> bool:
         """Hand the conversation over from one chat to another; False when the first has it not."""
+        return bool(
+            self._change(uses.move(old_key, new_key, conversation_id, heard, self._clock()))
+        )
 
-        def plan(entries: Entries) -> Patch:
-            if not _is_in(entries, old_key, conversation_id):
-                return {}
-            new = self._used(entries[old_key], conversation_id, heard)
-            return {old_key: None, new_key: new}
+    def adopt(self, newcomers: Entries, overwrite: bool = False) -> int:
+        """Take over mappings as they are, times and all; returns how many.
 
-        return bool(self._change(plan))
+        What is there and was used later wins over them, unless they are to `overwrite` it.
+        """
+        return len(self._change(uses.adopt(newcomers, overwrite)))
 
     def owner(self, conversation_id: str) -> str | None:
         """The key that has the conversation, the least one where there are several."""
@@ -131,6 +119,7 @@ class ConversationStore:
     def close(self) -> None:
         """Write the file that people read, and close everything; a later use opens it again."""
         self._keeper.stop()
+        self._ledger.mend()
         if self._ledger.is_open:
             self._keeper.fold(_PATIENCE_AT_CLOSE)
             self._ledger.close()
@@ -155,7 +144,7 @@ class ConversationStore:
             max_entries=self._max_entries,
         )
 
-    def _change(self, plan: Callable[[Entries], Patch]) -> Patch:
+    def _change(self, plan: Plan) -> Patch:
         self._keeper.start()
         return self._ledger.change(plan)
 
@@ -163,26 +152,6 @@ class ConversationStore:
         self._keeper.start()
         return self._ledger.remove(condition)
 
-    def _used(self, old: Mapping | None, conversation_id: str, heard: str) -> Mapping:
-        now = int(self._clock())
-        created_at = old.created_at if old and old.conversation_id == conversation_id else now
-        return Mapping(conversation_id, created_at, now, heard)
-
-
-def _is_worth_noting(old: Mapping, new: Mapping) -> bool:
-    return new.last_used - old.last_used >= _NOTED_AGAIN_AFTER or (
-        (old.conversation_id, old.heard) != (new.conversation_id, new.heard)
-    )
-
-
-def _is_in(entries: Entries, key: str, conversation_id: str) -> bool:
-    mapping = entries.get(key)
-    return mapping is not None and mapping.conversation_id == conversation_id
-
 
 def _last_used(item: tuple[str, Mapping]) -> int:
     return item[1].last_used
-
-
-def _nothing() -> None:
-    pass

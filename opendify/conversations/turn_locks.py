@@ -21,6 +21,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.002, 0.05
+_NAME_LENGTH = 32
 _MOST_SWEPT = 10_000
 
 
@@ -68,7 +69,7 @@ class FileTurnLocks:
         if self._swept:
             return
         self._swept = True
-        for path in list(islice(self._folder.glob("*"), _MOST_SWEPT)):
+        for path in list(islice(self._folder.glob("[0-9a-f]" * _NAME_LENGTH), _MOST_SWEPT)):
             descriptor = _locked(path)
             if descriptor is not None:
                 FileTurnLock(path, descriptor).release()
@@ -97,18 +98,16 @@ class FileTurnLock:
             descriptor, self._descriptor = self._descriptor, -1
         if descriptor < 0:
             return
-        try:
+        with suppress(OSError):
             # While it is locked: who opened the file before finds out that it is gone.
             if _is_at(self._path, descriptor):
-                with suppress(OSError):
-                    self._path.unlink()
-        finally:
-            _unlock(descriptor)
+                self._path.unlink()
+        _unlock(descriptor)
 
 
 def lock_name(key: str) -> str:
     """A name for the lock of a chat that tells nothing of the chat."""
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:_NAME_LENGTH]
 
 
 def waited_for(

@@ -166,6 +166,8 @@ def parse_payload(raw: bytes) -> Payload:
         raise NotAnEvent("not JSON") from exc
     if not isinstance(payload, dict) or not isinstance(payload.get("event"), str):
         raise NotAnEvent("no event name")
+    if b"\\ud" in raw or b"\\uD" in raw:
+        return _of_whole_characters(payload)
     return payload
 
 
@@ -210,6 +212,14 @@ def file_from(raw: Any) -> FileMade | None:
 
 def _message_file(payload: Payload) -> Event | None:
     return None if payload.get("belongs_to") == "user" else file_from(payload)
+
+
+def _of_whole_characters(payload: Payload) -> Payload:
+    """Up to 1.8 Dify escapes its JSON, and a model's token may be half of a surrogate pair, which
+    no answer can carry."""
+    text = json.dumps(payload, ensure_ascii=False)
+    whole: Payload = json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+    return whole
 
 
 def _message_replace(payload: Payload) -> Event:

@@ -64,8 +64,12 @@ def markdown(name: str, url: str, is_image: bool) -> str:
     shown = _BREAKS_MARKDOWN.sub(r"\\\1", shown)
     if not url:
         return shown
-    address = quote(url, safe=_SAFE_IN_MARKDOWN, errors="replace")
-    return f"{'!' if is_image else ''}[{shown}]({address})"
+    return f"{'!' if is_image else ''}[{shown}]({in_markdown(url)})"
+
+
+def in_markdown(url: str) -> str:
+    """An address without what would end it, or the line, in markdown."""
+    return quote(url, safe=_SAFE_IN_MARKDOWN, errors="replace")
 
 
 def find_dify_file(url: str) -> DifyFile | None:

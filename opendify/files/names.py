@@ -25,9 +25,12 @@ def clean_name(name: str) -> str:
     Control and format characters (line breaks, marks that turn the direction of text) are taken
     out; the length is bounded, the extension kept.
     """
-    name = " ".join(re.split(r"[/\\]", name)[-1].split())
-    name = "".join(char for char in name if unicodedata.category(char)[0] != "C")
-    name = _FORBIDDEN.sub("_", name).strip(". ")
+    name = "".join(
+        char
+        for char in re.split(r"[/\\]", name)[-1]
+        if char.isspace() or unicodedata.category(char)[0] != "C"
+    )
+    name = _FORBIDDEN.sub("_", " ".join(name.split())).strip(". ")
     extension = extension_of(name)
     if len(name) <= MAX_NAME:
         return name

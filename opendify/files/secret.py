@@ -20,7 +20,7 @@ class Secret:
     def __init__(self, told: str, folder: Path) -> None:
         self._folder = folder
         self._path = folder / "secret"
-        self._known = told.encode()
+        self._known = told.encode("utf-8", "surrogateescape")
 
     def key(self) -> bytes:
         """The secret. Raises OSError where it can be neither read nor made."""

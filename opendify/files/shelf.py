@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -46,11 +47,14 @@ class Shelf:
             return False
         return True
 
-    def open(self, key: str) -> BinaryIO | None:
-        """The content, which stays readable when it goes from the shelf meanwhile."""
+    def open(self, key: str) -> FileIO | None:
+        """The content, which stays readable when it goes from the shelf meanwhile.
+
+        Unbuffered: Gunicorn sends a file by its descriptor, from where that stands.
+        """
         try:
-            return (self._folder.path / key).open("rb")
-        except OSError:
+            return (self._folder.path / key).open("rb", buffering=0)
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def put(self, key: str, pieces: Iterable[bytes], most: int) -> None:

@@ -1,13 +1,10 @@
 """A host with nothing but deploy.sh and a fake docker on it."""
 
-import ast
+import copy
 import gzip
 import json
-import marshal
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +12,16 @@ from typing import Any
 
 import pytest
 
+from .fake_docker import CLIENT, FakeDocker
+
 ROOT = Path(__file__).resolve().parents[2]
-FAKE = Path(__file__).with_name("fake_docker.py")
 GOOD = """DIFY_API_BASE="https://dify.example.com/v1"
 MODEL_CONFIG='{"gpt-4":"app-secret-key-1234"}'
 SERVER_HOST="0.0.0.0"
 SERVER_PORT=59871
 """
 OLD, NEW = "sha256:" + "a" * 61 + "1.0", "sha256:" + "b" * 61 + "2.0"
-DEPLOYED: list[bytes] = []
+DEPLOYED: list[dict[str, Any]] = []
 
 
 @dataclass
@@ -33,6 +31,7 @@ class Host:
     folder: Path
     engine: Path
     environment: dict[str, str]
+    docker: FakeDocker
 
     def run(
         self, *words: str, stdin: str | bytes | None = None, code: int | None = 0, **more: str
@@ -66,15 +65,15 @@ class Host:
         self.configure()
         if not DEPLOYED:
             self.run("deploy")
-            DEPLOYED.append((self.engine / "state").read_bytes())
+            DEPLOYED.append(self.state())
             self.forget_calls()
-        (self.engine / "state").write_bytes(DEPLOYED[0])
+        self.change(**copy.deepcopy(DEPLOYED[0]))
 
     def state(self) -> dict[str, Any]:
-        return marshal.loads((self.engine / "state").read_bytes())
+        return copy.deepcopy(self.docker.state)
 
     def change(self, **values: Any) -> None:
-        (self.engine / "state").write_bytes(marshal.dumps(self.state() | values))
+        self.docker.state.update(values)
 
     def containers(self) -> dict[str, dict[str, Any]]:
         return {one["name"]: one for one in self.state()["containers"]}
@@ -88,15 +87,10 @@ class Host:
         }
 
     def calls(self) -> list[list[str]]:
-        path = self.engine / "calls"
-        return (
-            [ast.literal_eval(line) for line in path.read_text().splitlines()]
-            if path.exists()
-            else []
-        )
+        return list(self.docker.calls)
 
     def forget_calls(self) -> None:
-        (self.engine / "calls").unlink(missing_ok=True)
+        self.docker.calls.clear()
 
     def new_image(self, **behaviour: str) -> None:
         state = self.state()
@@ -118,12 +112,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
         path.mkdir(mode=0o700)
     shutil.copy(ROOT / "deploy.sh", folder)
     fake = programs / "docker"
-    python = os.path.realpath(sys.executable)
-    # Imported, so that its bytecode is kept
-    fake.write_text(
-        f"#!{python} -IS\nimport sys\nsys.path.insert(0, {str(FAKE.parent)!r})\n"
-        "import fake_docker\nfake_docker.main()\n"
-    )
+    fake.write_text(CLIENT)
     fake.chmod(0o755)
     state = {
         "images": {"opendify:latest": OLD},
@@ -137,7 +126,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
         "stop_takes": 0,
         "fail": {},
     }
-    (engine / "state").write_bytes(marshal.dumps(state))
+    docker = FakeDocker(engine, state)
     environment = {
         "PATH": f"{programs}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": str(tmp_path),
@@ -146,5 +135,6 @@ def host(tmp_path: Path) -> Iterator[Host]:
         "XDG_RUNTIME_DIR": str(tmp_path / "run"),
         "FAKE_DOCKER": str(engine),
     }
-    yield Host(folder, engine, environment)
+    yield Host(folder, engine, environment, docker)
+    docker.close()
     assert not list((tmp_path / "run").glob("opendify.*[!k]")), "a private folder was left behind"

@@ -1,42 +1,105 @@
-"""A docker that keeps its images, containers and volumes in one file and records every call.
+"""A docker that keeps its images, containers and volumes in memory and remembers every call.
 
-It is put on PATH as `docker`, and imports little: a deploy asks it thirty times. It knows the
-commands and the formats that deploy.sh uses, fails loudly for any other, and behaves as
-`state["behaviour"]` says: by image id, how a container of it does as a trial and as a
-service. Python given to `run` runs for real, on the volume's folder.
+What is on PATH as `docker` is four lines of bash that tell this process who calls; the words of
+the call, and where its input and output go, are read from /proc. It knows the commands and the
+formats that deploy.sh uses, fails loudly for any other, and behaves as `state["behaviour"]` says:
+by image id, how a container of it does as a trial and as a service. Python given to `run` runs for
+real, on the volume's folder.
 """
 
-import fcntl
-import marshal
+import gzip
+import json
 import os
+import shutil
+import socket
+import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
-HOME = os.environ["FAKE_DOCKER"]
 NO_VALUE = {"--init", "--read-only", "--rm", "-d", "-i", "-f"}
+CLIENT = """#!/bin/bash
+[ ! -e "$FAKE_DOCKER/down" ] || { cat "$FAKE_DOCKER/down" >&2; exit 1; }
+exec 3<>"/dev/tcp/127.0.0.1/$(<"$FAKE_DOCKER/port")" 4>&1 5<&0  # bash moves 0 and 1 about
+echo $$ >&3
+read -r code <&3
+exit "$code"
+"""
+STDIN, STDOUT, STDERR = 5, 4, 2
+State = dict[str, Any]
+Words = list[str]
 
 
-class State:
-    """The whole engine; written back when the call ends."""
-
-    def __enter__(self):
-        self.lock = open(os.path.join(HOME, "lock"), "w")
-        fcntl.flock(self.lock, fcntl.LOCK_EX)
-        with open(os.path.join(HOME, "state"), "rb") as file:
-            self.data = marshal.load(file)
-        return self.data
-
-    def __exit__(self, *_):
-        path = os.path.join(HOME, "state")
-        with open(path + ".new", "wb") as file:
-            marshal.dump(self.data, file)
-        os.replace(path + ".new", path)
-        self.lock.close()
+class Ended(Exception):
+    """The call is over, with this exit code."""
 
 
-def fail(text, code=1):
-    print(text, file=sys.stderr)
-    sys.exit(code)
+class Call(threading.local):
+    """The call that this thread serves."""
+
+    pid = 0
+    connection: socket.socket
+
+
+call = Call()
+
+
+class FakeDocker:
+    """The engine. ``folder`` is where volumes lie; ``calls`` are the words of each call."""
+
+    def __init__(self, folder: Path, state: State) -> None:
+        self.folder, self.state = folder, state
+        self.calls: list[Words] = []
+        self._lock = threading.Lock()
+        self._server = socket.create_server(("127.0.0.1", 0))
+        (folder / "port").write_text(str(self._server.getsockname()[1]))
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._server.accept()
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            call.pid, call.connection = int(connection.recv(20)), connection
+            words = Path(f"/proc/{call.pid}/cmdline").read_bytes().decode().split("\0")[2:-1]
+            code = self._answer(words)
+            connection.sendall(f"{code}\n".encode())
+
+    def _answer(self, words: Words) -> int:
+        try:
+            with self._lock:
+                self.calls.append(words)
+                hook = self.state["fail"].get(words[0])
+                if hook and hook in " ".join(words):
+                    fail(f"fake docker was told to fail at {words[0]}", 125)
+                self.state["folder"] = str(self.folder)
+                later = globals()[f"command_{words[0]}"](self.state, words[1:])
+            if later is not None:
+                later()
+        except Ended as ended:
+            return int(ended.args[0])
+        return 0
+
+
+def say(text: str, descriptor: int = STDOUT) -> None:
+    """One line on the caller's own standard output."""
+    with suppress(OSError), open(f"/proc/{call.pid}/fd/{descriptor}", "ab") as file:
+        file.write(text.encode() + b"\n")
+
+
+def fail(text: str, code: int = 1) -> None:
+    say(text, STDERR)
+    raise Ended(code)
 
 
 def container(state, name):
@@ -163,15 +226,15 @@ def command_ps(state, words):
         if all(wanted(one, condition) for condition in options.get("--filter", [])):
             line = form.replace("{{.Names}}", one["name"]).replace("{{.ID}}", one["id"])
             environment = one["labels"].get("opendify.env", "")
-            print(line.replace('{{.Label "opendify.env"}}', environment))
+            say(line.replace('{{.Label "opendify.env"}}', environment))
 
 
 def command_inspect(state, words):
-    options, names = split(words)
+    options, names = split(words, NO_VALUE - {"-f"})
     one = container(state, names[0])
     if one is None:
         fail(f"Error: No such container: {names[0]}")
-    print(facts(state, one, options["-f"][0]) if "-f" not in NO_VALUE else "")
+    say(facts(state, one, options["-f"][0]))
 
 
 def command_image(state, words):
@@ -186,40 +249,39 @@ def command_image(state, words):
     about = {"{{.Id}}": image, "{{.Architecture}}": state["architecture"]}
     about["{{.Config.User}}"] = f"{os.getuid()}:{os.getgid()}"
     about['{{index .Config.Labels "org.opencontainers.image.version"}}'] = image[-3:]
-    print(about[form])
+    say(about[form])
 
 
 def command_info(state, words):
     about = {"{{.NCPU}}": "2", "{{.CgroupVersion}}": "2", "{{.SecurityOptions}}": "[]"}
+    about["{{.Host.CPUs}}"] = "2"
     about |= {"{{.DockerRootDir}}": "/", "{{.Architecture}}": "x86_64"}
-    print(about[words[1]])
+    say(about[words[1]])
 
 
 def command_version(state, words):
-    print("99.0-fake")
+    say("99.0-fake")
 
 
 def command_compose(state, words):
-    print("9.9.9")
+    say("9.9.9")
 
 
 def command_images(state, words):
     for reference in state["images"]:
         if reference.rpartition(":")[0] == words[2]:
-            print(reference)
+            say(reference)
 
 
 def command_load(state, words):
-    import gzip
-    import json
-
-    archive = json.loads(gzip.decompress(sys.stdin.buffer.read()))
+    with open(f"/proc/{call.pid}/fd/{STDIN}", "rb") as file:
+        archive = json.loads(gzip.decompress(file.read()))
     state["images"][archive["reference"]] = archive["id"]
-    print(f"Loaded image: {archive['reference']}")
+    say(f"Loaded image: {archive['reference']}")
 
 
 def command_save(state, words):
-    print(f'{{"reference": "{words[0]}", "id": "{state["images"][words[0]]}"}}')
+    say(f'{{"reference": "{words[0]}", "id": "{state["images"][words[0]]}"}}')
 
 
 def command_tag(state, words):
@@ -235,7 +297,7 @@ def command_rmi(state, words):
 
 def command_create(state, words):
     options, rest = split(words)
-    print(make(state, options, rest[0])["id"])
+    say(make(state, options, rest[0])["id"])
 
 
 def command_run(state, words):
@@ -243,31 +305,37 @@ def command_run(state, words):
     if "-d" in options:
         one = make(state, options, rest[0])
         start(state, one)
-        print(one["id"])
-        return 0
+        say(one["id"])
+        return None
     if rest[1:] == ["python", "-m", "opendify.config"]:
         if state["config_says"]:
             fail(state["config_says"], 78)
-        return 0
-    return lambda: run_python(options, rest)
+        return None
+    return lambda: run_python(Path(state["folder"]), options, rest)
 
 
-def run_python(options, rest):
-    import subprocess
-
+def run_python(home, options, rest):
     code, environment = rest[3], dict(os.environ)
     if "--volume" in options:
         volume = options["--volume"][0].split(":")[0]
-        folder = volume if volume.startswith("/") else os.path.join(HOME, "volumes", volume)
-        mount = os.path.join(HOME, f"mount-{os.getpid()}")
-        os.makedirs(folder, exist_ok=True)
-        os.makedirs(mount)
-        os.symlink(folder, os.path.join(mount, "data"))
+        folder = Path(volume) if volume.startswith("/") else home / "volumes" / volume
+        mount = home / f"mount-{call.pid}"
+        folder.mkdir(exist_ok=True)
+        mount.mkdir()
+        (mount / "data").symlink_to(folder)
         code = code.replace('"/backup', f'"{mount}')
     for path in options.get("--env-file", []):
-        with open(path) as file:
-            environment |= dict(line.split("=", 1) for line in file.read().splitlines())
-    return subprocess.run([sys.executable, "-c", code, *rest[4:]], env=environment).returncode
+        lines = Path(path).read_text().splitlines()
+        environment |= dict(line.split("=", 1) for line in lines)
+    own = f"/proc/{call.pid}/fd"
+    with (
+        open(f"{own}/{STDIN}", "rb") as put,
+        open(f"{own}/{STDOUT}", "ab") as got,
+        open(f"{own}/{STDERR}", "ab") as bad,
+    ):
+        words = [sys.executable, "-c", code, *rest[4:]]
+        done = subprocess.run(words, env=environment, stdin=put, stdout=got, stderr=bad)
+    raise Ended(done.returncode)
 
 
 def command_start(state, words):
@@ -279,7 +347,7 @@ def command_stop(state, words):
     one = need(state, names[0])
     if one["state"] in ("running", "restarting"):
         one["state"] = "exited"
-    time.sleep(state["stop_takes"])
+    return lambda: time.sleep(state["stop_takes"])
 
 
 def command_restart(state, words):
@@ -306,42 +374,23 @@ def command_exec(state, words):
     if one["state"] != "running":
         fail("is not running")
     if "/v1/models" in words[3]:
-        print(state["api"])
+        say(state["api"])
 
 
 def command_logs(state, words):
     options, names = split(words, {"-f"})
     one = need(state, names[0])
-    print(f"log of {one['name']} tail={options.get('--tail')} follow={'-f' in options}")
-    print("boot failed: key " + state["log_leaks"], flush=True)
-    return (lambda: time.sleep(60)) if state["log_waits"] else 0
+    say(f"log of {one['name']} tail={options.get('--tail')} follow={'-f' in options}")
+    say("boot failed: key " + state["log_leaks"])
+    if state["log_waits"]:
+        connection = call.connection
+        return lambda: connection.recv(1)
+    return None
 
 
 def command_volume(state, words):
-    path = os.path.join(HOME, "volumes", words[-1])
-    if words[0] == "inspect" and not os.path.isdir(path):
+    path = Path(state["folder"]) / "volumes" / words[-1]
+    if words[0] == "inspect" and not path.is_dir():
         fail("no such volume")
     if words[0] == "rm":
-        import shutil
-
         shutil.rmtree(path, ignore_errors=True)
-
-
-def main():
-    with open(os.path.join(HOME, "calls"), "a") as file:
-        file.write(repr(sys.argv[1:]) + "\n")
-    if os.path.exists(os.path.join(HOME, "down")):
-        with open(os.path.join(HOME, "down")) as file:
-            fail(file.read())
-    later = 0
-    with State() as state:
-        hook = state["fail"].get(sys.argv[1])
-        if hook and hook in " ".join(sys.argv):
-            fail(f"fake docker was told to fail at {sys.argv[1]}", 125)
-        # inspect -f and rm -f differ: one takes a value
-        if sys.argv[1] == "inspect":
-            NO_VALUE.discard("-f")
-        later = globals()[f"command_{sys.argv[1]}"](state, sys.argv[2:]) or 0
-    if callable(later):
-        later = later()
-    sys.exit(later)

@@ -141,7 +141,7 @@ def test_a_failed_first_deploy_leaves_nothing(host: Host) -> None:
     host.change(behaviour={OLD: {"service": "refuses"}})
     done = host.run("deploy", code=1)
     assert host.containers() == {}
-    assert "部署之前服务没有在运行" in done.stderr
+    assert "此前服务没有在运行" in done.stderr
 
 
 @pytest.mark.parametrize("step", ["create", "stop", "rename"])
@@ -354,7 +354,7 @@ def test_a_decrypted_file_on_standard_input(host: Host) -> None:
     host.run("deploy", "--env-file", "-", stdin=GOOD)
     assert host.running() == {"opendify": OLD}
     held = [path for path in host.folder.parent.rglob("*") if path.is_file()]
-    held = [path for path in held if path.name not in ("state", "docker")]
+    held = [path for path in held if path.name not in ("docker",)]
     assert not [path for path in held if b"app-secret-key" in path.read_bytes()]
 
 
@@ -444,6 +444,41 @@ def test_a_deploy_that_was_killed_is_mended_by_the_next(host: Host, step: str) -
     host.run("deploy")
     assert host.running() == {"opendify": NEW}
     assert set(host.containers()) <= {"opendify", "opendify-prev"}
+
+
+def test_a_key_with_an_ampersand_is_masked_too(host: Host) -> None:
+    """bash 5.2 puts the text that was found in the place of & in a replacement."""
+    host.deploy()
+    host.configure(GOOD.replace("app-secret-key-1234", "app-secret-key-1&&4"))
+    host.change(log_leaks="app-secret-key-1&&4", behaviour={OLD: {"trial": "crash"}})
+    done = host.run("deploy", code=1)
+    assert "app-…1&&4" in done.stderr and "secret" not in done.stderr
+
+
+def test_a_reader_who_leaves_does_not_stop_a_deploy(host: Host) -> None:
+    host.deploy()
+    host.new_image()
+    subprocess.run(
+        ["bash", "-c", 'bash "$1" deploy | head -c 1', "_", str(host.folder / "deploy.sh")],
+        env=host.environment,
+        capture_output=True,
+        timeout=60,
+    )
+    assert host.running() == {"opendify": NEW}
+
+
+def test_a_folder_for_data_in_the_file_does_not_lead_out_of_the_volume(host: Host) -> None:
+    host.configure(GOOD + "DATA_DIR=/var/lib/opendify\n")
+    host.run("deploy")
+    assert "DATA_DIR" not in host.containers()["opendify"]["environment"]
+
+
+def test_an_engine_that_dies_on_the_way_is_no_empty_engine(host: Host) -> None:
+    host.deploy()
+    host.change(fail={"ps": "opendify.managed"})
+    host.run("stop", code=69)
+    host.change(fail={})
+    assert host.running() == {"opendify": OLD}
 
 
 def test_dry_run_changes_nothing_and_shows_no_secret(host: Host) -> None:

@@ -165,6 +165,14 @@ def test_a_model_without_a_key_is_named(host: Host) -> None:
     assert "gpt" in done.stderr and "模型 b" in done.stderr
 
 
+def test_models_may_each_have_a_dify_of_their_own(host: Host) -> None:
+    one = '"a":{"key":"app-k1","base":"https://x/v1"}'
+    host.configure(f"MODEL_CONFIG={{{one}}}\n")
+    host.run("check")
+    host.configure(f'MODEL_CONFIG={{{one},"b":"app-k2"}}\n')
+    assert "DIFY_API_BASE" in host.run("check", code=65).stderr
+
+
 def test_a_missing_file_says_what_to_run(host: Host) -> None:
     assert "./deploy.sh setup" in host.run("deploy", code=65).stderr
 

@@ -74,6 +74,7 @@ def test_english(host: Host) -> None:
         "https://a.example/$HOME\nm\napp-key\n",
         'https://a.example/"v1\nm\napp-key\n',
         "a.example\nm\napp-key\n",
+        "http://:8080/v1\nm\napp-key\n",
     ],
 )
 def test_a_wrong_answer_is_65_and_no_file(host: Host, answers: str) -> None:

@@ -14,7 +14,8 @@ from opendify import errors
 from opendify.client import DifyClient
 from opendify.config.models import Model
 from opendify.dify.apps import FileRules
-from opendify.files.intake import Content, Prepared, Ready, Speech, plan
+from opendify.files.content import Content
+from opendify.files.intake import Prepared, Ready, Speech, plan
 from opendify.files.once import Once
 from opendify.openai.messages import Attachment
 

@@ -9,7 +9,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO
+from io import FileIO
 
 from opendify import errors
 from opendify.client import DifyClient
@@ -35,7 +35,7 @@ class Served:
     """A file to send; whoever gets one closes ``file``. ``is_shown`` is whether a browser may
     show it in its place, ``tag`` is another for another content, ``max_age`` is in seconds."""
 
-    file: BinaryIO
+    file: FileIO
     size: int
     name: str
     media_type: str
@@ -67,8 +67,8 @@ class Relay:
     def link(self, model: Model, url: str, name: str, kind: str) -> str:
         """The address to show for a file that Dify names by ``url``; empty where that is none.
 
-        ``kind`` is Dify's word (``image`` ...). Fetches the file, for at most FETCH_SECONDS, and
-        where that fails gives Dify's own address, which is better than none. Raises nothing.
+        ``kind`` is Dify's word (``image`` ...). Fetches the file, for about FETCH_SECONDS at
+        most, and where that fails gives Dify's own address, which is better than none.
         """
         address = absolute(url, model.base)
         file = find_dify_file(address) if self._public_base else None
@@ -105,16 +105,20 @@ class Relay:
         )
 
     def _keep(self, model: Model, file: DifyFile) -> None:
+        """Dify is asked also for a file that is kept: its yes proves the signature, and a text
+        may hold a link that somebody made up."""
         key = _key(model, file)
-        if not self._shelf.renew(key):
-            self._fetch(model, key, f"{root(model.base)}/files/{file.path}?{file.query}")
+        url = f"{root(model.base)}/files/{file.path}?{file.query}"
+        with self._client.download(model, url, FETCH_SECONDS) as pieces:
+            if not self._shelf.renew(key):
+                self._shelf.put(key, pieces, MAX_FILE_BYTES)
 
     def _sealed(self, model: Model, file: DifyFile, name: str) -> str:
         ticket = Ticket(model.name, file.path, name, tickets.expiry(self._now()))
         token, signature = tickets.seal(ticket, self._secret.key())
         return f"{self._public_base}/v1/files/{token}/content?sig={signature}"
 
-    def _find(self, ticket: Ticket) -> BinaryIO:
+    def _find(self, ticket: Ticket) -> FileIO:
         model = self._models.get(ticket.model)
         file = DifyFile(ticket.path)
         if model is None:
@@ -131,15 +135,12 @@ class Relay:
         """By the app's API, which gives out files of messages (Dify 1.7.2 and later)."""
         url = f"{model.base}/files/{file.upload_id}/preview"
         try:
-            self._fetch(model, _key(model, file), url, model.key)
+            with self._client.download(model, url, FETCH_SECONDS, model.key) as pieces:
+                self._shelf.put(_key(model, file), pieces, MAX_FILE_BYTES)
         except (errors.DifyUnreachable, errors.DifyTimeout, errors.DifyUnavailable):
             raise
         except (errors.DifyError, DoesNotFit, OSError) as exc:
             log.warning("a file cannot be had again model=%s reason=%s", model.name, _reason(exc))
-
-    def _fetch(self, model: Model, key: str, url: str, app_key: str = "") -> None:
-        with self._client.download(model, url, FETCH_SECONDS, app_key) as pieces:
-            self._shelf.put(key, pieces, MAX_FILE_BYTES)
 
 
 def _key(model: Model, file: DifyFile) -> str:

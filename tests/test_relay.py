@@ -20,13 +20,13 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from opendify import errors
+from opendify import relay as relays
 from opendify.client import DifyClient
 from opendify.config.models import Model
-from opendify.files import relay as relays
-from opendify.files.relay import Relay
 from opendify.files.secret import Secret
 from opendify.files.shelf import DoesNotFit, Shelf
 from opendify.files.tickets import VALID_SECONDS
+from opendify.relay import Relay
 from opendify.web_files import add_file_routes
 from tests.fake_dify import CLOSE, FakeDify, Request, Steps, head, refused
 from tests.service import ROOT, environment
@@ -58,7 +58,9 @@ class Files:
     def answer(self, request: Request) -> Steps:
         path, _, query = request.path.partition("?")
         found = self.content.get(path)
-        signed = "sign=" in query or request.headers.get("authorization", "").startswith("Bearer ")
+        signed = "sign=a6CT%3D" in query or request.headers.get("authorization", "").startswith(
+            "Bearer "
+        )
         if found is None or not signed:
             return refused(404, {"code": "file_not_found", "message": "?", "status": 404})
         return refused(200, found, "image/png") if isinstance(found, bytes) else found
@@ -160,14 +162,26 @@ def test_without_a_public_address_links_are_difys(
     assert not data.exists()
 
 
-def test_a_file_is_fetched_once_for_all_its_links(
-    relay: Relay, models: dict[str, Model], files: Files, dify: FakeDify
+def test_a_file_is_kept_once_for_all_its_links(
+    relay: Relay, models: dict[str, Model], files: Files, data: Path
 ) -> None:
     again = TOOL.replace("nonce=05d3", "nonce=77")
     first = relay.link(models["tiny"], TOOL, "cat.png", "image")
     assert relay.link(models["tiny"], again, "cat.png", "image") == first
+    [file] = kept(data)
+    written = file.stat().st_ino
     assert relay.link(models["org/model"], TOOL, "cat.png", "image") != first
-    assert len(dify.requests) == 1
+    assert [file.stat().st_ino for file in kept(data)] == [written]
+
+
+def test_a_link_that_somebody_made_up_opens_no_file_that_is_kept(
+    relay: Relay, tiny: Model, files: Files, dify: FakeDify
+) -> None:
+    relay.link(tiny, TOOL, "cat.png", "image")
+    relay.link(tiny, UPLOAD, "cat.png", "image")
+    for url in (TOOL, UPLOAD):
+        made_up = url.replace("a6CT", "b7DU")
+        assert relay.link(tiny, made_up, "cat.png", "image") == f"{origin(dify)}{made_up}"
 
 
 def test_a_public_address_of_dify_is_fetched_where_the_base_is(

@@ -1,0 +1,157 @@
+"""Answers background tasks, away from the conversation of the person they belong to.
+
+A task is run in a conversation that is thrown away, or answered here, without a run: with what
+Dify itself has to say of the chat, and else with nothing, in the shape that was asked for.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from opendify import errors, openwebui, tasks
+from opendify.config.models import Model
+from opendify.dify import asides, routes
+from opendify.dify.apps import App
+from opendify.dify.events import Event, FileMade, Ids, MessageEnded, Text
+from opendify.exchange import Caller, Exchange, Parts, owner_of
+from opendify.narration import Narration
+from opendify.openai.requests import ChatRequest
+from opendify.wire import has_hung_up
+
+log = logging.getLogger(__name__)
+
+# Open WebUI asks for a title up to 2.6 s before the first turn of the chat (median 0.2 s).
+SECONDS_FOR_FIRST_TURN = 5.0
+_SECONDS_BETWEEN_LOOKS = 0.1
+
+# Dify asks a model for a name or for questions; nobody waits for them for long.
+CALL_SECONDS = 20.0
+
+
+class LocalAnswer:
+    """An answer that is complete already, told to its caller as that of an Exchange is."""
+
+    has_begun = True
+
+    def __init__(self, request: ChatRequest, model: Model, text: str) -> None:
+        self.request = request
+        self.ids = Ids()
+        self._model = replace(model, reasoning="inline")
+        self._events: deque[Event] = deque([Text(text), MessageEnded()])
+
+    def new_narration(self) -> Narration:
+        """How this answer is told."""
+        return Narration(self._model, "", _no_link, self.request.stop, "off")
+
+    def hold(self, seconds: float) -> None:
+        """There is nothing to wait for."""
+
+    def wait(self, seconds: float) -> Event | None:
+        """The next event, at once."""
+        return self._events.popleft()
+
+    def settle(self, said: str) -> None:
+        """Nothing is remembered of it."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class Chores:
+    """Answers the background tasks of all models."""
+
+    def __init__(self, models: Mapping[str, Model], parts: Parts) -> None:
+        self._models = models
+        self._parts = parts
+
+    def ask(
+        self, kind: str, request: ChatRequest, model: Model, caller: Caller
+    ) -> Exchange | LocalAnswer:
+        """The answer to a task of this kind. Raises CallerGone, CallerError and DifyError."""
+        treatment = model.tasks
+        if not treatment:
+            mode = self._parts.directory.app(model).mode
+            treatment = tasks.treatment("", kind, mode)
+        log.info("a background task model=%s kind=%s by=%s", model.name, kind, treatment)
+        if treatment == "local":
+            return LocalAnswer(request, model, self._answer(kind, request, model, caller))
+        if treatment.startswith("model:"):
+            model = self._models[treatment.removeprefix("model:")]
+        extras = replace(request.extras, conversation_id="", auto_generate_name=False)
+        return Exchange(
+            replace(request, extras=extras), model, caller, self._parts, is_throwaway=True
+        )
+
+    def _answer(self, kind: str, request: ChatRequest, model: Model, caller: Caller) -> str:
+        content: str | list[str] = ""
+        if caller.chat_id and not openwebui.is_temporary(caller.chat_id):
+            try:
+                content = self._ask_dify(kind, model, caller)
+            except errors.OpenDifyError as exc:
+                log.info("Dify told nothing model=%s kind=%s code=%s", model.name, kind, exc.code)
+        if content:
+            return tasks.answer(kind, content)
+        return tasks.empty_answer(kind, request.messages[-1].text)
+
+    def _ask_dify(self, kind: str, model: Model, caller: Caller) -> str | list[str]:
+        if kind not in (tasks.TITLE, tasks.FOLLOW_UPS):
+            return ""
+        app = self._parts.directory.app(model)
+        if not routes.remembers(app.mode):
+            return ""
+        if kind == tasks.TITLE:
+            return self._title(model, caller)
+        return self._follow_ups(model, app, caller)
+
+    def _title(self, model: Model, caller: Caller) -> str:
+        key = owner_of(caller, model).key(caller.chat_id)
+        conversation_id = self._await_conversation(key, caller)
+        if not conversation_id:
+            return ""
+        body = {"auto_generate": True, "user": caller.user}
+        path = f"/conversations/{conversation_id}/name"
+        return asides.parse_name(self._call(model, "POST", path, json=body))
+
+    def _follow_ups(self, model: Model, app: App, caller: Caller) -> list[str]:
+        key = owner_of(caller, model).key(caller.chat_id)
+        mapping = self._parts.conversations.get(key)
+        if mapping is None or not app.suggestions:
+            return []
+        newest = self._call(
+            model,
+            "GET",
+            "/messages",
+            params={
+                "conversation_id": mapping.conversation_id,
+                "user": caller.user,
+                "limit": 1,
+            },
+        )
+        message_id = asides.parse_newest_message(newest)
+        if not message_id:
+            return []
+        path = f"/messages/{message_id}/suggested"
+        return asides.parse_suggestions(
+            self._call(model, "GET", path, params={"user": caller.user})
+        )
+
+    def _await_conversation(self, key: str, caller: Caller) -> str:
+        """The conversation of a chat, whose first turn may be on its way still."""
+        until = time.monotonic() + SECONDS_FOR_FIRST_TURN
+        while (mapping := self._parts.conversations.get(key)) is None:
+            if time.monotonic() > until:
+                return ""
+            if caller.socket is not None and has_hung_up(caller.socket):
+                raise errors.CallerGone
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        return mapping.conversation_id
+
+    def _call(self, model: Model, method: str, path: str, **content: Any) -> Any:
+        return self._parts.client.call(model, method, path, CALL_SECONDS, **content)
+
+
+def _no_link(file: FileMade) -> str:
+    return ""

@@ -1,0 +1,43 @@
+"""Whose chat a key of the conversations stands for. No I/O."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Whose:
+    """A chat, and to whom it belongs. ``caller`` stands for the caller's key and never is it.
+
+    The first three are None for a chat from a file of the earlier system, which knew only chats.
+    """
+
+    caller: str | None
+    model: str | None
+    user: str | None
+    chat_id: str
+
+
+def to_whose(key: str) -> Whose:
+    """The chat of a key."""
+    try:
+        parts = json.loads(key)
+    except (ValueError, RecursionError):
+        parts = None
+    if isinstance(parts, list) and len(parts) == 4 and all(isinstance(p, str) for p in parts):
+        return Whose(*parts)
+    return Whose(None, None, None, key)
+
+
+def count_by_model(keys: Iterable[str]) -> dict[str, int]:
+    """How many of the chats are with each model, most first; those with none left out."""
+    # Told apart by how they begin before anything is decoded, which takes a tenth of the time.
+    split = (key.split('","', 2) for key in keys)
+    beginnings = Counter((parts[0], parts[1]) for parts in split if len(parts) == 3)
+    counts: Counter[str] = Counter()
+    for beginning, count in beginnings.items():
+        model = to_whose('","'.join([*beginning, "", ""]) + '"]').model
+        if model is not None:
+            counts[model] += count
+    return dict(counts.most_common())

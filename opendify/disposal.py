@@ -1,0 +1,27 @@
+"""Deletes conversations in Dify that nobody is to see again."""
+
+import logging
+
+from opendify import errors
+from opendify.client import DifyClient
+from opendify.config.models import Model
+
+log = logging.getLogger(__name__)
+
+DELETE_TIMEOUT = 10.0
+
+
+def delete_conversation(client: DifyClient, model: Model, conversation_id: str, user: str) -> None:
+    """Deletes a conversation of this user. A failure is logged: nobody waits for the outcome."""
+    path = f"/conversations/{conversation_id}"
+    try:
+        client.call(model, "DELETE", path, DELETE_TIMEOUT, json={"user": user})
+    except errors.ConversationUnknown:
+        log.debug("a conversation was gone before it was deleted model=%s", model.name)
+    except errors.OpenDifyError as exc:
+        log.warning(
+            "could not delete a conversation model=%s conversation=%s code=%s",
+            model.name,
+            conversation_id,
+            exc.code,
+        )

@@ -1,0 +1,110 @@
+"""What an app takes, and the words for what it does not take. No I/O."""
+
+from dataclasses import dataclass
+
+from opendify.dify.apps import FILE_KINDS, FileRules
+from opendify.errors import InvalidRequest, RequestTooLarge
+from opendify.files.content import Content
+from opendify.files.media import kind_by_extension
+from opendify.files.names import extension_of
+
+UNSUPPORTED = "unsupported_content"
+
+_MEGABYTE = 1024 * 1024
+_WHERE = (
+    "In Dify this is switched on where the app is edited: 'Vision', 'Document' or 'Audio' for a "
+    "chatbot, agent or text generator, 'Features > File Upload' for a chatflow or workflow."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """What the app of a model takes; ``rules`` is None where that is not known, and then nothing
+    is checked. The errors name ``path``, the part of the request."""
+
+    model: str
+    rules: FileRules | None
+    speech_to_text: bool
+
+    def kind_for(self, kind: str, extension: str) -> str:
+        """The kind to send a file as; empty where the app takes no such file.
+
+        An empty ``kind`` is a file of which nothing is known: Dify looks at it and decides.
+        """
+        if self.rules is None:
+            return kind or "document"
+        if kind not in ("", "custom") and kind in self.rules.kinds:
+            return kind
+        if "custom" in self.rules.kinds and extension in self.rules.extensions:
+            return "custom"
+        any_kind = next((k for k in ("document", *FILE_KINDS) if k in self.rules.kinds), "")
+        return "" if kind else any_kind
+
+    def check_count(self, count: int) -> None:
+        """Raises InvalidRequest."""
+        if self.rules is not None and 0 < self.rules.max_count < count:
+            raise InvalidRequest(
+                f"The message has {count} files; the app of model '{self.model}' takes at most "
+                f"{self.rules.max_count}. The number is set in Dify with the app's file upload.",
+                param="messages",
+            )
+
+    def check_method(self, method: str, path: str) -> None:
+        """Raises InvalidRequest."""
+        if self.rules is None or not self.rules.methods or method in self.rules.methods:
+            return
+        wanted = (
+            "uploaded files only: send the file itself, as 'data:<type>;base64,...'"
+            if method == "remote_url"
+            else "addresses of files only: send an http(s) address that Dify can reach"
+        )
+        raise InvalidRequest(
+            f"The app of model '{self.model}' takes {wanted}. "
+            "Dify calls this setting 'Upload Method'.",
+            param=path,
+            code=UNSUPPORTED,
+        )
+
+    def check_size(self, content: Content) -> None:
+        """Dify's limits go by the extension, also where the app lists it as ``custom``.
+
+        Raises RequestTooLarge.
+        """
+        kind = kind_by_extension(extension_of(content.name)) or "custom"
+        limit = self.rules.max_bytes.get(kind, 0) if self.rules else 0
+        if limit:
+            check_limit(content, limit, "Dify takes such files")
+
+    def refusal(self, kind: str, name: str, path: str) -> InvalidRequest:
+        """The error for a file that the app would drop."""
+        shown = f" ('{name[:100]}')" if name else ""
+        extension = extension_of(name)
+        if self.rules is None or not self.rules.kinds:
+            what = f"no files{shown}, and Dify would drop them without a word"
+        elif kind not in ("", "custom"):
+            what = f"no {kind} files{shown}, {self._taken(self.rules)}"
+        elif extension:
+            what = f"no files with the extension .{extension}{shown}, {self._taken(self.rules)}"
+        else:
+            what = f"no files of this type{shown}, {self._taken(self.rules)}"
+        return InvalidRequest(
+            f"The app of model '{self.model}' takes {what}. {_WHERE}", param=path, code=UNSUPPORTED
+        )
+
+    @staticmethod
+    def _taken(rules: FileRules) -> str:
+        kinds = [kind for kind in FILE_KINDS if kind in rules.kinds and kind != "custom"]
+        if "custom" in rules.kinds:
+            kinds += [f".{name}" for name in sorted(rules.extensions)]
+        return f"only {', '.join(kinds)}" if kinds else "and no other files"
+
+
+def check_limit(content: Content, limit: int, who: str) -> None:
+    """``limit`` is in bytes. Raises RequestTooLarge."""
+    if len(content.data) > limit:
+        raise RequestTooLarge(
+            f"'{content.name}' has {len(content.data) / _MEGABYTE:.1f} MB; "
+            f"{who} up to {limit / _MEGABYTE:g} MB.",
+            param=content.path,
+            code="file_too_large",
+        )

@@ -1,0 +1,215 @@
+"""What is written for other programs is read by those programs, and compared with the code."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import gunicorn_config
+import opendify
+from tests.service import ROOT, environment, running
+
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+KUBERNETES = ROOT / "deploy" / "kubernetes"
+# Written of in the manifests, and on their way into the application.
+AWAITED = {
+    "CONVERSATION_STORE",
+    "MODEL_CONFIG_FILE",
+    "OPENDIFY_API_KEYS_FILE",
+    "/readyz",
+}
+
+
+def tool(name: str) -> str:
+    """A program of requirements-dev.txt, or of the system; without one, CI fails."""
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.exists() else shutil.which(name, path=f"{os.defpath}:/usr/sbin")
+    if not found and os.environ.get("CI") != "true":
+        pytest.skip(f"{name} is not installed")
+    assert found, f"{name} is not installed"
+    return found
+
+
+def run(*words: str | Path, code: int = 0, **more: Any) -> str:
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, **more)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def documents() -> dict[tuple[str, str], dict[str, Any]]:
+    """Kind and name to Kubernetes object."""
+    found = {}
+    for path in KUBERNETES.glob("*.yaml"):
+        for document in yaml.safe_load_all(path.read_text()):
+            name = document.get("metadata", {}).get("name", "")
+            found[document["kind"], name] = document
+    return found
+
+
+def known_variables() -> set[str]:
+    return set(re.findall(r"^#?([A-Z][A-Z0-9_]+)=", (ROOT / ".env.example").read_text(), re.M))
+
+
+def test_hadolint_and_shellcheck_have_nothing_to_say() -> None:
+    """deploy.sh is checked with the other scripts of its folder, by run_tests.sh."""
+    run(tool("hadolint"), ROOT / "Dockerfile", ROOT / "Dockerfile.dev")
+    run(tool("shellcheck"), "-x", "tests/docker/run", "tests/docker/engine.sh", cwd=ROOT)
+
+
+def test_the_image_gets_everything_that_the_application_imports() -> None:
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE)
+    copied = {word.rstrip("/") for words in copied for word in words.split()}
+    seen, queue = set(), ["main.py", "gunicorn_config.py"]
+    while queue:
+        name = queue.pop()
+        seen.add(name)
+        for node in ast.walk(ast.parse((ROOT / name).read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for top in {module.split(".")[0] for module in modules}:
+                if (ROOT / f"{top}.py").exists() and f"{top}.py" not in seen:
+                    queue.append(f"{top}.py")
+                if (ROOT / top / "__init__.py").exists():
+                    assert top in copied
+    assert seen | {"opendify", "requirements.txt"} <= copied
+
+
+def test_one_version_everywhere() -> None:
+    assert f"ARG VERSION={opendify.__version__}\n" in DOCKERFILE
+    script = (ROOT / "deploy.sh").read_text()
+    assert f"readonly SCRIPT_VERSION={opendify.__version__}\n" in script
+
+
+@pytest.mark.parametrize("name", ["docker-compose.yml", "docker-compose.dev.yml"])
+def test_compose_reads_it_without_a_warning(name: str, tmp_path: Path) -> None:
+    shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / ".env").write_text((ROOT / ".env.example").read_text())
+    words = (tool("docker-compose"), "-f", name, "config", "-q")
+    assert run(*words, cwd=tmp_path, env=environment()) == ""
+
+
+def test_compose_says_what_env_lacks(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "docker-compose.yml", tmp_path)
+    (tmp_path / ".env").write_text("LOG_LEVEL=info\n")
+    said = run(tool("docker-compose"), "config", "-q", cwd=tmp_path, env=environment(), code=1)
+    assert "DIFY_API_BASE" in said and "MODEL_CONFIG" in said
+
+
+def test_compose_gives_a_drain_its_time_and_hard_limits() -> None:
+    service = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["opendify"]
+    assert service["stop_grace_period"] == f"{gunicorn_config.graceful_timeout + 10}s"
+    assert service["ports"] == ["${SERVER_PORT:-5000}:5000"]
+    assert service["read_only"] and service["cap_drop"] == ["ALL"]
+    assert service["deploy"]["resources"]["limits"] == {"cpus": "2.0", "memory": "1G"}
+    assert set(service["environment"]) - {"SERVER_HOST", "SERVER_PORT"} <= known_variables()
+
+
+def test_the_swarm_stack(tmp_path: Path) -> None:
+    words = (tool("docker-compose"), "-f", ROOT / "deploy" / "swarm" / "stack.yml", "config", "-q")
+    said = run(*words, cwd=tmp_path, env=environment(DIFY_API_BASE="https://x/v1"))
+    # Compose calls obsolete, or not its own, what Swarm wants
+    assert [line for line in said.splitlines() if not re.search("`version`|Swarm", line)] == []
+    stack = yaml.safe_load((ROOT / "deploy" / "swarm" / "stack.yml").read_text())
+    service = stack["services"]["opendify"]
+    assert service["stop_grace_period"] == f"{gunicorn_config.graceful_timeout + 10}s"
+    assert set(service["environment"]) <= known_variables() | AWAITED
+    for name in ("MODEL_CONFIG_FILE", "OPENDIFY_API_KEYS_FILE"):
+        assert service["environment"][name].removeprefix("/run/secrets/") in stack["secrets"]
+
+
+def test_kubernetes_knows_every_field() -> None:
+    paths = [path for path in KUBERNETES.glob("*.yaml") if path.name != "kustomization.yaml"]
+    run(tool("kubernetes-validate"), "--strict", *paths)
+
+
+def test_the_kubernetes_objects_fit_together_and_fit_the_application() -> None:
+    found = documents()
+    pod = found["Deployment", "opendify"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["ports"] == [{"name": "http", "containerPort": 5000}]
+    assert found["Service", "opendify"]["spec"]["ports"][0]["targetPort"] == "http"
+    web = (ROOT / "opendify" / "web.py").read_text()
+    for kind in ("startupProbe", "livenessProbe", "readinessProbe"):
+        path = container[kind]["httpGet"]["path"]
+        assert f'"{path}"' in web or path in AWAITED
+    waits = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert pod["terminationGracePeriodSeconds"] >= waits + gunicorn_config.graceful_timeout + 10
+    uid = re.search(r"^USER (\d+):", DOCKERFILE, re.MULTILINE)
+    assert uid and pod["securityContext"]["runAsUser"] == int(uid[1])
+    assert found["HorizontalPodAutoscaler", "opendify"]["spec"]["minReplicas"] == 3
+    for one in found.values():
+        for labels in (one.get("spec", {}).get("selector", {}).get("matchLabels"),):
+            assert labels in (None, {"app": "opendify"}, {"app": "redis"})
+
+
+def test_the_kustomization_names_files_and_settings_that_exist() -> None:
+    text = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())
+    there = {path.name for path in KUBERNETES.glob("*.yaml")}
+    assert set(text["resources"]) == there - {"kustomization.yaml"}
+    settings = dict(entry.split("=", 1) for entry in text["configMapGenerator"][0]["literals"])
+    assert set(settings) <= known_variables() | AWAITED
+    deployment = documents()["Deployment", "opendify"]["spec"]["template"]["spec"]
+    (mount,) = [m for m in deployment["containers"][0]["volumeMounts"] if m["name"] == "secrets"]
+    files = {path.split("/")[-1] for path in text["secretGenerator"][0]["files"]}
+    named = {value for name, value in settings.items() if name.endswith("_FILE")}
+    assert named == {f"{mount['mountPath']}/{name}" for name in files}
+    assert "deploy/kubernetes/secrets/" in (ROOT / ".gitignore").read_text()
+
+
+def test_what_is_awaited_is_not_there_yet() -> None:
+    """So that the list gets shorter when the application learns something."""
+    web = (ROOT / "opendify" / "web.py").read_text()
+    there = known_variables() | set(re.findall(r'"(/[a-z]+)"', web))
+    assert not AWAITED & there, f"take out of AWAITED: {AWAITED & there}"
+
+
+def test_the_workflow_is_one() -> None:
+    path = ROOT / ".github" / "workflows" / "ci.yml"
+    run(tool("check-jsonschema"), "--builtin-schema", "vendor.github-workflows", path)
+    for command in re.findall(r"run: (\S+/\S+|\./\S+)", path.read_text()):
+        assert os.access(ROOT / command, os.X_OK), command
+
+
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+    text = (ROOT / "deploy" / "systemd" / "opendify.service").read_text()
+    assert f"TimeoutStopSec={gunicorn_config.graceful_timeout + 10}\n" in text
+    home = "/opt/opendify"
+    for name in set(re.findall(rf"^ExecStart={home}/(\S+)", text, re.MULTILINE)):
+        assert os.access(ROOT / name, os.X_OK)
+    path = tmp_path / "opendify.service"
+    path.write_text(text.replace(home, str(ROOT)).replace("=opendify\n", "=daemon\n"))
+    assert run(tool("systemd-analyze"), "verify", path) == ""
+
+
+def test_the_application_goes_on_in_a_new_file_when_its_log_is_rotated(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir(mode=0o700)
+    text = (ROOT / "deploy" / "logrotate" / "opendify").read_text()
+    text = text.replace("/opt/opendify/logs", str(logs)).replace("    su opendify opendify\n", "")
+    path = tmp_path / "rotation"
+    path.write_text(text)
+    path.chmod(0o600)
+    settings = {
+        "DIFY_API_BASE": "http://127.0.0.1:9/v1",
+        "MODEL_CONFIG": '{"m":"app-k"}',
+        "LOG_FILE": "logs/gunicorn.log",
+        "GUNICORN_WORKERS": "1",
+    }
+    import httpx
+
+    body = {"model": "nobody", "messages": [{"role": "user", "content": "Hi"}]}
+    with running(tmp_path, settings) as service:
+        url = f"{service.url}/v1/chat/completions"
+        httpx.post(url, json=body, trust_env=False)
+        before = (logs / "gunicorn.log").read_text()
+        run(tool("logrotate"), "--force", "--state", tmp_path / "state", path)
+        httpx.post(url, json=body, trust_env=False)
+        assert (logs / "gunicorn.log.1").read_text().startswith(before)
+        assert (logs / "gunicorn.log").read_text() != ""
