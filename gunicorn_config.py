@@ -80,7 +80,7 @@ timeout = _number("GUNICORN_TIMEOUT", 60)
 graceful_timeout = _number("GUNICORN_GRACEFUL_TIMEOUT", 30)
 keepalive = _number("GUNICORN_KEEPALIVE", 2)
 
-# Off by default: a worker that has reached it accepts nothing until its longest stream has ended.
+# Off by default. A worker that has reached it is replaced when it is idle.
 max_requests = _number("GUNICORN_MAX_REQUESTS", 0)
 max_requests_jitter = _number("GUNICORN_MAX_REQUESTS_JITTER", 100)
 
