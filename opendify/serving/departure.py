@@ -43,8 +43,8 @@ class Departure:
 
     def __init__(self, graceful_timeout: float, master: int, listening: set[int]) -> None:
         self.ends_at = math.inf
-        self.was_told = False
-        self._told_at: float | None = None
+        self._told_at = 0.0
+        self._times_told = self._times_heard = 0
         self._graceful_timeout = graceful_timeout
         self._master = master
         self._listening = listening
@@ -52,7 +52,7 @@ class Departure:
     def tell(self) -> None:
         """SIGTERM came. Safe in a signal handler."""
         self._told_at = time.monotonic()
-        self.was_told = True
+        self._times_told += 1
 
     def hasten(self) -> None:
         """The worker ends though nobody told it to: its master is gone, or its code changed."""
@@ -60,11 +60,16 @@ class Departure:
 
     def look(self) -> None:
         """Finds out what a SIGTERM meant."""
-        if self._told_at is None:
+        times_told = self._times_told  # a signal may come at any line
+        if times_told == self._times_heard:
             return
-        told_at, self._told_at = self._told_at, None
+        self._times_heard = times_told
         if not holds_any(self._master, self._listening):
-            self.ends_at = min(self.ends_at, told_at + self._graceful_timeout)
+            self.ends_at = min(self.ends_at, self._told_at + self._graceful_timeout)
+
+    @property
+    def was_told(self) -> bool:
+        return self._times_told > 0
 
     @property
     def is_over(self) -> bool:

@@ -115,9 +115,9 @@ class Worker(ThreadWorker):
         most_bytes = _LARGEST_BODIES * self._body_limit
         return Waiting(self.poller, self.log, self._start, max(1, most), most_bytes)
 
-    def _turn(self) -> None:
+    def _turn(self, patience: float = 1.0) -> None:
         self.notify()
-        self.wait_for_and_dispatch_events(self._waiting.patience)
+        self.wait_for_and_dispatch_events(min(self._waiting.patience, patience))
         self._waiting.sweep()
 
     def _has_room(self) -> bool:
@@ -234,7 +234,7 @@ class Worker(ThreadWorker):
             self._departure.look()
             if self._departure.must_end and self._busy:
                 self._end_answers()
-            self._turn()
+            self._turn(_REST_SECONDS)
 
     def _end_answers(self) -> None:
         if not self._ending.has_come():
