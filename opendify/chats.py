@@ -9,28 +9,16 @@ what its conversation will have heard, so no other turn continues it.
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from opendify import continuity, errors
 from opendify.continuity import Heard
 from opendify.conversations.contract import Conversations
 from opendify.conversations.mapping import Mapping
+from opendify.conversations.turn_locks import Lock, TurnLocks
 from opendify.openai.messages import Message
 
 # What is kept in the place of digests while a turn runs, and where it ended in the middle.
 UNSETTLED = "-"
-
-
-class Lock(Protocol):
-    """The right to open the conversation of a chat."""
-
-    def release(self) -> None: ...
-
-
-class Locks(Protocol):
-    """Gives each chat to one turn at a time, across all workers."""
-
-    def acquire(self, key: str, until: float, caller_gone: Callable[[], bool]) -> Lock | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +57,7 @@ class Chat:
     def __init__(
         self,
         store: Conversations,
-        locks: Locks,
+        locks: TurnLocks,
         owner: Owner,
         chat_id: str,
         history: Sequence[Message],

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from opendify import citations, errors, translate
-from opendify.chats import Chat, Locks, Owner
+from opendify.chats import Chat, Owner
 from opendify.client import DifyClient
 from opendify.config.models import Model
 from opendify.conversations.contract import Conversations
+from opendify.conversations.turn_locks import TurnLocks
 from opendify.dify import routes
 from opendify.dify.events import Event, Ids, NodeFinished, NodeStarted, RunFinished
 from opendify.directory import Directory
@@ -65,7 +66,7 @@ class Parts:
     directory: Directory
     conversations: Conversations
     uploads: Uploads
-    locks: Locks
+    locks: TurnLocks
     relay: Relay
     now: Callable[[], float]
 
