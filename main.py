@@ -19,23 +19,23 @@ import httpx
 import gunicorn_config
 from opendify.administration import Administration
 from opendify.chat import ChatService
-from opendify.client import DifyClient
 from opendify.config.environment import load_environment
 from opendify.config.proxies import proxies_for
 from opendify.config.settings import load_settings
 from opendify.conversations.kinds import new_conversations
-from opendify.directory import Directory
 from opendify.exchange import Parts
 from opendify.files.secret import Secret
 from opendify.files.shelf import Shelf
 from opendify.files.tickets import VALID_SECONDS
 from opendify.logs import configure_logging
-from opendify.relay import Relay
-from opendify.uploads import Uploads
-from opendify.web import create_app
-from opendify.web_files import add_file_routes
-from opendify.web_operator import add_operator_routes
-from opendify.wire import Transport
+from opendify.upstream.client import DifyClient
+from opendify.upstream.directory import Directory
+from opendify.upstream.relay import Relay
+from opendify.upstream.uploads import Uploads
+from opendify.upstream.wire import Transport
+from opendify.web.app import create_app
+from opendify.web.files import add_file_routes
+from opendify.web.operator import add_operator_routes
 
 
 class HttpClientConfig(TypedDict):

@@ -6,10 +6,10 @@ from typing import Any
 from urllib.parse import quote
 
 from opendify import errors
-from opendify.client import DifyClient
 from opendify.config.models import Model
 from opendify.conversations import Conversations, mapping
 from opendify.conversations.whose import count_by_model, to_whose
+from opendify.upstream.client import DifyClient
 
 
 class Administration:

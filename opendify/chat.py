@@ -8,9 +8,9 @@ from opendify.chores import Chores, LocalAnswer
 from opendify.config.models import Model
 from opendify.dify.events import MessageEnded
 from opendify.exchange import Caller, Exchange, Parts
-from opendify.narration import Ending, Narration, Said, Shown, Telling, Thought, Voided
 from opendify.openai import answers
 from opendify.openai.requests import ChatRequest
+from opendify.telling.narration import Ending, Narration, Said, Shown, Telling, Thought, Voided
 
 # What a request is answered with: by Dify, or without it.
 Asked = Exchange | LocalAnswer

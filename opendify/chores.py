@@ -17,9 +17,9 @@ from opendify.dify import asides, routes
 from opendify.dify.apps import App
 from opendify.dify.events import Event, FileMade, Ids, MessageEnded, Text
 from opendify.exchange import Caller, Exchange, Parts, owner_of
-from opendify.narration import Narration
 from opendify.openai.requests import ChatRequest
-from opendify.wire import has_hung_up
+from opendify.telling.narration import Narration
+from opendify.upstream.wire import has_hung_up
 
 log = logging.getLogger(__name__)
 

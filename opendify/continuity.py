@@ -17,8 +17,8 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from opendify import reasoning
 from opendify.openai.messages import Attachment, Message
+from opendify.telling import reasoning
 
 # How many of the last messages are known one by one; a longer history must match as a whole.
 KEPT_MESSAGES = 24

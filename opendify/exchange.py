@@ -6,25 +6,26 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from opendify import citations, errors, translate
+from opendify import errors, translate
 from opendify.chats import Chat, Owner
-from opendify.client import DifyClient
 from opendify.config.models import Model
 from opendify.conversations.contract import Conversations
 from opendify.conversations.turn_locks import TurnLocks
 from opendify.dify import routes
 from opendify.dify.events import Event, Ids, NodeFinished, NodeStarted, RunFinished
-from opendify.directory import Directory
-from opendify.disposal import delete_conversation
 from opendify.files.intake import Prepared
 from opendify.inputs import Facts
-from opendify.narration import Narration
 from opendify.openai.messages import Message
 from opendify.openai.requests import ChatRequest
-from opendify.relay import Relay
-from opendify.turn import Turn
-from opendify.uploads import Uploads
-from opendify.wire import has_hung_up
+from opendify.telling import citations
+from opendify.telling.narration import Narration
+from opendify.upstream.client import DifyClient
+from opendify.upstream.directory import Directory
+from opendify.upstream.disposal import delete_conversation
+from opendify.upstream.relay import Relay
+from opendify.upstream.turn import Turn
+from opendify.upstream.uploads import Uploads
+from opendify.upstream.wire import has_hung_up
 
 log = logging.getLogger(__name__)
 

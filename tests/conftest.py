@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -11,20 +12,20 @@ from flask.testing import FlaskClient
 
 from opendify.administration import Administration
 from opendify.chat import ChatService
-from opendify.client import DifyClient
 from opendify.config.models import Model
 from opendify.conversations import Conversations, ConversationStore
 from opendify.conversations.turn_locks import FileTurnLocks
-from opendify.directory import Directory
 from opendify.exchange import Parts
 from opendify.files.secret import Secret
 from opendify.files.shelf import Shelf
 from opendify.keys import parse_keys
-from opendify.relay import Relay
-from opendify.uploads import Uploads
-from opendify.web import create_app
-from opendify.web_operator import add_operator_routes
-from opendify.wire import Transport
+from opendify.upstream.client import DifyClient
+from opendify.upstream.directory import Directory
+from opendify.upstream.relay import Relay
+from opendify.upstream.uploads import Uploads
+from opendify.upstream.wire import Transport
+from opendify.web.app import create_app
+from opendify.web.operator import add_operator_routes
 from tests.fake_dify import FakeDify
 from tests.redis_server import RedisServer
 
@@ -104,6 +105,7 @@ def admin_keys() -> str:
     return ""
 
 
+@contextmanager
 def made_app(
     http: httpx.Client,
     store: Conversations,
@@ -115,8 +117,8 @@ def made_app(
     new_id: Callable[[], str] = lambda: "new",
     admin_keys: str = "",
     max_body_bytes: int = 1024 * 1024,
-) -> tuple[Flask, Directory]:
-    """An application as main.py makes it; whoever gets it closes its directory."""
+) -> Iterator[Flask]:
+    """An application as main.py makes it."""
     client = DifyClient(http, read_timeout)
     directory = Directory(client, models)
     shelf = Shelf(folder / "data" / "files", 1024 * 1024, 3600)
@@ -127,7 +129,10 @@ def made_app(
     application = create_app(service, directory, list(models), max_body_bytes, now=now)
     administration = Administration(store, models, client, now=now)
     add_operator_routes(application, administration, parse_keys(admin_keys))
-    return application, directory
+    try:
+        yield application
+    finally:
+        directory.close()
 
 
 @pytest.fixture
@@ -138,9 +143,8 @@ def app(
     tmp_path: Path,
     admin_keys: str,
 ) -> Iterator[Flask]:
-    application, directory = made_app(http, store, models, tmp_path, admin_keys=admin_keys)
-    yield application
-    directory.close()
+    with made_app(http, store, models, tmp_path, admin_keys=admin_keys) as application:
+        yield application
 
 
 @pytest.fixture

@@ -12,12 +12,13 @@ import httpx
 import pytest
 import trustme
 
-from opendify import client as client_module
 from opendify import errors, sse
-from opendify.client import DifyClient, EventStream
 from opendify.config.models import Model
 from opendify.config.proxies import proxies_for
-from opendify.wire import Transport
+from opendify.upstream import stream as stream_module
+from opendify.upstream.client import DifyClient
+from opendify.upstream.stream import EventStream
+from opendify.upstream.wire import Transport
 from tests.fake_dify import (
     CLOSE,
     FOREVER,
@@ -549,7 +550,7 @@ def test_a_dify_that_may_have_begun_is_not_asked_again(
     monkeypatch: pytest.MonkeyPatch,
     steps: list[Step],
 ) -> None:
-    monkeypatch.setattr(client_module, "REUSE_RACE_SECONDS", 0.1)
+    monkeypatch.setattr(stream_module, "REUSE_RACE_SECONDS", 0.1)
     dify.answers = [Chat().says("one"), steps]
     assert text(client, model) == "one"
     assert type(failure(client, model)) is errors.DifyBroken

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opendify.http1 import MAX_CHUNK_LINE, MAX_HEAD, Answer, BadAnswer
+from opendify.upstream.http1 import MAX_CHUNK_LINE, MAX_HEAD, Answer, BadAnswer
 from tests.fake_dify import recorded_streams, recording
 
 OK = b"HTTP/1.1 200 OK\r\n"

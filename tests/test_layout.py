@@ -16,45 +16,18 @@ from tests.service import ROOT, environment, free_variables
 # From the bottom to the top. A line of imports only ever points down, or stays in its package;
 # rooms that stand side by side do not know each other.
 FLOORS = [
-    [
-        "opendify",
-        "opendify.errors",
-        "opendify.keys",
-        "opendify.sse",
-        "opendify.http1",
-        "opendify.logs",
-    ],
-    [
-        "opendify.config",
-        "opendify.dify",
-        "opendify.openai",
-        "opendify.citations",
-        "opendify.reasoning",
-        "opendify.stopping",
-    ],
+    ["opendify", "opendify.errors", "opendify.keys", "opendify.sse", "opendify.logs"],
+    ["opendify.config", "opendify.dify", "opendify.openai"],
     ["opendify.conversations"],
-    [
-        "opendify.files",
-        "opendify.inputs",
-        "opendify.continuity",
-        "opendify.wire",
-        "opendify.openwebui",
-        "opendify.tasks",
-    ],
-    ["opendify.translate", "opendify.narration", "opendify.chats", "opendify.client"],
-    [
-        "opendify.turn",
-        "opendify.directory",
-        "opendify.administration",
-        "opendify.disposal",
-        "opendify.uploads",
-        "opendify.relay",
-    ],
+    ["opendify.files", "opendify.inputs", "opendify.openwebui", "opendify.tasks"],
+    ["opendify.telling"],
+    ["opendify.continuity"],
+    ["opendify.translate", "opendify.chats", "opendify.upstream"],
+    ["opendify.administration"],
     ["opendify.exchange"],
     ["opendify.chores"],
     ["opendify.chat"],
-    ["opendify.web_body"],
-    ["opendify.web", "opendify.web_files", "opendify.web_operator"],
+    ["opendify.web"],
     ["main"],
 ]
 
@@ -62,14 +35,11 @@ FLOORS = [
 PURE = [
     "opendify.errors",
     "opendify.sse",
-    "opendify.http1",
+    "opendify.upstream.http1",
     "opendify.openwebui",
     "opendify.tasks",
     "opendify.translate",
-    "opendify.narration",
-    "opendify.citations",
-    "opendify.reasoning",
-    "opendify.stopping",
+    "opendify.telling",
     "opendify.inputs",
     "opendify.continuity",
     "opendify.files.acceptance",
@@ -117,15 +87,20 @@ DOORS = {
 }
 ONLY_IN = {
     "flask": {
-        "opendify.web",
-        "opendify.web_body",
-        "opendify.web_files",
-        "opendify.web_operator",
+        "opendify.web.app",
+        "opendify.web.body",
+        "opendify.web.files",
+        "opendify.web.operator",
     },
-    "werkzeug": {"opendify.web", "opendify.web_files"},
-    "httpx": {"opendify.client", "opendify.wire", "main"},
-    "httpcore": {"opendify.client", "opendify.wire"},
-    "h11": {"opendify.http1"},
+    "werkzeug": {"opendify.web.app", "opendify.web.files"},
+    "httpx": {
+        "opendify.upstream.client",
+        "opendify.upstream.stream",
+        "opendify.upstream.wire",
+        "main",
+    },
+    "httpcore": {"opendify.upstream.stream", "opendify.upstream.wire"},
+    "h11": {"opendify.upstream.http1"},
     "dotenv": {"opendify.config.environment"},
     "jwt": {"opendify.openwebui"},
     "fcntl": {"opendify.conversations.folder", "opendify.conversations.turn_locks"},
@@ -234,7 +209,7 @@ def test_the_environment_is_read_at_the_edge_only() -> None:
         for node in ast.walk(tree(name)):
             if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv"):
                 readers |= {name} if isinstance(node.value, ast.Name) else set()
-    readers -= {"opendify.web", "opendify.web_files"}  # request.environ is Flask's
+    readers -= {"opendify.web.app", "opendify.web.files"}  # request.environ is Flask's
     assert readers == {
         "main",
         "opendify.config.environment",
@@ -245,7 +220,7 @@ def test_the_environment_is_read_at_the_edge_only() -> None:
 
 def test_there_is_one_flask_app() -> None:
     assert [name for name in PATHS for function in called(name) if function == "Flask"] == [
-        "opendify.web"
+        "opendify.web.app"
     ]
 
 

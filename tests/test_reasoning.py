@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opendify.reasoning import Piece, ReasoningSplitter, split
 from opendify.sse import Decoder
+from opendify.telling.reasoning import Piece, ReasoningSplitter, split
 from tests.fake_dify import recording
 
 DETAILS = (

@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,23 +106,30 @@ def test_the_table_has_no_row_too_many() -> None:
     assert set(CASES) == {name.rpartition("/")[2] for name in NAMES}
 
 
+@contextmanager
 def made_api(
     http: httpx.Client, store: ConversationStore, dify: FakeDify, read_timeout: float
-) -> FlaskClient:
+) -> Iterator[FlaskClient]:
     models = {"tiny": Model("tiny", "app-x", dify.base, reasoning="inline", agent_steps="off")}
-    folder = Path(tempfile.mkdtemp())
-    application, _ = made_app(http, store, models, folder, read_timeout=read_timeout)
-    return application.test_client()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        made_app(http, store, models, Path(folder), read_timeout=read_timeout) as application,
+    ):
+        yield application.test_client()
 
 
 @pytest.fixture
-def patient(http: httpx.Client, store: ConversationStore, dify: FakeDify) -> FlaskClient:
-    return made_api(http, store, dify, read_timeout=5)
+def patient(http: httpx.Client, store: ConversationStore, dify: FakeDify) -> Iterator[FlaskClient]:
+    with made_api(http, store, dify, read_timeout=5) as api:
+        yield api
 
 
 @pytest.fixture
-def impatient(http: httpx.Client, store: ConversationStore, dify: FakeDify) -> FlaskClient:
-    return made_api(http, store, dify, read_timeout=0.3)
+def impatient(
+    http: httpx.Client, store: ConversationStore, dify: FakeDify
+) -> Iterator[FlaskClient]:
+    with made_api(http, store, dify, read_timeout=0.3) as api:
+        yield api
 
 
 @pytest.fixture

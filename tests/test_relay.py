@@ -20,14 +20,14 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from opendify import errors
-from opendify import relay as relays
-from opendify.client import DifyClient
 from opendify.config.models import Model
 from opendify.files.secret import Secret
 from opendify.files.shelf import DoesNotFit, Shelf
 from opendify.files.tickets import VALID_SECONDS
-from opendify.relay import Relay
-from opendify.web_files import add_file_routes
+from opendify.upstream import relay as relays
+from opendify.upstream.client import DifyClient
+from opendify.upstream.relay import Relay
+from opendify.web.files import add_file_routes
 from tests.fake_dify import CLOSE, FakeDify, Request, Steps, head, refused
 from tests.service import ROOT, environment
 

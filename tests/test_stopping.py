@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opendify.stopping import StopCutter
+from opendify.telling.stopping import StopCutter
 
 TEXTS = [
     pytest.param([], "abc", "abc", False, id="no stop sequence"),

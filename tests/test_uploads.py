@@ -14,13 +14,13 @@ import pytest
 from werkzeug.formparser import parse_form_data
 
 from opendify import errors
-from opendify.client import DifyClient
 from opendify.config.models import Model
 from opendify.dify.apps import FileRules, parse_file_rules
 from opendify.files.intake import Prepared
 from opendify.files.once import Once
 from opendify.openai.messages import Attachment
-from opendify.uploads import KEPT_SECONDS, Uploads
+from opendify.upstream.client import DifyClient
+from opendify.upstream.uploads import KEPT_SECONDS, Uploads
 from tests.fake_dify import FakeDify, Request, Steps, recording, refused
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 20

@@ -11,10 +11,11 @@ import httpx
 import pytest
 from flask.testing import FlaskClient
 
-from opendify import chat, exchange, web
+from opendify import chat, exchange
 from opendify.config.models import Model
 from opendify.conversations.store import ConversationStore
-from opendify.web import create_app
+from opendify.web import app as web
+from opendify.web.app import create_app
 from tests import schemas, service
 from tests.conftest import KEY, made_app
 from tests.fake_dify import (
@@ -442,11 +443,10 @@ def test_a_fault_of_ours_in_a_stream_ends_it_with_an_error(
         raise RuntimeError("the words of a developer")
 
     models = {"tiny": Model("tiny", KEY, dify.base)}
-    application, _ = made_app(http, store, models, tmp_path, new_id=new_id)
-    api = application.test_client()
     nameless = event(event="message", answer="Hi")
     dify.answers = [streamed(nameless, event(event="message_end"))]
-    response = post(api, stream=True)
+    with made_app(http, store, models, tmp_path, new_id=new_id) as application:
+        response = post(application.test_client(), stream=True)
     assert "developer" not in response.text
     error = read_stream(response.data).error
     assert error is not None
@@ -698,9 +698,8 @@ def aged(
         return clock[0]
 
     store = ConversationStore(tmp_path / "aged", clock=now, max_age_days=None, max_entries=100)
-    application, directory = made_app(http, store, models, tmp_path, now=now)
-    yield application.test_client()
-    directory.close()
+    with made_app(http, store, models, tmp_path, now=now) as application:
+        yield application.test_client()
     store.close()
 
 

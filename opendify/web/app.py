@@ -10,12 +10,12 @@ from werkzeug.exceptions import HTTPException
 
 from opendify import errors, openwebui, sse
 from opendify.chat import HOLD_SECONDS, Asked, ChatService
-from opendify.directory import Directory
 from opendify.exchange import Caller
 from opendify.keys import parse_bearer
 from opendify.openai import answers
 from opendify.openai.requests import ChatRequest, parse_chat_request
-from opendify.web_body import json_body
+from opendify.upstream.directory import Directory
+from opendify.web.body import json_body
 
 log = logging.getLogger(__name__)
 

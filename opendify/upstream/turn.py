@@ -5,7 +5,6 @@ import time
 from collections import deque
 
 from opendify import errors
-from opendify.client import DifyClient, EventStream
 from opendify.config.models import Model
 from opendify.dify import routes
 from opendify.dify.events import (
@@ -20,6 +19,8 @@ from opendify.dify.events import (
     parse_event,
 )
 from opendify.dify.failures import Refusal, to_error
+from opendify.upstream.client import DifyClient
+from opendify.upstream.stream import EventStream
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from flask import Flask, Response, jsonify, request
 from opendify import errors
 from opendify.administration import Administration
 from opendify.keys import Keys, parse_bearer
-from opendify.web_body import json_body
+from opendify.web.body import json_body
 
 DEFAULT_MAX_AGE_DAYS = 30
 DEFAULT_LIMIT = 100

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from io import FileIO
 
 from opendify import errors
-from opendify.client import DifyClient
 from opendify.config.models import Model
 from opendify.files import tickets
 from opendify.files.links import DifyFile, absolute, find_dify_file, root
@@ -21,6 +20,7 @@ from opendify.files.names import clean_name, extension_of
 from opendify.files.secret import Secret
 from opendify.files.shelf import DoesNotFit, Shelf
 from opendify.files.tickets import Ticket
+from opendify.upstream.client import DifyClient
 
 log = logging.getLogger(__name__)
 

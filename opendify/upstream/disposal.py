@@ -3,8 +3,8 @@
 import logging
 
 from opendify import errors
-from opendify.client import DifyClient
 from opendify.config.models import Model
+from opendify.upstream.client import DifyClient
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from opendify import citations
 from opendify.config.models import Model
 from opendify.dify.events import (
     AgentStep,
@@ -27,8 +26,9 @@ from opendify.dify.events import (
     file_from,
 )
 from opendify.files import links
-from opendify.reasoning import ReasoningSplitter
-from opendify.stopping import StopCutter
+from opendify.telling import citations
+from opendify.telling.reasoning import ReasoningSplitter
+from opendify.telling.stopping import StopCutter
 
 # Nodes that every graph has and that do no work worth showing.
 _SILENT_NODES = ("start", "end", "answer")

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from opendify import errors
-from opendify.client import DifyClient
 from opendify.config.models import Model
 from opendify.dify.apps import App, parse_app
+from opendify.upstream.client import DifyClient
 
 log = logging.getLogger(__name__)
 

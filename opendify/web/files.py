@@ -7,7 +7,7 @@ from flask import Flask, Response, request
 from werkzeug.http import dump_options_header
 from werkzeug.wsgi import wrap_file
 
-from opendify.relay import Relay, Served
+from opendify.upstream.relay import Relay, Served
 
 ENDPOINT = "file_content"
 

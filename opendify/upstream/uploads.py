@@ -11,13 +11,13 @@ from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any
 
 from opendify import errors
-from opendify.client import DifyClient
 from opendify.config.models import Model
 from opendify.dify.apps import FileRules
 from opendify.files.content import Content
 from opendify.files.intake import Prepared, Ready, Speech, plan
 from opendify.files.once import Once
 from opendify.openai.messages import Attachment
+from opendify.upstream.client import DifyClient
 
 log = logging.getLogger(__name__)
 

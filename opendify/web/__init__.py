@@ -1,0 +1,1 @@
+"""The door: routes, error answers and limits. The only rooms that know Flask."""
