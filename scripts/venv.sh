@@ -42,6 +42,8 @@ install_requirements() {
   if ! venv_is_sound; then
     python="$(find_python)" || return
     echo "Making .venv with $("$python" --version)." >&2
+    # Behind a link it is another folder's, in which --clear would leave nothing.
+    [ ! -L .venv ] || rm .venv || return
     "$python" -m venv --clear .venv || return
   fi
   echo "Installing $1 into .venv; this can take a minute." >&2

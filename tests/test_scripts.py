@@ -437,6 +437,17 @@ def test_the_environment_of_a_moved_folder_is_made_anew(bare: Path) -> None:
     assert any("-m venv --clear .venv" in call for call in calls(bare))
 
 
+def test_an_environment_behind_a_link_is_left_alone(bare: Path) -> None:
+    put_venv(bare / "shared")
+    (bare / ".venv").symlink_to(bare / "shared/.venv")
+    put(bare, "bin/python3", '[ "$1" = -c ] || { echo "made: $*" >>calls; mkdir .venv; }')
+    for program in ("mkdir", "rm"):
+        (bare / "bin" / program).symlink_to(shutil.which(program) or "")
+    install(bare)
+    assert not (bare / ".venv").is_symlink()
+    assert (bare / "shared/.venv/bin/pip").exists()
+
+
 TOOLS = ("ruff", "mypy", "shellcheck")
 
 
