@@ -32,18 +32,6 @@ from tests.redis_server import RedisServer
 KEY = "app-secret-of-the-operator"
 
 
-SUPERSEDED = Path(__file__).parent / "superseded.txt"
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that state an interface which has been replaced, named in superseded.txt, are run but
-    may fail until they are rewritten."""
-    names = set(SUPERSEDED.read_text().splitlines())
-    for item in items:
-        if item.nodeid in names or item.nodeid.partition("[")[0] in names:
-            item.add_marker(pytest.mark.xfail(reason="to be rewritten", strict=False))
-
-
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No proxy of the machine stands between a test and its Dify."""

@@ -45,6 +45,7 @@ def test_two_variables_are_enough() -> None:
         log_file="",
         server_host="0.0.0.0",
         server_port=5000,
+        openwebui_jwt_secret="",
     )
 
 

@@ -7,11 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opendify.dify.events import (
+    AgentStep,
     Event,
     Failed,
+    FileMade,
     Ids,
     MessageEnded,
+    NodeFinished,
+    NodeStarted,
     NotAnEvent,
+    Reasoning,
     Replaced,
     RunFinished,
     Text,
@@ -46,21 +51,25 @@ def ended(metadata: Any) -> dict[str, Any]:
 EVENTS = [
     pytest.param(
         {"event": "message", **COMMON, "answer": " I", "from_variable_selector": ["llm", "text"]},
-        Text(" I"),
+        Text(" I", "llm"),
         id="message",
     ),
     pytest.param({"event": "message", **COMMON, "answer": ""}, Text(""), id="message of nothing"),
     pytest.param({"event": "message", **COMMON}, None, id="message without a text"),
     pytest.param({"event": "message", **COMMON, "answer": None}, None, id="message of null"),
-    pytest.param({"event": "agent_message", **COMMON, "answer": "Here"}, Text("Here"), id="agent"),
+    pytest.param(
+        {"event": "agent_message", **COMMON, "answer": "Here"},
+        Text("Here", "", "agent_message"),
+        id="agent",
+    ),
     pytest.param(
         {"event": "message_file", **COMMON, "answer": " text", "from_variable_selector": None},
-        Text(" text"),
+        Text(" text", "", "message_file"),
         id="message_file that is text",
     ),
     pytest.param(
         {"event": "message_file", **COMMON, "id": "f", "type": "image", "url": "/files/f.png"},
-        None,
+        FileMade("f", "image", "/files/f.png"),
         id="message_file that is a file",
     ),
     pytest.param(
@@ -99,8 +108,8 @@ EVENTS = [
             "tool": "dalle3",
             "tool_input": '{"dalle3": {"prompt": "cat"}}',
         },
-        None,
-        id="agent_thought repeats what agent_message said",
+        AgentStep("th1", "I need a picture", "dalle3", '{"dalle3": {"prompt": "cat"}}', ""),
+        id="agent_thought",
     ),
     pytest.param({"event": "tts_message", **COMMON, "audio": "//8="}, None, id="tts_message"),
     pytest.param({"event": "tts_message_end", **COMMON, "audio": ""}, None, id="tts_message_end"),
@@ -128,11 +137,32 @@ EVENTS = [
         None,
         id="workflow_started",
     ),
-    pytest.param({"event": "node_started", **COMMON, "data": {}}, None, id="node_started"),
+    pytest.param(
+        {"event": "node_started", **COMMON, "data": {"title": "Ask", "node_type": "llm"}},
+        NodeStarted("Ask", "llm"),
+        id="node_started",
+    ),
+    pytest.param(
+        {"event": "node_started", **COMMON, "data": {}}, NodeStarted("", ""), id="a nameless node"
+    ),
     pytest.param(
         {"event": "node_finished", **COMMON, "data": {"status": "failed", "error": "boom"}},
-        None,
+        NodeFinished(None, ""),
         id="node_finished, failed: the run may go on by another branch",
+    ),
+    pytest.param(
+        {
+            "event": "node_finished",
+            **COMMON,
+            "data": {"outputs": {"text": "hi", "usage": USAGE, "finish_reason": "length"}},
+        },
+        NodeFinished(Usage(10, 5, 15), "length"),
+        id="node_finished, of a model",
+    ),
+    pytest.param(
+        {"event": "node_finished", **COMMON, "data": {"process_data": {"usage": USAGE}}},
+        NodeFinished(Usage(10, 5, 15), ""),
+        id="node_finished, usage among the process data",
     ),
     pytest.param({"event": "node_retry", **COMMON, "data": {}}, None, id="node_retry"),
     pytest.param({"event": "iteration_started", **COMMON}, None, id="iteration_started"),
@@ -145,18 +175,16 @@ EVENTS = [
     pytest.param({"event": "agent_log", **COMMON, "data": {}}, None, id="agent_log"),
     pytest.param(
         {"event": "reasoning_chunk", **COMMON, "data": {"reasoning": "Let me think"}},
-        None,
+        Reasoning("Let me think"),
         id="reasoning_chunk",
     ),
     pytest.param(
         finished("succeeded", outputs={"answer": "hi"}, total_tokens=15),
-        RunFinished("succeeded", Usage(0, 15, 15)),
+        RunFinished("succeeded", 15, {"answer": "hi"}),
         id="workflow_finished",
     ),
-    pytest.param(
-        finished("partial-succeeded"), RunFinished("partial-succeeded", None), id="partly"
-    ),
-    pytest.param(finished("stopped", total_tokens=0), RunFinished("stopped", None), id="stopped"),
+    pytest.param(finished("partial-succeeded"), RunFinished("partial-succeeded"), id="partly"),
+    pytest.param(finished("stopped", total_tokens=0), RunFinished("stopped"), id="stopped"),
     pytest.param(
         finished("failed", error="[models] Rate Limit Error, x"),
         Failed(400, "run_failed", "[models] Rate Limit Error, x"),
@@ -168,9 +196,7 @@ EVENTS = [
     pytest.param(
         finished("exception", error="x"), Failed(400, "run_failed", "x"), id="an exception"
     ),
-    pytest.param(
-        {"event": "workflow_finished"}, RunFinished("", None), id="workflow_finished, bare"
-    ),
+    pytest.param({"event": "workflow_finished"}, RunFinished(""), id="workflow_finished, bare"),
     pytest.param({"event": "human_input_form_filled", **COMMON}, None, id="form filled"),
     pytest.param({"event": "human_input_form_timeout", **COMMON}, None, id="form timeout"),
     pytest.param({"event": "a name of next year", **COMMON}, None, id="an unknown event"),
@@ -261,8 +287,14 @@ def test_fields_of_any_type_give_an_event_of_the_right_types(
     match event:
         case Text(text) | Replaced(text):
             assert isinstance(text, str)
-        case MessageEnded(usage) | RunFinished(_, usage):
+        case MessageEnded(usage):
             assert usage is None or min(usage.prompt_tokens, usage.total_tokens) >= 0
+        case RunFinished(status, total_tokens, outputs):
+            assert isinstance(status, str)
+            assert total_tokens >= 0
+            assert isinstance(outputs, dict)
+        case NodeStarted(title, kind):
+            assert isinstance(title + kind, str)
         case Failed(status, code, message):
             assert isinstance(status, int)
             assert isinstance(code, str)
@@ -321,14 +353,12 @@ def test_every_event_on_record_is_understood_or_known_to_be_a_sign_of_life() -> 
         "message_file",
         "message_end",
         "workflow_finished",
-        "error",
-    }
-    assert set(signs_of_life) == {
         "agent_thought",
         "node_started",
         "node_finished",
-        "workflow_started",
+        "error",
     }
+    assert set(signs_of_life) == {"workflow_started"}
 
 
 def test_an_answer_about_a_file_is_text_though_dify_1_11_calls_it_a_file() -> None:

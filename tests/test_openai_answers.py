@@ -58,7 +58,7 @@ def test_a_whole_answer_is_valid(content: str, finish_reason: str) -> None:
 
 def test_a_model_and_the_list_of_models_are_valid() -> None:
     schemas.assert_model(answers.model("org/model"))
-    models = answers.model_list(["tiny", "org/model"])
+    models = answers.model_list([answers.model(name) for name in ("tiny", "org/model")])
     schemas.assert_model_list(models)
     assert [model["id"] for model in models["data"]] == ["tiny", "org/model"]
     schemas.assert_model_list(answers.model_list([]))

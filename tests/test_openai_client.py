@@ -235,9 +235,12 @@ def test_models_are_listed_and_retrieved(client: OpenAI) -> None:
 def test_a_chat_keeps_its_conversation_whichever_worker_answers(url: str, dify: FakeDify) -> None:
     headers = {"X-OpenWebUI-Chat-Id": "chat-1"}
     before = len(dify.asked())
+    said = messages("Hi")
     for _ in range(8):
         # A connection of its own each time, so that the workers take turns.
         with OpenAI(base_url=f"{url}/v1", api_key="sk", default_headers=headers) as client:
-            client.chat.completions.create(model="tiny", messages=messages("Hi"), user="u")
+            answer = client.chat.completions.create(model="tiny", messages=said, user="u")
+        said += [{"role": "assistant", "content": answer.choices[0].message.content}]
+        said += messages("And?")
     ids = [request.json["conversation_id"] for request in dify.asked()[before:]]
     assert ids == ["", *[Chat().conversation_id] * 7]

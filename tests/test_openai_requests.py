@@ -28,6 +28,7 @@ def test_the_smallest_request_has_all_defaults() -> None:
         safety_identifier="",
         metadata={},
         chat_id="",
+        stop=(),
         extras=Extras(),
         ignored=(),
     )
@@ -81,9 +82,9 @@ FIELDS = [
     pytest.param({"tools": []}, "ignored", ("tools",), id="no tools"),
     pytest.param({"my_own": 1, "X-你": 2}, "ignored", (), id="names that the caller invented"),
     pytest.param(
-        {"max_tokens": 5, "temperature": 1, "my_own": 1, "stop": "x"},
+        {"max_tokens": 5, "temperature": 1, "my_own": 1},
         "ignored",
-        ("temperature", "stop", "max_tokens"),
+        ("temperature", "max_tokens"),
         id="several, in a fixed order",
     ),
 ]
@@ -206,6 +207,7 @@ OBEYED = {
     "messages",
     "stream",
     "stream_options",
+    "stop",
     "n",
     "user",
     "safety_identifier",

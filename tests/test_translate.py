@@ -16,7 +16,6 @@ from opendify.openai.requests import parse_chat_request
 from opendify.translate import MAX_HISTORY_CHARACTERS, Dialogue, to_dialogue
 
 CONTINUE = "Please continue your last answer exactly where it stopped."
-ONLY_FILES = "Please look at what is attached."
 SYSTEM = Message("system", "Be brief.")
 ASKED = Message("user", "What is a fish?")
 ANSWERED = Message("assistant", "An animal.")
@@ -47,7 +46,7 @@ DIALOGUES = [
         Dialogue("", (ASKED,), "Tool result (tool): 4"),
         id="the result of a function without a name",
     ),
-    pytest.param([Message("user", " ")], Dialogue("", (), ONLY_FILES), id="only a file"),
+    pytest.param([Message("user", " ")], Dialogue("", (), ""), id="only a file"),
     pytest.param([Message("user", " x ")], Dialogue("", (), " x "), id="blanks around the text"),
 ]
 
