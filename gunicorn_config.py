@@ -71,14 +71,18 @@ threads = _number("GUNICORN_THREADS", 128)
 # A worker accepts up to this many connections; those beyond its threads would wait behind whole
 # streams while other workers have threads free. The rest is for idle kept-alive connections.
 worker_connections = threads + 16
+# A worker of ours takes no connection that it has no thread for, and gives threads to whole
+# requests only, so it can hold many that are idle or slow. Without this line, the above serves.
+worker_class, worker_connections = "opendify.serving.worker.Worker", threads + 1000
 
 # With threads this is no limit on a request: it ends a worker whose main loop is stuck.
 timeout = _number("GUNICORN_TIMEOUT", 60)
 graceful_timeout = _number("GUNICORN_GRACEFUL_TIMEOUT", 30)
 keepalive = _number("GUNICORN_KEEPALIVE", 2)
 
-# Off by default: a worker that has reached it accepts nothing until its longest stream has ended.
-max_requests = _number("GUNICORN_MAX_REQUESTS", 0)
+# Our worker is replaced when it has nothing to do. Gunicorn's own, at this number, accepts nothing
+# until its longest stream has ended.
+max_requests = _number("GUNICORN_MAX_REQUESTS", 0 if worker_class == "sync" else 2000)
 max_requests_jitter = _number("GUNICORN_MAX_REQUESTS_JITTER", 100)
 
 reload = _text("GUNICORN_RELOAD", "true" if _development else "false").lower() == "true"

@@ -51,7 +51,11 @@ def environment(**variables: str) -> dict[str, str]:
 
 @contextmanager
 def running(
-    folder: Path, variables: Mapping[str, str], *arguments: str, ready: bool = True
+    folder: Path,
+    variables: Mapping[str, str],
+    *arguments: str,
+    ready: bool = True,
+    application: str = "main:app",
 ) -> Iterator[Service]:
     """Starts Gunicorn with ``gunicorn_config.py`` in ``folder``, where ``data/`` will be."""
     port = free_port()
@@ -59,7 +63,7 @@ def running(
     command = [sys.executable, "-m", "gunicorn", "--config", str(ROOT / "gunicorn_config.py")]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*command, *arguments, "main:app"],
+            [*command, *arguments, application],
             cwd=folder,
             env=environment(SERVER_HOST="127.0.0.1", SERVER_PORT=str(port), **variables),
             stdout=output,

@@ -1,5 +1,6 @@
 import io
 import os
+import re
 import socket
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 from opendify.config.settings import SERVER_NUMBERS
 from tests.service import ROOT
 
+LINE = 'worker_class, worker_connections = "opendify.serving.worker.Worker", threads + 1000'
 SOURCE = (ROOT / "gunicorn_config.py").read_text()
 V2 = "/sys/fs/cgroup/cpu.max"
 V1_QUOTA = "/sys/fs/cgroup/cpu/cpu.cfs_quota_us"
@@ -26,7 +28,7 @@ class Machine:
         self._monkeypatch = monkeypatch
         monkeypatch.chdir(folder)
 
-    def config(self) -> Any:
+    def config(self, source: str = "") -> Any:
         """Runs the file as ``exec`` does, where ``__file__`` does not exist."""
         self._monkeypatch.setattr(os, "environ", self.environ)
         if self.cores is None:
@@ -36,7 +38,7 @@ class Machine:
             cores = set(range(self.cores))
             self._monkeypatch.setattr(os, "sched_getaffinity", lambda pid: cores)
         found: dict[str, Any] = {"open": self._open}
-        exec(SOURCE, found)
+        exec(source or SOURCE, found)
         return SimpleNamespace(**found)
 
     def _open(self, path: str) -> io.StringIO:
@@ -54,9 +56,10 @@ def test_without_any_variable_it_is_a_production_server(machine: Machine) -> Non
     config = machine.config()
     assert config.bind == "0.0.0.0:5000"
     assert config.workers == 9
-    assert (config.worker_class, config.threads, config.worker_connections) == ("sync", 128, 144)
+    assert (config.threads, config.worker_connections) == (128, 1128)
+    assert config.worker_class == "opendify.serving.worker.Worker"
     assert (config.timeout, config.graceful_timeout, config.keepalive) == (60, 30, 2)
-    assert (config.max_requests, config.max_requests_jitter) == (0, 100)
+    assert (config.max_requests, config.max_requests_jitter) == (2000, 100)
     assert (config.reload, config.preload_app) == (False, True)
     assert config.control_socket_disable is True
     assert config.loglevel == "info"
@@ -90,7 +93,7 @@ VARIABLES = [
     pytest.param({"GUNICORN_WORKERS": "4"}, "workers", 4, id="GUNICORN_WORKERS"),
     pytest.param({"GUNICORN_THREADS": "8"}, "threads", 8, id="GUNICORN_THREADS"),
     pytest.param(
-        {"GUNICORN_THREADS": "8"}, "worker_connections", 24, id="connections follow threads"
+        {"GUNICORN_THREADS": "8"}, "worker_connections", 1008, id="connections follow threads"
     ),
     pytest.param({"GUNICORN_TIMEOUT": "90"}, "timeout", 90, id="GUNICORN_TIMEOUT"),
     pytest.param(
@@ -98,9 +101,7 @@ VARIABLES = [
     ),
     pytest.param({"GUNICORN_KEEPALIVE": "75"}, "keepalive", 75, id="GUNICORN_KEEPALIVE"),
     pytest.param({"GUNICORN_KEEPALIVE": "0"}, "keepalive", 0, id="a zero is a value"),
-    pytest.param(
-        {"GUNICORN_MAX_REQUESTS": "2000"}, "max_requests", 2000, id="GUNICORN_MAX_REQUESTS"
-    ),
+    pytest.param({"GUNICORN_MAX_REQUESTS": "0"}, "max_requests", 0, id="GUNICORN_MAX_REQUESTS"),
     pytest.param(
         {"GUNICORN_MAX_REQUESTS_JITTER": "5"},
         "max_requests_jitter",
@@ -185,8 +186,14 @@ def test_every_number_of_the_server_is_checked_by_the_application(machine: Machi
 
 
 def test_it_imports_nothing_of_the_application() -> None:
-    assert "opendify" not in SOURCE
+    assert re.findall(r".*opendify.*", SOURCE) == [LINE]
     assert "import main" not in SOURCE
+
+
+def test_without_the_line_of_our_worker_gunicorns_own_serves(machine: Machine) -> None:
+    config = machine.config(SOURCE.replace(LINE, ""))
+    assert (config.worker_class, config.worker_connections) == ("sync", 144)
+    assert config.max_requests == 0
 
 
 def test_a_port_in_use_is_named_with_its_remedy(machine: Machine) -> None:

@@ -17,6 +17,7 @@ from tests.service import ROOT, environment, free_variables
 # rooms that stand side by side do not know each other.
 FLOORS = [
     ["opendify", "opendify.errors", "opendify.keys", "opendify.sse", "opendify.logs"],
+    ["opendify.serving"],
     ["opendify.config", "opendify.dify", "opendify.openai"],
     ["opendify.conversations"],
     ["opendify.files", "opendify.inputs", "opendify.openwebui", "opendify.tasks"],
@@ -35,6 +36,7 @@ FLOORS = [
 PURE = [
     "opendify.errors",
     "opendify.sse",
+    "opendify.serving.chunks",
     "opendify.upstream.http1",
     "opendify.openwebui",
     "opendify.tasks",
@@ -103,7 +105,16 @@ ONLY_IN = {
     "h11": {"opendify.upstream.http1"},
     "dotenv": {"opendify.config.environment"},
     "jwt": {"opendify.openwebui"},
-    "fcntl": {"opendify.conversations.folder", "opendify.conversations.turn_locks"},
+    "fcntl": {
+        "opendify.conversations.folder",
+        "opendify.conversations.turn_locks",
+        "opendify.serving.departure",
+    },
+    "gunicorn": {
+        "opendify.serving.connection",
+        "opendify.serving.pages",
+        "opendify.serving.worker",
+    },
     "redis": {"opendify.conversations.redis_link", "opendify.conversations.redis_shelf"},
 }
 
@@ -216,6 +227,12 @@ def test_the_environment_is_read_at_the_edge_only() -> None:
         "opendify.config.__main__",
         "opendify.conversations.transfer",
     }
+
+
+def test_the_worker_and_the_application_do_not_know_each_other() -> None:
+    for name in PATHS:
+        for found in ours(name):
+            assert is_within(name, "opendify.serving") == is_within(found, "opendify.serving")
 
 
 def test_there_is_one_flask_app() -> None:

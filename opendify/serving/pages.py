@@ -1,0 +1,54 @@
+"""The server's own error answers, for requests that never reach the application. No I/O."""
+
+import http
+import json
+
+from gunicorn.http import errors
+
+_STATUS: list[tuple[type[Exception], int]] = [
+    # What the application wanted to answer with.
+    (errors.InvalidResponseHeader, 500),
+    (errors.InvalidResponseHeaderName, 500),
+    (errors.ConfigurationProblem, 500),
+    (errors.LimitRequestLine, 414),
+    (errors.LimitRequestHeaders, 431),
+    (errors.UnsupportedTransferCoding, 501),
+    (errors.ExpectationFailed, 417),
+    (errors.ForbiddenProxyRequest, 403),
+    (errors.ParseException, 400),
+]
+
+# Said to callers, so without anything of what they sent.
+_WORDS: dict[int, tuple[str, str]] = {
+    400: ("invalid_http", "The request is not valid HTTP."),
+    403: ("forbidden", "This address may not send requests of this kind."),
+    408: ("request_timeout", "The request did not arrive in time; send it faster."),
+    414: ("url_too_long", "The URL of the request is too long."),
+    417: ("expectation_failed", "The only expectation that can be met is 100-continue."),
+    431: ("headers_too_large", "The headers of the request are too large."),
+    500: ("internal_error", "The server failed unexpectedly; its operator finds why in the log."),
+    501: ("unsupported_encoding", "Send the body in chunks or with a Content-Length."),
+    503: ("overloaded", "Too many large requests are being received; try again in a moment."),
+}
+
+
+def status_of(exc: BaseException) -> int:
+    """The status of the answer to a request that ended in this exception."""
+    return next((status for kind, status in _STATUS if isinstance(exc, kind)), 500)
+
+
+def page(status: int) -> bytes:
+    """A whole answer, head included, after which the connection is closed."""
+    code, message = _WORDS[status]
+    kind = "api_error" if status in (500, 503) else "invalid_request_error"
+    body = {"error": {"message": message, "type": kind, "param": None, "code": code}}
+    content = json.dumps(body).encode()
+    head = [
+        f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}",
+        "Connection: close",
+        "Content-Type: application/json",
+        f"Content-Length: {len(content)}",
+    ]
+    if status == 503:
+        head.append("Retry-After: 5")
+    return "\r\n".join([*head, "", ""]).encode() + content

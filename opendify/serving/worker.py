@@ -1,0 +1,265 @@
+"""Gunicorn's threaded worker, which here gives threads to whole requests only.
+
+The main loop collects each request without a thread, so that slow callers hold memory for a while
+and nothing else, and it accepts a connection only when a thread is free for it, so that the next
+one goes to another worker. All from the parser on is Gunicorn's.
+"""
+
+import contextlib
+import errno
+import resource
+import selectors
+import socket
+import sys
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime
+from types import FrameType
+from typing import Any, ClassVar
+
+from gunicorn.config import Config
+from gunicorn.glogging import Logger
+from gunicorn.http.message import Request
+from gunicorn.http.wsgi import Response, default_environ
+from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
+
+from opendify.serving import pages
+from opendify.serving.connection import Connection
+from opendify.serving.departure import Departure, Ending, OneAtATime, inodes
+from opendify.serving.waiting import Waiting
+
+_DEFAULT_BODY_LIMIT = 64 * 1024 * 1024
+# Bodies are collected up to so many of the largest size at a time.
+_LARGEST_BODIES = 2
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_REST_SECONDS = 0.25
+
+
+class Worker(ThreadWorker):
+    """Serves plain HTTP/1; for anything else (TLS, HTTP/2, uWSGI, the PROXY protocol) Gunicorn's
+    own threaded worker takes its place.
+
+    ``worker_connections`` less ``threads`` is how many connections may wait without a thread.
+    """
+
+    poller: selectors.BaseSelector
+    tpool: ThreadPoolExecutor
+    _retirement: ClassVar[OneAtATime | None] = None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        cfg = kwargs["cfg"] if "cfg" in kwargs else args[5]
+        return super().__new__(cls) if _is_plain(cfg) else ThreadWorker(*args, **kwargs)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._busy: set[Connection] = set()
+        self._rests_until = 0.0
+        # Gunicorn's own way would stop accepting at once.
+        self._retires_at, self.max_requests = self.max_requests, sys.maxsize
+        self._is_retiring = False
+        if self.cfg.max_requests and Worker._retirement is None:  # in the master
+            Worker._retirement = OneAtATime(self.cfg.worker_tmp_dir)
+        # With sendfile, a caller that does not read holds its thread for ever.
+        self.cfg.set("sendfile", False)
+
+    @classmethod
+    def check_config(cls, cfg: Config, log: Logger) -> None:
+        if not _is_plain(cfg):
+            log.warning(
+                "With TLS, HTTP/2, uWSGI or the PROXY protocol, slow clients are not kept from "
+                "holding threads: leave these to a reverse proxy."
+            )
+
+    def init_process(self) -> None:
+        self._ending = Ending()
+        self._departure = Departure(
+            self.cfg.graceful_timeout,
+            self.ppid,
+            inodes(listener.fileno() for listener in self.sockets),
+        )
+        super().init_process()
+
+    def load_wsgi(self) -> None:
+        super().load_wsgi()
+        application = self.wsgi
+        # A Flask application says how large its bodies may be.
+        told = getattr(application, "config", {}).get("MAX_CONTENT_LENGTH")
+        self._body_limit = told or _DEFAULT_BODY_LIMIT
+
+        def with_ending(environ: dict[str, Any], start_response: Any) -> Any:
+            environ["opendify.ending"] = self._ending
+            return application(environ, start_response)
+
+        self.wsgi = with_ending
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._departure.tell()
+        super().handle_exit(sig, frame)
+
+    def run(self) -> None:
+        queue = self.method_queue
+        self.poller.register(queue.fileno(), selectors.EVENT_READ, queue.run_callbacks)
+        self._waiting = self._new_waiting()
+        while self.alive and self.is_parent_alive():
+            self.set_accept_enabled(self._has_room())
+            self._turn()
+            self._mind_retirement()
+        self.alive = False
+        self.set_accept_enabled(False)
+        self._drain()
+        self._clean_up()
+
+    def _new_waiting(self) -> Waiting:
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = min(self.cfg.worker_connections - self.cfg.threads, descriptors // 4)
+        most_bytes = _LARGEST_BODIES * self._body_limit
+        return Waiting(self.poller, self.log, self._start, max(1, most), most_bytes)
+
+    def _turn(self, patience: float = 1.0) -> None:
+        self.notify()
+        self.wait_for_and_dispatch_events(min(self._waiting.patience, patience))
+        self._waiting.sweep()
+
+    def _has_room(self) -> bool:
+        expected = len(self._busy) + self._waiting.fresh()
+        return bool(expected < self.cfg.threads and time.monotonic() >= self._rests_until)
+
+    def accept(self, listener: socket.socket) -> None:
+        if not self._has_room():
+            return
+        try:
+            sock, client = listener.accept()
+        except OSError as exc:
+            self._mind_failed_accept(exc)
+            return
+        server, folder = listener.getsockname(), self.cfg.worker_tmp_dir
+        try:
+            conn = Connection(self.cfg, sock, client, server, self._body_limit, folder)
+        except OSError:  # gone already
+            sock.close()
+            return
+        self._waiting.welcome(conn)
+
+    def _mind_failed_accept(self, exc: OSError) -> None:
+        """Nothing that keeps this worker from accepting is a reason to end its streams."""
+        if exc.errno in _EXHAUSTED:
+            self.log.error("No connection can be accepted: %s", exc.strerror)
+            self._rests_until = time.monotonic() + _REST_SECONDS
+            self._waiting.give_up_one()
+
+    def _start(self, conn: Connection) -> None:
+        try:
+            conn.start()
+        except OSError:
+            conn.close()
+            return
+        self._busy.add(conn)
+        self.enqueue_req(conn)
+
+    def finish_request(self, conn: Connection, fs: "Future[bool]") -> None:
+        self._busy.discard(conn)
+        failure = None if fs.cancelled() else fs.exception()
+        if failure is not None:
+            self.log.error("A request ended its thread", exc_info=failure)
+        if fs.cancelled() or failure is not None or not fs.result():
+            self._waiting.close(conn)
+            return
+        seconds = self.cfg.keepalive if self.alive else STOP_KEEPALIVE_LINGER
+        try:
+            left = conn.await_next(seconds)
+        except OSError:
+            conn.close()
+            return
+        self._waiting.keep(conn, left)
+
+    def handle_request(self, req: Request, conn: Connection) -> bool:
+        if conn.has_continued:
+            req._expected_100_continue = False
+        try:
+            return bool(super().handle_request(req, conn))
+        except BlockingIOError:
+            self.log.info("A client that does not read its answer is left")
+            return False
+
+    def _keepalive_after(self, conn: Connection, keepalive: bool) -> bool:
+        # What is left of a body that was not collected would hold the thread until it comes.
+        return bool(conn.intake.is_whole and super()._keepalive_after(conn, keepalive))
+
+    def handle_error(
+        self, req: Request | None, client: socket.socket, addr: Any, exc: BaseException
+    ) -> None:
+        """Answers in OpenAI's form. Nothing of what was sent goes into the answer or the log."""
+        begun = datetime.now()
+        status = pages.status_of(exc)
+        peer = addr[0] if isinstance(addr, tuple) else ""
+        if status == 500:
+            self.log.error("Error handling a request", exc_info=exc)
+        else:
+            self.log.warning("Invalid request from ip=%s: %s", peer, type(exc).__name__)
+        if req is not None:
+            environ = default_environ(req, client, self.cfg)
+            environ["REMOTE_ADDR"] = peer
+            resp = Response(req, client, self.cfg)
+            resp.status = str(status)
+            self.log.access(resp, req, environ, datetime.now() - begun)
+        with contextlib.suppress(OSError):
+            client.sendall(pages.page(status))
+
+    def _mind_retirement(self) -> None:
+        """A worker that reached max_requests goes on until it has nothing to do, so that nobody
+        waits for its successor. One that is never idle stops accepting at twice that number, and
+        only while all others accept."""
+        if self.nr < self._retires_at:
+            return
+        if not self._is_retiring:
+            self._is_retiring = True
+            self.max_keepalived = 0  # answers now close their connections
+            self.log.info("Autorestarting worker when it is idle.")
+        if not (self._waiting or self._busy) or self._is_overdue():
+            self.alive = False
+
+    def _is_overdue(self) -> bool:
+        if self.nr < 2 * self._retires_at or self.cfg.workers < 2:
+            return False
+        if self._retirement is None or not self._retirement.take():
+            return False
+        self.log.info("This worker was never idle; it leaves new connections to others.")
+        return True
+
+    def _drain(self) -> None:
+        self._waiting.hasten(time.monotonic() + STOP_KEEPALIVE_LINGER)
+        if not (self._departure.was_told or self._is_retiring):
+            self._departure.hasten()
+        while (self._waiting or self._busy) and not self._departure.is_over:
+            self._departure.look()
+            if self._departure.must_end and self._busy:
+                self._end_answers()
+            self._turn(_REST_SECONDS)
+
+    def _end_answers(self) -> None:
+        if not self._ending.has_come():
+            self.log.info("Ending the requests that still run: %d", len(self._busy))
+            self._ending.come()
+        if self._departure.must_cut:
+            for conn in self._busy:
+                with contextlib.suppress(OSError):
+                    conn.sock.shutdown(socket.SHUT_RDWR)
+
+    def _clean_up(self) -> None:
+        self.tpool.shutdown(wait=False, cancel_futures=True)
+        for conn in self._waiting:
+            self._waiting.drop(conn)
+        self.poller.close()
+        if not self._busy:  # else threads will still write to it
+            self.method_queue.close()
+        for listener in self.sockets:
+            listener.close()
+
+
+def _is_plain(cfg: Config) -> bool:
+    return not (
+        cfg.is_ssl
+        or cfg.protocol != "http"
+        or "h2" in cfg.http_protocols
+        or cfg.proxy_protocol != "off"
+    )

@@ -1,0 +1,64 @@
+"""A small WSGI application, to see what a worker does with connections."""
+
+import hashlib
+import os
+import select
+import time
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import parse_qs
+
+
+class Answer:
+    """Tells the log when it is closed, as an application that has to tidy up would notice."""
+
+    def __init__(self, chunks: Iterator[bytes], name: str) -> None:
+        self._chunks = chunks
+        self._name = name
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._chunks
+
+    def close(self) -> None:
+        os.write(2, f"closed {self._name}\n".encode())
+
+
+def app(environ: dict[str, Any], start_response: Any) -> Any:
+    path = environ["PATH_INFO"].strip("/")
+    query = {key: value[0] for key, value in parse_qs(environ["QUERY_STRING"]).items()}
+    if path == "boom":
+        raise RuntimeError("the secret reason")
+    if path == "exit":
+        raise SystemExit(3)
+    if path == "header":
+        start_response("200 OK", [("X-Answer", "secret\nvalue")])
+    start_response("200 OK", [("Content-Type", "text/plain"), ("X-Pid", str(os.getpid()))])
+    if path in ("stream", "stubborn"):
+        seconds = float(query["seconds"])
+        ending = environ.get("opendify.ending") if path == "stream" else None
+        return Answer(stream(seconds, ending), path)
+    if path == "big":
+        return Answer((bytes(65536) for _ in range(16 * 64)), path)
+    if path == "unread":
+        return [b"refused"]
+    body = environ["wsgi.input"].read()
+    return [f"{environ['REQUEST_METHOD']} /{path} {len(body)} {digest(body)}".encode()]
+
+
+def digest(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()[:8]
+
+
+def stream(seconds: float, ending: Any) -> Iterator[bytes]:
+    yield f"{os.getpid()}\n".encode()
+    until = time.monotonic() + seconds
+    poll = select.poll()
+    if ending is not None:
+        poll.register(ending.fileno(), select.POLLIN)
+    while (left := until - time.monotonic()) > 0:
+        if poll.poll(min(left, 0.5) * 1000):
+            assert ending.has_come()
+            yield b"ended by the application\n"
+            return
+        yield b"."
+    yield b"complete\n"
