@@ -2,7 +2,7 @@
 
 The way of a request: ``web`` reads it, ``openai.requests`` checks it, ``chat`` looks up its
 conversation, ``translate`` makes Dify's question of it, ``client`` sends that through the pool;
-``wire``, ``http1``, ``sse`` and ``dify.events`` turn the bytes that come back into events, of
+``wire``, ``http1``, ``sse`` and ``dify.payloads`` turn the bytes that come back into events, of
 which ``chat`` and ``openai.answers`` make what the caller gets. docs/architecture.md tells more.
 """
 

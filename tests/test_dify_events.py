@@ -15,16 +15,13 @@ from opendify.dify.events import (
     MessageEnded,
     NodeFinished,
     NodeStarted,
-    NotAnEvent,
     Reasoning,
     Replaced,
     RunFinished,
     Text,
     Usage,
-    collect_ids,
-    parse_event,
-    parse_payload,
 )
+from opendify.dify.payloads import NotAnEvent, collect_ids, parse_event, parse_payload
 from tests.fake_dify import recorded_streams, recording
 
 COMMON = {"conversation_id": "c", "message_id": "m", "created_at": 1705395332, "task_id": "t"}
@@ -173,6 +170,58 @@ EVENTS = [
     pytest.param({"event": "loop_completed", **COMMON}, None, id="loop_completed"),
     pytest.param({"event": "parallel_branch_started"}, None, id="parallel_branch_started"),
     pytest.param({"event": "agent_log", **COMMON, "data": {}}, None, id="agent_log"),
+    pytest.param(
+        {"event": "agent_log", **COMMON, "data": {"id": "l", "label": "CALL weather"}},
+        AgentStep("l", "", "weather", "", ""),
+        id="agent_log of a call",
+    ),
+    pytest.param(
+        {"event": "agent_log", **COMMON, "data": {"id": "l", "label": "ROUND 1"}},
+        None,
+        id="agent_log of a round",
+    ),
+    pytest.param(
+        {
+            "event": "node_finished",
+            **COMMON,
+            "data": {
+                "node_id": "llm",
+                "outputs": {"text": "hi", "reasoning_content": "Hm", "finish_reason": "length"},
+                "process_data": {"usage": USAGE},
+            },
+        },
+        NodeFinished(Usage(10, 5, 15), "length", "llm", "Hm"),
+        id="node_finished with reasoning kept apart",
+    ),
+    pytest.param(
+        finished("stopped", error="Max steps 500 reached."),
+        RunFinished("stopped", reason="Max steps 500 reached."),
+        id="workflow_finished, stopped for a reason",
+    ),
+    pytest.param(
+        {"event": "message_end", **COMMON, "files": [{"type": "link", "url": "http://a/b"}]},
+        MessageEnded(),
+        id="message_end with an object that is no file",
+    ),
+    pytest.param(
+        {
+            "event": "message_end",
+            **COMMON,
+            "files": [
+                {"type": "image", "url": "/files/a.png", "transfer_method": "local_file"},
+                {
+                    "id": "x",
+                    "related_id": "r",
+                    "type": "document",
+                    "remote_url": "http://a/b.pdf",
+                    "filename": "b.pdf",
+                    "transfer_method": "remote_url",
+                },
+            ],
+        },
+        MessageEnded(files=(FileMade("r", "document", "http://a/b.pdf", "b.pdf"),)),
+        id="message_end with a file of the question and one of the answer",
+    ),
     pytest.param(
         {"event": "reasoning_chunk", **COMMON, "data": {"reasoning": "Let me think"}},
         Reasoning("Let me think"),

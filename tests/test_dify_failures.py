@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opendify import errors
-from opendify.dify.events import Failed, parse_event, parse_payload
+from opendify.dify.events import Failed
 from opendify.dify.failures import MAX_MESSAGE, Refusal, parse_refusal, to_error
+from opendify.dify.payloads import parse_event, parse_payload
 from tests import schemas
 from tests.fake_dify import recorded_names, recorded_streams, recording
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from opendify.dify.fields import as_count, as_object, as_string, as_strings
+
 FILE_KINDS = ("image", "document", "audio", "video", "custom")
 
 _SIZE_LIMITS = {
@@ -57,26 +59,30 @@ class App:
 
 def parse_info(raw: Any) -> tuple[str, str, str]:
     """``GET /info``: mode, name and description, each empty where it is missing."""
-    info = _object(raw)
-    return _string(info.get("mode")), _string(info.get("name")), _string(info.get("description"))
+    info = as_object(raw)
+    return (
+        as_string(info.get("mode")),
+        as_string(info.get("name")),
+        as_string(info.get("description")),
+    )
 
 
 def parse_form(raw: Any) -> tuple[FormField, ...]:
     """The ``user_input_form`` of ``GET /parameters``: a list of ``{kind: {...}}``."""
     fields = []
     for item in raw if isinstance(raw, list) else []:
-        for kind, told in _object(item).items():
-            told = _object(told)
-            name = _string(told.get("variable"))
+        for kind, told in as_object(item).items():
+            told = as_object(told)
+            name = as_string(told.get("variable"))
             if name:
                 fields.append(
                     FormField(
                         name=name,
-                        kind=_string(told.get("type")) or kind,
+                        kind=as_string(told.get("type")) or kind,
                         required=told.get("required") is True,
                         default=told.get("default"),
-                        options=tuple(_strings(told.get("options"))),
-                        max_length=_count(told.get("max_length")),
+                        options=tuple(as_strings(told.get("options"))),
+                        max_length=as_count(told.get("max_length")),
                     )
                 )
     return tuple(fields)
@@ -84,25 +90,25 @@ def parse_form(raw: Any) -> tuple[FormField, ...]:
 
 def parse_file_rules(raw: Any) -> FileRules:
     """``file_upload`` and ``system_parameters`` of ``GET /parameters``."""
-    parameters = _object(raw)
-    upload = _object(parameters.get("file_upload"))
-    image = _object(upload.get("image"))
-    kinds = set(_strings(upload.get("allowed_file_types"))) if upload.get("enabled") else set()
+    parameters = as_object(raw)
+    upload = as_object(parameters.get("file_upload"))
+    image = as_object(upload.get("image"))
+    kinds = set(as_strings(upload.get("allowed_file_types"))) if upload.get("enabled") else set()
     if image.get("enabled"):
         kinds.add("image")
-    methods = _strings(upload.get("allowed_file_upload_methods"))
-    limits = _object(parameters.get("system_parameters"))
+    methods = as_strings(upload.get("allowed_file_upload_methods"))
+    limits = as_object(parameters.get("system_parameters"))
     return FileRules(
         kinds=frozenset(kinds),
         extensions=frozenset(
-            name.lower().lstrip(".") for name in _strings(upload.get("allowed_file_extensions"))
+            name.lower().lstrip(".") for name in as_strings(upload.get("allowed_file_extensions"))
         ),
-        methods=frozenset(methods or _strings(image.get("transfer_methods"))),
-        max_count=_count(upload.get("number_limits")) or _count(image.get("number_limits")),
+        methods=frozenset(methods or as_strings(image.get("transfer_methods"))),
+        max_count=as_count(upload.get("number_limits")) or as_count(image.get("number_limits")),
         max_bytes={
             kind: megabytes * 1024 * 1024
             for kind in FILE_KINDS
-            if (megabytes := _count(limits.get(_SIZE_LIMITS.get(kind, "file_size_limit"))))
+            if (megabytes := as_count(limits.get(_SIZE_LIMITS.get(kind, "file_size_limit"))))
         },
     )
 
@@ -110,29 +116,13 @@ def parse_file_rules(raw: Any) -> FileRules:
 def parse_app(info: Any, parameters: Any) -> App:
     """Both answers together; either may be None where Dify did not give it."""
     mode, name, description = parse_info(info)
-    told = _object(parameters)
+    told = as_object(parameters)
     return App(
         mode=mode,
         name=name,
         description=description,
         form=None if parameters is None else parse_form(told.get("user_input_form")),
         files=None if parameters is None else parse_file_rules(told),
-        speech_to_text=_object(told.get("speech_to_text")).get("enabled") is True,
-        suggestions=_object(told.get("suggested_questions_after_answer")).get("enabled") is True,
+        speech_to_text=as_object(told.get("speech_to_text")).get("enabled") is True,
+        suggestions=as_object(told.get("suggested_questions_after_answer")).get("enabled") is True,
     )
-
-
-def _object(raw: Any) -> dict[str, Any]:
-    return raw if isinstance(raw, dict) else {}
-
-
-def _string(raw: Any) -> str:
-    return raw if isinstance(raw, str) else ""
-
-
-def _strings(raw: Any) -> list[str]:
-    return [item for item in raw if isinstance(item, str)] if isinstance(raw, list) else []
-
-
-def _count(raw: Any) -> int:
-    return raw if isinstance(raw, int) and not isinstance(raw, bool) and raw > 0 else 0

@@ -23,8 +23,8 @@ from opendify.dify.events import (
     RunFinished,
     Text,
     Usage,
-    file_from,
 )
+from opendify.dify.payloads import file_from
 from opendify.files import links
 from opendify.telling import citations
 from opendify.telling.reasoning import ReasoningSplitter

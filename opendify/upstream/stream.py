@@ -9,8 +9,8 @@ import httpcore
 import httpx
 
 from opendify import errors, sse
-from opendify.dify.events import NotAnEvent, Payload, parse_payload
 from opendify.dify.failures import parse_refusal, to_error
+from opendify.dify.payloads import NotAnEvent, Payload, parse_payload
 from opendify.upstream.http1 import Answer, BadAnswer
 from opendify.upstream.wire import Wire
 

@@ -13,12 +13,10 @@ from opendify.dify.events import (
     Ids,
     MessageEnded,
     Paused,
-    Payload,
     RunFinished,
-    collect_ids,
-    parse_event,
 )
 from opendify.dify.failures import Refusal, to_error
+from opendify.dify.payloads import Payload, collect_ids, parse_event
 from opendify.upstream.client import DifyClient
 from opendify.upstream.stream import EventStream
 
