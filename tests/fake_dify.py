@@ -204,7 +204,7 @@ class FakeDify:
                 while (request := read_request(reader, number)) is not None:
                     if not self._play(connection, self._choose(request)):
                         return
-        except OSError:
+        except (OSError, ValueError):  # ValueError: it does not speak HTTP
             pass
         finally:
             self._open.discard(connection)

@@ -283,6 +283,29 @@ def test_a_broken_answer_is_an_error_and_is_not_asked_for_again(
     assert len(dify.asked()) == 1
 
 
+FAULTS_AFTER_TEXT = [
+    pytest.param(b"zz\r\n", id="a broken chunk"),
+    pytest.param(b"3\r\nHello\r\n", id="a chunk that is too short"),
+    pytest.param(chunk(b"data: hello\n\n"), id="an event that is no JSON"),
+    pytest.param(chunk(b"data: hello\n\n") + LAST_CHUNK, id="the same at the end"),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS_AFTER_TEXT)
+def test_what_came_before_a_fault_in_the_same_bytes_is_not_lost(
+    dify: FakeDify, client: DifyClient, model: Model, fault: bytes
+) -> None:
+    text = Chat().text("a")
+    dify.answers = [[STREAM_HEAD + chunk(text) + fault, FOREVER]]
+    stream = ask(client, model)
+    until = time.monotonic() + 5
+    assert stream.read(until) == [json.loads(text.removeprefix(b"data: "))]
+    with pytest.raises(errors.DifyBroken):
+        stream.read(until)
+    assert time.monotonic() < until
+    stream.close()
+
+
 REFUSED = [
     pytest.param("1.13.2/chat/wrong_key", errors.DifyAuthFailed, id="401"),
     pytest.param("1.13.2/chat/no_auth_header", errors.DifyAuthFailed, id="401 without a key"),

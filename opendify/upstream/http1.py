@@ -13,7 +13,10 @@ MAX_CHUNK_LINE = 4096
 
 
 class BadAnswer(ValueError):
-    """The bytes are no HTTP answer, or were cut short."""
+    """The bytes are no HTTP answer, or were cut short. ``body`` is what of the body came with
+    them, before the fault."""
+
+    body = b""
 
 
 class Answer:
@@ -89,7 +92,15 @@ class _Chunked:
 
     def feed(self, data: bytes) -> bytes:
         data = self._pending + data
-        pieces = []
+        pieces: list[bytes] = []
+        try:
+            self._cut(data, pieces)
+        except BadAnswer as exc:
+            exc.body = b"".join(pieces)
+            raise
+        return b"".join(pieces)
+
+    def _cut(self, data: bytes, pieces: list[bytes]) -> None:
         position = 0
         while position < len(data) and not self.complete:
             if self._left:
@@ -108,7 +119,6 @@ class _Chunked:
         self.surplus = self.complete and bool(self._pending)
         if not self.complete:
             _check_length(self._pending)
-        return b"".join(pieces)
 
     def _line(self, line: bytes) -> None:
         _check_length(line)

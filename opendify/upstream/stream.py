@@ -53,6 +53,7 @@ class EventStream:
         self._answer = Answer()
         self._decoder = sse.Decoder()
         self._refusal = b""
+        self._failure: errors.DifyError | None = None
         self._may_reconnect = True
         self._silent_since = time.monotonic()
 
@@ -60,9 +61,10 @@ class EventStream:
         """The events that arrive next, or an empty list when none came by ``until``.
 
         ``until`` is a time of ``time.monotonic``. None is the end of the stream. Raises
-        CallerGone, and DifyError for every other way in which an answer can fail to come.
+        CallerGone, and DifyError for every other way in which an answer can fail to come; what
+        came before a fault is handed out first.
         """
-        while not self._answer.complete:
+        while self._failure is None and not self._answer.complete:
             dead_at = self._silent_since + self._read_timeout
             data = self._receive(min(until, dead_at))
             if data is None:
@@ -78,6 +80,8 @@ class EventStream:
                 return payloads
             if self._silent_since >= until:
                 return []
+        if self._failure is not None:
+            raise self._failure
         return None
 
     def _receive(self, until: float) -> bytes | None:
@@ -90,8 +94,10 @@ class EventStream:
         if data == b"":
             if self._reconnect():
                 return b""
-            with self._cut_answers_translated():
+            try:
                 self._answer.end()
+            except BadAnswer as exc:
+                raise self._broken(exc) from exc
         elif data is not None:
             self._may_reconnect = False
         return data
@@ -113,10 +119,7 @@ class EventStream:
         return True
 
     def _events(self, data: bytes) -> list[Payload]:
-        if not data:
-            return []
-        with self._cut_answers_translated():
-            body = self._answer.feed(data)
+        body = self._body(data) if data else b""
         if not self._answer.status:
             return []
         if not self._is_event_stream():
@@ -124,10 +127,19 @@ class EventStream:
             if self._answer.complete or len(self._refusal) == MAX_REFUSAL_BYTES:
                 raise self._refused()
             return []
+        payloads: list[Payload] = []
         try:
-            return [parse_payload(raw) for raw in self._decoder.feed(body)]
+            payloads.extend(parse_payload(raw) for raw in self._decoder.feed(body))
         except (sse.EventTooLarge, NotAnEvent) as exc:
-            raise errors.DifyBroken(f"Dify sent an event that is unreadable ({exc}).") from exc
+            self._failure = errors.DifyBroken(f"Dify sent an event that is unreadable ({exc}).")
+        return payloads
+
+    def _body(self, data: bytes) -> bytes:
+        try:
+            return self._answer.feed(data)
+        except BadAnswer as exc:
+            self._failure = self._broken(exc)
+            return exc.body
 
     def _is_event_stream(self) -> bool:
         media_type = self._answer.headers.get("content-type", "")
@@ -147,14 +159,10 @@ class EventStream:
             )
         return to_error(parse_refusal(answer.status, answer.headers, self._refusal), self._model)
 
-    @contextmanager
-    def _cut_answers_translated(self) -> Iterator[None]:
-        try:
-            yield
-        except BadAnswer as exc:
-            if self._answer.status and not self._is_event_stream() and self._answer.status != 200:
-                raise self._refused() from exc
-            raise errors.DifyBroken(f"Dify's answer is broken: {exc}.") from exc
+    def _broken(self, exc: BadAnswer) -> errors.DifyError:
+        if self._answer.status not in (0, 200):
+            return self._refused()
+        return errors.DifyBroken(f"Dify's answer is broken: {exc}.")
 
     def drain(self) -> None:
         """Reads a finished answer to the end of its body for a moment, then closes."""
