@@ -10,7 +10,8 @@ from opendify.dify.events import MessageEnded
 from opendify.exchange import Caller, Exchange, Parts
 from opendify.openai import answers
 from opendify.openai.requests import ChatRequest
-from opendify.telling.narration import Ending, Narration, Said, Shown, Telling, Thought, Voided
+from opendify.telling.narration import Narration
+from opendify.telling.tellings import Ending, Said, Shown, Telling, Thought, Voided
 
 # What a request is answered with: by Dify, or without it.
 Asked = Exchange | LocalAnswer
@@ -64,6 +65,7 @@ class ChatService:
                     thought.append(text)
                 case Voided():
                     said.clear()
+                    thought.clear()
         ending = narration.ending
         exchange.settle("".join(said))
         answer = answers.completion(
@@ -87,9 +89,10 @@ class ChatService:
         narration = exchange.new_narration()
         said: list[str] = []
         for telling in _tellings(exchange, narration, KEEP_ALIVE_SECONDS):
-            if isinstance(telling, Said):
-                said.append(telling.text)
-            yield None if telling is None else _to_chunk(head, telling)
+            chunk = None if telling is None else _to_chunk(head, telling)
+            if chunk is not None:
+                said.append(chunk["choices"][0]["delta"].get("content", ""))
+            yield chunk
         exchange.settle("".join(said))
         ending = narration.ending
         delta = {"annotations": ending.annotations} if ending.annotations else {}

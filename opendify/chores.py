@@ -15,7 +15,7 @@ from opendify import errors, openwebui, tasks
 from opendify.config.models import Model
 from opendify.dify import asides, routes
 from opendify.dify.apps import App
-from opendify.dify.events import Event, FileMade, Ids, MessageEnded, Text
+from opendify.dify.events import Event, Ids, MessageEnded, Text
 from opendify.exchange import Caller, Exchange, Parts, owner_of
 from opendify.openai.requests import ChatRequest
 from opendify.telling.narration import Narration
@@ -153,5 +153,5 @@ class Chores:
         return self._parts.client.call(model, method, path, CALL_SECONDS, **content)
 
 
-def _no_link(file: FileMade) -> str:
+def _no_link(url: str, name: str, kind: str) -> str:
     return ""

@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from opendify import errors, translate
 from opendify.chats import Chat, Owner
@@ -123,7 +124,7 @@ class Exchange:
         return Narration(
             self._model,
             self._app.mode,
-            lambda file: self._parts.relay.link(self._model, file.url, file.name, file.kind),
+            partial(self._parts.relay.link, self._model),
             self.request.stop,
             citations.form_for(self._model.citations, caller.in_open_webui, streamed),
         )

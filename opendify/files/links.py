@@ -84,3 +84,10 @@ def find_dify_file(url: str) -> DifyFile | None:
     if match is None or match.end() != len(parts.path) or len(signature) < len(_SIGNATURE):
         return None
     return DifyFile(match[1], urlencode(signature))
+
+
+def identity(url: str) -> str:
+    """What two links to one file of Dify's share, whatever their host, name and signature are."""
+    path = url.partition("?")[0]
+    match = _DIFY_FILE.search(path)
+    return match[1].lower() if match else path

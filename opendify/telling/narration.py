@@ -3,9 +3,8 @@
 The same telling serves streamed and gathered answers, so that they cannot differ. No I/O.
 """
 
-import json
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from opendify.config.models import Model
@@ -24,71 +23,34 @@ from opendify.dify.events import (
     Text,
     Usage,
 )
-from opendify.dify.payloads import file_from
 from opendify.files import links
-from opendify.telling import citations
-from opendify.telling.reasoning import ReasoningSplitter
-from opendify.telling.stopping import StopCutter
+from opendify.telling import citations, outputs
+from opendify.telling.reasoning import Piece, ReasoningSplitter, split
+from opendify.telling.tellings import Ending, Said, Shown, Telling, Thought, Voided, status
+from opendify.telling.wording import Wording
 
 # Nodes that every graph has and that do no work worth showing.
 _SILENT_NODES = ("start", "end", "answer")
 
-# The outputs of a workflow that hold its text, by the names people give them.
-_TEXT_OUTPUTS = ("text", "answer", "result", "output")
+# Why Dify stops a run by itself: APP_MAX_EXECUTION_TIME and the like.
+_LIMIT = re.compile(r"\bmax|exceed|time ?out", re.IGNORECASE)
 
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """The next piece of the answer's text."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Thought:
-    """The next piece of what is shown as reasoning."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """Something that Open WebUI shows beside the answer: its ``status`` and ``source`` events."""
-
-    event: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Voided:
-    """All that was said is void; ``was`` is false when that was nothing."""
-
-    was: bool
-
-
-Telling = Said | Thought | Shown | Voided
-
-
-@dataclass(slots=True)
-class Ending:
-    """How the answer ended, known after the last event."""
-
-    finish_reason: str = "stop"
-    usage: Usage | None = None
-    annotations: list[dict[str, Any]] = field(default_factory=list)
-    resources: Sequence[Mapping[str, Any]] = ()
-    run_status: str = ""
+_NOTES = {
+    "stopped": "(The run was stopped before its end.)",
+    "partial-succeeded": "(The run ended with errors in some of its steps.)",
+}
 
 
 class Narration:
-    """Tells one answer. ``link`` gives the address under which callers reach a file of Dify's;
-    ``mode`` is that of the app; ``stops`` are the caller's stop sequences; ``citation_form`` comes
-    from ``citations.form_for``."""
+    """Tells one answer. ``link`` gives the address under which callers reach a file of Dify's, from
+    Dify's address, a name and Dify's word for its kind; ``mode`` is that of the app; ``stops`` are
+    the caller's stop sequences; ``citation_form`` comes from ``citations.form_for``."""
 
     def __init__(
         self,
         model: Model,
         mode: str,
-        link: Callable[[FileMade], str],
+        link: Callable[[str, str, str], str],
         stops: Sequence[str],
         citation_form: str,
     ) -> None:
@@ -98,12 +60,15 @@ class Narration:
         self._link = link
         self._citation_form = citation_form
         self._splitter = ReasoningSplitter()
-        self._cutter = StopCutter(stops)
+        self._wording = Wording(stops, link)
         self._node = ""
-        self._said: list[str] = []
+        self._heard: dict[str, list[str]] = {}
+        self._reasoned_nodes: set[str] = set()
         self._agent_spoke = False
+        self._was_replaced = False
+        self._is_thinking_inline = False
         self._steps: dict[str, AgentStep] = {}
-        self._files: set[str] = set()
+        self._files: dict[str, tuple[FileMade, str]] = {}
         self._status_open = False
         self._node_usage: list[Usage] = []
         self._run: RunFinished | None = None
@@ -111,32 +76,33 @@ class Narration:
     @property
     def is_cut(self) -> bool:
         """Whether a stop sequence of the caller has ended the answer."""
-        return self._cutter.hit
+        return self._wording.is_cut
 
     def tell(self, event: Event) -> list[Telling]:  # noqa: C901 one match over a closed set
         """What this event gives the caller, in order."""
         match event:
             case Text():
                 return self._tell_text(event)
-            case Reasoning(text):
+            case Reasoning(text, node):
+                self._reasoned_nodes.add(node)
                 return self._think(text)
             case Replaced(text):
                 return self._replace(text)
             case AgentStep():
                 return self._tell_step(event)
             case FileMade():
-                return self._tell_file(event)
+                self._note_file(event)
             case NodeStarted(title, kind) if kind not in _SILENT_NODES:
-                return self._progress(f"{title or kind}")
-            case NodeFinished(usage, finish_reason):
-                self._note_node(usage, finish_reason)
+                return self._progress(title or kind)
+            case NodeFinished():
+                return self._note_node(event)
             case HumanInputNeeded(form, actions):
                 choices = f"\n\n({' / '.join(actions)})" if actions else ""
-                return self._say(f"{self._gap()}{form}{choices}")
+                return self._add(f"{form}{choices}".strip())
             case Paused():
-                return self._say(f"{self._gap()}(waiting for human input in Dify)")
+                return self._add("(waiting for human input in Dify)")
             case RunFinished():
-                self._run = event
+                self._note_run(event)
             case _:
                 pass
         return []
@@ -144,16 +110,17 @@ class Narration:
     def end(self, event: MessageEnded) -> list[Telling]:
         """What is told last; ``ending`` is complete afterwards."""
         told = self._pieces(self._splitter.close())
-        if not self._said and self._run is not None:
-            told += self._say(self._output_text(self._run.outputs))
-        for file in [*event.files, *self._output_files()]:
-            told += self._tell_file(file)
-        told += self._say_how_the_run_ended()
+        told += self._tell_outputs()
+        told += self._end_inline_thinking()
+        told += self._spoken(self._wording.rest())
+        for file in event.files:
+            self._note_file(file)
+        told += self._tell_files()
+        if self._run is not None and self._mode == "workflow":
+            told += self._add(_NOTES.get(self._run.status, ""))
         told += self._cite(event.resources)
-        if rest := self._cutter.close():
-            told += self._spoken(rest)
         if self._status_open:
-            told.append(Shown(_status("", done=True)))
+            told.append(status("", done=True))
         self.ending.usage = self._usage(event.usage)
         return told
 
@@ -162,46 +129,72 @@ class Narration:
         if event.node != self._node:
             self._node = event.node
             told += self._pieces(self._splitter.section())
+        text = event.text
         if event.event == "agent_message":
             self._agent_spoke = True
-        text = event.text
-        if self._agent_spoke and event.event == "message":
+        elif self._agent_spoke and event.event == "message":
             # The new agents of Dify 1.15 repeat the whole answer at its end.
-            said = "".join(self._said)
-            text = text.removeprefix(said) if text.startswith(said) else ""
-        if not text:
-            return told
-        if self._model.reasoning == "inline":
-            return told + self._say(text)
-        return told + self._pieces(self._splitter.feed(text))
+            heard = self._heard_all()
+            text = text.removeprefix(heard) if text.startswith(heard) else ""
+        if text:
+            self._heard.setdefault(event.node, []).append(text)
+            told += self._tell_heard(text)
+        return told
 
-    def _pieces(self, pieces: Sequence[Any]) -> list[Telling]:
+    def _tell_heard(self, text: str) -> list[Telling]:
+        if self._model.reasoning == "inline":
+            return self._say(text)
+        return self._pieces(self._splitter.feed(text))
+
+    def _heard_all(self) -> str:
+        return "".join(text for texts in self._heard.values() for text in texts)
+
+    def _pieces(self, pieces: Sequence[Piece]) -> list[Telling]:
         told: list[Telling] = []
         for piece in pieces:
             told += self._think(piece.text) if piece.is_reasoning else self._say(piece.text)
         return told
 
     def _say(self, text: str) -> list[Telling]:
-        text = self._cutter.feed(text)
-        return self._spoken(text) if text else []
+        return [*self._end_inline_thinking(), *self._spoken(self._wording.feed(text))]
+
+    def _add(self, paragraph: str) -> list[Telling]:
+        if not paragraph:
+            return []
+        told = self._pieces(self._splitter.section())
+        told += self._end_inline_thinking()
+        return told + self._spoken(self._wording.add(paragraph))
 
     def _spoken(self, text: str) -> list[Telling]:
-        self._said.append(text)
+        if not text:
+            return []
         told: list[Telling] = [Said(text)]
         if self._status_open:
             self._status_open = False
-            told.insert(0, Shown(_status("", done=True)))
+            told.insert(0, status("", done=True))
         return told
 
     def _think(self, text: str) -> list[Telling]:
-        return [Thought(text)] if text and self._model.reasoning != "drop" else []
+        if not text or self._model.reasoning == "drop":
+            return []
+        if self._model.reasoning == "split":
+            return [Thought(text)]
+        opening = "" if self._is_thinking_inline else "<think>\n"
+        self._is_thinking_inline = True
+        return self._spoken(self._wording.insert(opening + text))
+
+    def _end_inline_thinking(self) -> list[Telling]:
+        if not self._is_thinking_inline:
+            return []
+        self._is_thinking_inline = False
+        return self._spoken(self._wording.insert("\n</think>\n\n"))
 
     def _replace(self, text: str) -> list[Telling]:
         self.ending.finish_reason = "content_filter"
+        self._was_replaced = True
+        self._is_thinking_inline = False
         self._splitter = ReasoningSplitter()
-        voided = Voided(bool(self._said))
-        self._said.clear()
-        return [voided, *self._say(text)]
+        return [Voided(self._wording.void()), *self._say(text)]
 
     def _tell_step(self, step: AgentStep) -> list[Telling]:
         told: list[Telling] = []
@@ -210,7 +203,7 @@ class Narration:
         known = self._steps.get(step.id) or AgentStep(step.id, "", "", "", "")
         self._steps[step.id] = step
         if step.tool and not known.tool:
-            if step.thought and step.thought.strip() not in "".join(self._said):
+            if step.thought.strip() and step.thought.strip() not in self._heard_all():
                 told += self._show_step(step.thought.strip())
             told += self._show_step(f"{step.tool}({step.tool_input})")
         if step.observation and not known.observation:
@@ -227,90 +220,72 @@ class Narration:
             return [Thought(f"{line}\n")]
         if self._model.progress == "status":
             self._status_open = True
-            return [Shown(_status(line, done=False))]
+            return [status(line, done=False)]
         return []
 
-    def _tell_file(self, file: FileMade) -> list[Telling]:
-        names = {file.id or file.url, file.url.partition("?")[0]}
-        said = "".join(self._said)
-        if names & self._files or any(name and name in said for name in names):
+    def _note_file(self, file: FileMade) -> None:
+        """The file is shown at the end, where the text has no link to it by then; but its address
+        is made now, since Dify's link may be dead at the end."""
+        identity = links.identity(file.url)
+        if identity not in self._files and not self._wording.holds(file.url):
+            name = file.name or file.url.partition("?")[0].rpartition("/")[2]
+            self._files[identity] = (
+                file,
+                links.markdown(
+                    name, self._link(file.url, file.name, file.kind), file.kind == "image"
+                ),
+            )
+
+    def _tell_files(self) -> list[Telling]:
+        told: list[Telling] = []
+        for file, shown in self._files.values():
+            if not self._wording.holds(file.url):
+                told += self._add(shown)
+        return told
+
+    def _note_node(self, node: NodeFinished) -> list[Telling]:
+        if node.usage is not None:
+            self._node_usage.append(node.usage)
+        if node.finish_reason and self.ending.finish_reason in ("stop", "length"):
+            self.ending.finish_reason = "length" if node.finish_reason == "length" else "stop"
+        if node.node not in self._heard or node.node in self._reasoned_nodes:
             return []
-        self._files |= names
-        name = file.name or file.url.partition("?")[0].rpartition("/")[2]
-        shown = links.markdown(name, self._link(file), file.kind == "image")
-        return self._say(f"{self._gap()}{shown}\n")
+        return self._think(node.reasoning)
 
-    def _gap(self) -> str:
-        return "\n\n" if self._said and not self._said[-1].endswith("\n") else ""
+    def _note_run(self, run: RunFinished) -> None:
+        self._run = run
+        self.ending.run_status = run.status
+        if run.status == "stopped" and _LIMIT.search(run.reason):
+            self.ending.finish_reason = "length"
 
-    def _note_node(self, usage: Usage | None, finish_reason: str) -> None:
-        if usage is not None:
-            self._node_usage.append(usage)
-        if finish_reason and self.ending.finish_reason in ("stop", "length"):
-            self.ending.finish_reason = "length" if finish_reason == "length" else "stop"
-
-    def _output_text(self, outputs: Mapping[str, Any]) -> str:
-        if self._model.output:
-            return _as_text(outputs.get(self._model.output))
-        told = {name: value for name, value in outputs.items() if not _is_file(value)}
-        if len(told) == 1:
-            return _as_text(next(iter(told.values())))
-        for name in _TEXT_OUTPUTS:
-            if isinstance(told.get(name), str) and all(
-                not value for other, value in told.items() if other != name
-            ):
-                return str(told[name])
-        return f"```json\n{_as_text(told)}\n```" if told else ""
-
-    def _output_files(self) -> list[FileMade]:
-        outputs = self._run.outputs.values() if self._run else ()
-        items = [item for value in outputs for item in (value if _is_list(value) else [value])]
-        return [file for item in items if (file := file_from(item))]
-
-    def _say_how_the_run_ended(self) -> list[Telling]:
-        if self._run is None:
+    def _tell_outputs(self) -> list[Telling]:
+        if self._run is None or self._was_replaced:
             return []
-        self.ending.run_status = self._run.status
-        note = {
-            "stopped": "(The run was stopped before its end.)",
-            "partial-succeeded": "(The run ended with errors in some of its steps.)",
-        }.get(self._run.status)
-        if note is None or self._mode != "workflow":
-            return []
-        return self._say(f"{self._gap()}{note}")
+        told: list[Telling] = []
+        if self._mode == "workflow" or not self._heard:
+            heard = ["".join(texts) for texts in self._heard.values()]
+            known = {*heard, *(split(text)[0] for text in heard), self._heard_all()}
+            text = outputs.text_of(self._run.outputs, known, self._model.output)
+            if text and self._heard:
+                told += self._spoken(self._wording.begin_paragraph())
+            told += self._tell_heard(text) + self._pieces(self._splitter.close())
+        for file in outputs.files_of(self._run.outputs):
+            if self._mode == "workflow" or not file.was_uploaded:
+                self._note_file(file)
+        return told
 
     def _cite(self, resources: Sequence[Mapping[str, Any]]) -> list[Telling]:
         self.ending.resources = resources
         cited = citations.cite(resources, self._citation_form)
         self.ending.annotations = cited.annotations
         told: list[Telling] = [Shown(event) for event in cited.events]
-        return told + (self._say(f"{self._gap()}{cited.markdown}") if cited.markdown else [])
+        return told + self._add(cited.markdown)
 
     def _usage(self, told: Usage | None) -> Usage | None:
         """Dify's own sum, else that of the nodes, else the run's total."""
-        if told is not None:
+        if told is not None and told.total_tokens:
             return told
         total = self._run.total_tokens if self._run else 0
         prompt = sum(usage.prompt_tokens for usage in self._node_usage)
         total = max(total, sum(usage.total_tokens for usage in self._node_usage))
-        return Usage(prompt, total - prompt, total) if total else None
-
-
-def _status(description: str, done: bool) -> dict[str, Any]:
-    return {"type": "status", "data": {"description": description, "done": done}}
-
-
-def _as_text(value: Any) -> str:
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list)
-
-
-def _is_file(value: Any) -> bool:
-    if isinstance(value, list):
-        return bool(value) and all(file_from(item) for item in value)
-    return file_from(value) is not None
+        return Usage(prompt, total - prompt, total) if total else told

@@ -1,0 +1,484 @@
+"""What the caller gets of an answer's events, one story a row."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opendify.config.models import Model
+from opendify.dify.events import (
+    AgentStep,
+    Event,
+    FileMade,
+    HumanInputNeeded,
+    MessageEnded,
+    NodeFinished,
+    NodeStarted,
+    Paused,
+    Reasoning,
+    Replaced,
+    RunFinished,
+    Text,
+    Usage,
+)
+from opendify.telling.narration import Narration
+from opendify.telling.tellings import Ending, Said, Shown, Thought, Voided
+
+UUID = "0ccfe981-f968-4678-80ae-335266227dac"
+SIGNED = "timestamp=1&nonce=2&sign=3"
+CAT = FileMade("f", "image", f"/files/tools/{UUID}.png?{SIGNED}", "cat.png")
+CAT_IN_TEXT = f"![cat](https://other.host/files/tools/{UUID}.png?{SIGNED})"
+CAT_FILE = {"type": "image", "transfer_method": "tool_file", "url": CAT.url, "filename": "cat.png"}
+SHOWN_CAT = "![cat.png](our/cat.png)"
+
+
+@dataclass
+class Told:
+    said: str = ""
+    thought: str = ""
+    shown: list[Any] = field(default_factory=list)
+    streamed: str = ""
+    ending: Ending = field(default_factory=Ending)
+
+
+def link(url: str, name: str, kind: str) -> str:
+    return f"our/{name or kind}"
+
+
+def narrate(  # noqa: C901 one match over a closed set
+    events: Sequence[Event],
+    mode: str = "chat",
+    stops: Sequence[str] = (),
+    form: str = "auto",
+    **settings: str,
+) -> Told:
+    """Tells the events as ChatService does; the last one is a MessageEnded."""
+    narration = Narration(Model("m", "k", "b", **settings), mode, link, stops, form)
+    told = Told(ending=narration.ending)
+    for event in events:
+        if narration.is_cut:
+            event = MessageEnded()
+        is_last = isinstance(event, MessageEnded)
+        for telling in narration.end(event) if is_last else narration.tell(event):
+            match telling:
+                case Said(text):
+                    assert text
+                    told.said += text
+                    told.streamed += text
+                case Thought(text):
+                    told.thought += text
+                case Shown(shown):
+                    told.shown.append(shown)
+                case Voided(was):
+                    told.said = told.thought = ""
+                    told.streamed += "\n\n" if was else ""
+        if is_last:
+            break
+    return told
+
+
+def run(*events: Event, outputs: dict[str, Any] | None = None, status: str = "succeeded") -> Any:
+    return [*events, RunFinished(status, 7, outputs or {}), MessageEnded()]
+
+
+def chunk(text: str, node: str = "llm") -> Text:
+    return Text(text, node, "text_chunk")
+
+
+WORKFLOWS = [
+    ("one text", run(outputs={"text": "Done"}), {}, "Done"),
+    ("one number", run(outputs={"score": 0}), {}, "0"),
+    ("nothing", run(outputs={}), {}, ""),
+    ("empty outputs", run(outputs={"text": "", "other": None, "list": []}), {}, ""),
+    ("one text beside nothing", run(outputs={"x": "Done", "y": None}), {}, "Done"),
+    (
+        "several",
+        run(outputs={"text": "猫", "score": 0.5}),
+        {},
+        '```json\n{\n  "text": "猫",\n  "score": 0.5\n}\n```',
+    ),
+    ("the configured one", run(outputs={"a": "A", "b": "B"}), {"output": "b"}, "B"),
+    ("a configured one that this branch lacks", run(outputs={"a": "A"}), {"output": "b"}, "A"),
+    (
+        "streamed text is not repeated",
+        run(chunk("Do"), chunk("ne"), outputs={"t": "Done"}),
+        {},
+        "Done",
+    ),
+    (
+        "what was not streamed is not lost",
+        run(chunk("Done"), outputs={"t": "Done", "language": "en"}),
+        {},
+        "Done\n\nen",
+    ),
+    (
+        "two streamed at once",
+        run(chunk("A1"), chunk("B1", "n"), chunk("A2"), outputs={"a": "A1A2", "b": "B1"}),
+        {},
+        "A1B1A2",
+    ),
+    (
+        "only the configured one beside streamed text",
+        run(chunk("Done"), outputs={"t": "Done", "x": 1, "y": 2}),
+        {"output": "y"},
+        "Done\n\n2",
+    ),
+    ("a file", run(outputs={"picture": CAT_FILE}), {}, SHOWN_CAT),
+    ("files and text", run(outputs={"t": "Two", "p": [CAT_FILE]}), {}, f"Two\n\n{SHOWN_CAT}"),
+    (
+        "an object that is no file",
+        run(outputs={"news": {"type": "link", "url": "http://a/b"}}),
+        {},
+        '{\n  "type": "link",\n  "url": "http://a/b"\n}',
+    ),
+    (
+        "stopped",
+        run(chunk("Do"), status="stopped"),
+        {},
+        "Do\n\n(The run was stopped before its end.)",
+    ),
+    (
+        "partly",
+        run(outputs={"t": "Half"}, status="partial-succeeded"),
+        {},
+        "Half\n\n(The run ended with errors in some of its steps.)",
+    ),
+    (
+        "waiting for a person",
+        [HumanInputNeeded("Please review", ("Approve", "Reject")), Paused(), MessageEnded()],
+        {},
+        "Please review\n\n(Approve / Reject)\n\n(waiting for human input in Dify)",
+    ),
+    (
+        "moderated to nothing",
+        run(chunk("Bad"), Replaced(""), outputs={"t": "Bad"}),
+        {},
+        "",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("events", "settings", "expected"),
+    [row[1:] for row in WORKFLOWS],
+    ids=[row[0] for row in WORKFLOWS],
+)
+def test_a_workflow_tells_its_outputs_once(
+    events: list[Event], settings: dict[str, str], expected: str
+) -> None:
+    assert narrate(events, mode="workflow", **settings).said == expected
+
+
+END = MessageEnded()
+CHATS: list[tuple[str, list[Event], dict[str, Any], str, str]] = [
+    ("text", [Text("Hi"), Text(" 你好"), END], {}, "Hi 你好", ""),
+    ("thinking", [Text("<thi"), Text("nk>Hm</think>Hi"), END], {}, "Hi", "Hm"),
+    (
+        "thinking inline",
+        [Text("<think>Hm</think>Hi"), END],
+        {"reasoning": "inline"},
+        "<think>Hm</think>Hi",
+        "",
+    ),
+    ("thinking dropped", [Text("<think>Hm</think>Hi"), END], {"reasoning": "drop"}, "Hi", ""),
+    ("thinking apart", [Reasoning("H"), Reasoning("m"), Text("Hi"), END], {}, "Hi", "Hm"),
+    (
+        "thinking apart, inline",
+        [Reasoning("H"), Reasoning("m"), Text("Hi"), END],
+        {"reasoning": "inline"},
+        "<think>\nHm\n</think>\n\nHi",
+        "",
+    ),
+    (
+        "nothing but thinking apart, inline",
+        [Reasoning("Hm"), END],
+        {"reasoning": "inline"},
+        "<think>\nHm\n</think>\n\n",
+        "",
+    ),
+    (
+        "thinking that Dify keeps apart until the node ends",
+        [Text("Hi", "llm"), NodeFinished(None, "stop", "llm", "Hm"), END],
+        {},
+        "Hi",
+        "Hm",
+    ),
+    (
+        "thinking that was streamed is not told again",
+        [Reasoning("Hm", "llm"), Text("Hi", "llm"), NodeFinished(None, "", "llm", "Hm"), END],
+        {},
+        "Hi",
+        "Hm",
+    ),
+    (
+        "what a node thinks whose text nobody sees",
+        [NodeFinished(None, "stop", "inner", "secret"), Text("Hi", "llm"), END],
+        {},
+        "Hi",
+        "",
+    ),
+    ("replaced", [Text("Bad"), Replaced("Better"), Text("!"), END], {}, "Better!", ""),
+    ("replaced thoughts", [Text("<think>Bad</think>x"), Replaced("Better"), END], {}, "Better", ""),
+    ("replaced by nothing", [Text("Bad"), Replaced(""), END], {}, "", ""),
+    (
+        "replaced while something was held back",
+        [Text("Bad EN"), Replaced("Better"), END],
+        {"stops": ["END"]},
+        "Better",
+        "",
+    ),
+    ("cut", [Text("One ST"), Text("OP two"), Text("three"), END], {"stops": ["STOP"]}, "One ", ""),
+    ("cut, and files before it", [CAT, Text("One STOP"), END], {"stops": ["STOP"]}, "One ", ""),
+    (
+        "what is added is not cut",
+        [Text("One"), CAT, END],
+        {"stops": ["\n\n", "!["]},
+        f"One\n\n{SHOWN_CAT}",
+        "",
+    ),
+    ("a file", [Text("Here"), CAT, END], {}, f"Here\n\n{SHOWN_CAT}", ""),
+    (
+        "a file that is told three times",
+        [CAT, Text("Here"), CAT, MessageEnded(files=(CAT, FileMade("other", "image", CAT.url)))],
+        {},
+        f"Here\n\n{SHOWN_CAT}",
+        "",
+    ),
+    ("a file in the text before", [Text(CAT_IN_TEXT), CAT, END], {}, "![cat](our/cat)", ""),
+    ("a file in the text after", [CAT, Text(CAT_IN_TEXT), END], {}, "![cat](our/cat)", ""),
+    (
+        "a link cut anywhere",
+        [*map(Text, CAT_IN_TEXT), MessageEnded(files=(CAT,))],
+        {},
+        "![cat](our/cat)",
+        "",
+    ),
+    (
+        "a file from elsewhere that the text shows",
+        [
+            Text("![x](https://cdn.example/x.png)"),
+            FileMade("", "image", "https://cdn.example/x.png"),
+            END,
+        ],
+        {},
+        "![x](https://cdn.example/x.png)",
+        "",
+    ),
+    ("half a link at the end", [Text("See [a](/files/too"), END], {}, "See [a](/files/too", ""),
+    (
+        "an answer that only the run tells",
+        [RunFinished("succeeded", 0, {"answer": "Hi"}), END],
+        {"mode": "advanced-chat"},
+        "Hi",
+        "",
+    ),
+    (
+        "an answer of thoughts alone is not told again",
+        [Text("<think>Hm"), RunFinished("succeeded", 0, {"answer": "<think>Hm"}), END],
+        {"mode": "advanced-chat"},
+        "",
+        "Hm",
+    ),
+    (
+        "an upload of the question among the outputs",
+        [
+            Text("Nice"),
+            RunFinished(
+                "succeeded",
+                0,
+                {"answer": "Nice", "files": [CAT_FILE | {"transfer_method": "local_file"}]},
+            ),
+            END,
+        ],
+        {"mode": "advanced-chat"},
+        "Nice",
+        "",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("events", "settings", "said", "thought"), [row[1:] for row in CHATS], ids=[r[0] for r in CHATS]
+)
+def test_an_answer_is_told(
+    events: list[Event], settings: dict[str, Any], said: str, thought: str
+) -> None:
+    told = narrate(events, **settings)
+    assert (told.said, told.thought) == (said, thought)
+
+
+def spoken(text: str) -> Text:
+    return Text(text, "", "agent_message")
+
+
+AGENTS: list[tuple[str, list[Event], dict[str, str], str, str]] = [
+    (
+        "a thought that was said already",
+        [
+            AgentStep("1", "", "", "", ""),
+            spoken("Let me look."),
+            AgentStep("1", "Let me look.", "clock", "{}", ""),
+            AgentStep("1", "Let me look.", "clock", "{}", "noon"),
+            AgentStep("2", "", "", "", ""),
+            spoken("It is noon."),
+            AgentStep("2", "It is noon.", "", "", ""),
+            END,
+        ],
+        {},
+        "Let me look.It is noon.",
+        "clock({})\n→ noon\n",
+    ),
+    (
+        "a thought that was said as reasoning",
+        [
+            spoken("<think>Hm</think>Look"),
+            AgentStep("1", "<think>Hm</think>Look", "clock", "{}", ""),
+            END,
+        ],
+        {},
+        "Look",
+        "Hmclock({})\n",
+    ),
+    (
+        "a thought of its own",
+        [AgentStep("1", "I need the time", "clock", "{}", "noon"), spoken("Noon."), END],
+        {},
+        "Noon.",
+        "I need the time\nclock({})\n→ noon\n",
+    ),
+    (
+        "steps off",
+        [AgentStep("1", "x", "clock", "{}", "noon"), spoken("Noon."), END],
+        {"agent_steps": "off"},
+        "Noon.",
+        "",
+    ),
+    (
+        "a new agent says all again",
+        [spoken("<think>Hm</think>No"), spoken("on."), Text("<think>Hm</think>Noon."), END],
+        {},
+        "Noon.",
+        "Hm",
+    ),
+    ("a new agent says more at the end", [spoken("No"), Text("Noon."), END], {}, "Noon.", ""),
+]
+
+
+@pytest.mark.parametrize(
+    ("events", "settings", "said", "thought"), [r[1:] for r in AGENTS], ids=[r[0] for r in AGENTS]
+)
+def test_an_agent_shows_its_steps_and_repeats_nothing(
+    events: list[Event], settings: dict[str, str], said: str, thought: str
+) -> None:
+    told = narrate(events, mode="agent-chat", **settings)
+    assert (told.said, told.thought) == (said, thought)
+
+
+NODE = NodeFinished(Usage(10, 5, 15), "stop")
+ENDINGS: list[tuple[str, list[Event], Ending]] = [
+    ("what Dify sums", [NODE, MessageEnded(Usage(1, 2, 3))], Ending(usage=Usage(1, 2, 3))),
+    (
+        "zeros are no sum",
+        [NODE, NODE, MessageEnded(Usage(0, 0, 0))],
+        Ending(usage=Usage(20, 10, 30)),
+    ),
+    ("zeros are all there is", [MessageEnded(Usage(0, 0, 0))], Ending(usage=Usage(0, 0, 0))),
+    ("no count at all", [MessageEnded()], Ending()),
+    ("only a total", run(), Ending(usage=Usage(0, 7, 7), run_status="succeeded")),
+    ("the nodes' sum", run(NODE), Ending(usage=Usage(10, 5, 15), run_status="succeeded")),
+    ("too long", [NodeFinished(None, "length"), END], Ending("length")),
+    (
+        "the last node counts",
+        [NodeFinished(None, "length"), NODE, MessageEnded(Usage(1, 1, 2))],
+        Ending(usage=Usage(1, 1, 2)),
+    ),
+    ("moderated", [Replaced("x"), NodeFinished(None, "length"), END], Ending("content_filter")),
+    (
+        "stopped by a limit",
+        [RunFinished("stopped", 0, {}, "Max steps 500 reached."), END],
+        Ending("length", run_status="stopped"),
+    ),
+    (
+        "stopped by somebody",
+        [RunFinished("stopped", 0, {}, "Workflow stopped by user."), END],
+        Ending(run_status="stopped"),
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"), [r[1:] for r in ENDINGS], ids=[r[0] for r in ENDINGS]
+)
+def test_an_answer_ends(events: list[Event], expected: Ending) -> None:
+    assert narrate(events).ending == expected
+
+
+def status(text: str, done: bool) -> dict[str, Any]:
+    return {"type": "status", "data": {"description": text, "done": done}}
+
+
+def test_progress_is_shown_until_the_text_comes() -> None:
+    nodes = [NodeStarted("Start", "start"), NodeStarted("Search", "tool"), Text("Hi"), END]
+    told = narrate(nodes, progress="status")
+    assert told.shown == [status("Search", False), status("", True)]
+    assert narrate(nodes, progress="reasoning").thought == "Search\n"
+    assert narrate(nodes).shown == []
+    silent = narrate([NodeStarted("", "tool"), END], progress="status")
+    assert silent.shown == [status("tool", False), status("", True)]
+
+
+def test_sources_come_last_and_in_one_form() -> None:
+    sources = MessageEnded(resources=({"document_name": "Manual.pdf", "content": "p"},))
+    listed = "Hi\n\n**Sources**\n\n1. Manual.pdf"
+    assert narrate([Text("Hi"), sources]).said == listed
+    assert narrate([Text("Hi ###"), sources], stops=["###"]).said == "Hi "
+    assert narrate([Text("Hi"), sources], form="events").shown[0]["type"] == "source"
+
+
+PIECES = st.lists(
+    st.sampled_from(
+        [
+            "<think>",
+            "</think>",
+            "<details>",
+            "\n",
+            " ",
+            "a",
+            "猫",
+            "🐱",
+            "ST",
+            "OP",
+            "STOP",
+            "](",
+            "![x",
+            f"/files/tools/{UUID}.png?",
+            SIGNED,
+            ")",
+        ]
+    ),
+    max_size=12,
+)
+
+
+@given(
+    pieces=PIECES,
+    size=st.integers(1, 7),
+    stops=st.sampled_from([(), ("STOP",), ("\n", "a猫")]),
+    reasoning=st.sampled_from(["split", "inline", "drop"]),
+)
+def test_how_the_text_is_cut_changes_nothing(
+    pieces: list[str], size: int, stops: tuple[str, ...], reasoning: str
+) -> None:
+    text = "".join(pieces)
+    cut = [text[at : at + size] for at in range(0, len(text), size)]
+    whole, parts = (
+        narrate([*map(Text, texts), END], stops=stops, reasoning=reasoning)
+        for texts in ([text], cut)
+    )
+    assert parts.said == parts.streamed == whole.said
+    assert whole.thought.startswith(parts.thought)
+    if not stops:
+        assert parts.thought == whole.thought
