@@ -18,8 +18,9 @@ import httpx
 
 import gunicorn_config
 from opendify.administration import Administration
+from opendify.callers import Callers
 from opendify.chat import ChatService
-from opendify.config.environment import load_environment
+from opendify.config.environment import load_environment, read_file
 from opendify.config.proxies import proxies_for
 from opendify.config.settings import load_settings
 from opendify.conversations.kinds import new_conversations
@@ -33,6 +34,7 @@ from opendify.upstream.directory import Directory
 from opendify.upstream.relay import Relay
 from opendify.upstream.uploads import Uploads
 from opendify.upstream.wire import Transport
+from opendify.web.access import Access, warn_of_open_door
 from opendify.web.app import create_app
 from opendify.web.files import add_file_routes
 from opendify.web.operator import add_operator_routes
@@ -46,7 +48,7 @@ class HttpClientConfig(TypedDict):
 
 
 load_environment()
-settings = load_settings(os.environ)
+settings = load_settings(os.environ, read_file)
 configure_logging(settings.log_level, settings.log_file)
 
 # Every thread can have a stream open, and a few more connections end runs and ask for the rest.
@@ -105,10 +107,13 @@ service = ChatService(
     now=time.time,
     new_id=lambda: uuid.uuid4().hex,
 )
+callers = Callers(settings.accounts, settings.admin_keys, settings.models)
+warn_of_open_door(callers, settings.server_host)
+access = Access(callers)
 app = create_app(
     service,
     directory,
-    list(settings.models),
+    access,
     settings.max_body_bytes,
     now=time.time,
     user_secret=settings.openwebui_jwt_secret,
@@ -116,7 +121,7 @@ app = create_app(
 add_operator_routes(
     app,
     Administration(conversations, settings.models, client, now=time.time),
-    settings.admin_keys,
+    access,
 )
 add_file_routes(app, relay)
 

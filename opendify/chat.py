@@ -33,7 +33,6 @@ class ChatService:
         now: Callable[[], float],
         new_id: Callable[[], str],
     ) -> None:
-        self._models = models
         self._parts = parts
         self._chores = Chores(models, parts)
         self._now = now
@@ -41,7 +40,7 @@ class ChatService:
 
     def ask(self, request: ChatRequest, caller: Caller) -> Asked:
         """Puts the question on its way to Dify. Raises CallerGone, CallerError and DifyError."""
-        model = self._models.get(request.model)
+        model = caller.models.get(request.model)
         if model is None:
             raise errors.ModelNotFound(
                 f"There is no model '{request.model[:200]}'; GET /v1/models lists them.",

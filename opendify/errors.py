@@ -5,7 +5,9 @@
     │   ├── InvalidRequest          400
     │   ├── UserNotVerified         401  invalid_user_token
     │   ├── ModelNotFound           404  model_not_found
-    │   ├── AdminKeyWrong           401  invalid_api_key
+    │   ├── KeyWrong                401  invalid_api_key
+    │   │   └── AdminKeyWrong
+    │   ├── AdminKeyNeeded          403  admin_key_needed      an ordinary key was shown
     │   ├── AdminKeysNotSet         403  admin_keys_not_set
     │   ├── RouteNotFound           404  not_found
     │   ├── MappingUnknown          404  mapping_not_found
@@ -100,9 +102,18 @@ class ModelNotFound(CallerError):
     default_code = "model_not_found"
 
 
-class AdminKeyWrong(CallerError):
+class KeyWrong(CallerError):
     status = 401
     default_code = "invalid_api_key"
+
+
+class AdminKeyWrong(KeyWrong):
+    pass
+
+
+class AdminKeyNeeded(CallerError):
+    status = 403
+    default_code = "admin_key_needed"
 
 
 class AdminKeysNotSet(CallerError):

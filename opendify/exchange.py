@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -46,11 +46,13 @@ _VERSIONS_THAT_HANG = ((1, 13), (1, 14), (1, 15))
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks. ``name`` stands for the caller's key and never is the key; ``chat_id`` is empty
-    for a request that belongs to no chat; ``socket`` is the descriptor to watch for a hang-up;
-    ``task`` is what the request's header says of a background task."""
+    """Who asks. ``name`` stands for the caller's key and never is the key; ``models`` are those
+    that the caller may use; ``chat_id`` is empty for a request that belongs to no chat; ``socket``
+    is the descriptor to watch for a hang-up; ``task`` is what the request's header says of a
+    background task."""
 
     name: str
+    models: Mapping[str, Model]
     user: str
     chat_id: str
     socket: int | None

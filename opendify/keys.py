@@ -19,29 +19,40 @@ class Keys:
 
     def hold(self, key: str) -> bool:
         """Whether it is one of them. How long this takes says nothing of how nearly it is."""
-        digest = _digest(key)
+        return self.hold_digest(digest_of(key))
+
+    def hold_digest(self, digest: str) -> bool:
+        """The same, for the hash of a key."""
         return any([hmac.compare_digest(digest, known) for known in self.digests])
 
 
 def parse_keys(text: str) -> Keys:
-    """Read keys with commas between, each as it is or as ``sha256:`` and the hash in hexadecimal.
+    """Read keys with commas or line ends between.
 
     Raises ValueError, which says by its number which key is wrong, and nothing of it.
     """
     digests = []
-    for number, key in enumerate((part.strip() for part in text.split(",")), start=1):
-        if key.lower().startswith(_HASHED):
-            digest = key[len(_HASHED) :].lower()
-            if not re.fullmatch(r"[0-9a-f]{64}", digest):
-                raise ValueError(f"key {number}: behind 'sha256:' go 64 hexadecimal digits")
-            if digest == _digest(""):
-                raise ValueError(f"key {number} is the hash of an empty key, which anybody has")
-            digests.append(digest)
-        elif key:
-            if not key.isascii() or not key.isprintable() or " " in key:
-                raise ValueError(f"key {number} has blanks or characters that are not ASCII in it")
-            digests.append(_digest(key))
+    for number, key in enumerate((part.strip() for part in re.split(r"[,\n]", text)), start=1):
+        if key:
+            digests.append(parse_key(key, f"key {number}"))
     return Keys(tuple(digests))
+
+
+def parse_key(key: str, where: str) -> str:
+    """The digest of one key, written as it is or as ``sha256:`` and the hash in hexadecimal.
+
+    Raises ValueError, which says ``where`` the key is and nothing of it.
+    """
+    if key.lower().startswith(_HASHED):
+        digest = key[len(_HASHED) :].lower()
+        if not re.fullmatch(r"[0-9a-f]{64}", digest):
+            raise ValueError(f"{where}: behind 'sha256:' go 64 hexadecimal digits")
+        if digest == digest_of(""):
+            raise ValueError(f"{where} is the hash of an empty key, which anybody has")
+        return digest
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise ValueError(f"{where} has blanks or characters that are not ASCII in it")
+    return digest_of(key)
 
 
 def parse_bearer(authorization: str) -> str:
@@ -50,5 +61,6 @@ def parse_bearer(authorization: str) -> str:
     return key.strip() if scheme.lower() == "bearer" else ""
 
 
-def _digest(key: str) -> str:
+def digest_of(key: str) -> str:
+    """The hash by which a key is known: SHA-256, in hexadecimal."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()

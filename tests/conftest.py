@@ -11,7 +11,9 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from opendify.administration import Administration
+from opendify.callers import Callers
 from opendify.chat import ChatService
+from opendify.config.callers import parse_accounts
 from opendify.config.models import Model
 from opendify.conversations import Conversations, ConversationStore
 from opendify.conversations.turn_locks import FileTurnLocks
@@ -24,6 +26,7 @@ from opendify.upstream.directory import Directory
 from opendify.upstream.relay import Relay
 from opendify.upstream.uploads import Uploads
 from opendify.upstream.wire import Transport
+from opendify.web.access import Access
 from opendify.web.app import create_app
 from opendify.web.operator import add_operator_routes
 from tests.fake_dify import FakeDify
@@ -93,6 +96,12 @@ def admin_keys() -> str:
     return ""
 
 
+@pytest.fixture
+def api_keys() -> str:
+    """The value of OPENDIFY_API_KEYS, as above."""
+    return ""
+
+
 @contextmanager
 def made_app(
     http: httpx.Client,
@@ -104,6 +113,7 @@ def made_app(
     now: Callable[[], float] = time.time,
     new_id: Callable[[], str] = lambda: "new",
     admin_keys: str = "",
+    api_keys: str = "",
     max_body_bytes: int = 1024 * 1024,
 ) -> Iterator[Flask]:
     """An application as main.py makes it."""
@@ -114,9 +124,13 @@ def made_app(
     locks = FileTurnLocks(folder / "data")
     parts = Parts(client, directory, store, Uploads(client), locks, relay, now=now)
     service = ChatService(models, parts, now=now, new_id=new_id)
-    application = create_app(service, directory, list(models), max_body_bytes, now=now)
+    problems: list[str] = []
+    accounts = parse_accounts(api_keys, set(models), problems)
+    assert not problems
+    access = Access(Callers(accounts, parse_keys(admin_keys), models))
+    application = create_app(service, directory, access, max_body_bytes, now=now)
     administration = Administration(store, models, client, now=now)
-    add_operator_routes(application, administration, parse_keys(admin_keys))
+    add_operator_routes(application, administration, access)
     try:
         yield application
     finally:
@@ -130,8 +144,10 @@ def app(
     models: dict[str, Model],
     tmp_path: Path,
     admin_keys: str,
+    api_keys: str,
 ) -> Iterator[Flask]:
-    with made_app(http, store, models, tmp_path, admin_keys=admin_keys) as application:
+    keys = {"admin_keys": admin_keys, "api_keys": api_keys}
+    with made_app(http, store, models, tmp_path, **keys) as application:
         yield application
 
 

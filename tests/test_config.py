@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opendify.config.environment import load_environment
-from opendify.config.models import SETTINGS, BadValue, Model, parse_base, parse_models
+from opendify.config.models import SETTINGS, Model, parse_base, parse_models
 from opendify.config.settings import SERVER_NUMBERS, ConfigError, Settings, load_settings
+from opendify.config.values import BadValue
 from opendify.keys import Keys, parse_keys
 from tests.service import ROOT, environment
 
@@ -33,6 +34,7 @@ def test_two_variables_are_enough() -> None:
         models={"tiny": Model("tiny", KEY, BASE)},
         data_folder="data",
         conversation_store="",
+        accounts=(),
         admin_keys=Keys(),
         read_timeout=35,
         max_body_bytes=64 * 1024 * 1024,
@@ -488,6 +490,10 @@ class Recorder(dict[str, str]):
     def get(self, name: str, default: Any = None) -> Any:
         self.asked.add(name)
         return super().get(name, default)
+
+    def __contains__(self, name: object) -> bool:
+        self.asked.add(str(name))
+        return super().__contains__(name)
 
 
 def named_in_the_example() -> set[str]:

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.connection import parse_url
 
-from opendify.config.models import BadValue
 from opendify.config.settings import ConfigError, load_settings
 from opendify.config.store_address import parse_store_address, without_secrets
+from opendify.config.values import BadValue
 
 GOOD = {"DIFY_API_BASE": "https://dify.example.com/v1", "MODEL_CONFIG": '{"m":"app-k"}'}
 

@@ -24,6 +24,7 @@ HASH = hashlib.sha256(b"hashed key").hexdigest()
         pytest.param(f"one,SHA256:{HASH.upper()}", "one", True, id="both forms"),
         pytest.param("", "", False, id="none set, none shown"),
         pytest.param(",", "", False, id="only a comma"),
+        pytest.param("one\r\ntwo\n", "two", True, id="lines of a file"),
     ],
 )
 def test_a_key_is_held_or_not(text: str, key: str, held: bool) -> None:
@@ -51,7 +52,8 @@ def test_exactly_the_keys_that_are_set_are_held(written: list[str], shown: str) 
     [
         ("good,se cret", "key 2 has blanks"),
         ("se\u00e9cret", "key 1 has blanks or characters that are not ASCII"),
-        ("se\ncret", "key 1 has blanks"),
+        ("se\tcret", "key 1 has blanks"),
+        ("good\nse cret", "key 2 has blanks"),
         ("sha256:secret", "key 1: behind 'sha256:' go 64 hexadecimal digits"),
         (f"sha256:{HASH}0", "key 1: behind 'sha256:'"),
         (f"sha256:{hashlib.sha256().hexdigest()}", "key 1 is the hash of an empty key"),

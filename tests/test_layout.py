@@ -23,7 +23,7 @@ FLOORS = [
     ["opendify.files", "opendify.inputs", "opendify.openwebui", "opendify.tasks"],
     ["opendify.telling"],
     ["opendify.continuity"],
-    ["opendify.translate", "opendify.chats", "opendify.upstream"],
+    ["opendify.translate", "opendify.callers", "opendify.chats", "opendify.upstream"],
     ["opendify.administration"],
     ["opendify.exchange"],
     ["opendify.chores"],
@@ -58,6 +58,10 @@ PURE = [
     "opendify.config.proxies",
     "opendify.config.settings",
     "opendify.config.store_address",
+    "opendify.config.callers",
+    "opendify.config.secret_files",
+    "opendify.config.values",
+    "opendify.callers",
     "opendify.keys",
     "opendify.conversations.contract",
     "opendify.conversations.mapping",
@@ -89,6 +93,7 @@ DOORS = {
 }
 ONLY_IN = {
     "flask": {
+        "opendify.web.access",
         "opendify.web.app",
         "opendify.web.body",
         "opendify.web.files",
@@ -303,7 +308,11 @@ def test_importing_the_application_opens_nothing(tmp_path: Path, store: str) -> 
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", LOOK],
         cwd=tmp_path,
-        env=environment(**free_variables("http://127.0.0.1:9/v1", CONVERSATION_STORE=store)),
+        env=environment(
+            **free_variables(
+                "http://127.0.0.1:9/v1", CONVERSATION_STORE=store, SERVER_HOST="127.0.0.1"
+            )
+        ),
         capture_output=True,
         text=True,
         timeout=60,

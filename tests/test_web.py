@@ -12,9 +12,12 @@ import pytest
 from flask.testing import FlaskClient
 
 from opendify import chat, exchange
+from opendify.callers import Callers
 from opendify.config.models import Model
 from opendify.conversations.store import ConversationStore
+from opendify.keys import Keys
 from opendify.web import app as web
+from opendify.web.access import Access
 from opendify.web.app import create_app
 from tests import schemas, service
 from tests.conftest import KEY, made_app
@@ -424,7 +427,8 @@ def test_a_fault_of_ours_is_a_500_that_tells_nothing(
     api: FlaskClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken: Any = Broken()
-    app = create_app(broken, broken, ["tiny"], 1024, now=time.time)
+    open_to_all = Access(Callers((), Keys(), {"tiny": Model("tiny", KEY, "")}))
+    app = create_app(broken, broken, open_to_all, 1024, now=time.time)
     response = app.test_client().post(PATH, json={"model": "tiny", "messages": HI})
     assert response.status_code == 500
     assert error_of(response)["code"] == "internal_error"

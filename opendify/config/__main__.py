@@ -3,14 +3,14 @@
 import os
 import sys
 
-from opendify.config.environment import load_environment
+from opendify.config.environment import load_environment, read_file
 from opendify.config.settings import ConfigError, load_settings
 
 
 def main() -> int:
     load_environment()
     try:
-        load_settings(os.environ)
+        load_settings(os.environ, read_file)
     except ConfigError as exc:
         sys.stderr.write(f"{exc}\nSet them in the environment or in .env (see .env.example).\n")
         return 78

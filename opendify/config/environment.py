@@ -18,3 +18,8 @@ def load_environment(environ: MutableMapping[str, str] = os.environ) -> None:
     for name, value in environ.items():
         if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
             environ[name] = value[1:-1]
+
+
+def read_file(path: str) -> str:
+    """The text of a file that a variable names. Raises OSError and UnicodeError."""
+    return Path(path).read_text(encoding="utf-8-sig")

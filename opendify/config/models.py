@@ -1,12 +1,13 @@
 """MODEL_CONFIG: which model name is which Dify app, and how it is served. No I/O."""
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
+
+from opendify.config.values import BadValue, parse_object, positive
 
 APP_TYPES = ("chat", "agent-chat", "agent", "advanced-chat", "completion", "workflow")
 
@@ -45,32 +46,15 @@ class Model:
     tasks: str = ""
 
 
-class BadValue(ValueError):
-    """One thing that is wrong, as a sentence that names it."""
-
-
 def parse_models(text: str, default_base: str, problems: list[str]) -> dict[str, Model]:
     """The models of a MODEL_CONFIG; what is wrong with it is added to ``problems``.
 
     ``default_base`` is DIFY_API_BASE, for models without a ``base`` of their own.
     """
     try:
-        raw = json.loads(text, object_pairs_hook=_without_duplicates)
+        raw = parse_object(text, "model", """'{"my-model":"app-..."}', on one line""")
     except BadValue as exc:
-        problems.append(f"MODEL_CONFIG: {exc}")
-        return {}
-    except (ValueError, RecursionError):
-        # The parser's own message would quote the text around the mistake, keys included.
-        problems.append(
-            "MODEL_CONFIG is not valid JSON. "
-            """It should look like '{"my-model":"app-..."}', on one line."""
-        )
-        return {}
-    if not isinstance(raw, dict) or not raw:
-        problems.append(
-            "MODEL_CONFIG must be a JSON object with at least one model, "
-            """like '{"my-model":"app-..."}'."""
-        )
+        problems.append(f"MODEL_CONFIG{exc}")
         return {}
     models = {}
     for name, entry in raw.items():
@@ -112,15 +96,6 @@ def _task_problems(models: Mapping[str, Model], names: set[str]) -> list[str]:
         elif helper == model.name:
             problems.append(f"{where} must name another model than itself, or say 'throwaway'")
     return problems
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise BadValue(f"the name '{twice}' occurs twice")
-    return result
 
 
 def _parse_model(name: str, entry: Any, default_base: str) -> Model:
@@ -171,12 +146,6 @@ def _text(value: Any, where: str) -> str:
     return value
 
 
-def _positive(value: Any, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise BadValue(f"{where} must be a whole number above 0")
-    return value
-
-
 def _choice(value: Any, where: str) -> str:
     pattern = _CHOICES[where.rsplit("'", 2)[1]]
     if not isinstance(value, str) or not re.fullmatch(pattern, value):
@@ -200,5 +169,5 @@ SETTINGS: dict[str, Callable[[Any, str], Any]] = {
     "agent_steps": _choice,
     "progress": _choice,
     "citations": _choice,
-    "max_streams": _positive,
+    "max_streams": positive,
 }

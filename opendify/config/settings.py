@@ -1,13 +1,16 @@
 """The settings of the application, from an environment given as a value. No I/O."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from opendify.config.models import BadValue, Model, parse_base, parse_models
+from opendify.config.callers import Account, parse_accounts, parse_key_list
+from opendify.config.models import Model, parse_base, parse_models
+from opendify.config.secret_files import with_files
 from opendify.config.store_address import parse_store_address
-from opendify.keys import Keys, parse_keys
+from opendify.config.values import BadValue
+from opendify.keys import Keys
 
 ENVIRONMENTS = ("production", "development")
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -50,6 +53,7 @@ class Settings:
     models: Mapping[str, Model]
     data_folder: str
     conversation_store: str = field(repr=False)
+    accounts: tuple[Account, ...]
     admin_keys: Keys
     read_timeout: float
     max_body_bytes: int
@@ -65,9 +69,19 @@ class Settings:
     openwebui_jwt_secret: str = field(repr=False)
 
 
-def load_settings(environ: Mapping[str, str]) -> Settings:
-    """Reads all variables. Raises ConfigError, which names every problem at once."""
+def _no_file(path: str) -> str:
+    raise FileNotFoundError
+
+
+def load_settings(
+    environ: Mapping[str, str], read_file: Callable[[str], str] = _no_file
+) -> Settings:
+    """Reads all variables. Raises ConfigError, which names every problem at once.
+
+    ``read_file`` gives the text of a file that a variable names, or raises OSError.
+    """
     problems: list[str] = []
+    environ = with_files(environ, read_file, problems)
     reader = _Reader(environ, problems)
     models = reader.models()
     environment = reader.one_of("ENVIRONMENT", ENVIRONMENTS, "production")
@@ -79,7 +93,10 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         models=models,
         data_folder=data_folder(environ),
         conversation_store=reader.conversation_store(),
-        admin_keys=reader.admin_keys(),
+        accounts=parse_accounts(environ.get("OPENDIFY_API_KEYS", ""), set(models), problems),
+        admin_keys=parse_key_list(
+            "OPENDIFY_ADMIN_KEYS", environ.get("OPENDIFY_ADMIN_KEYS", ""), problems
+        ),
         read_timeout=reader.number("DIFY_READ_TIMEOUT", 35, 1, 3600),
         max_body_bytes=reader.number("MAX_BODY_MB", 64, 1, 1024) * 1024 * 1024,
         mapping_max_age_days=reader.number("MAPPING_MAX_AGE_DAYS", 0, 0, 36500),
@@ -117,7 +134,7 @@ class _Reader:
         models: dict[str, Model] = {}
         if config := self._environ.get("MODEL_CONFIG", "").strip():
             models = parse_models(config, base, self._problems)
-        else:
+        elif not self._environ.get("MODEL_CONFIG_FILE", "").strip():
             self._problems.append(
                 "MODEL_CONFIG is not set. It names your models and their Dify keys, "
                 """like MODEL_CONFIG='{"my-model":"app-..."}'"""
@@ -188,13 +205,6 @@ class _Reader:
         except BadValue as exc:
             self._problems.append(f"CONVERSATION_STORE {exc}.")
             return ""
-
-    def admin_keys(self) -> Keys:
-        try:
-            return parse_keys(self._environ.get("OPENDIFY_ADMIN_KEYS", ""))
-        except ValueError as exc:
-            self._problems.append(f"OPENDIFY_ADMIN_KEYS: {exc}.")
-            return Keys()
 
     def proxies(self) -> None:
         for name in PROXY_VARIABLES:

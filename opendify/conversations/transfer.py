@@ -11,9 +11,9 @@ from itertools import islice
 from pathlib import Path
 
 from opendify.config.environment import load_environment
-from opendify.config.models import BadValue
 from opendify.config.settings import data_folder
 from opendify.config.store_address import parse_store_address, without_secrets
+from opendify.config.values import BadValue
 from opendify.conversations import mapping as kept
 from opendify.conversations.contract import Conversations
 from opendify.conversations.kinds import new_conversations

@@ -9,12 +9,13 @@ from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from opendify import errors, openwebui, sse
+from opendify.callers import Identity
 from opendify.chat import HOLD_SECONDS, Asked, ChatService
 from opendify.exchange import Caller
-from opendify.keys import parse_bearer
 from opendify.openai import answers
 from opendify.openai.requests import ChatRequest, parse_chat_request
 from opendify.upstream.directory import Directory
+from opendify.web.access import Access, add_door
 from opendify.web.body import json_body
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ _STREAM_HEADERS = {
 def create_app(
     service: ChatService,
     directory: Directory,
-    model_names: list[str],
+    access: Access,
     max_body_bytes: int,
     now: Callable[[], float],
     user_secret: str = "",
@@ -44,8 +45,11 @@ def create_app(
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
     app.json.ensure_ascii = False  # type: ignore[attr-defined]
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    _add_chat_routes(app, service, lambda asked: _caller(asked, user_secret, now()))
-    _add_model_routes(app, directory, model_names)
+    add_door(app, access)
+    _add_chat_routes(
+        app, service, lambda asked: _caller(asked, access.identity(), user_secret, now())
+    )
+    _add_model_routes(app, directory, access)
     app.register_error_handler(errors.OpenDifyError, _to_response)
     app.register_error_handler(errors.CallerGone, lambda exc: Response(status=499))
     app.register_error_handler(HTTPException, lambda exc: _to_response(_from_werkzeug(exc)))
@@ -69,15 +73,16 @@ def _add_chat_routes(
         return response
 
 
-def _add_model_routes(app: Flask, directory: Directory, model_names: list[str]) -> None:
+def _add_model_routes(app: Flask, directory: Directory, access: Access) -> None:
     @app.get("/v1/models")
     def models() -> Response:
         directory.keep_fresh()
-        return jsonify(answers.model_list([_model(directory, name) for name in model_names]))
+        names = access.identity().models
+        return jsonify(answers.model_list([_model(directory, name) for name in names]))
 
     @app.get("/v1/models/<path:name>")
     def model(name: str) -> Response:
-        if name not in model_names:
+        if name not in access.identity().models:
             raise errors.ModelNotFound(
                 f"There is no model '{name}'; GET /v1/models lists them.", param="model"
             )
@@ -127,12 +132,13 @@ def _model(directory: Directory, name: str) -> dict[str, Any]:
     return answers.model(name) | (known | {"capabilities": abilities} if app.mode else {})
 
 
-def _caller(chat_request: ChatRequest, user_secret: str, now: float) -> Caller:
+def _caller(chat_request: ChatRequest, identity: Identity, user_secret: str, now: float) -> Caller:
     headers = request.headers
     socket = request.environ.get("gunicorn.socket")
     person = openwebui.person(chat_request, headers, user_secret, now)
     return Caller(
-        name=_caller_name(headers.get("Authorization", "")),
+        name=identity.name,
+        models=identity.models,
         user=_bounded(person.id) or DEFAULT_USER,
         chat_id=_bounded(openwebui.chat_id(chat_request, headers)),
         socket=socket.fileno() if socket is not None else None,
@@ -140,11 +146,6 @@ def _caller(chat_request: ChatRequest, user_secret: str, now: float) -> Caller:
         in_open_webui=openwebui.sent_by_open_webui(headers.keys()),
         task=openwebui.task(headers),
     )
-
-
-def _caller_name(authorization: str) -> str:
-    key = parse_bearer(authorization)
-    return hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()[:12] if key else "-"
 
 
 def _bounded(name: str) -> str:

@@ -6,7 +6,7 @@ from flask import Flask, Response, jsonify, request
 
 from opendify import errors
 from opendify.administration import Administration
-from opendify.keys import Keys, parse_bearer
+from opendify.web.access import Access
 from opendify.web.body import json_body
 
 DEFAULT_MAX_AGE_DAYS = 30
@@ -14,8 +14,8 @@ DEFAULT_LIMIT = 100
 MOST_LISTED = 10_000
 
 
-def add_operator_routes(app: Flask, administration: Administration, admin_keys: Keys) -> None:
-    """Counts and cleanup are open where no admin keys are set; single mappings never are."""
+def add_operator_routes(app: Flask, administration: Administration, access: Access) -> None:
+    """Counts and cleanup are open where no keys are set; single mappings never are."""
 
     @app.get("/healthz")
     def healthz() -> Response:
@@ -24,7 +24,7 @@ def add_operator_routes(app: Flask, administration: Administration, admin_keys: 
     @app.get("/v1/conversation/mappings")
     def mappings() -> Response:
         lists = "limit" in request.args or "chat_id" in request.args
-        _admit(admin_keys, always=lists)
+        access.require_admin(always=lists)
         if not lists:
             return jsonify(administration.counts())
         found = administration.listed(_limit(), request.args.get("chat_id"))
@@ -32,28 +32,13 @@ def add_operator_routes(app: Flask, administration: Administration, admin_keys: 
 
     @app.delete("/v1/conversation/mappings/<conversation_id>")
     def remove_mapping(conversation_id: str) -> Response:
-        _admit(admin_keys, always=True)
+        access.require_admin(always=True)
         return jsonify(administration.remove(conversation_id, _flag("dify")))
 
     @app.post("/v1/conversation/cleanup")
     def cleanup() -> Response:
-        _admit(admin_keys, always=False)
+        access.require_admin()
         return jsonify(administration.cleanup(_max_age_days(json_body(or_else={}))))
-
-
-def _admit(admin_keys: Keys, always: bool) -> None:
-    if not admin_keys:
-        if always:
-            raise errors.AdminKeysNotSet(
-                "This needs an admin key, and none is set. Set OPENDIFY_ADMIN_KEYS, restart, and "
-                "send one of them as 'Authorization: Bearer ...'."
-            )
-        return
-    if not admin_keys.hold(parse_bearer(request.headers.get("Authorization", ""))):
-        raise errors.AdminKeyWrong(
-            "This needs an admin key: send one of OPENDIFY_ADMIN_KEYS as "
-            "'Authorization: Bearer ...'."
-        )
 
 
 def _limit() -> int:

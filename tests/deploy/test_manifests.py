@@ -22,8 +22,6 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 # Written of in the manifests, and on their way into the application.
 AWAITED = {
-    "MODEL_CONFIG_FILE",
-    "OPENDIFY_API_KEYS_FILE",
     "/readyz",
 }
 

@@ -1,0 +1,54 @@
+"""Who calls, and what the key of a request opens. No I/O."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from opendify.config.callers import Account
+from opendify.config.models import Model
+from opendify.keys import Keys, digest_of
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Somebody whom we know. ``name`` stands for the key in the mappings and never is one;
+    ``models`` are those that they may use."""
+
+    name: str
+    models: Mapping[str, Model]
+
+
+class Callers:
+    """Those who may call: the accounts, the admins, or, where there are no accounts, everybody."""
+
+    def __init__(
+        self, accounts: tuple[Account, ...], admin_keys: Keys, models: Mapping[str, Model]
+    ) -> None:
+        self._accounts = [(account, _allowed(account, models)) for account in accounts]
+        self._models = models
+        self.admin_keys = admin_keys
+
+    @property
+    def need_keys(self) -> bool:
+        """Whether a request needs a key at all."""
+        return bool(self._accounts)
+
+    def identify(self, key: str) -> Identity | None:
+        """Who shows this key ("" is none), or None where that is nobody we know.
+
+        How long it takes says nothing of how near a wrong key is to a right one.
+        """
+        digest = digest_of(key)
+        name = digest[:12] if key else "-"
+        found = [entry for entry in self._accounts if entry[0].keys.hold_digest(digest)]
+        if found:
+            account, models = found[0]
+            return Identity(account.name or name, models)
+        if not self.need_keys or self.admin_keys.hold_digest(digest):
+            return Identity(name, self._models)
+        return None
+
+
+def _allowed(account: Account, models: Mapping[str, Model]) -> Mapping[str, Model]:
+    if account.models is None:
+        return models
+    return {name: model for name, model in models.items() if name in account.models}

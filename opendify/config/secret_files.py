@@ -1,0 +1,43 @@
+"""Values that stand in files, as Docker and Kubernetes keep secrets. No I/O: the caller reads."""
+
+from collections import ChainMap
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import cast
+
+FILE_VARIABLES = {
+    "MODEL_CONFIG": "MODEL_CONFIG_FILE",
+    "OPENDIFY_API_KEYS": "OPENDIFY_API_KEYS_FILE",
+    "OPENDIFY_ADMIN_KEYS": "OPENDIFY_ADMIN_KEYS_FILE",
+}
+
+
+def with_files(
+    environ: Mapping[str, str], read_file: Callable[[str], str], problems: list[str]
+) -> Mapping[str, str]:
+    """The environment with the texts of the files that it names.
+
+    ``read_file`` may raise OSError and UnicodeError. What is wrong goes to ``problems``: a secret
+    that is missing must never look like one that is not wanted.
+    """
+    values: dict[str, str] = {}
+    for name, variable in FILE_VARIABLES.items():
+        path = environ.get(variable, "").strip()
+        if path and environ.get(name, "").strip():
+            problems.append(f"{name} and {variable} are both set. Take one of them out.")
+        elif path:
+            values[name] = _text(variable, path, read_file, problems)
+    return ChainMap(values, cast(MutableMapping[str, str], environ))
+
+
+def _text(variable: str, path: str, read_file: Callable[[str], str], problems: list[str]) -> str:
+    try:
+        text = read_file(path).strip()
+    except OSError as exc:
+        problems.append(f"{variable}: {path} cannot be read ({exc.strerror or 'no such file'}).")
+        return ""
+    except (UnicodeError, ValueError):
+        problems.append(f"{variable}: {path} is not a text in UTF-8.")
+        return ""
+    if not text:
+        problems.append(f"{variable}: {path} is empty.")
+    return text

@@ -1,0 +1,45 @@
+"""Values that operators write: objects in JSON, and numbers in them. No I/O."""
+
+import json
+from typing import Any
+
+
+class BadValue(ValueError):
+    """One thing that is wrong, as a sentence that names it."""
+
+
+class _Twice(ValueError):
+    """A name occurs twice in one object; JSON itself would forget the first."""
+
+
+def parse_object(text: str, kind: str, example: str) -> dict[str, Any]:
+    """A JSON object with at least one entry, which is of this ``kind``.
+
+    Raises BadValue, whose text goes behind the name of the variable. It quotes nothing but names:
+    the parser's own message would quote the text around the mistake, keys included.
+    """
+    try:
+        found = json.loads(text, object_pairs_hook=_without_duplicates)
+    except _Twice as exc:
+        raise BadValue(f": {exc}") from None
+    except (ValueError, RecursionError):
+        raise BadValue(f" is not valid JSON. It should look like {example}.") from None
+    if not isinstance(found, dict) or not found:
+        raise BadValue(f" must be a JSON object with at least one {kind}, like {example}.")
+    return found
+
+
+def positive(value: Any, where: str) -> int:
+    """A whole number above 0. Raises BadValue, which says ``where``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise BadValue(f"{where} must be a whole number above 0")
+    return value
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _Twice(f"the name '{twice}' occurs twice")
+    return result

@@ -1,0 +1,97 @@
+"""The door: who is let in to what, by the key of the request that is being served."""
+
+import logging
+from ipaddress import ip_address
+
+from flask import Flask, request
+
+from opendify import errors
+from opendify.callers import Callers, Identity
+from opendify.keys import parse_bearer
+from opendify.web import files
+
+log = logging.getLogger(__name__)
+
+# Open to everybody: probes send no keys, and links to files are signed instead. What /readyz
+# tells beyond its status is for admins.
+_OPEN_ENDPOINTS = {"healthz", "readyz", files.ENDPOINT}
+
+_SEND_A_KEY = "Send one as 'Authorization: Bearer ...'; the operator of this service has them."
+
+
+class Access:
+    """What the caller of the request that is being served may do."""
+
+    def __init__(self, callers: Callers) -> None:
+        self._callers = callers
+
+    def identity(self) -> Identity:
+        """Who calls. Raises KeyWrong."""
+        key = _key()
+        identity = self._callers.identify(key)
+        if identity is None:
+            raise errors.KeyWrong(
+                f"The API key is not one of this service. {_SEND_A_KEY}"
+                if key
+                else f"This service needs an API key. {_SEND_A_KEY}"
+            )
+        return identity
+
+    def is_admin(self) -> bool:
+        """Whether the caller shows an admin key."""
+        return self._callers.admin_keys.hold(_key())
+
+    def require_admin(self, always: bool = False) -> None:
+        """Lets admins pass, and where no keys are set at all, everybody, but not ``always``.
+
+        Raises KeyWrong, AdminKeyWrong, AdminKeyNeeded and AdminKeysNotSet.
+        """
+        if self.is_admin():
+            return
+        if not self._callers.admin_keys:
+            if self._callers.need_keys:
+                self.identity()
+            elif not always:
+                return
+            raise errors.AdminKeysNotSet(
+                "This needs an admin key, and none is set. Set OPENDIFY_ADMIN_KEYS, restart, and "
+                "send one of them as 'Authorization: Bearer ...'."
+            )
+        if self._callers.need_keys and self._callers.identify(_key()) is not None:
+            raise errors.AdminKeyNeeded(
+                "This key is good for models only. This needs one of OPENDIFY_ADMIN_KEYS."
+            )
+        raise errors.AdminKeyWrong(
+            "This needs an admin key: send one of OPENDIFY_ADMIN_KEYS as "
+            "'Authorization: Bearer ...'."
+        )
+
+
+def add_door(app: Flask, access: Access) -> None:
+    """Turns away, whatever they ask for, those who show no key where one is needed."""
+
+    @app.before_request
+    def refuse_strangers() -> None:
+        if request.endpoint not in _OPEN_ENDPOINTS and not access.is_admin():
+            access.identity()
+
+
+def warn_of_open_door(callers: Callers, host: str) -> None:
+    """Says so where everybody who reaches this address of ours may use the models."""
+    if not callers.need_keys and not _is_loopback(host):
+        log.warning(
+            "Everybody who reaches %s can use the models: OPENDIFY_API_KEYS is not set. Set it, "
+            "or let a firewall or a reverse proxy decide who may come.",
+            host,
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _key() -> str:
+    return parse_bearer(request.headers.get("Authorization", ""))
