@@ -19,6 +19,7 @@ import httpx
 import gunicorn_config
 from opendify.administration import Administration
 from opendify.callers import Callers
+from opendify.capacity import Capacity
 from opendify.chat import ChatService
 from opendify.config.environment import load_environment, read_file
 from opendify.config.proxies import proxies_for
@@ -110,11 +111,16 @@ service = ChatService(
 callers = Callers(settings.accounts, settings.admin_keys, settings.models)
 warn_of_open_door(callers, settings.server_host)
 access = Access(callers)
+capacity = Capacity(
+    settings.max_concurrent_streams,
+    {name: model.max_streams for name, model in settings.models.items() if model.max_streams},
+)
 app = create_app(
     service,
     directory,
     access,
     settings.max_body_bytes,
+    capacity,
     now=time.time,
     user_secret=settings.openwebui_jwt_secret,
 )
@@ -123,7 +129,7 @@ add_operator_routes(
     Administration(conversations, settings.models, client, now=time.time),
     access,
 )
-add_file_routes(app, relay)
+add_file_routes(app, relay, capacity)
 
 if __name__ == "__main__":
     app.run(settings.server_host, settings.server_port, threaded=True)

@@ -12,6 +12,7 @@ from flask.testing import FlaskClient
 
 from opendify.administration import Administration
 from opendify.callers import Callers
+from opendify.capacity import Capacity
 from opendify.chat import ChatService
 from opendify.config.callers import parse_accounts
 from opendify.config.models import Model
@@ -115,6 +116,7 @@ def made_app(
     admin_keys: str = "",
     api_keys: str = "",
     max_body_bytes: int = 1024 * 1024,
+    capacity: Capacity | None = None,
 ) -> Iterator[Flask]:
     """An application as main.py makes it."""
     client = DifyClient(http, read_timeout)
@@ -128,7 +130,8 @@ def made_app(
     accounts = parse_accounts(api_keys, set(models), problems)
     assert not problems
     access = Access(Callers(accounts, parse_keys(admin_keys), models))
-    application = create_app(service, directory, access, max_body_bytes, now=now)
+    places = capacity or Capacity(100, {})
+    application = create_app(service, directory, access, max_body_bytes, places, now=now)
     administration = Administration(store, models, client, now=now)
     add_operator_routes(application, administration, access)
     try:

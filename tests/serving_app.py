@@ -56,7 +56,7 @@ def stream(seconds: float, ending: Any) -> Iterator[bytes]:
     if ending is not None:
         poll.register(ending.fileno(), select.POLLIN)
     while (left := until - time.monotonic()) > 0:
-        if poll.poll(min(left, 0.5) * 1000):
+        if poll.poll(min(left, 0.2) * 1000):
             assert ending.has_come()
             yield b"ended by the application\n"
             return

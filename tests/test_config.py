@@ -48,6 +48,7 @@ def test_two_variables_are_enough() -> None:
         server_host="0.0.0.0",
         server_port=5000,
         openwebui_jwt_secret="",
+        max_concurrent_streams=112,
     )
 
 
@@ -64,6 +65,16 @@ VALUES = [
         {"OPENDIFY_ADMIN_KEYS": "a,b"}, "admin_keys", parse_keys("a,b"), id="OPENDIFY_ADMIN_KEYS"
     ),
     pytest.param({"DIFY_READ_TIMEOUT": "60"}, "read_timeout", 60, id="DIFY_READ_TIMEOUT"),
+    pytest.param({"GUNICORN_THREADS": "512"}, "max_concurrent_streams", 496, id="of many threads"),
+    pytest.param({"GUNICORN_THREADS": "16"}, "max_concurrent_streams", 14, id="of few threads"),
+    pytest.param({"GUNICORN_THREADS": "2"}, "max_concurrent_streams", 1, id="of two threads"),
+    pytest.param({"GUNICORN_THREADS": "1"}, "max_concurrent_streams", 1, id="of one thread"),
+    pytest.param(
+        {"MAX_CONCURRENT_STREAMS": "127"},
+        "max_concurrent_streams",
+        127,
+        id="MAX_CONCURRENT_STREAMS",
+    ),
     pytest.param({"MAX_BODY_MB": "2"}, "max_body_bytes", 2 * 1024 * 1024, id="MAX_BODY_MB"),
     pytest.param(
         {"MAPPING_MAX_AGE_DAYS": "30"}, "mapping_max_age_days", 30, id="MAPPING_MAX_AGE_DAYS"
@@ -125,6 +136,10 @@ def test_a_number_has_limits(name: str, limits: tuple[int, int]) -> None:
 
 
 BAD = [
+    pytest.param(
+        "MAX_CONCURRENT_STREAMS", "128", "must be below GUNICORN_THREADS (128)", id="no reserve"
+    ),
+    pytest.param("MAX_CONCURRENT_STREAMS", "0", "a whole number from 1", id="no streams"),
     pytest.param("DIFY_API_BASE", "", "DIFY_API_BASE is not set", id="no base"),
     pytest.param("DIFY_API_BASE", " ", "DIFY_API_BASE is not set", id="a blank base"),
     pytest.param("DIFY_API_BASE", "dify.example.com", "DIFY_API_BASE must be", id="no scheme"),

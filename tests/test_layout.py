@@ -18,7 +18,7 @@ from tests.service import ROOT, environment, free_variables
 FLOORS = [
     ["opendify", "opendify.errors", "opendify.keys", "opendify.sse", "opendify.logs"],
     ["opendify.serving"],
-    ["opendify.config", "opendify.dify", "opendify.openai"],
+    ["opendify.capacity", "opendify.config", "opendify.dify", "opendify.openai"],
     ["opendify.conversations"],
     ["opendify.files", "opendify.inputs", "opendify.openwebui", "opendify.tasks"],
     ["opendify.telling"],
@@ -115,6 +115,7 @@ ONLY_IN = {
         "opendify.conversations.turn_locks",
         "opendify.serving.departure",
     },
+    "mmap": {"opendify.serving.board"},
     "gunicorn": {
         "opendify.serving.connection",
         "opendify.serving.pages",

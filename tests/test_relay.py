@@ -20,6 +20,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from opendify import errors
+from opendify.capacity import Capacity
 from opendify.config.models import Model
 from opendify.files.secret import Secret
 from opendify.files.shelf import DoesNotFit, Shelf
@@ -102,7 +103,7 @@ def tiny(models: dict[str, Model]) -> Model:
 
 @pytest.fixture
 def api(app: Flask, relay: Relay) -> FlaskClient:
-    add_file_routes(app, relay)
+    add_file_routes(app, relay, Capacity(10, {}))
     return app.test_client()
 
 

@@ -156,14 +156,10 @@ def test_idle_kept_alive_connections_hold_no_thread_and_are_not_refused(serve: S
 
 
 def test_running_out_of_descriptors_ends_no_stream(serve: Serve) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (60, hard))
-    try:
-        service = serve(1, 100)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    streams = [serve.send(service, get("/stream?seconds=60")) for _ in range(80)]
+    service = serve(1, 100)
     worker = service.workers()
+    resource.prlimit(worker[0], resource.RLIMIT_NOFILE, (60, 60))
+    streams = [serve.send(service, get("/stream?seconds=60")) for _ in range(80)]
     assert 20 < len(begun(streams, 2.0)) < 60
     for stream in streams[:70]:
         stream.close()
@@ -171,6 +167,17 @@ def test_running_out_of_descriptors_ends_no_stream(serve: Serve) -> None:
     for stream in streams[70:]:
         assert b"200 OK" in read_until(stream, b"\r\n\r\n")
     assert service.workers() == worker
+
+
+def test_a_worker_may_open_what_the_system_lets_it(serve: Serve) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, hard), hard))
+    try:
+        service = serve(1, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    raised, _ = resource.prlimit(service.workers()[0], resource.RLIMIT_NOFILE)
+    assert raised == (65536 if hard == resource.RLIM_INFINITY else min(hard, 65536))
 
 
 # Slow callers

@@ -13,6 +13,7 @@ from flask.testing import FlaskClient
 
 from opendify import chat, exchange
 from opendify.callers import Callers
+from opendify.capacity import Capacity
 from opendify.config.models import Model
 from opendify.conversations.store import ConversationStore
 from opendify.keys import Keys
@@ -428,7 +429,7 @@ def test_a_fault_of_ours_is_a_500_that_tells_nothing(
 ) -> None:
     broken: Any = Broken()
     open_to_all = Access(Callers((), Keys(), {"tiny": Model("tiny", KEY, "")}))
-    app = create_app(broken, broken, open_to_all, 1024, now=time.time)
+    app = create_app(broken, broken, open_to_all, 1024, Capacity(1, {}), now=time.time)
     response = app.test_client().post(PATH, json={"model": "tiny", "messages": HI})
     assert response.status_code == 500
     assert error_of(response)["code"] == "internal_error"

@@ -44,6 +44,7 @@ class Model:
     progress: str = "off"
     citations: str = "auto"
     tasks: str = ""
+    max_streams: int = 0  # 0 is no limit of its own
 
 
 def parse_models(text: str, default_base: str, problems: list[str]) -> dict[str, Model]:

@@ -17,6 +17,9 @@ LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 
+DEFAULT_THREADS = 128
+MOST_THREADS_BESIDE_STREAMS = 16
+
 LEAST_SECRET = 16
 LEAST_JWT_SECRET = 32  # RFC 7518, section 3.2: as long as the hash of HS256
 
@@ -57,6 +60,7 @@ class Settings:
     admin_keys: Keys
     read_timeout: float
     max_body_bytes: int
+    max_concurrent_streams: int
     mapping_max_age_days: float
     mapping_max_entries: int
     public_base_url: str
@@ -99,6 +103,7 @@ def load_settings(
         ),
         read_timeout=reader.number("DIFY_READ_TIMEOUT", 35, 1, 3600),
         max_body_bytes=reader.number("MAX_BODY_MB", 64, 1, 1024) * 1024 * 1024,
+        max_concurrent_streams=reader.max_concurrent_streams(),
         mapping_max_age_days=reader.number("MAPPING_MAX_AGE_DAYS", 0, 0, 36500),
         mapping_max_entries=reader.number("MAPPING_MAX_ENTRIES", 100_000, 1, 10_000_000),
         public_base_url=reader.public_base(),
@@ -198,6 +203,19 @@ class _Reader:
         if value and value not in choices:
             self._problems.append(f"{name} must be one of {', '.join(choices)}.")
         return value if value in choices else default
+
+    def max_concurrent_streams(self) -> int:
+        """So that threads are left for what takes a moment, and to say that no more is taken."""
+        least, most = SERVER_NUMBERS["GUNICORN_THREADS"]
+        threads = self.number("GUNICORN_THREADS", DEFAULT_THREADS, least, most)
+        beside = max(1, threads - max(1, min(threads // 8, MOST_THREADS_BESIDE_STREAMS)))
+        streams = self.number("MAX_CONCURRENT_STREAMS", beside, 1, most)
+        if streams >= max(2, threads):
+            self._problems.append(
+                f"MAX_CONCURRENT_STREAMS must be below GUNICORN_THREADS ({threads}), so that "
+                "threads are left for everything else: raise GUNICORN_THREADS as well."
+            )
+        return streams
 
     def conversation_store(self) -> str:
         try:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 # Of graceful_timeout: for the application, to end what still runs; for what has to be cut; and for
 # the process itself, which is killed when its time has run out.
 _ENDING_SECONDS = 5.0
-_CUT_SECONDS = 1.0
+_CUT_SECONDS = 1.5
 _LEAVING_SECONDS = 0.5
 
 
@@ -83,7 +83,7 @@ class Departure:
 
     @property
     def must_cut(self) -> bool:
-        return self._left <= min(_CUT_SECONDS, self._graceful_timeout / 4)
+        return self._left <= min(_CUT_SECONDS, self._graceful_timeout * 3 / 8)
 
     @property
     def _left(self) -> float:

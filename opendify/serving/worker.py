@@ -2,7 +2,8 @@
 
 The main loop collects each request without a thread, so that slow callers hold memory for a while
 and nothing else, and it accepts a connection only when a thread is free for it, so that the next
-one goes to another worker. All from the parser on is Gunicorn's.
+one goes to another worker. The last threads are for when no worker has others. All from the parser
+on is Gunicorn's.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ from gunicorn.http.wsgi import Response, default_environ
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
 
 from opendify.serving import pages
+from opendify.serving.board import Board
 from opendify.serving.connection import Connection
 from opendify.serving.departure import Departure, Ending, OneAtATime, inodes
 from opendify.serving.waiting import Waiting
@@ -33,6 +35,9 @@ _DEFAULT_BODY_LIMIT = 64 * 1024 * 1024
 _LARGEST_BODIES = 2
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _REST_SECONDS = 0.25
+# How often a worker looks whether all others are full too.
+_LOOK_SECONDS = 0.05
+_MOST_DESCRIPTORS = 65536
 
 
 class Worker(ThreadWorker):
@@ -45,6 +50,7 @@ class Worker(ThreadWorker):
     poller: selectors.BaseSelector
     tpool: ThreadPoolExecutor
     _retirement: ClassVar[OneAtATime | None] = None
+    _common_board: ClassVar[Board | None] = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         cfg = kwargs["cfg"] if "cfg" in kwargs else args[5]
@@ -59,6 +65,8 @@ class Worker(ThreadWorker):
         self._is_retiring = False
         if self.cfg.max_requests and Worker._retirement is None:  # in the master
             Worker._retirement = OneAtATime(self.cfg.worker_tmp_dir)
+        Worker._common_board = self._board = Worker._common_board or Board(self.cfg.workers)
+        self._row = self._board.claim()
         # With sendfile, a caller that does not read holds its thread for ever.
         self.cfg.set("sendfile", False)
 
@@ -77,14 +85,17 @@ class Worker(ThreadWorker):
             self.ppid,
             inodes(listener.fileno() for listener in self.sockets),
         )
+        _raise_descriptor_limit()
         super().init_process()
 
     def load_wsgi(self) -> None:
         super().load_wsgi()
         application = self.wsgi
-        # A Flask application says how large its bodies may be.
-        told = getattr(application, "config", {}).get("MAX_CONTENT_LENGTH")
-        self._body_limit = told or _DEFAULT_BODY_LIMIT
+        # A Flask application says how large its bodies may be; ours, how many answers it gives at
+        # once, so that the threads beyond are there to refuse more.
+        told = getattr(application, "config", {})
+        self._body_limit = told.get("MAX_CONTENT_LENGTH") or _DEFAULT_BODY_LIMIT
+        self._wanted = min(told.get("MAX_CONCURRENT_STREAMS") or self.cfg.threads, self.cfg.threads)
 
         def with_ending(environ: dict[str, Any], start_response: Any) -> Any:
             environ["opendify.ending"] = self._ending
@@ -101,9 +112,13 @@ class Worker(ThreadWorker):
         self.poller.register(queue.fileno(), selectors.EVENT_READ, queue.run_callbacks)
         self._waiting = self._new_waiting()
         while self.alive and self.is_parent_alive():
-            self.set_accept_enabled(self._has_room())
-            self._turn()
+            self._board.tell(self._row, has_room=self._has_room(self._wanted))
+            accepts = self._accepts()
+            self.set_accept_enabled(accepts)
+            looks = not accepts and self._has_room(self.cfg.threads)
+            self._turn(_LOOK_SECONDS if looks else 1.0)
             self._mind_retirement()
+        self._board.tell(self._row, has_room=False)
         self.alive = False
         self.set_accept_enabled(False)
         self._drain()
@@ -115,17 +130,25 @@ class Worker(ThreadWorker):
         most_bytes = _LARGEST_BODIES * self._body_limit
         return Waiting(self.poller, self.log, self._start, max(1, most), most_bytes)
 
-    def _turn(self, patience: float = 1.0) -> None:
+    def _turn(self, patience: float) -> None:
         self.notify()
         self.wait_for_and_dispatch_events(min(self._waiting.patience, patience))
         self._waiting.sweep()
 
-    def _has_room(self) -> bool:
+    def _has_room(self, places: int) -> bool:
         expected = len(self._busy) + self._waiting.fresh()
-        return bool(expected < self.cfg.threads and time.monotonic() >= self._rests_until)
+        return bool(expected < places and time.monotonic() >= self._rests_until)
+
+    def _accepts(self) -> bool:
+        """A connection that this worker can only refuse to serve goes to one that can serve it."""
+        is_full = not self._has_room(self._wanted)
+        others_do = is_full and self._board.has_room()
+        # At 0, answers close their connections: the next request may come where there is room.
+        self.max_keepalived = 0 if others_do or self._is_retiring else self.cfg.worker_connections
+        return not others_do and self._has_room(self.cfg.threads)
 
     def accept(self, listener: socket.socket) -> None:
-        if not self._has_room():
+        if not self._accepts():
             return
         try:
             sock, client = listener.accept()
@@ -213,7 +236,6 @@ class Worker(ThreadWorker):
             return
         if not self._is_retiring:
             self._is_retiring = True
-            self.max_keepalived = 0  # answers now close their connections
             self.log.info("Autorestarting worker when it is idle.")
         if not (self._waiting or self._busy) or self._is_overdue():
             self.alive = False
@@ -254,6 +276,15 @@ class Worker(ThreadWorker):
             self.method_queue.close()
         for listener in self.sockets:
             listener.close()
+
+
+def _raise_descriptor_limit() -> None:
+    """A stream needs two, and many systems start with 1024, of which a process may have more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _is_plain(cfg: Config) -> bool:

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 from flask import Flask, Response, jsonify, request
@@ -10,6 +11,7 @@ from werkzeug.exceptions import HTTPException
 
 from opendify import errors, openwebui, sse
 from opendify.callers import Identity
+from opendify.capacity import Capacity
 from opendify.chat import HOLD_SECONDS, Asked, ChatService
 from opendify.exchange import Caller
 from opendify.openai import answers
@@ -35,6 +37,7 @@ def create_app(
     directory: Directory,
     access: Access,
     max_body_bytes: int,
+    capacity: Capacity,
     now: Callable[[], float],
     user_secret: str = "",
 ) -> Flask:
@@ -43,11 +46,12 @@ def create_app(
     request. The routes of other rooms are added to it."""
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
+    app.config["MAX_CONCURRENT_STREAMS"] = capacity.most
     app.json.ensure_ascii = False  # type: ignore[attr-defined]
     app.json.sort_keys = False  # type: ignore[attr-defined]
     add_door(app, access)
     _add_chat_routes(
-        app, service, lambda asked: _caller(asked, access.identity(), user_secret, now())
+        app, service, capacity, lambda asked: _caller(asked, access.identity(), user_secret, now())
     )
     _add_model_routes(app, directory, access)
     app.register_error_handler(errors.OpenDifyError, _to_response)
@@ -58,18 +62,21 @@ def create_app(
 
 
 def _add_chat_routes(
-    app: Flask, service: ChatService, caller_of: Callable[[ChatRequest], Caller]
+    app: Flask,
+    service: ChatService,
+    capacity: Capacity,
+    caller_of: Callable[[ChatRequest], Caller],
 ) -> None:
     @app.post("/v1/chat/completions")
     def chat_completions() -> Response:
         chat_request = parse_chat_request(json_body())
-        exchange = service.ask(chat_request, caller_of(chat_request))
-        try:
+        caller = caller_of(chat_request)
+        with ExitStack() as held:
+            held.enter_context(capacity.place(chat_request.model))
+            exchange = service.ask(chat_request, caller)
+            held.callback(exchange.close)
             response = _answer(service, exchange)
-        except BaseException:
-            exchange.close()
-            raise
-        response.call_on_close(exchange.close)
+            response.call_on_close(held.pop_all().close)
         return response
 
 

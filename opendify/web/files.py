@@ -1,12 +1,14 @@
 """The route of file links. It asks for no key, since browsers send none with images: the link is
 signed instead."""
 
+from contextlib import ExitStack
 from urllib.parse import quote
 
 from flask import Flask, Response, request
 from werkzeug.http import dump_options_header
 from werkzeug.wsgi import wrap_file
 
+from opendify.capacity import Capacity
 from opendify.upstream.relay import Relay, Served
 
 ENDPOINT = "file_content"
@@ -20,17 +22,18 @@ _HARMLESS = {
 }
 
 
-def add_file_routes(app: Flask, relay: Relay) -> None:
+def add_file_routes(app: Flask, relay: Relay, capacity: Capacity) -> None:
     """Serves the links that ``relay`` makes, under the endpoint ``ENDPOINT``."""
 
     @app.get("/v1/files/<token>/content", endpoint=ENDPOINT)
     def file_content(token: str) -> Response:
-        served = relay.open(token, request.args.get("sig", ""))
-        try:
-            return _response(served)
-        except BaseException:
-            served.file.close()
-            raise
+        with ExitStack() as held:
+            held.enter_context(capacity.place())
+            served = relay.open(token, request.args.get("sig", ""))
+            held.callback(served.file.close)
+            response = _response(served)
+            response.call_on_close(held.pop_all().close)
+        return response
 
 
 def _response(served: Served) -> Response:

@@ -1,0 +1,105 @@
+"""How much is answered at once, and what those beyond are told."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from opendify import errors
+from opendify.capacity import Capacity
+from tests import schemas
+from tests.fake_dify import Chat, FakeDify, streamed
+from tests.service import Service, free_variables, running
+
+QUESTION = {"model": "tiny", "stream": True, "messages": [{"role": "user", "content": "Hello"}]}
+ALL_TAKEN = "OpenDify is answering as many requests as it can; try again in a moment."
+MODEL_TAKEN = "The model 'tiny' is answering as many requests as it may; try again in a moment."
+
+
+def test_there_are_so_many_places_and_each_is_given_back() -> None:
+    capacity = Capacity(2, {})
+    for _ in range(3):
+        with capacity.place("a"), capacity.place("b"):
+            with pytest.raises(errors.Overloaded, match="as many requests as it can") as caught:
+                capacity.place("c").__enter__()
+            assert caught.value.retry_after
+        with pytest.raises(RuntimeError, match="inside"), capacity.place("a"):
+            raise RuntimeError("inside")
+
+
+def test_a_model_has_no_more_places_than_its_own_limit() -> None:
+    capacity = Capacity(4, {"a": 1})
+    with capacity.place("a"), capacity.place("b"), capacity.place("b"):
+        with pytest.raises(errors.Overloaded, match="The model 'a'"):
+            capacity.place("a").__enter__()
+        with capacity.place("b"):
+            pass
+
+
+@contextlib.contextmanager
+def opened(service: Service) -> Iterator[httpx.Response]:
+    url = f"{service.url}/v1/chat/completions"
+    limits = httpx.Timeout(10)
+    with (
+        httpx.Client(trust_env=False, timeout=limits) as client,
+        client.stream("POST", url, json=QUESTION) as response,
+    ):
+        yield response
+
+
+def assert_is_full(service: Service, message: str) -> None:
+    begun_at = time.monotonic()
+    with opened(service) as refused:
+        assert refused.status_code == 503
+        refused.read()
+        schemas.assert_error(refused.json())
+        error = refused.json()["error"]
+        assert (error["code"], error["message"]) == ("overloaded", message)
+        assert int(refused.headers["Retry-After"]) > 0
+        assert refused.headers["x-should-retry"] == "true"
+    for path in ("/healthz", "/v1/models"):
+        assert httpx.get(service.url + path, trust_env=False, timeout=5).status_code == 200
+    assert time.monotonic() - begun_at < 5
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_streams_fill_all_workers_before_one_is_refused(
+    tmp_path: Path, dify: FakeDify, workers: int
+) -> None:
+    dify.answer = lambda request: streamed(Chat().text("Hello"), 60.0, Chat().end())
+    variables = free_variables(
+        dify.base, GUNICORN_WORKERS=str(workers), GUNICORN_THREADS="6", MAX_CONCURRENT_STREAMS="4"
+    )
+    with running(tmp_path, variables) as service, contextlib.ExitStack() as streams:
+        for _ in range(4 * workers):
+            response = streams.enter_context(opened(service))
+            assert response.status_code == 200
+        assert_is_full(service, ALL_TAKEN)
+        streams.close()
+        wait_until_free(service)
+
+
+def test_a_model_may_have_fewer(tmp_path: Path, dify: FakeDify) -> None:
+    dify.answer = lambda request: streamed(Chat().text("Hello"), 60.0, Chat().end())
+    variables = free_variables(dify.base, GUNICORN_WORKERS="1") | {
+        "MODEL_CONFIG": '{"tiny":{"key":"app-1","max_streams":1},"other":"app-2"}'
+    }
+    with running(tmp_path, variables) as service:
+        with opened(service) as first:
+            assert first.status_code == 200
+            assert_is_full(service, MODEL_TAKEN)
+        wait_until_free(service)
+
+
+def wait_until_free(service: Service) -> None:
+    """The places of callers who have left are free within two seconds."""
+    until = time.monotonic() + 4
+    while True:
+        with opened(service) as response:
+            if response.status_code == 200:
+                return
+        assert time.monotonic() < until
+        time.sleep(0.1)
