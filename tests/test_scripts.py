@@ -248,6 +248,7 @@ def test_what_the_user_set_wins_over_the_defaults_of_development(project: Path) 
     chosen = {"ENVIRONMENT": "production", "LOG_LEVEL": "info", "GUNICORN_WORKERS": "2"}
     with started(project, chosen) as run:
         run.wait_for(r"^curl -N ")
+        run.wait_for(r"(?s)Booting worker.*Booting worker")  # the first may answer before that
     assert "[DEBUG]" not in run.output()
     assert "Reloader is on" not in run.output()
     assert run.output().count("Booting worker") == 2

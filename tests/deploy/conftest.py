@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from .fake_docker import CLIENT, FakeDocker
+from .fake_docker import NEW, FakeDocker, fresh_state, put_client
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = """DIFY_API_BASE="https://dify.example.com/v1"
@@ -20,7 +20,6 @@ MODEL_CONFIG='{"gpt-4":"app-secret-key-1234"}'
 SERVER_HOST="0.0.0.0"
 SERVER_PORT=59871
 """
-OLD, NEW = "sha256:" + "a" * 61 + "1.0", "sha256:" + "b" * 61 + "2.0"
 DEPLOYED: list[dict[str, Any]] = []
 
 
@@ -111,22 +110,8 @@ def host(tmp_path: Path) -> Iterator[Host]:
     for path in (folder, engine, programs, engine / "volumes", tmp_path / "run"):
         path.mkdir(mode=0o700)
     shutil.copy(ROOT / "deploy.sh", folder)
-    fake = programs / "docker"
-    fake.write_text(CLIENT)
-    fake.chmod(0o755)
-    state = {
-        "images": {"opendify:latest": OLD},
-        "containers": [],
-        "behaviour": {},
-        "architecture": "amd64",
-        "config_says": "",
-        "api": "200\ngpt-4",
-        "log_leaks": "app-secret-key-1234",
-        "log_waits": False,
-        "stop_takes": 0,
-        "fail": {},
-    }
-    docker = FakeDocker(engine, state)
+    put_client(programs)
+    docker = FakeDocker(engine, fresh_state())
     environment = {
         "PATH": f"{programs}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": str(tmp_path),

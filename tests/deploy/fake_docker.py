@@ -29,8 +29,30 @@ read -r code <&3
 exit "$code"
 """
 STDIN, STDOUT, STDERR = 5, 4, 2
+OLD, NEW = "sha256:" + "a" * 61 + "1.0", "sha256:" + "b" * 61 + "2.0"
 State = dict[str, Any]
 Words = list[str]
+
+
+def put_client(folder: Path) -> None:
+    (folder / "docker").write_text(CLIENT)
+    (folder / "docker").chmod(0o755)
+
+
+def fresh_state() -> State:
+    """An engine with one image, whose containers are healthy."""
+    return {
+        "images": {"opendify:latest": OLD},
+        "containers": [],
+        "behaviour": {},
+        "architecture": "amd64",
+        "config_says": "",
+        "api": "200\ngpt-4",
+        "log_leaks": "app-secret-key-1234",
+        "log_waits": False,
+        "stop_takes": 0,
+        "fail": {},
+    }
 
 
 class Ended(Exception):
@@ -397,3 +419,21 @@ def command_volume(state, words):
         fail("no such volume")
     if words[0] == "rm":
         shutil.rmtree(path, ignore_errors=True)
+
+
+def main() -> None:
+    """``fake_docker.py FOLDER``: an engine for other test runners, until standard input ends.
+
+    Each line there is JSON with changes of the state; the answer is all words of all calls.
+    """
+    folder = Path(sys.argv[1])
+    (folder / "volumes").mkdir()
+    put_client(folder)
+    docker = FakeDocker(folder, fresh_state())
+    for line in iter(sys.stdin.readline, ""):
+        docker.state.update(json.loads(line))
+        print(json.dumps(docker.calls), flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

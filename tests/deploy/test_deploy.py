@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from .conftest import GOOD, NEW, OLD, Host
+from .conftest import GOOD, Host
+from .fake_docker import NEW, OLD
 
 
 def test_a_first_deploy_ends_healthy(host: Host) -> None:

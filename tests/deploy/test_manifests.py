@@ -64,7 +64,14 @@ def known_paths() -> set[str]:
 def test_hadolint_and_shellcheck_have_nothing_to_say() -> None:
     """deploy.sh is checked with the other scripts of its folder, by run_tests.sh."""
     run(tool("hadolint"), ROOT / "Dockerfile", ROOT / "Dockerfile.dev")
-    run(tool("shellcheck"), "-x", "tests/docker/run", "tests/docker/engine.sh", cwd=ROOT)
+    scripts = ("tests/docker/run", "tests/docker/engine.sh", "tests/deploy/deploy.bats")
+    run(tool("shellcheck"), "-x", *scripts, cwd=ROOT)
+
+
+def test_deploy_sh_as_a_person_types_it() -> None:
+    """Here rather than in run_tests.sh, so that one command chooses among all tests."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    run(tool("bats"), ROOT / "tests" / "deploy" / "deploy.bats", env=os.environ | {"PATH": path})
 
 
 def test_the_image_gets_everything_that_the_application_imports() -> None:
@@ -150,6 +157,24 @@ def test_the_kubernetes_objects_fit_together_and_fit_the_application() -> None:
     for one in found.values():
         for labels in (one.get("spec", {}).get("selector", {}).get("matchLabels"),):
             assert labels in (None, {"app": "opendify"}, {"app": "redis"})
+
+
+def test_kustomize_puts_it_together(tmp_path: Path) -> None:
+    """By kubectl, which holds a Kustomize."""
+    folder = shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
+    (folder / "secrets").mkdir()
+    (folder / "secrets" / "model_config").write_text('{"m":"app-k"}')
+    (folder / "secrets" / "api_keys").write_text("key")
+    built = list(yaml.safe_load_all(run(tool("kubectl"), "kustomize", folder)))
+    objects = {document["kind"]: document for document in built}
+    pod = objects["Deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    settings, secret = objects["ConfigMap"]["metadata"]["name"], objects["Secret"]["metadata"]
+    assert container["envFrom"] == [{"configMapRef": {"name": settings}}]
+    assert pod["volumes"][0]["secret"]["secretName"] == secret["name"]
+    assert {one["metadata"]["namespace"] for one in built if one["kind"] != "Namespace"} == {
+        "opendify"
+    }
 
 
 def test_the_kustomization_names_files_and_settings_that_exist() -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import GOOD, NEW, OLD, Host
+from .conftest import GOOD, Host
+from .fake_docker import NEW, OLD
 
 MAPPINGS = {
     "a": {"dify_conversation_id": "c1", "created_at": 1, "last_used": 2},

@@ -104,8 +104,8 @@ def test_development_has_a_demo_and_reloads(compose: Compose) -> None:
     dev = ("-f", "docker-compose.dev.yml")
     compose(*dev, "up", "-d", "--wait", "--no-build")
     assert ask(compose.url, "demo-chat")
-    web = compose.folder / "opendify" / "web.py"
-    web.write_text(web.read_text() + "\nraise SystemExit('seen by the reloader')\n")
+    room = compose.folder / "opendify" / "errors.py"
+    room.write_text(room.read_text() + "\nraise SystemExit('seen by the reloader')\n")
     deadline = time.monotonic() + 60
     while "seen by the reloader" not in compose(*dev, "logs"):
         assert time.monotonic() < deadline

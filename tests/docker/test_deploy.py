@@ -1,13 +1,16 @@
 """deploy.sh on a real engine, against a Dify that containers can reach."""
 
+import os
 import socket
 import subprocess
 import threading
+from collections.abc import Iterator
 
 import httpx
+import pexpect
 import pytest
 
-from tests.fake_dify import Chat, FakeDify, streamed
+from tests.fake_dify import Chat, FakeDify, refused, streamed
 
 from .conftest import Server, Watch, build, docker, fact
 
@@ -20,6 +23,7 @@ docker load < opendify.tar.gz
 ./deploy.sh update
 ./deploy.sh stop
 """
+PROMPTS = ("/v1): ", "'done'): ", "xxxxx): ", "'done'): ")
 
 
 @pytest.fixture
@@ -33,26 +37,80 @@ def deploy(server: Server, dify: FakeDify, *words: str) -> None:
     server.run("deploy", "--image", "opendify:quick", *words)
 
 
-def test_the_guides_six_commands(server: Server, image: str, dify: FakeDify) -> None:
+@pytest.fixture
+def uploaded(server: Server, image: str) -> Iterator[None]:
+    """opendify.tar.gz lies beside deploy.sh, and the engine knows no opendify:latest."""
     server.run("export")
-    docker("rmi", "-f", "opendify:latest", code=None)
+    docker("rmi", "-f", "opendify:latest")
+    yield
+    docker("tag", image, "opendify:latest")
+
+
+def upload_next_version(server: Server, image: str) -> None:
+    build("opendify:latest", f"FROM {image}\nLABEL org.opencontainers.image.version=9.9\n")
+    server.run("export")
+    docker("tag", image, "opendify:latest")
+
+
+def serves_the_guides_model() -> bool:
+    answer = httpx.get("http://127.0.0.1:5000/v1/models", timeout=10, trust_env=False)
+    return [model["id"] for model in answer.json()["data"]] == ["claude-3-5-sonnet"]
+
+
+@pytest.mark.usefixtures("uploaded")
+def test_the_guides_six_commands_without_a_terminal(
+    server: Server, image: str, dify: FakeDify
+) -> None:
     answers = f"{dify.base}\nclaude-3-5-sonnet\napp-your-production-key-123\ndone\n"
     for line in GUIDE.strip().splitlines():
+        if line.endswith("update"):
+            upload_next_version(server, image)
         done = subprocess.run(
             ["bash", "-c", line],
             cwd=server.folder,
             input=answers if line.endswith("setup") else "",
             capture_output=True,
             text=True,
+            start_new_session=True,  # nor is there one to be found: as over ssh
         )
         assert done.returncode == 0, (line, done.stdout, done.stderr)
-        if line.endswith("deploy"):
-            assert httpx.get("http://127.0.0.1:5000/v1/models", trust_env=False).status_code == 200
-        if line.endswith("status"):
-            assert "  - claude-3-5-sonnet" in done.stdout and "健康状态: 健康" in done.stdout
         assert "key-123" not in done.stdout + done.stderr
+        if line.endswith(("deploy", "status", "update")):
+            assert serves_the_guides_model()
+            assert "  - claude-3-5-sonnet" in done.stdout and "健康状态: 健康" in done.stdout
+        assert ("9.9" in done.stdout) == line.endswith("update")
     assert fact("opendify", "{{.State.Status}}") == "exited"
     server.run("status", code=3)
+
+
+@pytest.mark.usefixtures("uploaded")
+def test_the_guides_six_commands_typed_at_a_terminal(server: Server, dify: FakeDify) -> None:
+    answers = [dify.base, "claude-3-5-sonnet", "app-your-production-key-123", "done"]
+    shell = pexpect.spawn(
+        "bash",
+        ["--norc"],
+        cwd=str(server.folder),
+        env=os.environ | {"LC_ALL": "C.UTF-8", "PS1": "$?> "},
+        timeout=120,
+        encoding="utf-8",
+    )
+    try:
+        shell.expect_exact("0> ")
+        for line in GUIDE.strip().splitlines():
+            shell.sendline(line)
+            for prompt in PROMPTS if line.endswith("setup") else ():
+                shell.expect_exact(prompt)
+                shell.sendline(answers.pop(0))
+            shell.expect(r"\n(?:\x1b\S+h)?(\d+)> ")
+            assert shell.match[1] == "0", (line, shell.before)
+            assert "key-123" not in shell.before
+            if line.endswith(("deploy", "status", "update")):
+                assert serves_the_guides_model()
+        shell.sendline("./deploy.sh status")
+        shell.expect(r"\n(?:\x1b\S+h)?3> ")
+    finally:
+        shell.close(force=True)
+    assert not answers
 
 
 def test_it_serves_a_person_who_is_not_root(server: Server, quick: str, dify: FakeDify) -> None:
@@ -187,8 +245,11 @@ def test_on_the_hosts_own_network(server: Server, quick: str, dify: FakeDify) ->
 
 
 def test_check_online(server: Server, image: str, dify: FakeDify) -> None:
+    dify.tells_of_its_app, dify.answer = True, lambda _: refused(200, {"name": "app"})
     server.set_up(dify.base)
     assert "tiny: ok" in server.run("check", "--online").stdout
+    dify.answer = lambda _: refused(401, {"code": "unauthorized"})
+    assert "tiny: 401" in server.run("check", "--online", code=65).stdout
     server.set_up("http://127.0.0.1:9/v1")
     server.run("check", "--online", code=1)
 

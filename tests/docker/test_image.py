@@ -46,7 +46,7 @@ def test_what_it_is(image: str) -> None:
 def test_it_holds_the_application_and_nothing_else(image: str) -> None:
     files = docker("run", "--rm", image, "find", "/app", "-type", "f").splitlines()
     names = {Path(file).name for file in files}
-    assert {"main.py", "gunicorn_config.py", "web.py"} <= names
+    assert {"main.py", "gunicorn_config.py", "app.py"} <= names
     strange = [file for file in files if not file.endswith((".py", ".pyc", ".sh"))]
     assert [file for file in strange if "/opendify/" not in file] == []
     assert docker("run", "--rm", image, "id", "-u") == "1000"
