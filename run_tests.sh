@@ -14,5 +14,5 @@ PATH="$PWD/.venv/bin:$PATH"
 ruff check .
 ruff format --check .
 mypy
-shellcheck --external-sources ./*.sh scripts/*.sh .ci/run
+shellcheck --external-sources ./*.sh scripts/*.sh .ci/run bench/run
 python -m pytest "$@"

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from opendify.conversations import ConversationStore, Mapping
@@ -67,6 +67,15 @@ def measure(folder: Path, entries: int) -> tuple[float, ...]:
     )
 
 
+def rows(most: int) -> Iterator[tuple[float, ...]]:
+    """One row for each size, up to so many entries."""
+    Keeper.TICK_SECONDS = 3600.0
+    with tempfile.TemporaryDirectory() as place:
+        for entries in (1_000, 10_000, 100_000, 1_000_000):
+            if entries <= most:
+                yield measure(Path(place) / str(entries), entries)
+
+
 def memory(path: Path) -> int:
     gc.collect()
     tracemalloc.start()
@@ -81,15 +90,10 @@ def memory(path: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--most", type=int, default=1_000_000)
-    most = parser.parse_args().most
-    Keeper.TICK_SECONDS = 3600.0
     sys.stdout.write("  ".join(f"{name:>11}" for name in COLUMNS) + "\n")
-    with tempfile.TemporaryDirectory() as place:
-        for entries in (1_000, 10_000, 100_000, 1_000_000):
-            if entries <= most:
-                row = measure(Path(place) / str(entries), entries)
-                sys.stdout.write("  ".join(f"{value:>11,.1f}" for value in row) + "\n")
-                sys.stdout.flush()
+    for row in rows(parser.parse_args().most):
+        sys.stdout.write("  ".join(f"{value:>11,.1f}" for value in row) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
