@@ -34,10 +34,6 @@ log = logging.getLogger(__name__)
 # runs: what fails at its first node mostly fails within this time.
 HOLD_SECONDS_OF_A_RUN = 1.0
 
-# A conversation can be deleted only once Dify has named it, which it does with its first event;
-# a caller may have left before.
-SECONDS_TO_NAME_A_CONVERSATION = 15.0
-
 # A conversation that was used so lately is taken to be there still.
 STALE_SECONDS = 300
 
@@ -162,16 +158,16 @@ class Exchange:
 
     def close(self) -> None:
         """Frees what the request holds; stops a run that has not ended."""
-        if self._begins_what_is_thrown_away():
-            self._turn.learn_ids(time.monotonic() + SECONDS_TO_NAME_A_CONVERSATION)
         try:
-            self._turn.close()
+            self._turn.close(self._throw_away)
         finally:
             self._chat.leave(has_run=self.has_begun)
-            if self._begins_what_is_thrown_away() and self.ids.conversation_id:
-                delete_conversation(
-                    self._parts.client, self._model, self.ids.conversation_id, self._caller.user
-                )
+
+    def _throw_away(self) -> None:
+        if self._begins_what_is_thrown_away() and self.ids.conversation_id:
+            delete_conversation(
+                self._parts.client, self._model, self.ids.conversation_id, self._caller.user
+            )
 
     def _begins_what_is_thrown_away(self) -> bool:
         remembers = routes.remembers(self._app.mode)
@@ -202,6 +198,8 @@ class Exchange:
             self._conversation_id,
             self._prepared,
         )
+        if caller.socket is not None and has_hung_up(caller.socket):
+            raise errors.CallerGone  # meanwhile: files can take long
         stream = client.stream(model, question.path, question.body, caller.socket)
         self._turn = Turn(client, model, self._app.mode, caller.user, stream)
 

@@ -590,6 +590,33 @@ def test_a_connection_that_dify_closed_while_it_was_idle_is_not_used(
     assert (len(dify.asked()), dify.connections) == (2, 2)
 
 
+@pytest.mark.parametrize("step", [CLOSE, RESET], ids=["closed", "reset"])
+def test_a_call_on_a_kept_connection_that_dify_has_closed_is_made_once_more(
+    dify: FakeDify, client: DifyClient, model: Model, step: Step
+) -> None:
+    answers = [refused(200, {"n": 1}), [step], refused(200, {"n": 2}), [step], [step]]
+    dify.answer = lambda request: answers.pop(0)
+    files = {"file": ("a.txt", b"hello", "text/plain")}
+    assert client.call(model, "GET", "/meta") == {"n": 1}
+    assert client.call(model, "POST", "/files/upload", data={"user": "u"}, files=files) == {"n": 2}
+    with pytest.raises(errors.DifyUnreachable):
+        client.call(model, "GET", "/meta")
+    assert [request.connection for request in dify.requests] == [1, 1, 2, 2, 3]
+    assert all(b"hello" in request.body for request in dify.requests[1:3])
+
+
+@pytest.mark.parametrize("steps", [[b"HTTP/1.1 2", CLOSE], [b"HTTP/1.1 2", 0.05, RESET]])
+def test_a_call_that_dify_began_to_answer_is_not_made_again(
+    dify: FakeDify, client: DifyClient, model: Model, steps: list[Step]
+) -> None:
+    answers = [refused(200, {"n": 1}), steps]
+    dify.answer = lambda request: answers.pop(0)
+    assert client.call(model, "GET", "/meta") == {"n": 1}
+    with pytest.raises(errors.DifyUnreachable):
+        client.call(model, "GET", "/meta")
+    assert len(dify.requests) == 2
+
+
 def test_a_full_pool_is_an_error_of_ours_and_not_of_dify(dify: FakeDify, model: Model) -> None:
     limits = httpx.Limits(max_connections=1, max_keepalive_connections=1)
     with httpx.Client(transport=Transport(limits=limits), trust_env=False) as http:

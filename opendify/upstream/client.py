@@ -16,22 +16,26 @@ import httpx
 from opendify import errors
 from opendify.config.models import Model
 from opendify.dify.failures import parse_refusal, to_error
+from opendify.upstream.asides import Asides
 from opendify.upstream.stream import EventStream
+from opendify.upstream.wire import StaleConnection
 
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = 5.0
 CALL_TIMEOUT = 60.0
-STOP_TIMEOUT = 5.0
+STOP_TIMEOUT = 2.0
 
 
 class DifyClient:
     """Dify's app API. ``http`` is the pool; ``read_timeout`` is the silence, in seconds, after
-    which a stream counts as dead (Dify pings every 10 s while it is alive)."""
+    which a stream counts as dead (Dify pings every 10 s while it is alive); ``asides`` is where
+    the answers are ended that nobody waits for."""
 
     def __init__(self, http: httpx.Client, read_timeout: float) -> None:
         self._http = http
         self.read_timeout = read_timeout
+        self.asides = Asides()
         self._versions: dict[str, tuple[int, int]] = {}
 
     def stream(
@@ -75,15 +79,15 @@ class DifyClient:
         ``content`` is what httpx takes (``json``, ``params``, ``data``, ``files``); ``timeout``
         is in seconds. Raises DifyError.
         """
+        request = self._http.build_request(
+            method,
+            f"{model.base}{path}",
+            headers={"Authorization": f"Bearer {model.key}"},
+            timeout=httpx.Timeout(timeout, connect=CONNECT_TIMEOUT, pool=1.0),
+            **content,
+        )
         with _translated_errors():
-            response = self._http.request(
-                method,
-                f"{model.base}{path}",
-                headers={"Authorization": f"Bearer {model.key}"},
-                timeout=httpx.Timeout(timeout, connect=CONNECT_TIMEOUT, pool=1.0),
-                follow_redirects=False,
-                **content,
-            )
+            response = self._answer(request)
         self._note_version(model.base, response.headers.get("x-version", ""))
         if not response.is_success:
             headers = {name.lower(): value for name, value in response.headers.items()}
@@ -96,6 +100,14 @@ class DifyClient:
             return response.json()
         except (ValueError, RecursionError) as exc:
             raise errors.DifyBroken(f"Dify's answer to {method} {path} is not JSON.") from exc
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return self._http.send(request, follow_redirects=False)
+        except httpx.ReadError as exc:
+            if not isinstance(exc.__cause__, StaleConnection):
+                raise
+        return self._http.send(request, follow_redirects=False)
 
     @contextmanager
     def download(

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 
 from opendify import errors
 from opendify.config.models import Model
@@ -24,6 +25,16 @@ log = logging.getLogger(__name__)
 
 # Dify 1.11 sends ``message_end`` (usage, sources) right after ``workflow_finished``, 1.13.0 never.
 SECONDS_FOR_MESSAGE_END = 2.0
+
+# A run can be stopped only once Dify has named it; a chat's first word may take long.
+SECONDS_TO_NAME_A_RUN = 60.0
+
+# Dify 1.13 keeps the partial answer of a stopped chat only where it is read to its end.
+SECONDS_AFTER_STOP = 2.0
+
+
+def _nothing() -> None:
+    pass
 
 
 class Turn:
@@ -48,6 +59,8 @@ class Turn:
         self._stream = stream
         self._events: deque[Event] = deque()
         self._run_finished = False
+        self._has_failed = False
+        self._is_stopped = False
         self._deadline = float("inf")
 
     def next(self, until: float) -> Event | None:
@@ -57,34 +70,67 @@ class Turn:
         Not to be called after the last one. Raises CallerGone and DifyError.
         """
         if not self._events:
-            payloads = self._stream.read(min(until, self._deadline))
+            payloads = self._read(min(until, self._deadline))
             if payloads is None or (not payloads and time.monotonic() >= self._deadline):
                 return self._without_message_end()
             for payload in payloads:
                 self._take(payload)
         return self._hand_out(self._events.popleft()) if self._events else None
 
-    def learn_ids(self, until: float) -> None:
-        """Listens, for a caller that has left, until Dify has told its names for the answer, the
-        answer is over, or it is that time (of ``time.monotonic``)."""
+    def _read(self, until: float) -> list[Payload] | None:
+        try:
+            return self._stream.read(until)
+        except errors.DifyError:
+            self._has_failed = True
+            raise
+
+    def close(self, afterwards: Callable[[], None] = _nothing) -> None:
+        """Frees the connection, and stops the run where its end was not seen.
+
+        ``afterwards`` is called when the run is over. Where nothing is wrong but that nobody
+        listens, the thread is not kept for that: Dify is listened to aside, until it has named
+        the run, and for a moment after the stop, without which it would not keep what it said.
+        """
+        if self._is_over():
+            self._stream.drain()
+            afterwards()
+            return
+        self._stop()
+        if self._has_failed or not self._client.asides.run(lambda: self._leave(afterwards)):
+            self._stream.close()
+            afterwards()
+
+    def _is_over(self) -> bool:
+        return self.ended or any(isinstance(one, MessageEnded | Failed) for one in self._events)
+
+    def _leave(self, afterwards: Callable[[], None]) -> None:
         self._stream.caller = None
         try:
-            while not (self.ended or self.ids.conversation_id) and time.monotonic() < until:
+            if not self._is_stopped:
+                self._listen(SECONDS_TO_NAME_A_RUN, lambda: bool(self.ids.task_id))
+                if not self._is_over():
+                    self._stop()
+            self._listen(SECONDS_AFTER_STOP, lambda: False)
+        finally:
+            if self.ended:
+                self._stream.drain()
+            else:
+                self._stream.close()
+            afterwards()
+
+    def _listen(self, seconds: float, is_enough: Callable[[], bool]) -> None:
+        until = time.monotonic() + seconds
+        try:
+            while not (self._has_failed or self.ended or is_enough()) and time.monotonic() < until:
                 self.next(until)
         except errors.OpenDifyError:
-            log.debug("an answer failed before it had a name")
+            log.debug("an answer failed after its caller had left")
 
-    def close(self) -> None:
-        """Frees the connection; stops the run where its end was not seen."""
-        if self.ended:
-            self._stream.drain()
-            return
-        try:
-            if self.ids.task_id:
-                path = routes.stop_path(self._mode, self.ids.task_id)
-                self._client.stop(self._model, path, self._user)
-        finally:
-            self._stream.close()
+    def _stop(self) -> None:
+        if self.ids.task_id:
+            self._is_stopped = True
+            path = routes.stop_path(self._mode, self.ids.task_id)
+            self._client.stop(self._model, path, self._user)
 
     def _take(self, payload: Payload) -> None:
         if self.begun_at is None:
@@ -110,6 +156,7 @@ class Turn:
 
     def _without_message_end(self) -> Event:
         if not self._run_finished:
+            self._has_failed = True
             raise errors.DifyBroken("Dify closed the stream before the end of the answer.")
         self.ended = True
         return MessageEnded()

@@ -29,6 +29,10 @@ _STAND_IN_HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 _STAND_IN_END = b"0\r\n\r\n"
 
 
+class StaleConnection(httpcore.ReadError):
+    """A kept connection had ended before the request came: nothing of an answer was heard."""
+
+
 class Wire(httpcore.NetworkStream):
     """One connection, as httpcore's network stream and as the place where answers are read."""
 
@@ -36,18 +40,28 @@ class Wire(httpcore.NetworkStream):
         self._stream = stream
         self._stand_in = b""
         self._was_asked = False
+        self._has_heard = False
         self.has_answered = False
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         if self._stand_in:
             data, self._stand_in = self._stand_in, b""
             return data
-        data = self._stream.read(max_bytes, timeout)
+        try:
+            data = self._stream.read(max_bytes, timeout)
+        except httpcore.ReadError as exc:
+            if self.has_answered and not self._has_heard:
+                raise StaleConnection from exc
+            raise
+        if not data and self.has_answered and not self._has_heard:
+            raise StaleConnection
+        self._has_heard = True
         # What comes before the first request is a proxy's greeting (SOCKS), and no answer.
         self.has_answered = self.has_answered or (self._was_asked and bool(data))
         return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._has_heard = False
         self._was_asked = self._was_asked or buffer.startswith((b"POST ", b"GET "))
         if _MARK in buffer[:4096].lower() and buffer.startswith(b"POST "):
             self._stand_in = _STAND_IN_HEAD

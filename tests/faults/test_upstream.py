@@ -6,6 +6,7 @@ import ssl
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 
 import httpx
 import pytest
@@ -159,7 +160,6 @@ WAYS = {
     "unknown-name": (502, "upstream_unreachable", "true"),
     "untrusted": (502, "upstream_unreachable", "true"),
     "tls-to-plain": (502, "upstream_unreachable", "true"),
-    "plain-to-tls": (502, "upstream_unreachable", "true"),
     "deaf": (504, "upstream_timeout", "false"),
 }
 
@@ -175,7 +175,6 @@ def lost(
             "unknown-name": "http://nobody.invalid/v1",
             "untrusted": secure.base,
             "tls-to-plain": chaos.dify.base.replace("http:", "https:"),
-            "plain-to-tls": secure.base.replace("https:", "http:"),
             "deaf": f"http://127.0.0.1:{deaf_port(stack)}/v1",
         }
         models = {
@@ -195,6 +194,18 @@ def test_a_dify_that_cannot_be_reached(
     status, code, retry = WAYS[name]
     answer = ask(lost, question(name, user, stream=stream))
     check_told(answer, Fault(lambda request: [], status, code, retry=retry), name)
+
+
+def test_a_dify_that_speaks_tls_where_none_is_expected(
+    secure: FakeDify, tmp_path: Path, user: str
+) -> None:
+    """It depends on who is quicker whether the question or the answer breaks."""
+    variables = service.free_variables(secure.base.replace("https:", "http:"))
+    with service.running(tmp_path, {**variables, "GUNICORN_WORKERS": "1"}) as running:
+        answer = ask(running, question("tiny", user))
+    assert answer.status == 502
+    assert answer.error["code"] in ("upstream_unreachable", "upstream_error")
+    check_clean(answer.text)
 
 
 def test_health_and_models_do_not_depend_on_dify(lost: service.Service) -> None:
