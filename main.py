@@ -24,11 +24,14 @@ from opendify.chat import ChatService
 from opendify.config.environment import load_environment, read_file
 from opendify.config.proxies import proxies_for
 from opendify.config.settings import load_settings
-from opendify.conversations.kinds import new_conversations
+from opendify.conversations.kinds import new_conversations, new_link
 from opendify.exchange import Parts
 from opendify.files.secret import Secret
 from opendify.files.shelf import Shelf
 from opendify.files.tickets import VALID_SECONDS
+from opendify.limits.gate import Gate
+from opendify.limits.rates import Rates
+from opendify.limits.slots import Slots
 from opendify.logs import configure_logging
 from opendify.upstream.client import DifyClient
 from opendify.upstream.directory import Directory
@@ -76,8 +79,9 @@ http = httpx.Client(
 # The client serves everybody: what a gateway sets for one caller is not for the next.
 http.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
 data = Path(settings.data_folder)
+link = new_link(settings.conversation_store)
 conversations, turn_locks = new_conversations(
-    settings.conversation_store,
+    link,
     data,
     clock=time.time,
     max_age_days=settings.mapping_max_age_days or None,
@@ -108,9 +112,12 @@ service = ChatService(
     now=time.time,
     new_id=lambda: uuid.uuid4().hex,
 )
-callers = Callers(settings.accounts, settings.admin_keys, settings.models)
+callers = Callers(settings.accounts, settings.admin_keys, settings.models, settings.limits)
 warn_of_open_door(callers, settings.server_host)
-access = Access(callers)
+access = Access(
+    callers,
+    Gate(Rates(link, gunicorn_config.workers), Slots(link, gunicorn_config.workers)),
+)
 capacity = Capacity(
     settings.max_concurrent_streams,
     {name: model.max_streams for name, model in settings.models.items() if model.max_streams},

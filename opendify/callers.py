@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from opendify.config.callers import Account
+from opendify.config.callers import Account, Limits
 from opendify.config.models import Model
 from opendify.keys import Keys, digest_of
 
@@ -11,20 +11,27 @@ from opendify.keys import Keys, digest_of
 @dataclass(frozen=True, slots=True)
 class Identity:
     """Somebody whom we know. ``name`` stands for the key in the mappings and never is one;
-    ``models`` are those that they may use."""
+    ``models`` are those that they may use; ``limits`` hold for all who are ``counted_as`` one."""
 
     name: str
     models: Mapping[str, Model]
+    limits: Limits
+    counted_as: str
 
 
 class Callers:
     """Those who may call: the accounts, the admins, or, where there are no accounts, everybody."""
 
     def __init__(
-        self, accounts: tuple[Account, ...], admin_keys: Keys, models: Mapping[str, Model]
+        self,
+        accounts: tuple[Account, ...],
+        admin_keys: Keys,
+        models: Mapping[str, Model],
+        limits: Limits,
     ) -> None:
         self._accounts = [(account, _allowed(account, models)) for account in accounts]
         self._models = models
+        self._limits = limits
         self.admin_keys = admin_keys
 
     @property
@@ -42,9 +49,12 @@ class Callers:
         found = [entry for entry in self._accounts if entry[0].keys.hold_digest(digest)]
         if found:
             account, models = found[0]
-            return Identity(account.name or name, models)
-        if not self.need_keys or self.admin_keys.hold_digest(digest):
-            return Identity(name, self._models)
+            name = account.name or name
+            return Identity(name, models, account.limits, name)
+        if self.admin_keys.hold_digest(digest):
+            return Identity(name, self._models, Limits(), name)
+        if not self.need_keys:  # anybody can make up keys, so all are counted as one
+            return Identity(name, self._models, self._limits, "-")
         return None
 
 

@@ -16,6 +16,7 @@
     │   ├── FileGone                410  file_gone
     │   ├── RequestTooLarge         413  request_too_large
     │   └── UnsupportedMediaType    415  unsupported_media_type
+    ├── LimitReached                429  rate_limit_exceeded   our limit for this caller
     ├── Overloaded                  503  overloaded            our own limit is reached
     ├── StoreUnavailable        503  store_unavailable     the conversations are out of reach
     ├── InternalError               500  internal_error        told to nobody, logged in full
@@ -154,6 +155,13 @@ class RequestTooLarge(CallerError):
 class UnsupportedMediaType(CallerError):
     status = 415
     default_code = "unsupported_media_type"
+
+
+class LimitReached(OpenDifyError):
+    status = 429
+    type = "rate_limit_error"
+    default_code = "rate_limit_exceeded"
+    repeatable = True
 
 
 class Overloaded(OpenDifyError):

@@ -14,7 +14,7 @@ from opendify.administration import Administration
 from opendify.callers import Callers
 from opendify.capacity import Capacity
 from opendify.chat import ChatService
-from opendify.config.callers import parse_accounts
+from opendify.config.callers import Limits, parse_accounts
 from opendify.config.models import Model
 from opendify.conversations import Conversations, ConversationStore
 from opendify.conversations.turn_locks import FileTurnLocks
@@ -22,6 +22,9 @@ from opendify.exchange import Parts
 from opendify.files.secret import Secret
 from opendify.files.shelf import Shelf
 from opendify.keys import parse_keys
+from opendify.limits.gate import Gate
+from opendify.limits.rates import Rates
+from opendify.limits.slots import Slots
 from opendify.upstream.client import DifyClient
 from opendify.upstream.directory import Directory
 from opendify.upstream.relay import Relay
@@ -34,6 +37,7 @@ from tests.fake_dify import FakeDify
 from tests.redis_server import RedisServer
 
 KEY = "app-secret-of-the-operator"
+NO_LIMITS = Limits()
 
 
 @pytest.fixture(autouse=True)
@@ -115,6 +119,7 @@ def made_app(
     new_id: Callable[[], str] = lambda: "new",
     admin_keys: str = "",
     api_keys: str = "",
+    limits: Limits = NO_LIMITS,
     max_body_bytes: int = 1024 * 1024,
     capacity: Capacity | None = None,
 ) -> Iterator[Flask]:
@@ -127,9 +132,10 @@ def made_app(
     parts = Parts(client, directory, store, Uploads(client), locks, relay, now=now)
     service = ChatService(models, parts, now=now, new_id=new_id)
     problems: list[str] = []
-    accounts = parse_accounts(api_keys, set(models), problems)
+    accounts = parse_accounts(api_keys, set(models), limits, problems)
     assert not problems
-    access = Access(Callers(accounts, parse_keys(admin_keys), models))
+    gate = Gate(Rates(None, 1), Slots(None, 1))
+    access = Access(Callers(accounts, parse_keys(admin_keys), models, limits), gate)
     places = capacity or Capacity(100, {})
     application = create_app(service, directory, access, max_body_bytes, places, now=now)
     administration = Administration(store, models, client, now=now)

@@ -18,7 +18,7 @@ from opendify.conversations.store import ConversationStore
 from opendify.keys import Keys, parse_keys
 from opendify.web.access import warn_of_open_door
 from tests import schemas
-from tests.conftest import made_app
+from tests.conftest import NO_LIMITS, made_app
 from tests.fake_dify import Chat, FakeDify
 
 CHAT = "/v1/chat/completions"
@@ -223,5 +223,5 @@ def test_an_open_door_is_told_once(
 ) -> None:
     accounts = (Account(parse_keys(keys)),) if keys else ()
     with caplog.at_level(logging.INFO):
-        warn_of_open_door(Callers(accounts, Keys(), {}), host)
+        warn_of_open_door(Callers(accounts, Keys(), {}, NO_LIMITS), host)
     assert ["OPENDIFY_API_KEYS" in line for line in caplog.messages] == [True] * warned

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from opendify.config.callers import Limits
 from opendify.config.environment import load_environment
 from opendify.config.models import SETTINGS, Model, parse_base, parse_models
 from opendify.config.settings import SERVER_NUMBERS, ConfigError, Settings, load_settings
@@ -35,6 +36,7 @@ def test_two_variables_are_enough() -> None:
         data_folder="data",
         conversation_store="",
         accounts=(),
+        limits=Limits(),
         admin_keys=Keys(),
         read_timeout=35,
         max_body_bytes=64 * 1024 * 1024,

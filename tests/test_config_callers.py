@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from opendify.config.callers import Limits
 from opendify.config.environment import read_file
 from opendify.config.settings import ConfigError, Settings, load_settings
 
@@ -56,6 +57,19 @@ def test_an_object_names_each_caller() -> None:
     assert (first.models, third.models) == (None, {"tiny"})
 
 
+def test_a_caller_has_its_own_limits_or_those_of_all() -> None:
+    written = {
+        "one": "k1",
+        "two": {"keys": "k2", "requests_per_minute": 5},
+        "three": {"keys": "k3", "requests_per_minute": 0, "max_streams": 7},
+    }
+    settings = loaded(written, CALLER_REQUESTS_PER_MINUTE="60", CALLER_MAX_STREAMS="4")
+    limits = [account.limits for account in settings.accounts]
+    assert limits == [Limits(60, 4), Limits(5, 4), Limits(0, 7)]
+    assert loaded("k", CALLER_MAX_STREAMS="4").accounts[0].limits == Limits(0, 4)
+    assert load_settings({**GOOD, "CALLER_MAX_STREAMS": "4"}).limits == Limits(0, 4)
+
+
 WRONG = [
     pytest.param(",", "holds no key", id="only a comma"),
     pytest.param("se cret", "key 1 has blanks", id="a blank"),
@@ -72,6 +86,9 @@ WRONG = [
     pytest.param({"a": {"keys": "k", "modles": []}}, "unknown setting", id="a mistyped setting"),
     pytest.param({"a": {"keys": "k", "models": "tiny"}}, "list of names", id="models as a string"),
     pytest.param({"a": {"keys": "k", "models": ["x"]}}, "the model 'x'", id="an unknown model"),
+    pytest.param({"a": {"keys": "k", "max_streams": -1}}, "from 0 to", id="a negative limit"),
+    pytest.param({"a": {"keys": "k", "max_streams": True}}, "from 0 to", id="a limit of true"),
+    pytest.param({"a": {"keys": "k", "requests_per_minute": "5"}}, "from 0", id="a limit in text"),
     pytest.param({"a": "secret", "b": ["secret"]}, "'a' and 'b' have the same key", id="shared"),
     pytest.param({"": "k"}, "the name of a caller", id="no name"),
     pytest.param({" a": "k"}, "the name of a caller", id="a blank before a name"),

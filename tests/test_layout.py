@@ -21,7 +21,7 @@ FLOORS = [
     ["opendify.capacity", "opendify.config", "opendify.dify", "opendify.openai"],
     ["opendify.conversations"],
     ["opendify.files", "opendify.inputs", "opendify.openwebui", "opendify.tasks"],
-    ["opendify.telling"],
+    ["opendify.telling", "opendify.limits"],
     ["opendify.continuity"],
     ["opendify.translate", "opendify.callers", "opendify.chats", "opendify.upstream"],
     ["opendify.administration"],
@@ -109,6 +109,7 @@ ONLY_IN = {
     "httpcore": {"opendify.upstream.stream", "opendify.upstream.wire"},
     "h11": {"opendify.upstream.http1"},
     "dotenv": {"opendify.config.environment"},
+    "limits": {"opendify.limits.rates"},
     "jwt": {"opendify.openwebui"},
     "fcntl": {
         "opendify.conversations.folder",

@@ -25,9 +25,9 @@ LONG = 30.0
 MAKE = """
 import sys, threading, time
 from pathlib import Path
-from opendify.conversations.kinds import new_conversations
+from opendify.conversations.kinds import new_conversations, new_link
 options = dict(clock=time.time, max_age_days=None, max_entries=9)
-_, locks = new_conversations(sys.argv[2], Path(sys.argv[1]), **options)
+_, locks = new_conversations(new_link(sys.argv[2]), Path(sys.argv[1]), **options)
 """
 
 HOLDER = """
@@ -62,7 +62,7 @@ def released() -> Iterator[None]:
     """No lock is prolonged when its test is over."""
     yield
     for locks in made:
-        for lock in list(locks._held):
+        for lock in locks._leases.held():
             lock.release()
     made.clear()
 

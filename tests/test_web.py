@@ -17,11 +17,14 @@ from opendify.capacity import Capacity
 from opendify.config.models import Model
 from opendify.conversations.store import ConversationStore
 from opendify.keys import Keys
+from opendify.limits.gate import Gate
+from opendify.limits.rates import Rates
+from opendify.limits.slots import Slots
 from opendify.web import app as web
 from opendify.web.access import Access
 from opendify.web.app import create_app
 from tests import schemas, service
-from tests.conftest import KEY, made_app
+from tests.conftest import KEY, NO_LIMITS, made_app
 from tests.fake_dify import (
     CLOSE,
     FOREVER,
@@ -428,7 +431,10 @@ def test_a_fault_of_ours_is_a_500_that_tells_nothing(
     api: FlaskClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken: Any = Broken()
-    open_to_all = Access(Callers((), Keys(), {"tiny": Model("tiny", KEY, "")}))
+    open_to_all = Access(
+        Callers((), Keys(), {"tiny": Model("tiny", KEY, "")}, NO_LIMITS),
+        Gate(Rates(None, 1), Slots(None, 1)),
+    )
     app = create_app(broken, broken, open_to_all, 1024, Capacity(1, {}), now=time.time)
     response = app.test_client().post(PATH, json={"model": "tiny", "messages": HI})
     assert response.status_code == 500

@@ -1,15 +1,24 @@
 """Who may call, and what each may do: OPENDIFY_API_KEYS and the variables beside it. No I/O."""
 
 import re
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from opendify.config.values import BadValue, parse_object
 from opendify.keys import Keys, parse_key, parse_keys
 
 MAX_NAME = 100
+MOST = 1_000_000
 _EXAMPLE = """'{"team-a":"first-key","team-b":{"keys":["second-key"],"models":["my-model"]}}'"""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one caller may ask for; 0 is without limit."""
+
+    requests_per_minute: int = 0
+    max_streams: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,15 +29,19 @@ class Account:
     keys: Keys
     name: str = ""
     models: frozenset[str] | None = None
+    limits: Limits = field(default_factory=Limits)
 
 
-def parse_accounts(text: str, models: Collection[str], problems: list[str]) -> tuple[Account, ...]:
+def parse_accounts(
+    text: str, models: Collection[str], limits: Limits, problems: list[str]
+) -> tuple[Account, ...]:
     """The accounts of an OPENDIFY_API_KEYS: keys with commas or line ends between, or a JSON
-    object of callers. ``models`` are the names that exist. What is wrong goes to ``problems``."""
+    object of callers. ``models`` are the names that exist, ``limits`` those of whom nothing else
+    is said. What is wrong goes to ``problems``."""
     name = "OPENDIFY_API_KEYS"
     if not text.lstrip().startswith("{"):
         keys = parse_key_list(name, text, problems)
-        return (Account(keys),) if keys else ()
+        return (Account(keys, limits=limits),) if keys else ()
     try:
         written = parse_object(text, "caller", _EXAMPLE)
     except BadValue as exc:
@@ -37,7 +50,7 @@ def parse_accounts(text: str, models: Collection[str], problems: list[str]) -> t
     accounts = []
     for caller, entry in written.items():
         try:
-            accounts.append(_parse_account(caller, entry, models))
+            accounts.append(_parse_account(caller, entry, models, limits))
         except ValueError as exc:
             problems.append(f"{name}: {exc}.")
     problems += _shared_keys(accounts)
@@ -57,13 +70,13 @@ def parse_key_list(name: str, text: str, problems: list[str]) -> Keys:
     return keys
 
 
-def _parse_account(name: str, entry: Any, models: Collection[str]) -> Account:
+def _parse_account(name: str, entry: Any, models: Collection[str], limits: Limits) -> Account:
     where = f"caller '{name}'"
     _check_name(name)
     settings = {"keys": entry} if isinstance(entry, str | list) else entry
     if not isinstance(settings, dict):
         raise BadValue(f"{where} must have a key, a list of keys, or an object with 'keys'")
-    known = ("keys", "models")
+    known = ("keys", "models", "requests_per_minute", "max_streams")
     unknown = sorted(set(settings) - set(known))
     if unknown:
         raise BadValue(f"{where} has an unknown setting; known are {', '.join(known)}")
@@ -71,6 +84,10 @@ def _parse_account(name: str, entry: Any, models: Collection[str]) -> Account:
         _keys(settings.get("keys"), where),
         name,
         _models(settings["models"], where, models) if "models" in settings else None,
+        Limits(
+            _limit(settings, "requests_per_minute", limits.requests_per_minute, where),
+            _limit(settings, "max_streams", limits.max_streams, where),
+        ),
     )
 
 
@@ -106,6 +123,13 @@ def _models(value: Any, where: str, models: Collection[str]) -> frozenset[str]:
     if unknown and models:
         raise BadValue(f"{where} names the model '{unknown[0]}', which is not in MODEL_CONFIG")
     return frozenset(value)
+
+
+def _limit(settings: Mapping[str, Any], name: str, default: int, where: str) -> int:
+    value = settings.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST:
+        raise BadValue(f"{where}, setting '{name}' must be a whole number from 0 to {MOST}")
+    return value
 
 
 def _shared_keys(accounts: list[Account]) -> list[str]:

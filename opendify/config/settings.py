@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from opendify.config.callers import Account, parse_accounts, parse_key_list
+from opendify.config.callers import MOST, Account, Limits, parse_accounts, parse_key_list
 from opendify.config.models import Model, parse_base, parse_models
 from opendify.config.secret_files import with_files
 from opendify.config.store_address import parse_store_address
@@ -57,6 +57,7 @@ class Settings:
     data_folder: str
     conversation_store: str = field(repr=False)
     accounts: tuple[Account, ...]
+    limits: Limits
     admin_keys: Keys
     read_timeout: float
     max_body_bytes: int
@@ -93,11 +94,18 @@ def load_settings(
         reader.number(name, least, least, most)
     reader.one_of("GUNICORN_RELOAD", ("true", "false"), "false")
     reader.proxies()
+    limits = Limits(
+        reader.number("CALLER_REQUESTS_PER_MINUTE", 0, 0, MOST),
+        reader.number("CALLER_MAX_STREAMS", 0, 0, MOST),
+    )
     settings = Settings(
         models=models,
         data_folder=data_folder(environ),
         conversation_store=reader.conversation_store(),
-        accounts=parse_accounts(environ.get("OPENDIFY_API_KEYS", ""), set(models), problems),
+        accounts=parse_accounts(
+            environ.get("OPENDIFY_API_KEYS", ""), set(models), limits, problems
+        ),
+        limits=limits,
         admin_keys=parse_key_list(
             "OPENDIFY_ADMIN_KEYS", environ.get("OPENDIFY_ADMIN_KEYS", ""), problems
         ),

@@ -139,8 +139,8 @@ class RedisLink:
         if is_news:
             log.error(
                 "%s cannot be used (%s). Until it can, each worker knows only the chats that it "
-                "has seen, chats may begin new conversations, and turns of one chat that come at "
-                "once are not kept apart.",
+                "has seen, chats may begin new conversations, turns of one chat that come at once "
+                "are not kept apart, and each worker counts the requests of callers for itself.",
                 self._shown,
                 _reason(error),
             )

@@ -5,12 +5,10 @@ and a short life that the holder prolongs, so that the lock of a machine that di
 """
 
 import secrets
-import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from opendify.conversations.forks import in_each_child
+from opendify.conversations.leases import Leases
 from opendify.conversations.redis_link import Away, RedisLink
 from opendify.conversations.turn_locks import Lock, lock_name, waited_for
 
@@ -38,43 +36,21 @@ class RedisTurnLocks:
         """`lease` is in seconds: so long a lock outlives a holder that was killed."""
         self._link = link
         self._lease = lease
-        self._changed = threading.Condition()
-        self._held: set[RedisTurnLock] = set()
-        self._prolonger: threading.Thread | None = None
-        in_each_child(self._begin_in_child)
+        self._leases: Leases[RedisTurnLock] = Leases(lease, self._prolong)
 
     def acquire(self, key: str, until: float, caller_gone: Callable[[], bool]) -> Lock | None:
         lock = RedisTurnLock(self, f"opendify:lock:{lock_name(key)}", secrets.token_hex(16))
         if not waited_for(lambda: self._take(lock) or None, until, caller_gone):
             return None
-        with self._changed:
-            self._held.add(lock)
-            self._start_prolonging()
-            self._changed.notify()
+        self._leases.add(lock)
         return lock
 
     def give_back(self, lock: "RedisTurnLock") -> None:
         """Free a lock; what is no longer its holder's is left alone."""
-        with self._changed:
-            if lock not in self._held:
-                return
-            self._held.discard(lock)
+        if not self._leases.discard(lock):
+            return
         with suppress(Away):  # then it ends with its lease
             self._link.ask(lambda client: client.eval(_RELEASE, 1, lock.name, lock.token))
-
-    def _begin_in_child(self) -> None:
-        """After a fork: the parent's locks and thread are of no use here."""
-        self._changed = threading.Condition()
-        self._held = set()
-        self._prolonger = None
-
-    def _start_prolonging(self) -> None:
-        if self._prolonger is not None and self._prolonger.is_alive():
-            return
-        thread = threading.Thread(target=self._prolong_for_ever, name="turn-locks", daemon=True)
-        with suppress(RuntimeError):  # no thread to be had: the next lock tries again
-            thread.start()
-            self._prolonger = thread
 
     def _take(self, lock: "RedisTurnLock") -> bool:
         milliseconds = int(self._lease * 1000)
@@ -86,17 +62,6 @@ class RedisTurnLocks:
             )
         except Away:
             return True
-
-    def _prolong_for_ever(self) -> None:
-        while True:
-            with self._changed:
-                while not self._held:
-                    self._changed.wait()
-            time.sleep(self._lease / 3)
-            with self._changed:
-                held = list(self._held)
-            for lock in held:
-                self._prolong(lock)
 
     def _prolong(self, lock: "RedisTurnLock") -> None:
         milliseconds = int(self._lease * 1000)

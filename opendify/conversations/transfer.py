@@ -16,7 +16,7 @@ from opendify.config.store_address import parse_store_address, without_secrets
 from opendify.config.values import BadValue
 from opendify.conversations import mapping as kept
 from opendify.conversations.contract import Conversations
-from opendify.conversations.kinds import new_conversations
+from opendify.conversations.kinds import new_conversations, new_link
 from opendify.conversations.mapping import Entries
 
 _BATCH = 500
@@ -97,7 +97,7 @@ def _opened(choice: str, environ: Mapping[str, str], is_source: bool) -> Place:
     if is_source and not address and not folder.is_dir():
         raise Refused(f"There is no folder {folder}. DATA_DIR says where the JSON file is.")
     store, _ = new_conversations(
-        address, folder, clock=time.time, max_age_days=None, max_entries=_NO_LIMIT
+        new_link(address), folder, clock=time.time, max_age_days=None, max_entries=_NO_LIMIT
     )
     return Place(store, without_secrets(address) if address else str(folder.resolve()))
 

@@ -1,6 +1,7 @@
 """The door: who is let in to what, by the key of the request that is being served."""
 
 import logging
+from collections.abc import Callable
 from ipaddress import ip_address
 
 from flask import Flask, request
@@ -8,6 +9,7 @@ from flask import Flask, request
 from opendify import errors
 from opendify.callers import Callers, Identity
 from opendify.keys import parse_bearer
+from opendify.limits.gate import Gate
 from opendify.web import files
 
 log = logging.getLogger(__name__)
@@ -22,8 +24,9 @@ _SEND_A_KEY = "Send one as 'Authorization: Bearer ...'; the operator of this ser
 class Access:
     """What the caller of the request that is being served may do."""
 
-    def __init__(self, callers: Callers) -> None:
+    def __init__(self, callers: Callers, gate: Gate) -> None:
         self._callers = callers
+        self._gate = gate
 
     def identity(self) -> Identity:
         """Who calls. Raises KeyWrong."""
@@ -36,6 +39,12 @@ class Access:
                 else f"This service needs an API key. {_SEND_A_KEY}"
             )
         return identity
+
+    def enter(self) -> Callable[[], None]:
+        """Lets a question of the caller through, as far as the caller's limits go. What it returns
+        is to be called when the answer has ended. Raises KeyWrong and LimitReached."""
+        identity = self.identity()
+        return self._gate.enter(identity.counted_as, identity.limits)
 
     def is_admin(self) -> bool:
         """Whether the caller shows an admin key."""

@@ -51,7 +51,11 @@ def create_app(
     app.json.sort_keys = False  # type: ignore[attr-defined]
     add_door(app, access)
     _add_chat_routes(
-        app, service, capacity, lambda asked: _caller(asked, access.identity(), user_secret, now())
+        app,
+        service,
+        access,
+        capacity,
+        lambda asked: _caller(asked, access.identity(), user_secret, now()),
     )
     _add_model_routes(app, directory, access)
     app.register_error_handler(errors.OpenDifyError, _to_response)
@@ -64,14 +68,16 @@ def create_app(
 def _add_chat_routes(
     app: Flask,
     service: ChatService,
+    access: Access,
     capacity: Capacity,
     caller_of: Callable[[ChatRequest], Caller],
 ) -> None:
     @app.post("/v1/chat/completions")
     def chat_completions() -> Response:
-        chat_request = parse_chat_request(json_body())
-        caller = caller_of(chat_request)
         with ExitStack() as held:
+            held.callback(access.enter())
+            chat_request = parse_chat_request(json_body())
+            caller = caller_of(chat_request)
             held.enter_context(capacity.place(chat_request.model))
             exchange = service.ask(chat_request, caller)
             held.callback(exchange.close)
