@@ -66,6 +66,12 @@ def recorded_names() -> list[str]:
     return [path.relative_to(RECORDINGS).as_posix().removesuffix(".json") for path in paths]
 
 
+def asked_path(name: str) -> str:
+    """Where the question of a recording went, empty where it was none (not a POST)."""
+    request = json.loads((RECORDINGS / f"{name}.json").read_text())["request"]
+    return request["path"] if request["method"] == "POST" else ""
+
+
 def recorded_streams() -> list[str]:
     """The names of all recordings of POST /chat-messages that asked for a stream."""
     names = []

@@ -17,6 +17,8 @@ class Streamed:
     error: dict[str, Any] | None
     usage: dict[str, Any] | None
     comments: int
+    reasoning: str
+    annotations: list[dict[str, Any]]
 
 
 def read_stream(raw: bytes) -> Streamed:
@@ -34,8 +36,11 @@ def read_stream(raw: bytes) -> Streamed:
     if error is not None:
         schemas.assert_error({"error": error})
     usage = chunks.pop()["usage"] if chunks and chunks[-1].get("choices") == [] else None
+    reasoning = "".join(c["choices"][0]["delta"].get("reasoning_content", "") for c in chunks)
+    annotations = _annotations(chunks)
+    reason = _finish_reason(chunks, error)
     return Streamed(
-        chunks, _text(chunks), _finish_reason(chunks, error), error, usage, len(comments)
+        chunks, _text(chunks), reason, error, usage, len(comments), reasoning, annotations
     )
 
 
@@ -53,6 +58,11 @@ def _text(chunks: list[dict[str, Any]]) -> str:
     return "".join(delta.get("content", "") for delta in deltas)
 
 
+def _annotations(chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    return [one for delta in deltas for one in delta.get("annotations", [])]
+
+
 def _finish_reason(chunks: list[dict[str, Any]], error: dict[str, Any] | None) -> str | None:
     """The one reason that is told, in the last chunk, where nothing failed."""
     reasons = [chunk["choices"][0]["finish_reason"] for chunk in chunks]
@@ -62,5 +72,5 @@ def _finish_reason(chunks: list[dict[str, Any]], error: dict[str, Any] | None) -
     assert chunks, "a stream that says nothing is an empty answer to every client"
     assert not any(reasons[:-1])
     assert reasons[-1] in ("stop", "length", "content_filter")
-    assert chunks[-1]["choices"][0]["delta"] == {}
+    assert set(chunks[-1]["choices"][0]["delta"]) <= {"annotations"}
     return str(reasons[-1])

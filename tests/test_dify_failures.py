@@ -341,6 +341,7 @@ RECORDED_REFUSALS = {
     "block_conv_unknown": errors.ConversationUnknown,
     "conversation_delete_unknown": errors.ConversationUnknown,
     "messages_unknown_conv": errors.ConversationUnknown,
+    "messages": errors.DifyMisconfigured,  # a text generator has none
     "on_chat_messages": errors.DifyMisconfigured,
     "on_completion_endpoint": errors.DifyMisconfigured,
     "on_completion_messages": errors.DifyMisconfigured,

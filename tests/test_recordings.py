@@ -1,11 +1,10 @@
-"""Every recorded answer of Dify, through the whole application, streamed and in one piece."""
+"""Recorded answers of Dify, cut in every way, through the whole application."""
 
 import json
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 import pytest
@@ -26,120 +25,20 @@ from tests.fake_dify import (
     replayed,
 )
 from tests.streams import Streamed, read_stream
+from tests.test_recorded_answers import ROWS
 
-
-class Outcome(NamedTuple):
-    """The status of the answer in one piece, that of the stream, and the code of the error."""
-
-    whole: int
-    streamed: int
-    code: str | None = None
-
-
-FINE = Outcome(200, 200)
-REJECTED = Outcome(400, 400, "rejected_by_dify")
-BAD_KEY = Outcome(502, 502, "upstream_auth_error")
-UNKNOWN = Outcome(404, 404, "conversation_not_found")
-WRONG_APP = Outcome(502, 502, "upstream_config_error")
-FAILED = Outcome(502, 502, "run_failed")
-FAILED_LATER = Outcome(502, 200, "run_failed")
-BUSY = Outcome(429, 429, "rate_limit_exceeded")
-DEAD = Outcome(504, 504, "upstream_timeout")
-SILENT_LATER = Outcome(504, 200, "upstream_timeout")
-
-CASES = {
-    "auto_generate_name_false": FINE,
-    "client_disconnect": SILENT_LATER,  # its recording ends where the client left
-    "extra_unknown_fields": FINE,
-    "file_local_image_stream": FINE,
-    "file_too_many": REJECTED,
-    "file_unknown_id": REJECTED,
-    "llm_fail_mid_stream": FAILED_LATER,
-    "llm_fail_ratelimit_stream": BUSY,
-    "llm_fail_start_stream": FAILED,
-    "missing_inputs": REJECTED,
-    "missing_query": REJECTED,
-    "missing_required_input_stream": REJECTED,
-    "missing_user": REJECTED,
-    "no_auth_header": BAD_KEY,
-    "on_chat_messages": WRONG_APP,
-    "slow_first_token_ping": FINE,
-    "stopped_stream": FINE,
-    "stream_conv_not_uuid": REJECTED,
-    "stream_conv_of_other_user": UNKNOWN,
-    "stream_conv_unknown": UNKNOWN,
-    "stream_first": FINE,
-    "stream_second": FINE,
-    "stream_tool_call": FINE,
-    "think_stream": FINE,
-    "unicode_stream": FINE,
-    "with_input": FINE,
-    "wrong_key": BAD_KEY,
-}
-# What Dify 1.13 finds wrong after it has begun to stream a chatflow, it answers with silence.
-EXCEPTIONS = {
-    **{
-        f"1.13.2/{app}/{case}": DEAD
-        for app in ("advanced-chat", "advanced-chat-static")
-        for case in (
-            "file_too_many",
-            "file_unknown_id",
-            "stream_conv_of_other_user",
-            "stream_conv_unknown",
-        )
-    },
-    # This app asks no model, which could fail, and was stopped before its last node.
-    "1.13.2/advanced-chat-static/llm_fail_mid_stream": FINE,
-    "1.13.2/advanced-chat-static/llm_fail_ratelimit_stream": FINE,
-    "1.13.2/advanced-chat-static/llm_fail_start_stream": FINE,
-    "1.13.2/advanced-chat-static/stopped_stream": FAILED_LATER,
-}
 NAMES = recorded_streams()
-
-
-def outcome(name: str) -> Outcome:
-    return EXCEPTIONS.get(name) or CASES[name.rpartition("/")[2]]
-
-
-def test_the_table_has_no_row_too_many() -> None:
-    assert set(EXCEPTIONS) <= set(NAMES)
-    assert set(CASES) == {name.rpartition("/")[2] for name in NAMES}
-
-
-@contextmanager
-def made_api(
-    http: httpx.Client, store: ConversationStore, dify: FakeDify, read_timeout: float
-) -> Iterator[FlaskClient]:
-    models = {"tiny": Model("tiny", "app-x", dify.base, reasoning="inline", agent_steps="off")}
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        made_app(http, store, models, Path(folder), read_timeout=read_timeout) as application,
-    ):
-        yield application.test_client()
+FINE = [name for name in NAMES if ROWS[name]["whole"] == 200]
 
 
 @pytest.fixture
 def patient(http: httpx.Client, store: ConversationStore, dify: FakeDify) -> Iterator[FlaskClient]:
-    with made_api(http, store, dify, read_timeout=5) as api:
-        yield api
-
-
-@pytest.fixture
-def impatient(
-    http: httpx.Client, store: ConversationStore, dify: FakeDify
-) -> Iterator[FlaskClient]:
-    with made_api(http, store, dify, read_timeout=0.3) as api:
-        yield api
-
-
-@pytest.fixture
-def replaying(
-    name: str, dify: FakeDify, patient: FlaskClient, impatient: FlaskClient
-) -> FlaskClient:
-    """The application before a Dify that answers with the recording."""
-    dify.answer = lambda request: replayed(name)
-    ends = recording(name).ended_by in ("last chunk", "content-length")
-    return patient if ends else impatient
+    models = {"tiny": Model("tiny", "app-x", dify.base, reasoning="inline", agent_steps="off")}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        made_app(http, store, models, Path(folder), read_timeout=5) as application,
+    ):
+        yield application.test_client()
 
 
 def ask(api: FlaskClient, stream: bool, usage: bool = True) -> Any:
@@ -163,62 +62,12 @@ def recorded_text(name: str) -> str:
     return "".join(p["answer"] for p in payloads(name) if p["event"] in said and "answer" in p)
 
 
-def recorded_usage(name: str) -> dict[str, int] | None:
-    for payload in payloads(name):
-        if payload["event"] == "message_end":
-            usage = payload["metadata"]["usage"]
-            return {key: usage[key] for key in usage if key.endswith("_tokens")}
-    return None
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_recorded_answer_comes_out_in_one_piece(name: str, replaying: FlaskClient) -> None:
-    expected = outcome(name)
-    response = ask(replaying, stream=False)
-    assert response.status_code == expected.whole
-    assert response.content_type == "application/json"
-    if expected.code:
-        schemas.assert_error(response.json)
-        assert response.json["error"]["code"] == expected.code
-        return
-    answer = response.json
-    schemas.assert_completion(answer)
-    assert answer["choices"][0]["message"]["content"] == recorded_text(name)
-    assert answer["choices"][0]["finish_reason"] == "stop"
-    assert answer["dify"]["conversation_id"] == response.headers["X-Dify-Conversation-Id"]
-    assert answer["dify"]["message_id"] == response.headers["X-Dify-Message-Id"]
-    assert answer["id"] == f"chatcmpl-{answer['dify']['message_id']}"
-    assert answer["created"] == payloads(name)[0]["created_at"]
-    usage = recorded_usage(name) or {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-    assert answer["usage"] == usage
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_recorded_answer_comes_out_as_a_stream(name: str, replaying: FlaskClient) -> None:
-    expected = outcome(name)
-    response = ask(replaying, stream=True)
-    assert response.status_code == expected.streamed
-    if expected.streamed != 200:
-        schemas.assert_error(response.json)
-        assert response.json["error"]["code"] == expected.code
-        return
-    assert response.content_type == "text/event-stream; charset=utf-8"
-    streamed = read_stream(response.data)
-    assert streamed.text == recorded_text(name)
-    assert (streamed.error or {}).get("code") == expected.code
-    if expected.code is None:
-        assert streamed.finish_reason == "stop"
-        assert streamed.usage == recorded_usage(name)
-        ids = streamed.chunks[-1]["dify"]
-        assert ids["conversation_id"] == response.headers["X-Dify-Conversation-Id"]
-        assert streamed.chunks[0]["id"] == f"chatcmpl-{ids['message_id']}"
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if outcome(name) is FINE])
+@pytest.mark.parametrize("name", FINE)
 def test_the_text_goes_out_in_the_pieces_in_which_it_came(
-    name: str, replaying: FlaskClient
+    name: str, dify: FakeDify, patient: FlaskClient
 ) -> None:
-    streamed = read_stream(ask(replaying, stream=True, usage=False).data)
+    dify.answers = [replayed(name)]
+    streamed = read_stream(ask(patient, stream=True, usage=False).data)
     said = [p["answer"] for p in payloads(name) if p.get("answer")]
     deltas = [chunk["choices"][0]["delta"] for chunk in streamed.chunks[1:-1]]
     assert [delta["content"] for delta in deltas] == said

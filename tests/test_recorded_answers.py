@@ -1,0 +1,138 @@
+"""Every recorded answer of a real Dify to a question, streamed and in one piece: what the caller
+gets is what the table says."""
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from flask.testing import FlaskClient
+
+from opendify.config.models import Model
+from opendify.conversations import ConversationStore
+from tests import schemas
+from tests.conftest import made_app
+from tests.fake_dify import RECORDINGS, FakeDify, asked_path, recorded_names, recording, replayed
+from tests.streams import read_stream
+
+# One row a recording: what the caller gets with the settings that a model has by itself. ``whole``
+# and ``streamed`` are the status of the answer in one piece and of the stream; ``usage`` counts
+# prompt, completion and all tokens; ``code`` is that of the error, which may follow some text. What
+# is missing is empty.
+TABLE = RECORDINGS / "answers.jsonl"
+EMPTY = {"text": "", "reasoning": "", "finish": None, "usage": None, "code": None}
+ROWS = {row["name"]: EMPTY | row for row in map(json.loads, TABLE.read_text().splitlines())}
+MODES = {"/v1/completion-messages": "completion", "/v1/workflows/run": "workflow"}
+NAMES = [name for name in recorded_names() if asked_path(name) in (*MODES, "/v1/chat-messages")]
+
+
+def mode_of(name: str) -> str:
+    app = name.split("/")[1]
+    flow = "advanced-chat" if app.startswith("advanced-chat") else "chat"
+    return MODES.get(asked_path(name)) or ("agent-chat" if app == "agent-chat" else flow)
+
+
+@pytest.fixture(scope="module")
+def recorded_dify() -> Iterator[FakeDify]:
+    fake = FakeDify()
+    yield fake
+    fake.close()
+
+
+@pytest.fixture(scope="module")
+def apis(http: httpx.Client, recorded_dify: FakeDify) -> Iterator[dict[bool, FlaskClient]]:
+    """Applications with patience for a Dify that is slow, and without any for one that is dead."""
+    modes = ("chat", "agent-chat", "advanced-chat", "completion", "workflow")
+    models = {mode: Model(mode, "app-x", recorded_dify.base, type=mode) for mode in modes}
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder)
+        store = ConversationStore(
+            data / "data", clock=time.time, max_age_days=None, max_entries=1000
+        )
+        with (
+            made_app(http, store, models, data, read_timeout=5) as patient,
+            made_app(http, store, models, data, read_timeout=0.25) as impatient,
+        ):
+            yield {True: patient.test_client(), False: impatient.test_client()}
+        store.close()
+
+
+def ask(name: str, apis: dict[bool, FlaskClient], dify: FakeDify, stream: bool) -> Any:
+    dify.answer = lambda request: replayed(name)
+    body: dict[str, Any] = {
+        "model": mode_of(name),
+        "messages": [{"role": "user", "content": "Hi"}],
+        "stream": stream,
+    }
+    if stream:
+        body["stream_options"] = {"include_usage": True}
+    ends = recording(name).ended_by in ("last chunk", "content-length")
+    return apis[ends].post("/v1/chat/completions", json=body, buffered=True)
+
+
+def counts(usage: dict[str, int] | None) -> list[int] | None:
+    names = ("prompt_tokens", "completion_tokens", "total_tokens")
+    return [usage[name] for name in names] if usage else None
+
+
+def asserted_ids(answer: dict[str, Any], response: Any) -> None:
+    """Dify's names for the answer stand in it, and its own is made of one of them."""
+    ids = answer["dify"]
+    assert ids.get("conversation_id") == response.headers.get("X-Dify-Conversation-Id")
+    assert answer["id"] == f"chatcmpl-{ids.get('message_id') or ids['workflow_run_id']}"
+    assert ids["task_id"]
+    assert 1_795_000_000 < answer["created"] < 1_796_000_000  # when it was recorded
+
+
+def test_every_recorded_question_has_a_row_and_every_row_a_recording() -> None:
+    assert set(ROWS) == set(NAMES)
+    assert len(NAMES) > 300
+    assert {name.split("/")[0] for name in NAMES} == {"1.11.4", "1.13.2"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recorded_answer_in_one_piece(
+    name: str, apis: dict[bool, FlaskClient], recorded_dify: FakeDify
+) -> None:
+    row = ROWS[name]
+    response = ask(name, apis, recorded_dify, stream=False)
+    assert response.status_code == row["whole"]
+    if row["code"]:
+        schemas.assert_error(response.json)
+        assert response.json["error"]["code"] == row["code"]
+        return
+    schemas.assert_completion(response.json)
+    choice = response.json["choices"][0]
+    assert choice["message"]["content"] == row["text"]
+    assert choice["message"].get("reasoning_content", "") == row["reasoning"]
+    assert choice["finish_reason"] == row["finish"]
+    assert counts(response.json["usage"]) == (row["usage"] or [0, 0, 0])
+    asserted_ids(response.json, response)
+    asked = [r for r in recorded_dify.requests if not r.path.endswith("/stop")][-1]
+    assert asked.path == asked_path(name)
+    assert asked.json["response_mode"] == "streaming"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recorded_answer_streamed(
+    name: str, apis: dict[bool, FlaskClient], recorded_dify: FakeDify
+) -> None:
+    row = ROWS[name]
+    response = ask(name, apis, recorded_dify, stream=True)
+    assert response.status_code == row["streamed"]
+    if row["streamed"] != 200:
+        schemas.assert_error(response.json)
+        assert response.json["error"]["code"] == row["code"]
+        return
+    streamed = read_stream(response.data)
+    assert streamed.text == row["text"]
+    assert streamed.reasoning == row["reasoning"]
+    assert streamed.finish_reason == row["finish"]
+    assert counts(streamed.usage) == row["usage"]
+    assert (streamed.error or {}).get("code") == row["code"]
+    if not row["code"]:
+        asserted_ids(streamed.chunks[-1], response)
