@@ -149,6 +149,7 @@ message p_models_twice 'MODEL_CONFIG 里模型 %s 出现两次' 'MODEL_CONFIG na
 message p_both '%s 和 %s 同时设置了，只能有一个' '%s and %s are both set: only one may be'
 message p_file '%s 指向的文件 %s 读不到' '%s names the file %s, which cannot be read'
 message p_port '端口无效: %s（应为 1 到 65535）' 'Not a valid port: %s (1 to 65535)'
+message p_file_empty '%s 指向的文件 %s 是空的' '%s names the file %s, which is empty'
 message p_newline '%s 的值含有换行' 'The value of %s holds a line break'
 message check_ok '✅ 配置正确: %s（%s 个模型）' '✅ The configuration is good: %s (%s models)'
 message check_unseen '镜像没有加载，只检查了文件本身' 'The image is not loaded: only the file itself was checked'
@@ -733,9 +734,19 @@ json_remember() {
   if (($1 == 1)); then
     MODEL_NAMES+=("$2") MODEL_VALUES+=("$3")
   fi
-  if [[ $3 == '"'* ]] && { (($1 == 1)) || [[ $2 == key ]]; }; then
-    json_text "$3" && keep_secret "$REPLY"
+  if [[ $1 == 1 || $2 == key || $2 == keys ]]; then
+    keep_strings "$3"
   fi
+}
+
+# keep_strings JSON: a string, or those of a list
+keep_strings() {
+  local rest=$1
+  [[ $rest == [[\"]* ]] || return 0
+  while [[ $rest =~ (\"[^\"]*\") ]]; do
+    rest=${rest#*"${BASH_REMATCH[1]}"}
+    json_text "${BASH_REMATCH[1]}" && keep_secret "$REPLY"
+  done
 }
 
 keep_secret() { ((${#1} < 4)) || SECRETS+=("$1"); }
@@ -836,7 +847,8 @@ check_configuration() {
   PROBLEMS=()
   take_file MODEL_CONFIG MODEL_CONFIG_FILE
   take_file OPENDIFY_API_KEYS OPENDIFY_API_KEYS_FILE
-  keep_caller_keys
+  take_file OPENDIFY_ADMIN_KEYS OPENDIFY_ADMIN_KEYS_FILE
+  keep_other_secrets
   check_models
   check_base
   check_port
@@ -852,12 +864,16 @@ check_configuration() {
   exit 65
 }
 
-# The callers' keys are not for the screen either.
-keep_caller_keys() {
+# What else is not for the screen: keys of callers (a list, or JSON), secrets, passwords in addresses.
+keep_other_secrets() {
   local name key keys
-  for name in OPENDIFY_API_KEYS OPENDIFY_ADMIN_KEYS; do
-    IFS=, read -ra keys <<<"${ENV[$name]:-}"
+  for name in OPENDIFY_API_KEYS OPENDIFY_ADMIN_KEYS OPENWEBUI_JWT_SECRET OPENDIFY_SECRET; do
+    json_models "${ENV[$name]:-}" && continue
+    IFS=', ' read -ra keys <<<"${ENV[$name]:-}"
     for key in ${keys[@]+"${keys[@]}"}; do keep_secret "$key"; done
+  done
+  for name in CONVERSATION_STORE {HTTP,HTTPS,ALL}_PROXY {http,https,all}_proxy; do
+    [[ ! ${ENV[$name]:-} =~ ://[^/@]*:([^/@]+)@ ]] || keep_secret "${BASH_REMATCH[1]}"
   done
 }
 
@@ -876,7 +892,9 @@ take_file() {
     return
   fi
   text=$(<"$path")
-  if json_models "$text"; then
+  if [[ -z ${text//[[:space:]]/} ]]; then
+    problem p_file_empty "$2" "$path"
+  elif json_models "$text"; then
     text=$JSON_OUT
   else
     text=${text//$'\r'/}
@@ -1320,8 +1338,17 @@ wait_healthy() {
 service_question() {
   cat <<'PYTHON'
 import http.client, json, os
-keys = os.environ.get("OPENDIFY_API_KEYS", "").strip("'\"").split(",")
-key = keys[0].strip()
+def written(value):
+    if isinstance(value, str):
+        return value.split(",")
+    if isinstance(value, dict):
+        value = [value["keys"]] if "keys" in value else value.values()
+    return [key for entry in value for key in written(entry)]
+def keys(name):
+    text = os.environ.get(name, "").strip("'\" ")
+    return written(json.loads(text) if text.startswith("{") else text)
+found = [key.strip() for name in ("OPENDIFY_API_KEYS", "OPENDIFY_ADMIN_KEYS") for key in keys(name)]
+key = next((key for key in found if key and not key.lower().startswith("sha256:")), "")
 port = int(os.environ.get("SERVER_PORT") or 5000)
 link = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
 link.request("GET", "/v1/models", headers={"Authorization": "Bearer " + key} if key else {})
@@ -1464,7 +1491,7 @@ settle_options() {
   OPTIONS=${OPTIONS# }
 }
 
-# settle_options_quietly: for the verbs that only look
+# For the verbs that only look
 settle_image() {
   settle_options update
   KEPT=''
@@ -1742,14 +1769,18 @@ set_aside() {
     undo "$ENGINE" rename "$FOUND" "$NAME-prev"
     change rename "$FOUND" "$NAME-old" || die 1 nothing_changed
   fi
-  if [[ $C_STATE == running || $C_STATE == restarting ]]; then
-    WAS_RUNNING=1
-    undo bring_back "$old"
-    say stopping "$NAME" "$C_STOP"
-    change stop -t "$C_STOP" "$old" || die 1 nothing_changed
-  fi
+  set_down "$old" || die 1 nothing_changed
   undo "$ENGINE" rename "$old" "$NAME"
   change rename "$old" "$NAME-prev" || die 1 nothing_changed
+}
+
+# set_down ID: stops what was just described, if it runs; any way out but the good one starts it again
+set_down() {
+  [[ $C_STATE == @(running|restarting|paused) ]] || return 0
+  WAS_RUNNING=$1
+  undo bring_back "$1"
+  say stopping "$NAME" "$C_STOP"
+  change stop -t "$C_STOP" "$1"
 }
 
 # A stop that was under way must be over before a start means anything.
@@ -1856,12 +1887,7 @@ cmd_rollback() {
 
 exchange_out() {
   describe "$1"
-  if [[ $C_STATE == running || $C_STATE == restarting ]]; then
-    WAS_RUNNING=1
-    undo bring_back "$1"
-    say stopping "$NAME" "$C_STOP"
-    change stop -t "$C_STOP" "$1" || settle_back rollback_failed
-  fi
+  set_down "$1" || settle_back rollback_failed
   undo "$ENGINE" rename "$1" "$NAME"
   change rename "$1" "$NAME-old" || settle_back rollback_failed
 }
@@ -2290,12 +2316,7 @@ put_data() {
   local status=0
   WAS_RUNNING=''
   describe_named "$NAME"
-  if [[ $C_STATE == running || $C_STATE == restarting ]]; then
-    WAS_RUNNING=$FOUND
-    undo bring_back "$FOUND"
-    say stopping "$NAME" "$C_STOP"
-    change stop -t "$C_STOP" "$FOUND" || die 1 engine_failed stop "$NAME"
-  fi
+  set_down "$FOUND" || die 1 engine_failed stop "$NAME"
   undo undo_restore
   if [[ -n $WAS_RUNNING ]]; then
     undo "$ENGINE" stop -t "$C_STOP" "$WAS_RUNNING"

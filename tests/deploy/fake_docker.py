@@ -370,7 +370,7 @@ def command_start(state, words):
 def command_stop(state, words):
     _, names = split(words)
     one = need(state, names[0])
-    if one["state"] in ("running", "restarting"):
+    if one["state"] in ("running", "restarting", "paused"):
         one["state"] = "exited"
     return lambda: time.sleep(state["stop_takes"])
 

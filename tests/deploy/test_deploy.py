@@ -456,6 +456,15 @@ def test_a_key_with_an_ampersand_is_masked_too(host: Host) -> None:
     assert "app-…1&&4" in done.stderr and "secret" not in done.stderr
 
 
+def test_a_paused_service_gives_up_its_port(host: Host) -> None:
+    host.deploy()
+    host.new_image()
+    host.change(containers=[one | {"state": "paused"} for one in host.state()["containers"]])
+    host.run("deploy")
+    assert host.running() == {"opendify": NEW}
+    assert host.containers()["opendify-prev"]["state"] == "exited"
+
+
 def test_a_reader_who_leaves_does_not_stop_a_deploy(host: Host) -> None:
     host.deploy()
     host.new_image()

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from opendify.config.environment import load_environment
 
-from .conftest import ROOT, Host
+from .conftest import GOOD, ROOT, Host
+from .fake_docker import OLD
 
 PRINT = """
 source "$1"
@@ -198,6 +199,46 @@ def test_both_forms_at_once_are_refused(host: Host) -> None:
     assert "MODEL_CONFIG_FILE" in host.run("check", code=65).stderr
     host.configure("DIFY_API_BASE=https://x/v1\nMODEL_CONFIG_FILE=nowhere.json\n")
     assert "nowhere.json" in host.run("check", code=65).stderr
+
+
+@pytest.mark.parametrize("name", ["MODEL_CONFIG", "OPENDIFY_API_KEYS", "OPENDIFY_ADMIN_KEYS"])
+def test_an_empty_file_is_not_taken_for_no_wish(host: Host, name: str) -> None:
+    """Without keys the door would be open."""
+    (host.folder / "secret").write_text("\n")
+    models = "" if name == "MODEL_CONFIG" else GOOD.splitlines()[1]
+    host.configure(f"DIFY_API_BASE=https://x/v1\n{models}\n{name}_FILE=secret\n")
+    assert f"{name}_FILE" in host.run("check", code=65).stderr
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        "first-key-of-them,second-key-of-them",
+        '{"a":"first-key-of-them","b":{"models":["gpt-4"],"keys":["x1","second-key-of-them"]}}',
+        '{"a":["", "first-key-of-them"], "b":{"keys":"second-key-of-them"}}',
+    ],
+)
+def test_keys_of_callers_are_masked_however_they_are_written(host: Host, keys: str) -> None:
+    (host.folder / "admins").write_text("an-admin-of-all\n")
+    host.configure(f"{GOOD}OPENDIFY_API_KEYS='{keys}'\nOPENDIFY_ADMIN_KEYS_FILE=admins\n")
+    leaks = "first-key-of-them second-key-of-them an-admin-of-all gpt-4"
+    host.change(log_leaks=leaks, behaviour={OLD: {"trial": "crash"}})
+    said = host.run("deploy", code=1).stderr
+    assert "boot failed: key …them …them …-all gpt-4" in said
+
+
+def test_other_secrets_are_masked_too(host: Host) -> None:
+    host.configure(
+        f"{GOOD}OPENWEBUI_JWT_SECRET=signs-the-users-of-all\nOPENDIFY_SECRET=signs-the-links-of-all\n"
+        "CONVERSATION_STORE=redis://user:password-of-redis@r:6379/0\n"
+        "HTTPS_PROXY=http://me:password-of-proxy@p:1\n"
+    )
+    leaks = (
+        "signs-the-users-of-all signs-the-links-of-all user:password-of-redis@r password-of-proxy"
+    )
+    host.change(log_leaks=leaks, behaviour={OLD: {"trial": "crash"}})
+    said = host.run("deploy", code=1).stderr
+    assert "signs" not in said and "password" not in said and "user:" in said
 
 
 def test_the_application_forgives_the_quotes_that_docker_run_leaves(tmp_path: Path) -> None:

@@ -4,8 +4,13 @@ import hashlib
 import io
 import json
 import stat
+import subprocess
+import sys
 import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -71,6 +76,47 @@ def test_status_is_3_when_it_is_not_well(host: Host, kind: str, words: str) -> N
     host.change(behaviour={OLD: {"service": kind}})
     done = host.run("status", code=3)
     assert words in done.stdout
+
+
+class Door(BaseHTTPRequestHandler):
+    """Answers as the service does, and keeps what it was shown."""
+
+    shown: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.shown.append(self.headers.get("Authorization", ""))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"data":[{"id":"gpt-4"}]}')
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("keys", "shown"),
+    [
+        ("", ""),
+        ("'sha256:ab, one,two'", "Bearer one"),
+        ("sha256:ab", "Bearer admin"),
+        ('{"a":"sha256:ab","b":{"models":["m"],"keys":["sha256:cd","two"]}}', "Bearer two"),
+        ('{"a":["one"],"b":{"keys":"two"}}', "Bearer one"),
+    ],
+)
+def test_status_asks_with_the_first_plain_key(host: Host, keys: str, shown: str) -> None:
+    """The question runs in the container, with the container's variables."""
+    script = ["bash", "-c", 'source "$1"; service_question', "_", str(host.folder / "deploy.sh")]
+    question = subprocess.run(script, env=host.environment, capture_output=True, check=True).stdout
+    Door.shown.clear()
+    with HTTPServer(("127.0.0.1", 0), Door) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        settings = {"SERVER_PORT": str(server.server_port), "OPENDIFY_API_KEYS": keys}
+        settings["OPENDIFY_ADMIN_KEYS"] = "admin" if keys else ""
+        done = subprocess.run(
+            [sys.executable, "-c", question], env=settings, capture_output=True, text=True
+        )
+    assert (done.stdout, done.stderr) == ("200\ngpt-4\n", "")
+    assert Door.shown == [shown]
 
 
 def test_status_when_the_api_wants_a_key(host: Host) -> None:
