@@ -19,7 +19,6 @@ from opendify.dify.events import Event, Ids, MessageEnded, Text
 from opendify.exchange import Caller, Exchange, Parts, owner_of
 from opendify.openai.requests import ChatRequest
 from opendify.telling.narration import Narration
-from opendify.upstream.wire import has_hung_up
 
 log = logging.getLogger(__name__)
 
@@ -144,8 +143,7 @@ class Chores:
         while (mapping := self._parts.conversations.get(key)) is None:
             if time.monotonic() > until:
                 return ""
-            if caller.socket is not None and has_hung_up(caller.socket):
-                raise errors.CallerGone
+            caller.watch.look()
             time.sleep(_SECONDS_BETWEEN_LOOKS)
         return mapping.conversation_id
 

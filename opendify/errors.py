@@ -6,7 +6,7 @@
     │   ├── UserNotVerified         401  invalid_user_token
     │   ├── ModelNotFound           404  model_not_found
     │   ├── KeyWrong                401  invalid_api_key
-    │   │   └── AdminKeyWrong
+    │   │   └── AdminKeyWrong       401  invalid_api_key
     │   ├── AdminKeyNeeded          403  admin_key_needed      an ordinary key was shown
     │   ├── AdminKeysNotSet         403  admin_keys_not_set
     │   ├── RouteNotFound           404  not_found
@@ -18,6 +18,7 @@
     │   └── UnsupportedMediaType    415  unsupported_media_type
     ├── LimitReached                429  rate_limit_exceeded   our limit for this caller
     ├── Overloaded                  503  overloaded            our own limit is reached
+    ├── ServerStopping              503  server_stopping       an answer ends with its server
     ├── StoreUnavailable        503  store_unavailable     the conversations are out of reach
     ├── InternalError               500  internal_error        told to nobody, logged in full
     └── DifyError                   Dify, or the way to it, failed
@@ -168,6 +169,13 @@ class Overloaded(OpenDifyError):
     status = 503
     default_code = "overloaded"
     repeatable = True
+
+
+class ServerStopping(OpenDifyError):
+    """Not repeatable: Dify may have begun the run."""
+
+    status = 503
+    default_code = "server_stopping"
 
 
 class StoreUnavailable(OpenDifyError):

@@ -26,7 +26,7 @@ from opendify.upstream.disposal import delete_conversation
 from opendify.upstream.relay import Relay
 from opendify.upstream.turn import Turn
 from opendify.upstream.uploads import Uploads
-from opendify.upstream.wire import has_hung_up
+from opendify.upstream.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -43,15 +43,15 @@ _VERSIONS_THAT_HANG = ((1, 13), (1, 14), (1, 15))
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who asks. ``name`` stands for the caller's key and never is the key; ``models`` are those
-    that the caller may use; ``chat_id`` is empty for a request that belongs to no chat; ``socket``
-    is the descriptor to watch for a hang-up; ``task`` is what the request's header says of a
+    that the caller may use; ``chat_id`` is empty for a request that belongs to no chat; ``watch``
+    tells when to wait no longer; ``task`` is what the request's header says of a
     background task."""
 
     name: str
     models: Mapping[str, Model]
     user: str
     chat_id: str
-    socket: int | None
+    watch: Watch
     role: str = ""
     in_open_webui: bool = False
     task: str = ""
@@ -198,9 +198,8 @@ class Exchange:
             self._conversation_id,
             self._prepared,
         )
-        if caller.socket is not None and has_hung_up(caller.socket):
-            raise errors.CallerGone  # meanwhile: files can take long
-        stream = client.stream(model, question.path, question.body, caller.socket)
+        caller.watch.look()  # files can take long
+        stream = client.stream(model, question.path, question.body, caller.watch)
         self._turn = Turn(client, model, self._app.mode, caller.user, stream)
 
     def _ask_anew(self) -> None:
@@ -270,15 +269,18 @@ class Exchange:
         if explicit := self.request.extras.conversation_id:
             self._chat.claim(explicit)
             return explicit
-        socket = self._caller.socket
         found = self._chat.find(
             time.monotonic() + self._parts.client.read_timeout,
-            lambda: socket is not None and has_hung_up(socket),
+            self._is_left,
             self._is_alive,
         )
         if not found and not self._caller.chat_id and self._model.continuity == "off":
             self._dialogue = replace(self._dialogue, history=())
         return found
+
+    def _is_left(self) -> bool:
+        self._caller.watch.look()
+        return False
 
     def _is_alive(self, conversation_id: str, last_used: int) -> bool:
         """Whether Dify has the conversation of this user; asked only where a wrong guess is dear.

@@ -18,6 +18,7 @@ from opendify.config.proxies import proxies_for
 from opendify.upstream import stream as stream_module
 from opendify.upstream.client import DifyClient
 from opendify.upstream.stream import EventStream
+from opendify.upstream.watch import UNWATCHED, Watch
 from opendify.upstream.wire import Transport
 from tests.fake_dify import (
     CLOSE,
@@ -55,7 +56,7 @@ def client(http: httpx.Client) -> DifyClient:
 
 
 def ask(client: DifyClient, model: Model, caller: int | None = None) -> EventStream:
-    return client.stream(model, "/chat-messages", BODY, caller)
+    return client.stream(model, "/chat-messages", BODY, Watch(caller))
 
 
 def events(stream: EventStream, seconds: float = 10) -> list[Any]:
@@ -105,7 +106,7 @@ def test_a_question_is_sent_as_dify_wants_it(
 
 def test_a_large_question_arrives_whole(dify: FakeDify, client: DifyClient, model: Model) -> None:
     body = {"query": "x" * 5_000_000}
-    stream = client.stream(model, "/chat-messages", body, None)
+    stream = client.stream(model, "/chat-messages", body, UNWATCHED)
     events(stream)
     stream.close()
     assert dify.requests[0].json == body
@@ -118,7 +119,7 @@ def test_a_number_that_json_does_not_have_is_refused_before_it_is_sent(
     dify: FakeDify, client: DifyClient, model: Model, value: float
 ) -> None:
     with pytest.raises(errors.InvalidRequest):
-        client.stream(model, "/chat-messages", {"inputs": {"a": value}}, None)
+        client.stream(model, "/chat-messages", {"inputs": {"a": value}}, UNWATCHED)
     assert dify.requests == []
 
 
@@ -129,7 +130,7 @@ def test_endless_nesting_is_refused_before_it_is_sent(
     for _ in range(100_000):
         nested = [nested]
     with pytest.raises(errors.InvalidRequest):
-        client.stream(model, "/chat-messages", {"inputs": {"a": nested}}, None)
+        client.stream(model, "/chat-messages", {"inputs": {"a": nested}}, UNWATCHED)
     assert dify.requests == []
 
 
@@ -232,7 +233,7 @@ def test_a_dify_that_takes_no_more_bytes_is_given_up(http: httpx.Client) -> None
         model = Model("tiny", KEY, f"http://127.0.0.1:{deaf.getsockname()[1]}/v1")
         client = DifyClient(http, read_timeout=0.3)
         with pytest.raises(errors.DifyTimeout):
-            client.stream(model, "/chat-messages", {"query": "x" * 20_000_000}, None)
+            client.stream(model, "/chat-messages", {"query": "x" * 20_000_000}, UNWATCHED)
 
 
 BROKEN = [
@@ -451,7 +452,7 @@ def test_every_error_of_httpx_becomes_one_of_ours(kind: type[httpx.RequestError]
     with httpx.Client(transport=httpx.MockTransport(fail)) as http:
         client = DifyClient(http, read_timeout=1)
         with pytest.raises(errors.OpenDifyError) as caught:
-            client.stream(Model("tiny", KEY, "http://dify/v1"), "/chat-messages", BODY, None)
+            client.stream(Model("tiny", KEY, "http://dify/v1"), "/chat-messages", BODY, UNWATCHED)
     assert caught.value.status in (502, 503, 504)
     assert "secret" not in caught.value.message
 
@@ -639,7 +640,7 @@ def test_concurrent_answers_have_a_connection_each(
 
     def one(number: int) -> None:
         together.wait(10)
-        stream = client.stream(model, "/chat-messages", {"query": number}, None)
+        stream = client.stream(model, "/chat-messages", {"query": number}, UNWATCHED)
         found.append(f"{number}={''.join(e.get('answer', '') for e in events(stream))}")
         stream.close()
 

@@ -18,6 +18,7 @@ from opendify.config.models import Model
 from opendify.dify.failures import parse_refusal, to_error
 from opendify.upstream.asides import Asides
 from opendify.upstream.stream import EventStream
+from opendify.upstream.watch import Watch
 from opendify.upstream.wire import StaleConnection
 
 log = logging.getLogger(__name__)
@@ -38,13 +39,10 @@ class DifyClient:
         self.asides = Asides()
         self._versions: dict[str, tuple[int, int]] = {}
 
-    def stream(
-        self, model: Model, path: str, body: Mapping[str, Any], caller: int | None
-    ) -> EventStream:
+    def stream(self, model: Model, path: str, body: Mapping[str, Any], watch: Watch) -> EventStream:
         """Asks a question; returns as soon as it is on its way.
 
-        ``caller`` is the descriptor of the caller's socket, watched for a hang-up. Raises
-        DifyError when Dify cannot be reached.
+        ``watch`` is what ends it before its time. Raises DifyError when Dify cannot be reached.
         """
         content = _encoded(body)
         request = self._http.build_request(
@@ -64,7 +62,7 @@ class DifyClient:
             with _translated_errors():
                 return self._http.send(request, stream=True, follow_redirects=False)
 
-        return EventStream(send, model.name, self.read_timeout, caller)
+        return EventStream(send, model.name, self.read_timeout, watch)
 
     def version(self, base: str) -> tuple[int, int]:
         """Major and minor release of the Dify at this address, as its answers told (header

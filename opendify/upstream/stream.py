@@ -12,6 +12,7 @@ from opendify import errors, sse
 from opendify.dify.failures import parse_refusal, to_error
 from opendify.dify.payloads import NotAnEvent, Payload, parse_payload
 from opendify.upstream.http1 import Answer, BadAnswer
+from opendify.upstream.watch import UNWATCHED, Watch
 from opendify.upstream.wire import Wire
 
 log = logging.getLogger(__name__)
@@ -28,20 +29,20 @@ REUSE_RACE_SECONDS = 1.0
 
 
 class EventStream:
-    """The events of one answer, read as long as ``caller`` is there, or in any case where that is
-    None. Whoever gets one must close it."""
+    """The events of one answer, read until what is in its ``watch`` ends it. Whoever gets one must
+    close it."""
 
     def __init__(
         self,
         send: Callable[[], httpx.Response],
         model: str,
         read_timeout: float,
-        caller: int | None,
+        watch: Watch,
     ) -> None:
         self._send = send
         self._model = model
         self._read_timeout = read_timeout
-        self.caller = caller
+        self.watch = watch
         self._response: httpx.Response | None = None
         self._connect()
 
@@ -61,8 +62,8 @@ class EventStream:
         """The events that arrive next, or an empty list when none came by ``until``.
 
         ``until`` is a time of ``time.monotonic``. None is the end of the stream. Raises
-        CallerGone, and DifyError for every other way in which an answer can fail to come; what
-        came before a fault is handed out first.
+        CallerGone, ServerStopping, and DifyError for every other way in which an answer can fail
+        to come; what came before a fault is handed out first.
         """
         while self._failure is None and not self._answer.complete:
             dead_at = self._silent_since + self._read_timeout
@@ -86,7 +87,7 @@ class EventStream:
 
     def _receive(self, until: float) -> bytes | None:
         try:
-            data = self._wire.receive(until, self.caller)
+            data = self._wire.receive(until, self.watch)
         except (httpcore.ReadError, OSError) as exc:
             if self._reconnect():
                 return b""
@@ -167,7 +168,7 @@ class EventStream:
     def drain(self) -> None:
         """Reads a finished answer to the end of its body for a moment, then closes."""
         until = time.monotonic() + DRAIN_SECONDS
-        self.caller = None
+        self.watch = UNWATCHED
         try:
             while not self._answer.complete and self.read(until):
                 pass

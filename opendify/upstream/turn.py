@@ -20,6 +20,7 @@ from opendify.dify.failures import Refusal, to_error
 from opendify.dify.payloads import Payload, collect_ids, parse_event
 from opendify.upstream.client import DifyClient
 from opendify.upstream.stream import EventStream
+from opendify.upstream.watch import UNWATCHED
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class Turn:
         """The next event; None when none came by ``until`` (a time of ``time.monotonic``), and
         also earlier, when Dify has only shown that it works.
 
-        Not to be called after the last one. Raises CallerGone and DifyError.
+        Not to be called after the last one. Raises CallerGone, ServerStopping and DifyError.
         """
         if not self._events:
             payloads = self._read(min(until, self._deadline))
@@ -104,7 +105,7 @@ class Turn:
         return self.ended or any(isinstance(one, MessageEnded | Failed) for one in self._events)
 
     def _leave(self, afterwards: Callable[[], None]) -> None:
-        self._stream.caller = None
+        self._stream.watch = UNWATCHED
         try:
             if not self._is_stopped:
                 self._listen(SECONDS_TO_NAME_A_RUN, lambda: bool(self.ids.task_id))

@@ -17,12 +17,9 @@ from typing import Any
 import httpcore
 import httpx
 
-from opendify.errors import CallerGone
+from opendify.upstream.watch import Watch
 
 READ_BYTES = 64 * 1024
-
-# Linux tells of a caller that has closed its side; elsewhere only a full hang-up is seen.
-_HANGUP = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
 
 _MARK = b"\r\naccept: text/event-stream\r\n"
 _STAND_IN_HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -81,14 +78,14 @@ class Wire(httpcore.NetworkStream):
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
 
-    def receive(self, until: float, caller: int | None) -> bytes | None:
+    def receive(self, until: float, watch: Watch) -> bytes | None:
         """The next bytes of an answer that was handed over.
 
-        ``until`` is a time of ``time.monotonic``, ``caller`` the descriptor of the caller's socket.
-        Returns None when nothing came in time and b"" at the end of the connection. Raises
-        CallerGone when the caller hangs up first, and httpcore.ReadError.
+        ``until`` is a time of ``time.monotonic``. Returns None when nothing came in time and b""
+        at the end of the connection. Raises CallerGone and ServerStopping when ``watch`` tells
+        that first, and httpcore.ReadError.
         """
-        if not self._buffered() and not self._wait(until, caller):
+        if not self._buffered() and not self._wait(until, watch):
             return None
         try:
             return self._stream.read(READ_BYTES, timeout=max(0.05, until - time.monotonic()))
@@ -107,15 +104,13 @@ class Wire(httpcore.NetworkStream):
         tls = self._stream.get_extra_info("ssl_object")
         return tls is not None and tls.pending() > 0
 
-    def _wait(self, until: float, caller: int | None) -> bool:
+    def _wait(self, until: float, watch: Watch) -> bool:
         upstream = self._stream.get_extra_info("socket").fileno()
         poll = select.poll()
         poll.register(upstream, select.POLLIN)
-        if caller is not None:
-            poll.register(caller, _HANGUP)
+        watch.register(poll)
         ready = poll.poll(max(0.0, until - time.monotonic()) * 1000)
-        if any(fd == caller for fd, _ in ready):
-            raise CallerGone
+        watch.check(ready)
         return bool(ready)
 
 
@@ -144,10 +139,3 @@ class Transport(httpx.HTTPTransport):
         # httpcore's pools take a backend; httpx's transport, which makes the pool, does not pass
         # one on.
         self._pool._network_backend = Backend()
-
-
-def has_hung_up(socket: int) -> bool:
-    """Whether the peer behind this descriptor has closed its side."""
-    poll = select.poll()
-    poll.register(socket, _HANGUP)
-    return bool(poll.poll(0))

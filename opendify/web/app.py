@@ -17,6 +17,7 @@ from opendify.exchange import Caller
 from opendify.openai import answers
 from opendify.openai.requests import ChatRequest, parse_chat_request
 from opendify.upstream.directory import Directory
+from opendify.upstream.watch import Watch
 from opendify.web.access import Access, add_door
 from opendify.web.body import json_body
 
@@ -147,18 +148,23 @@ def _model(directory: Directory, name: str) -> dict[str, Any]:
 
 def _caller(chat_request: ChatRequest, identity: Identity, user_secret: str, now: float) -> Caller:
     headers = request.headers
-    socket = request.environ.get("gunicorn.socket")
     person = openwebui.person(chat_request, headers, user_secret, now)
     return Caller(
         name=identity.name,
         models=identity.models,
         user=_bounded(person.id) or DEFAULT_USER,
         chat_id=_bounded(openwebui.chat_id(chat_request, headers)),
-        socket=socket.fileno() if socket is not None else None,
+        watch=Watch(_descriptor("gunicorn.socket"), _descriptor("opendify.ending")),
         role=person.role,
         in_open_webui=openwebui.sent_by_open_webui(headers.keys()),
         task=openwebui.task(headers),
     )
+
+
+def _descriptor(name: str) -> int | None:
+    """Of what the server tells of itself; None where this server does not."""
+    told = request.environ.get(name)
+    return told.fileno() if told is not None else None
 
 
 def _bounded(name: str) -> str:
