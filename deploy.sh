@@ -113,7 +113,7 @@ message ask_remove_data '确定删除 %s 和它的全部数据? (y/N): ' 'Really
 message exists '文件 %s 已存在' '%s exists already'
 message setup_done '✅ 配置文件已创建: %s' '✅ Configuration file created: %s'
 message setup_backup '旧文件保存在 %s' 'The old file is kept as %s'
-message setup_dropped '旧文件中的其他变量没有带过来: %s（见 %s）' 'Other variables of the old file were not carried over: %s (see %s)'
+message setup_carried '旧文件中的其他变量保留了:%s' 'Other variables of the old file were kept:%s'
 message next_deploy '下一步: ./deploy.sh deploy' 'Next: ./deploy.sh deploy'
 message visible_input '标准输入不是终端: 输入的密钥会显示出来。请用 ssh -t，或用 --key-file' 'Standard input is no terminal: keys you type will be visible. Use ssh -t, or --key-file'
 message needs_yes '没有终端，无法询问: 加上 --yes 表示同意' 'No terminal to ask on: add --yes to agree'
@@ -1172,12 +1172,14 @@ write_configuration() {
   umask 077
   temporary=$(mktemp "$folder/.env.XXXXXXXX" 2>/dev/null) || die 73 cannot_write "$ENV_SHOWN"
   undo rm -f "$temporary"
+  carry_over
   models_json
   {
     printf 'DIFY_API_BASE="%s"\n' "$BASE"
     printf "MODEL_CONFIG='%s'\n" "$REPLY"
     printf 'SERVER_HOST="0.0.0.0"\n'
-    printf 'SERVER_PORT=%s\n' "$((10#${OPT[port]:-$CONTAINER_PORT}))"
+    printf 'SERVER_PORT=%s\n' "$((10#${OPT[port]:-$OLD_PORT}))"
+    printf '%s' "$OTHER_LINES"
   } >"$temporary" || die 73 cannot_write "$ENV_SHOWN"
   chmod 600 "$temporary"
   keep_old_file
@@ -1185,14 +1187,29 @@ write_configuration() {
   UNDO=()
 }
 
+# carry_over -> OLD_PORT, OTHERS, OTHER_LINES: what the old file has beyond what setup asks for
+carry_over() {
+  local line name LC_ALL=C
+  OLD_PORT=$CONTAINER_PORT OTHERS='' OTHER_LINES=''
+  [[ -r $ENV_FILE && -f $ENV_FILE ]] || return 0
+  while IFS= read -r line || [[ -n $line ]]; do
+    line=${line#$'\xef\xbb\xbf'}
+    line=${line%$'\r'}
+    [[ $line =~ $ASSIGNMENT ]] || continue
+    name=${BASH_REMATCH[2]}
+    case $name in
+      DIFY_API_BASE | MODEL_CONFIG | MODEL_CONFIG_FILE | SERVER_HOST) ;;
+      SERVER_PORT) ! { parse_assignment "$line" && is_port "$REPLY"; } || OLD_PORT=$REPLY ;;
+      *) OTHERS+=" $name" OTHER_LINES+=$line$'\n' ;;
+    esac
+  done <"$ENV_FILE"
+}
+
 keep_old_file() {
-  OLD_VARIABLES=''
   [[ -e $ENV_FILE ]] || return 0
   [[ -f $ENV_FILE && ! -L $ENV_FILE.bak ]] || die 73 cannot_write "$ENV_SHOWN"
   cp -p "$ENV_FILE" "$ENV_FILE.bak" || die 73 cannot_write "$ENV_SHOWN.bak"
   chmod 600 "$ENV_FILE.bak"
-  OLD_VARIABLES=$(sed -n 's/^[[:space:]]*\(export[[:space:]][[:space:]]*\)\{0,1\}\([A-Za-z_][A-Za-z0-9_]*\)[[:space:]]*=.*/\2/p' "$ENV_FILE" |
-    grep -vxE 'DIFY_API_BASE|MODEL_CONFIG|SERVER_HOST|SERVER_PORT' | tr '\n' ' ') || true
 }
 
 report_setup() {
@@ -1208,7 +1225,7 @@ report_setup() {
     printf '  %s  %s\n' "${MODEL_NAMES[index]}" "$REPLY"
   done
   [[ ! -e $ENV_FILE.bak ]] || say setup_backup "$ENV_SHOWN.bak"
-  [[ -z $OLD_VARIABLES ]] || warn setup_dropped "$OLD_VARIABLES" "$ENV_SHOWN.bak"
+  [[ -z $OTHERS ]] || say setup_carried "$OTHERS"
   say next_deploy
 }
 

@@ -90,14 +90,28 @@ def test_a_last_slash_is_cut_and_odd_addresses_are_named(host: Host) -> None:
 
 
 def test_an_existing_file_is_kept_unless_agreed(host: Host) -> None:
-    host.configure("OLD=1\nLOG_LEVEL=debug\n")
+    host.configure("OLD=1\nLOG_LEVEL=debug\nSERVER_PORT=nonsense")
     done = host.run("setup", stdin="y\n" + ANSWERS, code=1)
     assert "已存在" in done.stderr and "--yes" in done.stderr
     assert host.env_file.read_text().startswith("OLD=1")
     done = host.run("setup", "--yes", stdin=ANSWERS)
     backup = host.folder / ".env.production.bak"
     assert backup.read_text().startswith("OLD=1") and mode(backup) == 0o600
-    assert "OLD LOG_LEVEL" in done.stderr
+
+
+def test_setting_up_anew_keeps_what_it_does_not_ask_for(host: Host) -> None:
+    """Else a new key for Dify would take the callers' keys away, and open the door."""
+    kept = "export LOG_LEVEL=debug\nOPENDIFY_API_KEYS='a, b'\n"
+    host.configure(
+        "\ufeffDIFY_API_BASE=x\r\nSERVER_PORT='5100'\r\nMODEL_CONFIG_FILE=models.json\n"
+        f"# a word\n#NOT=this\nnonsense\n{kept}SERVER_HOST=127.0.0.1"
+    )
+    done = host.run("setup", "--yes", stdin=ANSWERS)
+    lines = host.env_file.read_text().splitlines(keepends=True)
+    assert "".join(lines[2:]) == f'SERVER_HOST="0.0.0.0"\nSERVER_PORT=5100\n{kept}'
+    assert "LOG_LEVEL OPENDIFY_API_KEYS" in done.stdout and "a, b" not in done.stdout
+    host.run("setup", "--yes", "--port", "5200", stdin=ANSWERS)
+    assert f"SERVER_PORT=5200\n{kept}" in host.env_file.read_text()
 
 
 def test_a_link_is_not_followed(host: Host) -> None:
