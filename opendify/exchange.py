@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 from opendify import errors, translate
 from opendify.chats import Chat, Owner
@@ -29,6 +30,8 @@ from opendify.upstream.uploads import Uploads
 from opendify.upstream.watch import Watch
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # How long the status of a streamed answer is still held back once a chatflow has shown that it
 # runs: what fails at its first node mostly fails within this time.
@@ -97,11 +100,11 @@ class Exchange:
         self._is_open = False
         self._held: deque[Event] = deque()
         self._app = parts.directory.app(model)
-        self._prepared = self._prepare()
+        self._prepared = self._as_the_app_is_now(self._prepare)
         self._chat = self._new_chat()
         self._conversation_id = self._find_conversation()
         try:
-            self._ask()
+            self._as_the_app_is_now(self._ask)
         except BaseException:
             self._chat.leave(has_run=False)
             raise
@@ -173,6 +176,17 @@ class Exchange:
         remembers = routes.remembers(self._app.mode)
         return self._is_throwaway and remembers and not self._conversation_id
 
+    def _as_the_app_is_now(self, do: Callable[[], T]) -> T:
+        """Does what may be refused by what is known of the app; again where that was outdated."""
+        try:
+            return do()
+        except errors.CallerError:
+            app = self._parts.directory.renewed(self._model)
+            if app == self._app:
+                raise
+            self._app = app
+            return do()
+
     def _next(self, until: float) -> Event | None:
         try:
             event = self._turn.next(until)
@@ -181,6 +195,8 @@ class Exchange:
                 self._ask_anew()
                 return None
             exc.repeatable = exc.repeatable and not self.has_begun
+            if isinstance(exc, errors.RejectedByDify | errors.DifyTimeout):
+                self._parts.directory.doubt(self._model)
             raise
         if event is not None and not self._is_open:
             self._is_open = True

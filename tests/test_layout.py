@@ -51,6 +51,7 @@ PURE = [
     "opendify.files.links",
     "opendify.files.media",
     "opendify.files.names",
+    "opendify.files.placing",
     "opendify.files.tickets",
     "opendify.dify",
     "opendify.openai",

@@ -22,6 +22,9 @@ LOOKUP_TIMEOUT = 10.0
 KEPT_SECONDS = 600.0
 UNTOLD_SECONDS = 30.0
 
+# An app can be changed in Dify at any time; one that was asked about so lately was not.
+FRESH_SECONDS = 5.0
+
 _PROBES = (
     ("/chat-messages", "chat", "not_chat_app"),
     ("/workflows/run", "workflow", "not_workflow_app"),
@@ -30,8 +33,14 @@ _PROBES = (
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
+    """``info`` and ``parameters`` are Dify's last answers, None where it gave none; ``since`` and
+    ``until`` are times of ``time.monotonic``."""
+
     app: App
+    since: float
     until: float
+    info: Any = None
+    parameters: Any = None
 
 
 class Directory:
@@ -60,6 +69,23 @@ class Directory:
         """The app as far as it is known, without asking."""
         entry = self._entries.get(name)
         return entry.app if entry else App()
+
+    def renewed(self, model: Model) -> App:
+        """The app, asked about again where the last time was long ago: for a request that does
+        not suit what is known of it."""
+        entry = self._entries.get(model.name)
+        if entry is None or time.monotonic() - entry.since > FRESH_SECONDS:
+            try:
+                entry = self._ask(model)
+            except errors.DifyError:
+                log.info("Dify is not there to tell model=%s", model.name)
+        return entry.app if entry else App()
+
+    def doubt(self, model: Model) -> None:
+        """What is known of the app may be wrong: it is soon asked about again, in the background."""
+        entry = self._entries.get(model.name)
+        if entry is not None and time.monotonic() - entry.since > FRESH_SECONDS:
+            self._entries[model.name] = replace(entry, until=0.0)
 
     def forget(self, model: Model) -> None:
         """Drops what is known of an app that Dify has shown to be another."""
@@ -90,10 +116,14 @@ class Directory:
                     try:
                         self._ask(model)
                     except errors.DifyError as exc:
-                        self._entries.setdefault(
-                            model.name, _Entry(App(), time.monotonic() + UNTOLD_SECONDS)
-                        )
+                        self._put_off(model)
                         log.info("an app is not known model=%s code=%s", model.name, exc.code)
+
+    def _put_off(self, model: Model) -> None:
+        """What is known stays as it is for a while, since there is no Dify to ask."""
+        now = time.monotonic()
+        known = self._entries.get(model.name) or _Entry(App(), now, 0.0)
+        self._entries[model.name] = replace(known, until=now + UNTOLD_SECONDS)
 
     def _ask(self, model: Model) -> _Entry:
         info = parameters = None
@@ -102,11 +132,15 @@ class Directory:
             parameters = self._get(model, "/parameters")
         except errors.DifyTimeout:
             log.info("Dify did not tell in time model=%s", model.name)
+        is_told = parameters is not None
+        if known := self._entries.get(model.name):
+            info, parameters = info or known.info, parameters or known.parameters
         app = parse_app(info, parameters)
         if model.type or not app.mode:
             app = replace(app, mode=model.type or self._probe(model, info))
-        seconds = KEPT_SECONDS if app.mode and parameters is not None else UNTOLD_SECONDS
-        entry = _Entry(app, time.monotonic() + seconds)
+        now = time.monotonic()
+        seconds = KEPT_SECONDS if app.mode and is_told else UNTOLD_SECONDS
+        entry = _Entry(app, now, now + seconds, info, parameters)
         self._entries[model.name] = entry
         return entry
 
