@@ -40,6 +40,7 @@ from opendify.upstream.uploads import Uploads
 from opendify.upstream.wire import Transport
 from opendify.web.access import Access, warn_of_open_door
 from opendify.web.app import create_app
+from opendify.web.cors import add_cors
 from opendify.web.files import add_file_routes
 from opendify.web.operator import add_operator_routes
 
@@ -131,6 +132,7 @@ app = create_app(
     now=time.time,
     user_secret=settings.openwebui_jwt_secret,
 )
+add_cors(app, settings.cors_origins)
 add_operator_routes(
     app,
     Administration(conversations, settings.models, client, now=time.time),

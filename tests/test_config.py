@@ -37,6 +37,7 @@ def test_two_variables_are_enough() -> None:
         conversation_store="",
         accounts=(),
         limits=Limits(),
+        cors_origins=frozenset(),
         admin_keys=Keys(),
         read_timeout=35,
         max_body_bytes=64 * 1024 * 1024,

@@ -97,6 +97,7 @@ ONLY_IN = {
         "opendify.web.access",
         "opendify.web.app",
         "opendify.web.body",
+        "opendify.web.cors",
         "opendify.web.files",
         "opendify.web.operator",
     },

@@ -5,7 +5,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from opendify.config.callers import MOST, Account, Limits, parse_accounts, parse_key_list
+from opendify.config.callers import (
+    MOST,
+    Account,
+    Limits,
+    parse_accounts,
+    parse_key_list,
+    parse_origins,
+)
 from opendify.config.models import Model, parse_base, parse_models
 from opendify.config.secret_files import with_files
 from opendify.config.store_address import parse_store_address
@@ -58,6 +65,7 @@ class Settings:
     conversation_store: str = field(repr=False)
     accounts: tuple[Account, ...]
     limits: Limits
+    cors_origins: frozenset[str]
     admin_keys: Keys
     read_timeout: float
     max_body_bytes: int
@@ -106,6 +114,7 @@ def load_settings(
             environ.get("OPENDIFY_API_KEYS", ""), set(models), limits, problems
         ),
         limits=limits,
+        cors_origins=reader.cors_origins(),
         admin_keys=parse_key_list(
             "OPENDIFY_ADMIN_KEYS", environ.get("OPENDIFY_ADMIN_KEYS", ""), problems
         ),
@@ -231,6 +240,13 @@ class _Reader:
         except BadValue as exc:
             self._problems.append(f"CONVERSATION_STORE {exc}.")
             return ""
+
+    def cors_origins(self) -> frozenset[str]:
+        try:
+            return parse_origins(self._environ.get("CORS_ORIGINS", ""))
+        except BadValue as exc:
+            self._problems.append(f"CORS_ORIGINS {exc}.")
+            return frozenset()
 
     def proxies(self) -> None:
         for name in PROXY_VARIABLES:

@@ -11,6 +11,7 @@ from opendify.callers import Callers, Identity
 from opendify.keys import parse_bearer
 from opendify.limits.gate import Gate
 from opendify.web import files
+from opendify.web.cors import is_preflight
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +82,9 @@ def add_door(app: Flask, access: Access) -> None:
 
     @app.before_request
     def refuse_strangers() -> None:
-        if request.endpoint not in _OPEN_ENDPOINTS and not access.is_admin():
-            access.identity()
+        if request.endpoint in _OPEN_ENDPOINTS or is_preflight() or access.is_admin():
+            return
+        access.identity()
 
 
 def warn_of_open_door(callers: Callers, host: str) -> None:
