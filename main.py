@@ -113,7 +113,13 @@ service = ChatService(
     now=time.time,
     new_id=lambda: uuid.uuid4().hex,
 )
-callers = Callers(settings.accounts, settings.admin_keys, settings.models, settings.limits)
+callers = Callers(
+    settings.accounts,
+    settings.admin_keys,
+    settings.models,
+    settings.limits,
+    settings.callers_bring_dify_key,
+)
 warn_of_open_door(callers, settings.server_host)
 access = Access(
     callers,

@@ -78,7 +78,8 @@ class Chores:
         if treatment == "local":
             return LocalAnswer(request, model, self._answer(kind, request, model, caller))
         if treatment.startswith("model:"):
-            model = self._models[treatment.removeprefix("model:")]
+            helper = self._models[treatment.removeprefix("model:")]
+            model = helper if helper.key else replace(helper, key=model.key)
         extras = replace(request.extras, conversation_id="", auto_generate_name=False)
         return Exchange(
             replace(request, extras=extras), model, caller, self._parts, is_throwaway=True

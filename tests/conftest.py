@@ -120,6 +120,7 @@ def made_app(
     admin_keys: str = "",
     api_keys: str = "",
     limits: Limits = NO_LIMITS,
+    bring_dify_key: bool = False,
     max_body_bytes: int = 1024 * 1024,
     capacity: Capacity | None = None,
 ) -> Iterator[Flask]:
@@ -135,7 +136,8 @@ def made_app(
     accounts = parse_accounts(api_keys, set(models), limits, problems)
     assert not problems
     gate = Gate(Rates(None, 1), Slots(None, 1))
-    access = Access(Callers(accounts, parse_keys(admin_keys), models, limits), gate)
+    callers = Callers(accounts, parse_keys(admin_keys), models, limits, bring_dify_key)
+    access = Access(callers, gate)
     places = capacity or Capacity(100, {})
     application = create_app(service, directory, access, max_body_bytes, places, now=now)
     administration = Administration(store, models, client, now=now)

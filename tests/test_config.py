@@ -37,6 +37,7 @@ def test_two_variables_are_enough() -> None:
         conversation_store="",
         accounts=(),
         limits=Limits(),
+        callers_bring_dify_key=False,
         cors_origins=frozenset(),
         admin_keys=Keys(),
         read_timeout=35,

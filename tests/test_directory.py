@@ -143,7 +143,7 @@ def test_a_dify_that_is_not_there_is_an_error_only_where_nothing_is_known(
     with pytest.raises(errors.DifyUnreachable):
         directory.app(model)
     assert directory.renewed(model).mode == ""
-    assert directory.known("tiny").mode == ""
+    assert directory.known(model).mode == ""
 
 
 def test_an_app_that_was_just_asked_about_is_not_asked_about_again(
@@ -166,7 +166,7 @@ def test_an_app_in_doubt_is_asked_about_in_the_background(
     dify.answer = telling(info={"mode": "workflow"}, parameters={})
     directory.doubt(model)
     until = time.monotonic() + 10
-    while directory.known("tiny").mode != "workflow":
+    while directory.known(model).mode != "workflow":
         assert time.monotonic() < until
         time.sleep(0.05)
 

@@ -65,6 +65,7 @@ class Settings:
     conversation_store: str = field(repr=False)
     accounts: tuple[Account, ...]
     limits: Limits
+    callers_bring_dify_key: bool
     cors_origins: frozenset[str]
     admin_keys: Keys
     read_timeout: float
@@ -114,6 +115,7 @@ def load_settings(
             environ.get("OPENDIFY_API_KEYS", ""), set(models), limits, problems
         ),
         limits=limits,
+        callers_bring_dify_key=reader.callers_bring_keys(),
         cors_origins=reader.cors_origins(),
         admin_keys=parse_key_list(
             "OPENDIFY_ADMIN_KEYS", environ.get("OPENDIFY_ADMIN_KEYS", ""), problems
@@ -155,7 +157,7 @@ class _Reader:
         base = self._base()
         models: dict[str, Model] = {}
         if config := self._environ.get("MODEL_CONFIG", "").strip():
-            models = parse_models(config, base, self._problems)
+            models = parse_models(config, base, self._problems, self.callers_bring_keys())
         elif not self._environ.get("MODEL_CONFIG_FILE", "").strip():
             self._problems.append(
                 "MODEL_CONFIG is not set. It names your models and their Dify keys, "
@@ -240,6 +242,16 @@ class _Reader:
         except BadValue as exc:
             self._problems.append(f"CONVERSATION_STORE {exc}.")
             return ""
+
+    def callers_bring_keys(self) -> bool:
+        name = "DIFY_KEY_PASSTHROUGH"
+        brings = self.one_of(name, ("true", "false"), "false") == "true"
+        if brings and self._environ.get("OPENDIFY_API_KEYS", "").strip():
+            self._problems.append(
+                f"OPENDIFY_API_KEYS and {name} exclude one another: a request brings one key. "
+                "Take one of them out."
+            )
+        return brings
 
     def cors_origins(self) -> frozenset[str]:
         try:

@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 LOOKUP_TIMEOUT = 10.0
 KEPT_SECONDS = 600.0
 UNTOLD_SECONDS = 30.0
+MOST_OF_CALLERS = 2000
 
 # An app can be changed in Dify at any time; one that was asked about so lately was not.
 FRESH_SECONDS = 5.0
@@ -44,12 +46,16 @@ class _Entry:
 
 
 class Directory:
-    """The apps behind the models. One in each worker; asks nothing before it is used."""
+    """The apps behind the models. One in each worker; asks nothing before it is used.
+
+    Models with a key are kept fresh. To those without, callers bring keys of their own: the apps
+    behind these are asked for again when they are used and were not asked for long.
+    """
 
     def __init__(self, client: DifyClient, models: Mapping[str, Model]) -> None:
         self._client = client
         self._models = models
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[tuple[str, str], _Entry] = {}
         self._refresher: threading.Thread | None = None
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -60,20 +66,22 @@ class Directory:
         Raises DifyUnreachable where there is no Dify to ask.
         """
         self.keep_fresh()
-        entry = self._entries.get(model.name)
-        if entry is None or (not entry.app.mode and time.monotonic() > entry.until):
+        entry = self._entries.get(_name(model))
+        is_kept_fresh = model.name in self._models and self._models[model.name].key == model.key
+        may_be_old = not is_kept_fresh or (entry is not None and not entry.app.mode)
+        if entry is None or (may_be_old and time.monotonic() > entry.until):
             entry = self._ask(model)
         return entry.app
 
-    def known(self, name: str) -> App:
+    def known(self, model: Model) -> App:
         """The app as far as it is known, without asking."""
-        entry = self._entries.get(name)
+        entry = self._entries.get(_name(model))
         return entry.app if entry else App()
 
     def renewed(self, model: Model) -> App:
         """The app, asked about again where the last time was long ago: for a request that does
         not suit what is known of it."""
-        entry = self._entries.get(model.name)
+        entry = self._entries.get(_name(model))
         if entry is None or time.monotonic() - entry.since > FRESH_SECONDS:
             try:
                 entry = self._ask(model)
@@ -82,14 +90,14 @@ class Directory:
         return entry.app if entry else App()
 
     def doubt(self, model: Model) -> None:
-        """What is known of the app may be wrong: it is soon asked about again, in the background."""
-        entry = self._entries.get(model.name)
+        """What is known of the app may be wrong: it is soon asked about again."""
+        entry = self._entries.get(_name(model))
         if entry is not None and time.monotonic() - entry.since > FRESH_SECONDS:
-            self._entries[model.name] = replace(entry, until=0.0)
+            self._entries[_name(model)] = replace(entry, until=0.0)
 
     def forget(self, model: Model) -> None:
         """Drops what is known of an app that Dify has shown to be another."""
-        self._entries.pop(model.name, None)
+        self._entries.pop(_name(model), None)
 
     def keep_fresh(self) -> None:
         """Sees to it that a thread of this process refreshes all entries from time to time."""
@@ -110,8 +118,8 @@ class Directory:
 
     def _refresh_until_closed(self) -> None:
         while not self._closed.wait(1.0):
-            for model in self._models.values():
-                entry = self._entries.get(model.name)
+            for model in filter(lambda model: model.key, self._models.values()):
+                entry = self._entries.get(_name(model))
                 if entry is None or time.monotonic() > entry.until:
                     try:
                         self._ask(model)
@@ -122,8 +130,8 @@ class Directory:
     def _put_off(self, model: Model) -> None:
         """What is known stays as it is for a while, since there is no Dify to ask."""
         now = time.monotonic()
-        known = self._entries.get(model.name) or _Entry(App(), now, 0.0)
-        self._entries[model.name] = replace(known, until=now + UNTOLD_SECONDS)
+        known = self._entries.get(_name(model)) or _Entry(App(), now, 0.0)
+        self._entries[_name(model)] = replace(known, until=now + UNTOLD_SECONDS)
 
     def _ask(self, model: Model) -> _Entry:
         info = parameters = None
@@ -133,7 +141,7 @@ class Directory:
         except errors.DifyTimeout:
             log.info("Dify did not tell in time model=%s", model.name)
         is_told = parameters is not None
-        if known := self._entries.get(model.name):
+        if known := self._entries.get(_name(model)):
             info, parameters = info or known.info, parameters or known.parameters
         app = parse_app(info, parameters)
         if model.type or not app.mode:
@@ -141,7 +149,10 @@ class Directory:
         now = time.monotonic()
         seconds = KEPT_SECONDS if app.mode and is_told else UNTOLD_SECONDS
         entry = _Entry(app, now, now + seconds, info, parameters)
-        self._entries[model.name] = entry
+        self._entries[_name(model)] = entry
+        with suppress(StopIteration, KeyError, RuntimeError):  # another thread does the same
+            if len(self._entries) > len(self._models) + MOST_OF_CALLERS:
+                del self._entries[next(iter(self._entries))]
         return entry
 
     def _get(self, model: Model, path: str) -> Any:
@@ -169,3 +180,8 @@ class Directory:
             except errors.OpenDifyError:
                 return ""
         return "completion"
+
+
+def _name(model: Model) -> tuple[str, str]:
+    """Of one model name there may be apps with several keys."""
+    return model.name, model.key

@@ -21,6 +21,8 @@ _OPEN_ENDPOINTS = {"healthz", "readyz", files.ENDPOINT}
 
 _SEND_A_KEY = "Send one as 'Authorization: Bearer ...'; the operator of this service has them."
 
+_BRING_A_KEY = "Send the API key of your Dify app as 'Authorization: Bearer app-...'."
+
 
 class Access:
     """What the caller of the request that is being served may do."""
@@ -33,13 +35,17 @@ class Access:
         """Who calls. Raises KeyWrong."""
         key = _key()
         identity = self._callers.identify(key)
-        if identity is None:
-            raise errors.KeyWrong(
-                f"The API key is not one of this service. {_SEND_A_KEY}"
-                if key
-                else f"This service needs an API key. {_SEND_A_KEY}"
-            )
-        return identity
+        if identity is not None:
+            return identity
+        if self._callers.bring_dify_key:
+            raise errors.KeyWrong(_BRING_A_KEY)
+        wrong = "The API key is not one of this service." if key else "This service needs a key."
+        raise errors.KeyWrong(f"{wrong} {_SEND_A_KEY}")
+
+    @property
+    def callers_bring_dify_key(self) -> bool:
+        """Whether the key of a request is that of a Dify app."""
+        return self._callers.bring_dify_key
 
     def enter(self) -> Callable[[], None]:
         """Lets a question of the caller through, as far as the caller's limits go. What it returns
@@ -85,6 +91,13 @@ def add_door(app: Flask, access: Access) -> None:
         if request.endpoint in _OPEN_ENDPOINTS or is_preflight() or access.is_admin():
             return
         access.identity()
+
+
+def refuse_key(error: errors.DifyAuthFailed) -> errors.KeyWrong:
+    """What Dify's refusal of a key is to the caller who brought that key."""
+    refusal = errors.KeyWrong(f"Dify does not accept this key. {_BRING_A_KEY}")
+    refusal.dify_code = error.dify_code
+    return refusal
 
 
 def warn_of_open_door(callers: Callers, host: str) -> None:

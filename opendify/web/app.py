@@ -13,12 +13,13 @@ from opendify import errors, openwebui, sse
 from opendify.callers import Identity
 from opendify.capacity import Capacity
 from opendify.chat import HOLD_SECONDS, Asked, ChatService
+from opendify.config.models import Model
 from opendify.exchange import Caller
 from opendify.openai import answers
 from opendify.openai.requests import ChatRequest, parse_chat_request
 from opendify.upstream.directory import Directory
 from opendify.upstream.watch import Watch
-from opendify.web.access import Access, add_door
+from opendify.web.access import Access, add_door, refuse_key
 from opendify.web.body import json_body
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,8 @@ def create_app(
     )
     _add_model_routes(app, directory, access)
     app.register_error_handler(errors.OpenDifyError, _to_response)
+    if access.callers_bring_dify_key:
+        app.register_error_handler(errors.DifyAuthFailed, lambda exc: _to_response(refuse_key(exc)))
     app.register_error_handler(errors.CallerGone, lambda exc: Response(status=499))
     app.register_error_handler(HTTPException, lambda exc: _to_response(_from_werkzeug(exc)))
     app.register_error_handler(Exception, _unexpected)
@@ -91,17 +94,18 @@ def _add_model_routes(app: Flask, directory: Directory, access: Access) -> None:
     @app.get("/v1/models")
     def models() -> Response:
         directory.keep_fresh()
-        names = access.identity().models
-        return jsonify(answers.model_list([_model(directory, name) for name in names]))
+        known = access.identity().models.values()
+        return jsonify(answers.model_list([_model(directory, model) for model in known]))
 
     @app.get("/v1/models/<path:name>")
     def model(name: str) -> Response:
-        if name not in access.identity().models:
+        known = access.identity().models.get(name)
+        if known is None:
             raise errors.ModelNotFound(
                 f"There is no model '{name}'; GET /v1/models lists them.", param="model"
             )
         directory.keep_fresh()
-        return jsonify(_model(directory, name))
+        return jsonify(_model(directory, known))
 
 
 def _answer(service: ChatService, exchange: Asked) -> Response:
@@ -133,8 +137,8 @@ def _events(service: ChatService, exchange: Asked) -> Iterator[bytes]:
     yield sse.DONE
 
 
-def _model(directory: Directory, name: str) -> dict[str, Any]:
-    app = directory.known(name)
+def _model(directory: Directory, model: Model) -> dict[str, Any]:
+    app = directory.known(model)
     files = app.files.kinds if app.files else frozenset()
     told = {"name": app.name, "description": app.description, "mode": app.mode}
     abilities = {
@@ -143,7 +147,7 @@ def _model(directory: Directory, name: str) -> dict[str, Any]:
         "speech_to_text": app.speech_to_text,
     }
     known = {key: value for key, value in told.items() if value}
-    return answers.model(name) | (known | {"capabilities": abilities} if app.mode else {})
+    return answers.model(model.name) | (known | {"capabilities": abilities} if app.mode else {})
 
 
 def _caller(chat_request: ChatRequest, identity: Identity, user_secret: str, now: float) -> Caller:
