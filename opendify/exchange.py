@@ -14,7 +14,7 @@ from opendify.config.models import Model
 from opendify.conversations.contract import Conversations
 from opendify.conversations.turn_locks import TurnLocks
 from opendify.dify import routes
-from opendify.dify.events import Event, Ids, NodeFinished, NodeStarted, RunFinished
+from opendify.dify.events import Event, Ids, NodeFinished, NodeStarted, RunFinished, Usage
 from opendify.files.intake import Prepared
 from opendify.inputs import Facts
 from opendify.openai.messages import Message
@@ -47,8 +47,8 @@ _VERSIONS_THAT_HANG = ((1, 13), (1, 14), (1, 15))
 class Caller:
     """Who asks. ``name`` stands for the caller's key and never is the key; ``models`` are those
     that the caller may use; ``chat_id`` is empty for a request that belongs to no chat; ``watch``
-    tells when to wait no longer; ``task`` is what the request's header says of a
-    background task."""
+    tells when to wait no longer; ``task`` is what the request's header says of a background task;
+    ``trace_id`` names the request in Dify's traces."""
 
     name: str
     models: Mapping[str, Model]
@@ -58,6 +58,7 @@ class Caller:
     role: str = ""
     in_open_webui: bool = False
     task: str = ""
+    trace_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ class Exchange:
         is_throwaway: bool = False,
     ) -> None:
         self.request = request
+        self.usage: Usage | None = None  # of the answer, once it is complete
         self._model = model
         self._caller = caller
         self._parts = parts
@@ -151,8 +153,9 @@ class Exchange:
             event = self._next(until)
         return event
 
-    def settle(self, said: str) -> None:
+    def settle(self, said: str, usage: Usage | None) -> None:
         """The answer is complete: remembers what its conversation has heard by now."""
+        self.usage = usage
         last = self.request.messages[-1]
         if last.role == "assistant":
             self._chat.settled([Message("assistant", last.text + said)])
@@ -215,7 +218,8 @@ class Exchange:
             self._prepared,
         )
         caller.watch.look()  # files can take long
-        stream = client.stream(model, question.path, question.body, caller.watch)
+        trace_id = self.request.extras.trace_id or caller.trace_id
+        stream = client.stream(model, question.path, question.body, caller.watch, trace_id)
         self._turn = Turn(client, model, self._app.mode, caller.user, stream)
 
     def _ask_anew(self) -> None:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from opendify.config.callers import (
     MOST,
@@ -20,6 +20,7 @@ from opendify.config.values import BadValue
 from opendify.keys import Keys
 
 ENVIRONMENTS = ("production", "development")
+LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
@@ -78,9 +79,16 @@ class Settings:
     file_cache_bytes: int
     log_level: str
     log_file: str
+    log_format: str
     server_host: str
     server_port: int
     openwebui_jwt_secret: str = field(repr=False)
+
+    def secrets(self) -> list[str]:
+        """What must be in no log line, whoever wrote it."""
+        password = unquote(urlsplit(self.conversation_store).password or "")
+        keys = [model.key for model in self.models.values()]
+        return [*keys, self.secret, self.openwebui_jwt_secret, password]
 
 
 def _no_file(path: str) -> str:
@@ -132,6 +140,7 @@ def load_settings(
             "LOG_LEVEL", LOG_LEVELS, "debug" if environment == "development" else "info"
         ),
         log_file=environ.get("LOG_FILE", "").strip(),
+        log_format=reader.one_of("LOG_FORMAT", LOG_FORMATS, "text"),
         server_host=environ.get("SERVER_HOST", "").strip() or "0.0.0.0",
         server_port=reader.number("SERVER_PORT", 5000, 1, 65535),
         openwebui_jwt_secret=reader.jwt_secret(),

@@ -27,6 +27,11 @@ MOST_OF_CALLERS = 2000
 # An app can be changed in Dify at any time; one that was asked about so lately was not.
 FRESH_SECONDS = 5.0
 
+# A Dify that has told nothing for so long is asked whether it is there; one that was not there,
+# by one of its models, after less.
+LOOK_SECONDS = 30.0
+SECONDS_TO_THE_NEXT_TRY = 10.0
+
 _PROBES = (
     ("/chat-messages", "chat", "not_chat_app"),
     ("/workflows/run", "workflow", "not_workflow_app"),
@@ -35,14 +40,24 @@ _PROBES = (
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """``info`` and ``parameters`` are Dify's last answers, None where it gave none; ``since`` and
-    ``until`` are times of ``time.monotonic``."""
+    """``info`` and ``parameters`` are Dify's last answers, None where it gave none; ``trouble`` is
+    the code of its refusal to tell, "" for none; ``since`` and ``until`` are times of
+    ``time.monotonic``."""
 
     app: App
     since: float
     until: float
     info: Any = None
     parameters: Any = None
+    trouble: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """Whether a Dify was there; ``trouble`` is the code of the error if not."""
+
+    at: float
+    trouble: str
 
 
 class Directory:
@@ -56,9 +71,13 @@ class Directory:
         self._client = client
         self._models = models
         self._entries: dict[tuple[str, str], _Entry] = {}
+        self._looks: dict[str, _Look] = {}
         self._refresher: threading.Thread | None = None
         self._lock = threading.Lock()
         self._closed = threading.Event()
+        self._wake = threading.Event()
+        self._has_looked = threading.Event()
+        self._has_failed = False
 
     def app(self, model: Model) -> App:
         """The app behind the model, asking Dify where it is not known yet.
@@ -89,6 +108,15 @@ class Directory:
                 log.info("Dify is not there to tell model=%s", model.name)
         return entry.app if entry else App()
 
+    def troubles(self, patience: float) -> dict[str, str | None]:
+        """By the name of each model with a key the code of what is wrong with Dify or its app, ""
+        where nothing is, None where that is not known yet, for which it waits so many seconds."""
+        self.keep_fresh()
+        if not self._has_looked.is_set():
+            self._wake.set()
+            self._has_looked.wait(patience)
+        return {model.name: self._trouble(model) for model in self._models.values() if model.key}
+
     def doubt(self, model: Model) -> None:
         """What is known of the app may be wrong: it is soon asked about again."""
         entry = self._entries.get(_name(model))
@@ -113,19 +141,47 @@ class Directory:
     def close(self) -> None:
         """Ends the refreshing; what is known stays."""
         self._closed.set()
+        self._wake.set()
         if self._refresher is not None:
             self._refresher.join(LOOKUP_TIMEOUT)
 
+    def _trouble(self, model: Model) -> str | None:
+        entry, look = self._entries.get(_name(model)), self._looks.get(model.base)
+        if look and look.trouble:
+            return look.trouble
+        return entry.trouble if entry else None
+
     def _refresh_until_closed(self) -> None:
-        while not self._closed.wait(1.0):
-            for model in filter(lambda model: model.key, self._models.values()):
-                entry = self._entries.get(_name(model))
-                if entry is None or time.monotonic() > entry.until:
-                    try:
-                        self._ask(model)
-                    except errors.DifyError as exc:
-                        self._put_off(model)
-                        log.info("an app is not known model=%s code=%s", model.name, exc.code)
+        while not self._closed.is_set():
+            self._wake.wait(1.0)
+            self._wake.clear()
+            try:
+                self._refresh()
+                self._has_failed = False
+            except Exception:
+                if not self._has_failed:
+                    log.exception("unexpected error while the apps are asked about themselves")
+                self._has_failed = True
+            self._has_looked.set()
+
+    def _refresh(self) -> None:
+        for model in filter(self._is_due, self._models.values()):
+            if self._closed.is_set():
+                return
+            try:
+                self._ask(model)
+            except errors.DifyError as exc:
+                self._put_off(model)
+                log.info("an app is not known model=%s code=%s", model.name, exc.code)
+
+    def _is_due(self, model: Model) -> bool:
+        now = time.monotonic()
+        entry, look = self._entries.get(_name(model)), self._looks.get(model.base)
+        if not model.key:
+            return False
+        if look and look.trouble:
+            return now > look.at + SECONDS_TO_THE_NEXT_TRY
+        return entry is None or now > entry.until or (not look or now > look.at + LOOK_SECONDS)
 
     def _put_off(self, model: Model) -> None:
         """What is known stays as it is for a while, since there is no Dify to ask."""
@@ -134,12 +190,24 @@ class Directory:
         self._entries[_name(model)] = replace(known, until=now + UNTOLD_SECONDS)
 
     def _ask(self, model: Model) -> _Entry:
-        info = parameters = None
         try:
-            info = self._get(model, "/info")
-            parameters = self._get(model, "/parameters")
-        except errors.DifyTimeout:
+            entry = self._asked(model)
+        except errors.DifyError as exc:
+            self._looks[model.base] = _Look(time.monotonic(), exc.code or "error")
+            raise
+        self._keep(model, entry)
+        return entry
+
+    def _asked(self, model: Model) -> _Entry:
+        info = parameters = None
+        trouble = silence = ""
+        try:
+            info, _ = self._get(model, "/info")
+            parameters, trouble = self._get(model, "/parameters")
+        except errors.DifyTimeout as exc:
+            silence = exc.code or "error"
             log.info("Dify did not tell in time model=%s", model.name)
+        self._looks[model.base] = _Look(time.monotonic(), silence)
         is_told = parameters is not None
         if known := self._entries.get(_name(model)):
             info, parameters = info or known.info, parameters or known.parameters
@@ -148,21 +216,23 @@ class Directory:
             app = replace(app, mode=model.type or self._probe(model, info))
         now = time.monotonic()
         seconds = KEPT_SECONDS if app.mode and is_told else UNTOLD_SECONDS
-        entry = _Entry(app, now, now + seconds, info, parameters)
+        return _Entry(app, now, now + seconds, info, parameters, trouble)
+
+    def _keep(self, model: Model, entry: _Entry) -> None:
         self._entries[_name(model)] = entry
         with suppress(StopIteration, KeyError, RuntimeError):  # another thread does the same
             if len(self._entries) > len(self._models) + MOST_OF_CALLERS:
                 del self._entries[next(iter(self._entries))]
-        return entry
 
-    def _get(self, model: Model, path: str) -> Any:
+    def _get(self, model: Model, path: str) -> tuple[Any, str]:
+        """What Dify tells, and the code of the error where it does not."""
         try:
-            return self._client.call(model, "GET", path, LOOKUP_TIMEOUT)
+            return self._client.call(model, "GET", path, LOOKUP_TIMEOUT), ""
         except (errors.DifyUnreachable, errors.DifyTimeout):
             raise
         except errors.OpenDifyError as exc:
             log.info("Dify did not tell model=%s path=%s code=%s", model.name, path, exc.code)
-            return None
+            return None, exc.code or "error"
 
     def _probe(self, model: Model, info: Any) -> str:
         """The mode of an app of a Dify before 1.4, by questions that ask nothing: the mode is

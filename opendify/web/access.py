@@ -57,6 +57,10 @@ class Access:
         """Whether the caller shows an admin key."""
         return self._callers.admin_keys.hold(_key())
 
+    def sees_details(self) -> bool:
+        """Whether the caller shows an admin key, or no keys are set at all."""
+        return self.is_admin() or not (self._callers.admin_keys or self._callers.need_keys)
+
     def require_admin(self, always: bool = False) -> None:
         """Lets admins pass, and where no keys are set at all, everybody, but not ``always``.
 
