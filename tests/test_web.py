@@ -1,4 +1,5 @@
 import hashlib
+import io
 import json
 import logging
 import socket
@@ -10,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from flask.testing import FlaskClient
+from gunicorn.http.errors import InvalidChunkSize
 
 from opendify import chat, exchange
 from opendify.callers import Callers
@@ -195,6 +197,40 @@ def test_a_body_says_that_it_is_json_or_nothing(
 def test_a_byte_order_mark_is_no_mistake(api: FlaskClient) -> None:
     data = b"\xef\xbb\xbf" + json.dumps({"model": "tiny", "messages": HI}).encode()
     assert api.post(PATH, data=data, content_type="application/json").status_code == 200
+
+
+class Chunks(io.BytesIO):
+    """A body in chunks, whose framing breaks at its end where ``broken`` is set."""
+
+    def __init__(self, data: bytes, broken: bool) -> None:
+        super().__init__(data)
+        self._broken = broken
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        if not data and self._broken:
+            raise InvalidChunkSize(b"zz")
+        return data
+
+
+@pytest.mark.parametrize(
+    ("data", "broken", "status", "code"),
+    [
+        (b'{"model":', True, 400, "invalid_request"),
+        (b'{"a":"' + b"x" * 1024 * 1024 + b'"}', False, 413, "request_too_large"),
+        (b'{"a":1}' + b" " * 1024 * 1024, False, 413, "request_too_large"),
+    ],
+)
+def test_a_body_in_chunks_is_checked_too(
+    api: FlaskClient, dify: FakeDify, data: bytes, broken: bool, status: int, code: str
+) -> None:
+    response = api.post(
+        PATH,
+        content_type="application/json",
+        environ_overrides={"wsgi.input": Chunks(data, broken), "wsgi.input_terminated": True},
+    )
+    assert (response.status_code, error_of(response)["code"]) == (status, code)
+    assert dify.requests == []
 
 
 def test_a_body_that_is_too_large_is_a_413(api: FlaskClient, dify: FakeDify) -> None:

@@ -249,6 +249,8 @@ class Worker(ThreadWorker):
         return True
 
     def _drain(self) -> None:
+        for listener in self.sockets:  # else the kernel takes connections that nobody accepts
+            listener.close()
         self._waiting.hasten(time.monotonic() + STOP_KEEPALIVE_LINGER)
         if not (self._departure.was_told or self._is_retiring):
             self._departure.hasten()
@@ -274,8 +276,6 @@ class Worker(ThreadWorker):
         self.poller.close()
         if not self._busy:  # else threads will still write to it
             self.method_queue.close()
-        for listener in self.sockets:
-            listener.close()
 
 
 def _raise_descriptor_limit() -> None:

@@ -4,7 +4,8 @@ import json
 import math
 from typing import Any
 
-from flask import request
+from flask import abort, request
+from gunicorn.http.errors import ParseException
 
 from opendify import errors
 
@@ -12,12 +13,9 @@ from opendify import errors
 def json_body(or_else: Any = None) -> Any:
     """The decoded body; ``or_else``, where it is given, for none.
 
-    Raises InvalidRequest and UnsupportedMediaType.
+    Raises InvalidRequest, UnsupportedMediaType, and an HTTPException where it is too large.
     """
-    data = request.get_data(cache=False)
-    length = request.content_length
-    if length is not None and len(data) < length:
-        raise errors.InvalidRequest("The request body is shorter than its Content-Length.")
+    data = _received()
     if not data.strip() and or_else is not None:
         return or_else
     if request.mimetype and not request.mimetype.endswith("json"):
@@ -36,6 +34,21 @@ def json_body(or_else: Any = None) -> Any:
     except ValueError as exc:
         raise errors.InvalidRequest("The request body is not valid JSON.") from exc
     return body
+
+
+def _received() -> bytes:
+    try:
+        data = request.get_data(cache=False)
+    except (OSError, ParseException) as exc:
+        raise errors.InvalidRequest(
+            "The request body ended too early, or its chunks are malformed."
+        ) from exc
+    length, limit = request.content_length, request.max_content_length
+    if length is not None and len(data) < length:
+        raise errors.InvalidRequest("The request body is shorter than its Content-Length.")
+    if length is None and limit is not None and len(data) >= limit:  # cut off there in silence
+        abort(413)
+    return data
 
 
 def _finite(text: str) -> float:
