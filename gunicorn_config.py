@@ -101,6 +101,22 @@ access_log_format = (
 
 
 def on_starting(server: object) -> None:
+    """Makes the folder in which the workers count. It is the last moment before they are forked,
+    and comes after the preloaded application was imported."""
+    from opendify.monitoring.folder import new_folder
+
+    _require_the_port()
+    new_folder()
+
+
+def child_exit(server: object, worker: object) -> None:
+    """What an ended worker has counted stays counted."""
+    from opendify.monitoring.folding import fold_the_dead
+
+    fold_the_dead()
+
+
+def _require_the_port() -> None:
     """Names a port that is in use, with the remedy, before Gunicorn tries it five times."""
     if "GUNICORN_FD" in os.environ or "LISTEN_FDS" in os.environ:
         return

@@ -7,6 +7,7 @@ which ``chat`` and ``openai.answers`` make what the caller gets. docs/architectu
 """
 
 import atexit
+import logging
 import os
 import time
 import uuid
@@ -33,6 +34,8 @@ from opendify.limits.gate import Gate
 from opendify.limits.rates import Rates
 from opendify.limits.slots import Slots
 from opendify.logs import configure_logging
+from opendify.monitoring.metrics import LogCounter, Metrics
+from opendify.monitoring.readiness import Readiness
 from opendify.upstream.client import DifyClient
 from opendify.upstream.directory import Directory
 from opendify.upstream.relay import Relay
@@ -40,8 +43,11 @@ from opendify.upstream.uploads import Uploads
 from opendify.upstream.wire import Transport
 from opendify.web.access import Access, warn_of_open_door
 from opendify.web.app import create_app
+from opendify.web.cors import add_cors
 from opendify.web.files import add_file_routes
+from opendify.web.monitoring import add_monitoring_routes
 from opendify.web.operator import add_operator_routes
+from opendify.web.recording import record_requests
 
 
 class HttpClientConfig(TypedDict):
@@ -53,7 +59,7 @@ class HttpClientConfig(TypedDict):
 
 load_environment()
 settings = load_settings(os.environ, read_file)
-configure_logging(settings.log_level, settings.log_file)
+configure_logging(settings.log_level, settings.log_file, settings.log_format, settings.secrets())
 
 # Every thread can have a stream open, and a few more connections end runs and ask for the rest.
 # Dify without nginx before it closes a connection that was idle for 2 s: one kept longer is dead.
@@ -88,8 +94,11 @@ conversations, turn_locks = new_conversations(
     max_entries=settings.mapping_max_entries,
 )
 atexit.register(conversations.close)
-client = DifyClient(http, settings.read_timeout)
+metrics = Metrics()
+logging.getLogger("opendify").addHandler(LogCounter(metrics))
+client = DifyClient(http, settings.read_timeout, on_stop=metrics.run_stopped)
 directory = Directory(client, settings.models)
+readiness = Readiness(conversations, directory)
 relay = Relay(
     client,
     settings.models,
@@ -112,7 +121,13 @@ service = ChatService(
     now=time.time,
     new_id=lambda: uuid.uuid4().hex,
 )
-callers = Callers(settings.accounts, settings.admin_keys, settings.models, settings.limits)
+callers = Callers(
+    settings.accounts,
+    settings.admin_keys,
+    settings.models,
+    settings.limits,
+    settings.callers_bring_dify_key,
+)
 warn_of_open_door(callers, settings.server_host)
 access = Access(
     callers,
@@ -131,12 +146,15 @@ app = create_app(
     now=time.time,
     user_secret=settings.openwebui_jwt_secret,
 )
+add_cors(app, settings.cors_origins)
 add_operator_routes(
     app,
     Administration(conversations, settings.models, client, now=time.time),
     access,
 )
 add_file_routes(app, relay, capacity)
+add_monitoring_routes(app, readiness, metrics, access)
+record_requests(app, metrics, settings.models, new_id=lambda: uuid.uuid4().hex)
 
 if __name__ == "__main__":
     app.run(settings.server_host, settings.server_port, threaded=True)

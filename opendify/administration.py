@@ -79,11 +79,11 @@ class Administration:
     def _delete_in_dify(self, key: str, conversation_id: str) -> str:
         whose = to_whose(key)
         model = self._models.get(whose.model or "")
-        if model is None or whose.user is None:
+        if model is None or not model.key or whose.user is None:
             raise errors.InvalidRequest(
-                "It is not known which app and user of Dify the conversation belongs to (its "
-                "model is not in MODEL_CONFIG), so it cannot be deleted there. Without "
-                "?dify=true the mapping alone is removed.",
+                "It is not known which app and user of Dify the conversation belongs to, or with "
+                "which key to delete it there (the key of its model is not in MODEL_CONFIG). "
+                "Without ?dify=true the mapping alone is removed.",
                 param="dify",
             )
         body = {"user": whose.user}

@@ -66,7 +66,7 @@ class ChatService:
                     said.clear()
                     thought.clear()
         ending = narration.ending
-        exchange.settle("".join(said))
+        exchange.settle("".join(said), ending.usage)
         answer = answers.completion(
             self._head(exchange),
             "".join(said),
@@ -92,8 +92,8 @@ class ChatService:
             if chunk is not None:
                 said.append(chunk["choices"][0]["delta"].get("content", ""))
             yield chunk
-        exchange.settle("".join(said))
         ending = narration.ending
+        exchange.settle("".join(said), ending.usage)
         delta = {"annotations": ending.annotations} if ending.annotations else {}
         yield answers.chunk(head, delta, ending.finish_reason) | _extension(exchange, ending)
         if head.include_usage and ending.usage is not None:

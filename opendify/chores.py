@@ -15,7 +15,7 @@ from opendify import errors, openwebui, tasks
 from opendify.config.models import Model
 from opendify.dify import asides, routes
 from opendify.dify.apps import App
-from opendify.dify.events import Event, Ids, MessageEnded, Text
+from opendify.dify.events import Event, Ids, MessageEnded, Text, Usage
 from opendify.exchange import Caller, Exchange, Parts, owner_of
 from opendify.openai.requests import ChatRequest
 from opendify.telling.narration import Narration
@@ -34,6 +34,7 @@ class LocalAnswer:
     """An answer that is complete already, told to its caller as that of an Exchange is."""
 
     has_begun = True
+    usage: Usage | None = None
 
     def __init__(self, request: ChatRequest, model: Model, text: str) -> None:
         self.request = request
@@ -52,7 +53,7 @@ class LocalAnswer:
         """The next event, at once."""
         return self._events.popleft()
 
-    def settle(self, said: str) -> None:
+    def settle(self, said: str, usage: Usage | None) -> None:
         """Nothing is remembered of it."""
 
     def close(self) -> None:
@@ -78,7 +79,8 @@ class Chores:
         if treatment == "local":
             return LocalAnswer(request, model, self._answer(kind, request, model, caller))
         if treatment.startswith("model:"):
-            model = self._models[treatment.removeprefix("model:")]
+            helper = self._models[treatment.removeprefix("model:")]
+            model = helper if helper.key else replace(helper, key=model.key)
         extras = replace(request.extras, conversation_id="", auto_generate_name=False)
         return Exchange(
             replace(request, extras=extras), model, caller, self._parts, is_throwaway=True

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 from opendify import errors, translate
 from opendify.chats import Chat, Owner
@@ -13,7 +14,7 @@ from opendify.config.models import Model
 from opendify.conversations.contract import Conversations
 from opendify.conversations.turn_locks import TurnLocks
 from opendify.dify import routes
-from opendify.dify.events import Event, Ids, NodeFinished, NodeStarted, RunFinished
+from opendify.dify.events import Event, Ids, NodeFinished, NodeStarted, RunFinished, Usage
 from opendify.files.intake import Prepared
 from opendify.inputs import Facts
 from opendify.openai.messages import Message
@@ -30,6 +31,8 @@ from opendify.upstream.watch import Watch
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 # How long the status of a streamed answer is still held back once a chatflow has shown that it
 # runs: what fails at its first node mostly fails within this time.
 HOLD_SECONDS_OF_A_RUN = 1.0
@@ -44,8 +47,8 @@ _VERSIONS_THAT_HANG = ((1, 13), (1, 14), (1, 15))
 class Caller:
     """Who asks. ``name`` stands for the caller's key and never is the key; ``models`` are those
     that the caller may use; ``chat_id`` is empty for a request that belongs to no chat; ``watch``
-    tells when to wait no longer; ``task`` is what the request's header says of a
-    background task."""
+    tells when to wait no longer; ``task`` is what the request's header says of a background task;
+    ``trace_id`` names the request in Dify's traces."""
 
     name: str
     models: Mapping[str, Model]
@@ -55,6 +58,7 @@ class Caller:
     role: str = ""
     in_open_webui: bool = False
     task: str = ""
+    trace_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,7 @@ class Exchange:
         is_throwaway: bool = False,
     ) -> None:
         self.request = request
+        self.usage: Usage | None = None  # of the answer, once it is complete
         self._model = model
         self._caller = caller
         self._parts = parts
@@ -97,11 +102,11 @@ class Exchange:
         self._is_open = False
         self._held: deque[Event] = deque()
         self._app = parts.directory.app(model)
-        self._prepared = self._prepare()
+        self._prepared = self._as_the_app_is_now(self._prepare)
         self._chat = self._new_chat()
         self._conversation_id = self._find_conversation()
         try:
-            self._ask()
+            self._as_the_app_is_now(self._ask)
         except BaseException:
             self._chat.leave(has_run=False)
             raise
@@ -148,8 +153,9 @@ class Exchange:
             event = self._next(until)
         return event
 
-    def settle(self, said: str) -> None:
+    def settle(self, said: str, usage: Usage | None) -> None:
         """The answer is complete: remembers what its conversation has heard by now."""
+        self.usage = usage
         last = self.request.messages[-1]
         if last.role == "assistant":
             self._chat.settled([Message("assistant", last.text + said)])
@@ -173,6 +179,17 @@ class Exchange:
         remembers = routes.remembers(self._app.mode)
         return self._is_throwaway and remembers and not self._conversation_id
 
+    def _as_the_app_is_now(self, do: Callable[[], T]) -> T:
+        """Does what may be refused by what is known of the app; again where that was outdated."""
+        try:
+            return do()
+        except errors.CallerError:
+            app = self._parts.directory.renewed(self._model)
+            if app == self._app:
+                raise
+            self._app = app
+            return do()
+
     def _next(self, until: float) -> Event | None:
         try:
             event = self._turn.next(until)
@@ -181,6 +198,8 @@ class Exchange:
                 self._ask_anew()
                 return None
             exc.repeatable = exc.repeatable and not self.has_begun
+            if isinstance(exc, errors.RejectedByDify | errors.DifyTimeout):
+                self._parts.directory.doubt(self._model)
             raise
         if event is not None and not self._is_open:
             self._is_open = True
@@ -199,7 +218,8 @@ class Exchange:
             self._prepared,
         )
         caller.watch.look()  # files can take long
-        stream = client.stream(model, question.path, question.body, caller.watch)
+        trace_id = self.request.extras.trace_id or caller.trace_id
+        stream = client.stream(model, question.path, question.body, caller.watch, trace_id)
         self._turn = Turn(client, model, self._app.mode, caller.user, stream)
 
     def _ask_anew(self) -> None:

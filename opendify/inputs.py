@@ -4,7 +4,9 @@ They are checked here, because Dify 1.13 answers a chatflow that misses one with
 silence; and they go with every turn, because since Dify 1.0 each turn is checked anew.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +14,7 @@ from opendify.dify.apps import FormField
 from opendify.errors import InvalidRequest
 
 _TEXT_KINDS = ("text-input", "paragraph")
-_FILE_KINDS = ("file", "file-list")
+_FACT = re.compile(r"\{(user|role|chat_id|system)\}")
 _TEXT_NAMES = ("query", "input", "text", "question", "prompt", "message")
 
 
@@ -27,7 +29,7 @@ class Facts:
 
 
 def fill(configured: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
-    """The operator's inputs, with the facts in the place of their names."""
+    """The operator's inputs, with the facts in the place of their names, at any depth."""
     return {name: _filled(value, facts) for name, value in configured.items()}
 
 
@@ -53,21 +55,29 @@ def complete(inputs: Mapping[str, Any], form: Sequence[FormField]) -> dict[str, 
     return completed
 
 
-def text_field(form: Sequence[FormField] | None, configured: str, usual: str = "") -> str:
+def text_field(
+    form: Sequence[FormField] | None, configured: str, given: Mapping[str, Any], usual: str = ""
+) -> str:
     """The name of the input that takes the person's text: the configured one, else ``usual`` or
-    one of the names that people give it, else the only text input. Raises InvalidRequest."""
+    one of the names that people give it, else the only text input that ``given`` has no value
+    for. "" where ``given`` says everything. Raises InvalidRequest."""
     if configured:
         return configured
     if form is None:
         return usual or _TEXT_NAMES[0]
-    texts = [one.name for one in form if one.kind in _TEXT_KINDS]
+    texts = [one for one in form if one.kind in _TEXT_KINDS]
+    open_ = {one.name: one.required for one in texts if _is_empty(given.get(one.name))}
     for name in (usual, *_TEXT_NAMES):
-        if name in texts:
+        if name in open_:
             return name
-    required = [one.name for one in form if one.kind in _TEXT_KINDS and one.required]
-    if len(texts) == 1 or len(required) == 1:
-        return (required or texts)[0]
-    names = ", ".join(texts) or "none"
+    required = [name for name, is_required in open_.items() if is_required]
+    if len(open_) == 1 or len(required) == 1:
+        return (required or list(open_))[0]
+    if given and not open_:
+        return ""
+    if usual:  # a text generator has a query beside its inputs
+        return next(iter([*required, *open_]), usual)
+    names = ", ".join(one.name for one in texts) or "none"
     raise InvalidRequest(
         f"The Dify app does not tell which input takes the text (its text inputs: {names}). "
         "Its operator should name one as 'text_input' in MODEL_CONFIG.",
@@ -75,16 +85,13 @@ def text_field(form: Sequence[FormField] | None, configured: str, usual: str = "
     )
 
 
-def file_field(form: Sequence[FormField] | None) -> FormField | None:
-    """The input of a workflow that takes files, or None where it takes them beside the inputs."""
-    return next((one for one in form or () if one.kind in _FILE_KINDS), None)
-
-
 def _filled(value: Any, facts: Facts) -> Any:
-    if not isinstance(value, str):
-        return value
-    for name in ("user", "role", "chat_id", "system"):
-        value = value.replace(f"{{{name}}}", getattr(facts, name))
+    if isinstance(value, dict):
+        return {name: _filled(item, facts) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_filled(item, facts) for item in value]
+    if isinstance(value, str):
+        return _FACT.sub(lambda match: str(getattr(facts, match[1])), value)
     return value
 
 
@@ -93,25 +100,60 @@ def _is_empty(value: Any) -> bool:
 
 
 def _check(value: Any, one: FormField) -> None:
-    if one.kind in _TEXT_KINDS and not isinstance(value, str):
-        _refuse(one, "must be text")
-    if one.kind in _TEXT_KINDS and one.max_length and len(value) > one.max_length:
-        _refuse(one, f"may have {one.max_length} characters at most")
-    if one.kind == "select" and one.options and value not in one.options:
-        _refuse(one, f"must be one of {', '.join(one.options)}")
-    if one.kind == "number" and not _is_number(value):
-        _refuse(one, "must be a number")
+    problem = _PROBLEMS[one.kind](value, one) if one.kind in _PROBLEMS else ""
+    if problem:
+        raise InvalidRequest(
+            f"The input '{one.name}' of the Dify app {problem}.", param=f"inputs.{one.name}"
+        )
+
+
+def _text_problem(value: Any, one: FormField) -> str:
+    if not isinstance(value, str):
+        return "must be text"
+    too_long = one.max_length and len(value) > one.max_length
+    return f"may have {one.max_length} characters at most" if too_long else ""
+
+
+def _select_problem(value: Any, one: FormField) -> str:
+    is_wrong = one.options and value not in one.options
+    return f"must be one of {', '.join(one.options)}" if is_wrong else ""
+
+
+def _number_problem(value: Any, one: FormField) -> str:
+    return "" if _is_number(value) else "must be a number"
+
+
+def _object_problem(value: Any, one: FormField) -> str:
+    return "" if isinstance(value, dict) else "must be an object"
+
+
+def _file_problem(value: Any, one: FormField) -> str:
+    return "" if isinstance(value, dict) else "must be one of Dify's file objects"
+
+
+def _files_problem(value: Any, one: FormField) -> str:
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        return "must be an array of Dify's file objects"
+    too_many = one.max_length and len(value) > one.max_length
+    return f"may have {one.max_length} files at most" if too_many else ""
+
+
+# A checkbox takes anything: Dify makes true or false of it.
+_PROBLEMS: dict[str, Callable[[Any, FormField], str]] = {
+    "text-input": _text_problem,
+    "paragraph": _text_problem,
+    "select": _select_problem,
+    "number": _number_problem,
+    "json_object": _object_problem,
+    "file": _file_problem,
+    "file-list": _files_problem,
+}
 
 
 def _is_number(value: Any) -> bool:
-    try:
-        float(value)
-    except (TypeError, ValueError):
+    if isinstance(value, bool):
         return False
-    return True
-
-
-def _refuse(one: FormField, reason: str) -> None:
-    raise InvalidRequest(
-        f"The input '{one.name}' of the Dify app {reason}.", param=f"inputs.{one.name}"
-    )
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return False

@@ -1,25 +1,126 @@
 """The log: to standard output, and to LOG_FILE as well, with what Gunicorn logs."""
 
+import json
 import logging
+import re
 import sys
+from collections.abc import Iterable
+from contextvars import ContextVar
+from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
+from typing import Any
 
 GUNICORN_LOGGERS = ("gunicorn.error", "gunicorn.access")
 FORMAT = "%(asctime)s - %(levelname)s - %(name)s - %(message)s"
 
+# The request that this thread serves: every line that is logged meanwhile names it.
+request_id: ContextVar[str] = ContextVar("request_id", default="")
 
-def configure_logging(level: str, file: str) -> None:
+_REMOVED = "[removed]"
+_LEAST_SECRET = 8  # a shorter one would blot out words
+_BEARER = re.compile(r"(?i)\b(bearer\s+)[^\s'\",;]+")
+# What could begin a new line, or move about in a terminal, written as JSON writes it.
+_BREAKS = {code: f"\\u{code:04x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
+_BREAKS |= {ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t"}
+
+
+class LogFileError(RuntimeError):
+    """LOG_FILE cannot be written. A RuntimeError, of which Gunicorn shows the message alone."""
+
+
+def configure_logging(level: str, file: str, form: str, secrets: Iterable[str] = ()) -> None:
     """Sets the level of our own loggers; those of the libraries stay at warnings.
 
-    ``file`` is empty for none. Rotation may move the file away at any time: it is opened anew.
+    ``file`` is empty for none. Rotation may move it away at any time: it is opened anew.
+    ``form`` is "text" or "json". Should one of the ``secrets`` be in a line, it is not written.
+    Raises LogFileError.
     """
-    logging.basicConfig(level=logging.WARNING, format=FORMAT, stream=sys.stdout)
+    formatter = _JsonFormatter(secrets) if form == "json" else _TextFormatter(secrets)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stdout)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(formatter)
     ours = logging.getLogger("opendify")
     ours.setLevel(level.upper())
+    # Flask's own server would write whole addresses, with the signatures of file links.
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
+    gunicorns = [logging.getLogger(name) for name in GUNICORN_LOGGERS]
+    if form == "json":
+        for handler in (handler for logger in gunicorns for handler in logger.handlers):
+            handler.setFormatter(formatter)
     if file and not ours.handlers:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        for logger in (ours, *map(logging.getLogger, GUNICORN_LOGGERS)):
+        _require_writable(Path(file))
+        for logger in (ours, *gunicorns):
             handler = WatchedFileHandler(file, delay=True)
-            handler.setFormatter(logging.Formatter(FORMAT))
+            handler.setFormatter(formatter)
             logger.addHandler(handler)
+
+
+def _require_writable(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as exc:
+        raise LogFileError(
+            f"LOG_FILE cannot be written ({exc}). Choose a place where this user may write, or "
+            "leave it out: the log goes to standard output in any case."
+        ) from exc
+
+
+class _Formatter(logging.Formatter):
+    """What both forms share. ``fields`` of a record are a mapping of what its line says."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        super().__init__(FORMAT)
+        long_enough = {secret for secret in secrets if len(secret) >= _LEAST_SECRET}
+        known = sorted(long_enough, key=len, reverse=True)
+        self._secrets = re.compile("|".join(map(re.escape, known))) if known else None
+
+    def without_secrets(self, line: str) -> str:
+        line = _BEARER.sub(rf"\1{_REMOVED}", line)
+        return self._secrets.sub(_REMOVED, line) if self._secrets else line
+
+
+class _TextFormatter(_Formatter):
+    """One line; a traceback goes below it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self.without_secrets(super().format(record))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        line = super().formatMessage(record)
+        for name, value in _fields(record).items():
+            line += f" {name}={_word(value)}"
+        return line.translate(_BREAKS)
+
+
+class _JsonFormatter(_Formatter):
+    """One JSON object on one line, its traceback in it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        said = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_fields(record),
+        }
+        if record.exc_info:
+            said["traceback"] = self.formatException(record.exc_info)
+        line = json.dumps(said, ensure_ascii=False, default=str).translate(_BREAKS)
+        return self.without_secrets(line)
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    fields: dict[str, Any] = getattr(record, "fields", {})
+    serving = request_id.get()
+    return fields if "id" in fields or not serving else {**fields, "id": serving}
+
+
+def _word(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    text = f"{value:.3f}" if isinstance(value, float) else str(value)
+    return text if text and not re.search(r'[\s"=]', text) else json.dumps(text, ensure_ascii=False)

@@ -10,6 +10,7 @@ from opendify.dify import routes
 from opendify.dify.apps import App
 from opendify.dify.events import Ids, Usage
 from opendify.files.intake import Prepared
+from opendify.files.placing import place_files
 from opendify.openai.answers import Tokens
 from opendify.openai.messages import Attachment, Message
 from opendify.openai.requests import ChatRequest
@@ -119,15 +120,12 @@ def _chat_body(
     files: list[Any],
     conversation_id: str,
 ) -> dict[str, Any]:
-    body: dict[str, Any] = {
-        "inputs": inputs.complete(filled, app.form or ()),
+    body = _with_inputs(app, filled, files) | {
         "query": _query(dialogue, model, conversation_id),
         "conversation_id": conversation_id,
         # A name costs a call of the app's model, and in Dify 1.11 a second of waiting.
         "auto_generate_name": request.extras.auto_generate_name,
     }
-    if files:
-        body["files"] = files
     if request.extras.workflow_id:
         body["workflow_id"] = request.extras.workflow_id
     return body
@@ -136,22 +134,26 @@ def _chat_body(
 def _completion_body(
     dialogue: Dialogue, model: Model, app: App, filled: dict[str, Any], files: list[Any]
 ) -> dict[str, Any]:
-    name = inputs.text_field(app.form, model.text_input, usual="query")
-    filled.setdefault(name, _fitting_query(dialogue, model, app, name))
-    body = {"inputs": inputs.complete(filled, app.form or ()), "query": filled[name]}
-    return body | ({"files": files} if files else {})
+    name = inputs.text_field(app.form, model.text_input, filled, usual="query")
+    query = _fitting_query(dialogue, model, app, name)
+    if name:
+        filled.setdefault(name, query)
+    return _with_inputs(app, filled, files) | {"query": query}
 
 
 def _workflow_body(
     dialogue: Dialogue, model: Model, app: App, filled: dict[str, Any], files: list[Any]
 ) -> dict[str, Any]:
-    name = inputs.text_field(app.form, model.text_input)
-    filled.setdefault(name, _fitting_query(dialogue, model, app, name))
-    taker = inputs.file_field(app.form) if files else None
-    if taker is not None:
-        filled.setdefault(taker.name, files if taker.kind == "file-list" else files[0])
-    body = {"inputs": inputs.complete(filled, app.form or ())}
-    return body | ({"files": files} if files and taker is None else {})
+    name = inputs.text_field(app.form, model.text_input, filled)
+    if name:
+        filled.setdefault(name, _fitting_query(dialogue, model, app, name))
+    return _with_inputs(replace(app, beside=None), filled, files)
+
+
+def _with_inputs(app: App, filled: dict[str, Any], files: list[Any]) -> dict[str, Any]:
+    placed, rest = place_files(files, app.form or (), filled, app.beside)
+    body: dict[str, Any] = {"inputs": inputs.complete(filled | placed, app.form or ())}
+    return body | ({"files": rest} if rest else {})
 
 
 def _fitting_query(dialogue: Dialogue, model: Model, app: App, name: str) -> str:

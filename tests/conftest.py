@@ -25,6 +25,8 @@ from opendify.keys import parse_keys
 from opendify.limits.gate import Gate
 from opendify.limits.rates import Rates
 from opendify.limits.slots import Slots
+from opendify.monitoring.metrics import Metrics
+from opendify.monitoring.readiness import Readiness
 from opendify.upstream.client import DifyClient
 from opendify.upstream.directory import Directory
 from opendify.upstream.relay import Relay
@@ -32,7 +34,9 @@ from opendify.upstream.uploads import Uploads
 from opendify.upstream.wire import Transport
 from opendify.web.access import Access
 from opendify.web.app import create_app
+from opendify.web.monitoring import add_monitoring_routes
 from opendify.web.operator import add_operator_routes
+from opendify.web.recording import record_requests
 from tests.fake_dify import FakeDify
 from tests.redis_server import RedisServer
 
@@ -120,6 +124,7 @@ def made_app(
     admin_keys: str = "",
     api_keys: str = "",
     limits: Limits = NO_LIMITS,
+    bring_dify_key: bool = False,
     max_body_bytes: int = 1024 * 1024,
     capacity: Capacity | None = None,
 ) -> Iterator[Flask]:
@@ -135,11 +140,15 @@ def made_app(
     accounts = parse_accounts(api_keys, set(models), limits, problems)
     assert not problems
     gate = Gate(Rates(None, 1), Slots(None, 1))
-    access = Access(Callers(accounts, parse_keys(admin_keys), models, limits), gate)
+    callers = Callers(accounts, parse_keys(admin_keys), models, limits, bring_dify_key)
+    access = Access(callers, gate)
     places = capacity or Capacity(100, {})
     application = create_app(service, directory, access, max_body_bytes, places, now=now)
     administration = Administration(store, models, client, now=now)
     add_operator_routes(application, administration, access)
+    metrics = Metrics()
+    add_monitoring_routes(application, Readiness(store, directory), metrics, access)
+    record_requests(application, metrics, models, new_id=lambda: "new-request")
     try:
         yield application
     finally:

@@ -16,7 +16,14 @@ from tests.service import ROOT, environment, free_variables
 # From the bottom to the top. A line of imports only ever points down, or stays in its package;
 # rooms that stand side by side do not know each other.
 FLOORS = [
-    ["opendify", "opendify.errors", "opendify.keys", "opendify.sse", "opendify.logs"],
+    [
+        "opendify",
+        "opendify.errors",
+        "opendify.keys",
+        "opendify.logs",
+        "opendify.request_ids",
+        "opendify.sse",
+    ],
     ["opendify.serving"],
     ["opendify.capacity", "opendify.config", "opendify.dify", "opendify.openai"],
     ["opendify.conversations"],
@@ -24,7 +31,7 @@ FLOORS = [
     ["opendify.telling", "opendify.limits"],
     ["opendify.continuity"],
     ["opendify.translate", "opendify.callers", "opendify.chats", "opendify.upstream"],
-    ["opendify.administration"],
+    ["opendify.administration", "opendify.monitoring"],
     ["opendify.exchange"],
     ["opendify.chores"],
     ["opendify.chat"],
@@ -51,6 +58,7 @@ PURE = [
     "opendify.files.links",
     "opendify.files.media",
     "opendify.files.names",
+    "opendify.files.placing",
     "opendify.files.tickets",
     "opendify.dify",
     "opendify.openai",
@@ -63,6 +71,8 @@ PURE = [
     "opendify.config.values",
     "opendify.callers",
     "opendify.keys",
+    "opendify.monitoring.record",
+    "opendify.request_ids",
     "opendify.conversations.contract",
     "opendify.conversations.mapping",
     "opendify.conversations.owners",
@@ -96,8 +106,11 @@ ONLY_IN = {
         "opendify.web.access",
         "opendify.web.app",
         "opendify.web.body",
+        "opendify.web.cors",
         "opendify.web.files",
+        "opendify.web.monitoring",
         "opendify.web.operator",
+        "opendify.web.recording",
     },
     "werkzeug": {"opendify.web.app", "opendify.web.files"},
     "httpx": {
@@ -111,7 +124,9 @@ ONLY_IN = {
     "dotenv": {"opendify.config.environment"},
     "limits": {"opendify.limits.rates"},
     "jwt": {"opendify.openwebui"},
+    "prometheus_client": {"opendify.monitoring.folding", "opendify.monitoring.metrics"},
     "fcntl": {
+        "opendify.monitoring.folder",
         "opendify.conversations.folder",
         "opendify.conversations.turn_locks",
         "opendify.serving.departure",
@@ -228,12 +243,15 @@ def test_the_environment_is_read_at_the_edge_only() -> None:
         for node in ast.walk(tree(name)):
             if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv"):
                 readers |= {name} if isinstance(node.value, ast.Name) else set()
-    readers -= {"opendify.web.app", "opendify.web.files"}  # request.environ is Flask's
+    # request.environ is Flask's
+    readers -= {"opendify.web.app", "opendify.web.files", "opendify.web.recording"}
     assert readers == {
         "main",
         "opendify.config.environment",
         "opendify.config.__main__",
         "opendify.conversations.transfer",
+        "opendify.monitoring",  # prometheus_client takes its folder from there
+        "opendify.monitoring.folder",
     }
 
 
@@ -283,6 +301,7 @@ def test_every_library_is_in_the_requirements() -> None:
         "dotenv": "python-dotenv",
         "gunicorn_config": "gunicorn",
         "jwt": "pyjwt",
+        "prometheus_client": "prometheus-client",
         "werkzeug": "flask",
     }
     assert {packages.get(name, name) for name in used} <= listed

@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from opendify.config.values import BadValue, parse_object
 from opendify.keys import Keys, parse_key, parse_keys
@@ -68,6 +69,29 @@ def parse_key_list(name: str, text: str, problems: list[str]) -> Keys:
     if text.strip() and not keys:
         problems.append(f"{name} holds no key. Leave it out where none is wanted.")
     return keys
+
+
+def parse_origins(text: str) -> frozenset[str]:
+    """The origins whose pages may call, like ``https://chat.example.com``; ``*`` is all.
+
+    Raises BadValue.
+    """
+    origins = {origin for part in text.split(",") if (origin := part.strip().rstrip("/"))}
+    if not all(origin == "*" or _is_origin(origin) for origin in origins):
+        raise BadValue(
+            "must be origins with commas between, like https://chat.example.com, or * for all"
+        )
+    return frozenset(origin.lower() for origin in origins)
+
+
+def _is_origin(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        sound = bool(parts.hostname) and parts.username is None and (parts.port or 1) > 0
+    except ValueError:
+        return False
+    rest = parts.path or parts.query or parts.fragment or re.search(r"[\s*]", text)
+    return sound and not rest and parts.scheme in ("http", "https")
 
 
 def _parse_account(name: str, entry: Any, models: Collection[str], limits: Limits) -> Account:

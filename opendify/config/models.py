@@ -47,10 +47,13 @@ class Model:
     max_streams: int = 0  # 0 is no limit of its own
 
 
-def parse_models(text: str, default_base: str, problems: list[str]) -> dict[str, Model]:
+def parse_models(
+    text: str, default_base: str, problems: list[str], callers_bring_keys: bool = False
+) -> dict[str, Model]:
     """The models of a MODEL_CONFIG; what is wrong with it is added to ``problems``.
 
-    ``default_base`` is DIFY_API_BASE, for models without a ``base`` of their own.
+    ``default_base`` is DIFY_API_BASE, for models without a ``base`` of their own. Where
+    ``callers_bring_keys``, which go nowhere else, no model has a key: none can stand in for theirs.
     """
     try:
         raw = parse_object(text, "model", """'{"my-model":"app-..."}', on one line""")
@@ -60,7 +63,7 @@ def parse_models(text: str, default_base: str, problems: list[str]) -> dict[str,
     models = {}
     for name, entry in raw.items():
         try:
-            models[name] = _parse_model(name, entry, default_base)
+            models[name] = _parse_model(name, entry, default_base, callers_bring_keys)
         except BadValue as exc:
             problems.append(f"MODEL_CONFIG: {exc}")
     problems += _task_problems(models, set(raw))
@@ -99,7 +102,7 @@ def _task_problems(models: Mapping[str, Model], names: set[str]) -> list[str]:
     return problems
 
 
-def _parse_model(name: str, entry: Any, default_base: str) -> Model:
+def _parse_model(name: str, entry: Any, default_base: str, callers_bring_keys: bool) -> Model:
     if not name.strip() or name != name.strip() or not name.isprintable():
         raise BadValue("a model name is empty, or has blanks around it or control characters in it")
     settings = {"key": entry} if isinstance(entry, str) else entry
@@ -113,9 +116,16 @@ def _parse_model(name: str, entry: Any, default_base: str) -> Model:
     values = {}
     for setting, value in settings.items():
         values[setting] = SETTINGS[setting](value, f"model '{name}', setting '{setting}'")
+    base = values.pop("base", default_base)
+    if callers_bring_keys:
+        values["key"] = ""
+        if base != default_base:
+            raise BadValue(
+                f"model '{name}' has a 'base' of its own, but with DIFY_KEY_PASSTHROUGH the keys "
+                "of callers go to DIFY_API_BASE only"
+            )
     if "key" not in values:
         raise BadValue(f"model '{name}' has no 'key'")
-    base = values.pop("base", default_base)
     known = {one.name for one in fields(Model)}
     return Model(name, base=base, **{k: v for k, v in values.items() if k in known})
 

@@ -3,9 +3,16 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-from opendify.config.callers import MOST, Account, Limits, parse_accounts, parse_key_list
+from opendify.config.callers import (
+    MOST,
+    Account,
+    Limits,
+    parse_accounts,
+    parse_key_list,
+    parse_origins,
+)
 from opendify.config.models import Model, parse_base, parse_models
 from opendify.config.secret_files import with_files
 from opendify.config.store_address import parse_store_address
@@ -13,6 +20,7 @@ from opendify.config.values import BadValue
 from opendify.keys import Keys
 
 ENVIRONMENTS = ("production", "development")
+LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
@@ -58,6 +66,8 @@ class Settings:
     conversation_store: str = field(repr=False)
     accounts: tuple[Account, ...]
     limits: Limits
+    callers_bring_dify_key: bool
+    cors_origins: frozenset[str]
     admin_keys: Keys
     read_timeout: float
     max_body_bytes: int
@@ -69,9 +79,16 @@ class Settings:
     file_cache_bytes: int
     log_level: str
     log_file: str
+    log_format: str
     server_host: str
     server_port: int
     openwebui_jwt_secret: str = field(repr=False)
+
+    def secrets(self) -> list[str]:
+        """What must be in no log line, whoever wrote it."""
+        password = unquote(urlsplit(self.conversation_store).password or "")
+        keys = [model.key for model in self.models.values()]
+        return [*keys, self.secret, self.openwebui_jwt_secret, password]
 
 
 def _no_file(path: str) -> str:
@@ -106,6 +123,8 @@ def load_settings(
             environ.get("OPENDIFY_API_KEYS", ""), set(models), limits, problems
         ),
         limits=limits,
+        callers_bring_dify_key=reader.callers_bring_keys(),
+        cors_origins=reader.cors_origins(),
         admin_keys=parse_key_list(
             "OPENDIFY_ADMIN_KEYS", environ.get("OPENDIFY_ADMIN_KEYS", ""), problems
         ),
@@ -121,6 +140,7 @@ def load_settings(
             "LOG_LEVEL", LOG_LEVELS, "debug" if environment == "development" else "info"
         ),
         log_file=environ.get("LOG_FILE", "").strip(),
+        log_format=reader.one_of("LOG_FORMAT", LOG_FORMATS, "text"),
         server_host=environ.get("SERVER_HOST", "").strip() or "0.0.0.0",
         server_port=reader.number("SERVER_PORT", 5000, 1, 65535),
         openwebui_jwt_secret=reader.jwt_secret(),
@@ -146,7 +166,7 @@ class _Reader:
         base = self._base()
         models: dict[str, Model] = {}
         if config := self._environ.get("MODEL_CONFIG", "").strip():
-            models = parse_models(config, base, self._problems)
+            models = parse_models(config, base, self._problems, self.callers_bring_keys())
         elif not self._environ.get("MODEL_CONFIG_FILE", "").strip():
             self._problems.append(
                 "MODEL_CONFIG is not set. It names your models and their Dify keys, "
@@ -231,6 +251,23 @@ class _Reader:
         except BadValue as exc:
             self._problems.append(f"CONVERSATION_STORE {exc}.")
             return ""
+
+    def callers_bring_keys(self) -> bool:
+        name = "DIFY_KEY_PASSTHROUGH"
+        brings = self.one_of(name, ("true", "false"), "false") == "true"
+        if brings and self._environ.get("OPENDIFY_API_KEYS", "").strip():
+            self._problems.append(
+                f"OPENDIFY_API_KEYS and {name} exclude one another: a request brings one key. "
+                "Take one of them out."
+            )
+        return brings
+
+    def cors_origins(self) -> frozenset[str]:
+        try:
+            return parse_origins(self._environ.get("CORS_ORIGINS", ""))
+        except BadValue as exc:
+            self._problems.append(f"CORS_ORIGINS {exc}.")
+            return frozenset()
 
     def proxies(self) -> None:
         for name in PROXY_VARIABLES:

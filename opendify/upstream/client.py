@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ import httpx
 from opendify import errors
 from opendify.config.models import Model
 from opendify.dify.failures import parse_refusal, to_error
+from opendify.request_ids import is_request_id
 from opendify.upstream.asides import Asides
 from opendify.upstream.stream import EventStream
 from opendify.upstream.watch import Watch
@@ -30,21 +31,37 @@ STOP_TIMEOUT = 2.0
 
 class DifyClient:
     """Dify's app API. ``http`` is the pool; ``read_timeout`` is the silence, in seconds, after
-    which a stream counts as dead (Dify pings every 10 s while it is alive); ``asides`` is where
-    the answers are ended that nobody waits for."""
+    which a stream counts as dead (Dify pings every 10 s while it is alive); ``on_stop`` is told the
+    name of the model whenever a run was stopped; ``asides`` is where the answers are ended that
+    nobody waits for."""
 
-    def __init__(self, http: httpx.Client, read_timeout: float) -> None:
+    def __init__(
+        self,
+        http: httpx.Client,
+        read_timeout: float,
+        on_stop: Callable[[str], None] = lambda model: None,
+    ) -> None:
         self._http = http
         self.read_timeout = read_timeout
+        self._on_stop = on_stop
         self.asides = Asides()
         self._versions: dict[str, tuple[int, int]] = {}
 
-    def stream(self, model: Model, path: str, body: Mapping[str, Any], watch: Watch) -> EventStream:
+    def stream(
+        self,
+        model: Model,
+        path: str,
+        body: Mapping[str, Any],
+        watch: Watch,
+        trace_id: str = "",
+    ) -> EventStream:
         """Asks a question; returns as soon as it is on its way.
 
-        ``watch`` is what ends it before its time. Raises DifyError when Dify cannot be reached.
+        ``watch`` is what ends it before its time; ``trace_id`` names the question in Dify's
+        traces. Raises DifyError when Dify cannot be reached.
         """
         content = _encoded(body)
+        traced = {"X-Trace-Id": trace_id} if is_request_id(trace_id) else {}
         request = self._http.build_request(
             "POST",
             f"{model.base}{path}",
@@ -54,6 +71,7 @@ class DifyClient:
                 "Accept-Encoding": "identity",
                 "Authorization": f"Bearer {model.key}",
                 "Content-Type": "application/json",
+                **traced,
             },
             timeout=httpx.Timeout(self.read_timeout, connect=CONNECT_TIMEOUT, pool=1.0),
         )
@@ -139,6 +157,7 @@ class DifyClient:
         """Stops a running answer. A failure is logged: nobody waits for the outcome."""
         try:
             self.call(model, "POST", path, STOP_TIMEOUT, json={"user": user})
+            self._on_stop(model.name)
         except errors.OpenDifyError as exc:
             log.warning("could not stop a run model=%s code=%s", model.name, exc.code)
 

@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +22,15 @@ log = logging.getLogger(__name__)
 LOOKUP_TIMEOUT = 10.0
 KEPT_SECONDS = 600.0
 UNTOLD_SECONDS = 30.0
+MOST_OF_CALLERS = 2000
+
+# An app can be changed in Dify at any time; one that was asked about so lately was not.
+FRESH_SECONDS = 5.0
+
+# A Dify that has told nothing for so long is asked whether it is there; one that was not there,
+# by one of its models, after less.
+LOOK_SECONDS = 30.0
+SECONDS_TO_THE_NEXT_TRY = 10.0
 
 _PROBES = (
     ("/chat-messages", "chat", "not_chat_app"),
@@ -30,20 +40,44 @@ _PROBES = (
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
+    """``info`` and ``parameters`` are Dify's last answers, None where it gave none; ``trouble`` is
+    the code of its refusal to tell, "" for none; ``since`` and ``until`` are times of
+    ``time.monotonic``."""
+
     app: App
+    since: float
     until: float
+    info: Any = None
+    parameters: Any = None
+    trouble: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """Whether a Dify was there; ``trouble`` is the code of the error if not."""
+
+    at: float
+    trouble: str
 
 
 class Directory:
-    """The apps behind the models. One in each worker; asks nothing before it is used."""
+    """The apps behind the models. One in each worker; asks nothing before it is used.
+
+    Models with a key are kept fresh. To those without, callers bring keys of their own: the apps
+    behind these are asked for again when they are used and were not asked for long.
+    """
 
     def __init__(self, client: DifyClient, models: Mapping[str, Model]) -> None:
         self._client = client
         self._models = models
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[tuple[str, str], _Entry] = {}
+        self._looks: dict[str, _Look] = {}
         self._refresher: threading.Thread | None = None
         self._lock = threading.Lock()
         self._closed = threading.Event()
+        self._wake = threading.Event()
+        self._has_looked = threading.Event()
+        self._has_failed = False
 
     def app(self, model: Model) -> App:
         """The app behind the model, asking Dify where it is not known yet.
@@ -51,19 +85,47 @@ class Directory:
         Raises DifyUnreachable where there is no Dify to ask.
         """
         self.keep_fresh()
-        entry = self._entries.get(model.name)
-        if entry is None or (not entry.app.mode and time.monotonic() > entry.until):
+        entry = self._entries.get(_name(model))
+        is_kept_fresh = model.name in self._models and self._models[model.name].key == model.key
+        may_be_old = not is_kept_fresh or (entry is not None and not entry.app.mode)
+        if entry is None or (may_be_old and time.monotonic() > entry.until):
             entry = self._ask(model)
         return entry.app
 
-    def known(self, name: str) -> App:
+    def known(self, model: Model) -> App:
         """The app as far as it is known, without asking."""
-        entry = self._entries.get(name)
+        entry = self._entries.get(_name(model))
         return entry.app if entry else App()
+
+    def renewed(self, model: Model) -> App:
+        """The app, asked about again where the last time was long ago: for a request that does
+        not suit what is known of it."""
+        entry = self._entries.get(_name(model))
+        if entry is None or time.monotonic() - entry.since > FRESH_SECONDS:
+            try:
+                entry = self._ask(model)
+            except errors.DifyError:
+                log.info("Dify is not there to tell model=%s", model.name)
+        return entry.app if entry else App()
+
+    def troubles(self, patience: float) -> dict[str, str | None]:
+        """By the name of each model with a key the code of what is wrong with Dify or its app, ""
+        where nothing is, None where that is not known yet, for which it waits so many seconds."""
+        self.keep_fresh()
+        if not self._has_looked.is_set():
+            self._wake.set()
+            self._has_looked.wait(patience)
+        return {model.name: self._trouble(model) for model in self._models.values() if model.key}
+
+    def doubt(self, model: Model) -> None:
+        """What is known of the app may be wrong: it is soon asked about again."""
+        entry = self._entries.get(_name(model))
+        if entry is not None and time.monotonic() - entry.since > FRESH_SECONDS:
+            self._entries[_name(model)] = replace(entry, until=0.0)
 
     def forget(self, model: Model) -> None:
         """Drops what is known of an app that Dify has shown to be another."""
-        self._entries.pop(model.name, None)
+        self._entries.pop(_name(model), None)
 
     def keep_fresh(self) -> None:
         """Sees to it that a thread of this process refreshes all entries from time to time."""
@@ -79,45 +141,98 @@ class Directory:
     def close(self) -> None:
         """Ends the refreshing; what is known stays."""
         self._closed.set()
+        self._wake.set()
         if self._refresher is not None:
             self._refresher.join(LOOKUP_TIMEOUT)
 
+    def _trouble(self, model: Model) -> str | None:
+        entry, look = self._entries.get(_name(model)), self._looks.get(model.base)
+        if look and look.trouble:
+            return look.trouble
+        return entry.trouble if entry else None
+
     def _refresh_until_closed(self) -> None:
-        while not self._closed.wait(1.0):
-            for model in self._models.values():
-                entry = self._entries.get(model.name)
-                if entry is None or time.monotonic() > entry.until:
-                    try:
-                        self._ask(model)
-                    except errors.DifyError as exc:
-                        self._entries.setdefault(
-                            model.name, _Entry(App(), time.monotonic() + UNTOLD_SECONDS)
-                        )
-                        log.info("an app is not known model=%s code=%s", model.name, exc.code)
+        while not self._closed.is_set():
+            self._wake.wait(1.0)
+            self._wake.clear()
+            try:
+                self._refresh()
+                self._has_failed = False
+            except Exception:
+                if not self._has_failed:
+                    log.exception("unexpected error while the apps are asked about themselves")
+                self._has_failed = True
+            self._has_looked.set()
+
+    def _refresh(self) -> None:
+        for model in filter(self._is_due, self._models.values()):
+            if self._closed.is_set():
+                return
+            try:
+                self._ask(model)
+            except errors.DifyError as exc:
+                self._put_off(model)
+                log.info("an app is not known model=%s code=%s", model.name, exc.code)
+
+    def _is_due(self, model: Model) -> bool:
+        now = time.monotonic()
+        entry, look = self._entries.get(_name(model)), self._looks.get(model.base)
+        if not model.key:
+            return False
+        if look and look.trouble:
+            return now > look.at + SECONDS_TO_THE_NEXT_TRY
+        return entry is None or now > entry.until or (not look or now > look.at + LOOK_SECONDS)
+
+    def _put_off(self, model: Model) -> None:
+        """What is known stays as it is for a while, since there is no Dify to ask."""
+        now = time.monotonic()
+        known = self._entries.get(_name(model)) or _Entry(App(), now, 0.0)
+        self._entries[_name(model)] = replace(known, until=now + UNTOLD_SECONDS)
 
     def _ask(self, model: Model) -> _Entry:
-        info = parameters = None
         try:
-            info = self._get(model, "/info")
-            parameters = self._get(model, "/parameters")
-        except errors.DifyTimeout:
+            entry = self._asked(model)
+        except errors.DifyError as exc:
+            self._looks[model.base] = _Look(time.monotonic(), exc.code or "error")
+            raise
+        self._keep(model, entry)
+        return entry
+
+    def _asked(self, model: Model) -> _Entry:
+        info = parameters = None
+        trouble = silence = ""
+        try:
+            info, _ = self._get(model, "/info")
+            parameters, trouble = self._get(model, "/parameters")
+        except errors.DifyTimeout as exc:
+            silence = exc.code or "error"
             log.info("Dify did not tell in time model=%s", model.name)
+        self._looks[model.base] = _Look(time.monotonic(), silence)
+        is_told = parameters is not None
+        if known := self._entries.get(_name(model)):
+            info, parameters = info or known.info, parameters or known.parameters
         app = parse_app(info, parameters)
         if model.type or not app.mode:
             app = replace(app, mode=model.type or self._probe(model, info))
-        seconds = KEPT_SECONDS if app.mode and parameters is not None else UNTOLD_SECONDS
-        entry = _Entry(app, time.monotonic() + seconds)
-        self._entries[model.name] = entry
-        return entry
+        now = time.monotonic()
+        seconds = KEPT_SECONDS if app.mode and is_told else UNTOLD_SECONDS
+        return _Entry(app, now, now + seconds, info, parameters, trouble)
 
-    def _get(self, model: Model, path: str) -> Any:
+    def _keep(self, model: Model, entry: _Entry) -> None:
+        self._entries[_name(model)] = entry
+        with suppress(StopIteration, KeyError, RuntimeError):  # another thread does the same
+            if len(self._entries) > len(self._models) + MOST_OF_CALLERS:
+                del self._entries[next(iter(self._entries))]
+
+    def _get(self, model: Model, path: str) -> tuple[Any, str]:
+        """What Dify tells, and the code of the error where it does not."""
         try:
-            return self._client.call(model, "GET", path, LOOKUP_TIMEOUT)
+            return self._client.call(model, "GET", path, LOOKUP_TIMEOUT), ""
         except (errors.DifyUnreachable, errors.DifyTimeout):
             raise
         except errors.OpenDifyError as exc:
             log.info("Dify did not tell model=%s path=%s code=%s", model.name, path, exc.code)
-            return None
+            return None, exc.code or "error"
 
     def _probe(self, model: Model, info: Any) -> str:
         """The mode of an app of a Dify before 1.4, by questions that ask nothing: the mode is
@@ -135,3 +250,8 @@ class Directory:
             except errors.OpenDifyError:
                 return ""
         return "completion"
+
+
+def _name(model: Model) -> tuple[str, str]:
+    """Of one model name there may be apps with several keys."""
+    return model.name, model.key

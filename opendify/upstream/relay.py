@@ -124,7 +124,7 @@ class Relay:
         if model is None:
             raise errors.FileGone("The model that made this file is not served any more.")
         found = self._shelf.open(_key(model, file))
-        if found is None and file.upload_id:
+        if found is None and file.upload_id and model.key:
             self._fetch_again(model, file)
             found = self._shelf.open(_key(model, file))
         if found is None:

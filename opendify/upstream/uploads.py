@@ -68,13 +68,13 @@ class Uploads:
         """Drops uploads that Dify does not know any more, so that the next use uploads anew."""
 
         def is_one(key: Hashable, value: str) -> bool:
-            return isinstance(key, tuple) and key[:2] == (model.name, user) and value in ids
+            return isinstance(key, tuple) and key[:2] == (_app(model), user) and value in ids
 
         self._kept.forget(is_one)
 
     def _once(self, model: Model, user: str, content: Content, path: str, answer: str) -> str:
         digest = hashlib.sha256(content.data).digest()
-        key = (model.name, user, path, digest, content.name)
+        key = (_app(model), user, path, digest, content.name)
         return self._kept.get(key, lambda: self._send(model, user, content, path, answer))
 
     def _send(self, model: Model, user: str, content: Content, path: str, answer: str) -> str:
@@ -88,6 +88,11 @@ class Uploads:
             raise errors.DifyBroken(f"Dify's answer to POST {path} holds no '{answer}'.")
         log.info("gave a file to Dify model=%s bytes=%d", model.name, len(content.data))
         return value
+
+
+def _app(model: Model) -> tuple[str, str]:
+    """Whose uploads they are: of one model name there may be apps with several keys."""
+    return model.name, model.key
 
 
 def _about(exc: errors.RejectedByDify, content: Content) -> errors.RejectedByDify:

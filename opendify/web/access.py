@@ -11,6 +11,7 @@ from opendify.callers import Callers, Identity
 from opendify.keys import parse_bearer
 from opendify.limits.gate import Gate
 from opendify.web import files
+from opendify.web.cors import is_preflight
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 _OPEN_ENDPOINTS = {"healthz", "readyz", files.ENDPOINT}
 
 _SEND_A_KEY = "Send one as 'Authorization: Bearer ...'; the operator of this service has them."
+
+_BRING_A_KEY = "Send the API key of your Dify app as 'Authorization: Bearer app-...'."
 
 
 class Access:
@@ -32,13 +35,17 @@ class Access:
         """Who calls. Raises KeyWrong."""
         key = _key()
         identity = self._callers.identify(key)
-        if identity is None:
-            raise errors.KeyWrong(
-                f"The API key is not one of this service. {_SEND_A_KEY}"
-                if key
-                else f"This service needs an API key. {_SEND_A_KEY}"
-            )
-        return identity
+        if identity is not None:
+            return identity
+        if self._callers.bring_dify_key:
+            raise errors.KeyWrong(_BRING_A_KEY)
+        wrong = "The API key is not one of this service." if key else "This service needs a key."
+        raise errors.KeyWrong(f"{wrong} {_SEND_A_KEY}")
+
+    @property
+    def callers_bring_dify_key(self) -> bool:
+        """Whether the key of a request is that of a Dify app."""
+        return self._callers.bring_dify_key
 
     def enter(self) -> Callable[[], None]:
         """Lets a question of the caller through, as far as the caller's limits go. What it returns
@@ -49,6 +56,10 @@ class Access:
     def is_admin(self) -> bool:
         """Whether the caller shows an admin key."""
         return self._callers.admin_keys.hold(_key())
+
+    def sees_details(self) -> bool:
+        """Whether the caller shows an admin key, or no keys are set at all."""
+        return self.is_admin() or not (self._callers.admin_keys or self._callers.need_keys)
 
     def require_admin(self, always: bool = False) -> None:
         """Lets admins pass, and where no keys are set at all, everybody, but not ``always``.
@@ -81,8 +92,16 @@ def add_door(app: Flask, access: Access) -> None:
 
     @app.before_request
     def refuse_strangers() -> None:
-        if request.endpoint not in _OPEN_ENDPOINTS and not access.is_admin():
-            access.identity()
+        if request.endpoint in _OPEN_ENDPOINTS or is_preflight() or access.is_admin():
+            return
+        access.identity()
+
+
+def refuse_key(error: errors.DifyAuthFailed) -> errors.KeyWrong:
+    """What Dify's refusal of a key is to the caller who brought that key."""
+    refusal = errors.KeyWrong(f"Dify does not accept this key. {_BRING_A_KEY}")
+    refusal.dify_code = error.dify_code
+    return refusal
 
 
 def warn_of_open_door(callers: Callers, host: str) -> None:

@@ -13,13 +13,16 @@ from opendify import errors, openwebui, sse
 from opendify.callers import Identity
 from opendify.capacity import Capacity
 from opendify.chat import HOLD_SECONDS, Asked, ChatService
+from opendify.config.models import Model
 from opendify.exchange import Caller
+from opendify.monitoring.record import CALLER_GONE, Record
 from opendify.openai import answers
 from opendify.openai.requests import ChatRequest, parse_chat_request
 from opendify.upstream.directory import Directory
 from opendify.upstream.watch import Watch
-from opendify.web.access import Access, add_door
+from opendify.web.access import Access, add_door, refuse_key
 from opendify.web.body import json_body
+from opendify.web.recording import current_record
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +63,9 @@ def create_app(
     )
     _add_model_routes(app, directory, access)
     app.register_error_handler(errors.OpenDifyError, _to_response)
-    app.register_error_handler(errors.CallerGone, lambda exc: Response(status=499))
+    if access.callers_bring_dify_key:
+        app.register_error_handler(errors.DifyAuthFailed, lambda exc: _to_response(refuse_key(exc)))
+    app.register_error_handler(errors.CallerGone, _to_nobody)
     app.register_error_handler(HTTPException, lambda exc: _to_response(_from_werkzeug(exc)))
     app.register_error_handler(Exception, _unexpected)
     return app
@@ -75,14 +80,16 @@ def _add_chat_routes(
 ) -> None:
     @app.post("/v1/chat/completions")
     def chat_completions() -> Response:
+        record = current_record()
         with ExitStack() as held:
             held.callback(access.enter())
             chat_request = parse_chat_request(json_body())
+            record.model, record.streamed = chat_request.model, chat_request.stream
             caller = caller_of(chat_request)
             held.enter_context(capacity.place(chat_request.model))
             exchange = service.ask(chat_request, caller)
-            held.callback(exchange.close)
-            response = _answer(service, exchange)
+            held.callback(_close, exchange, record)
+            response = _answer(service, exchange, record)
             response.call_on_close(held.pop_all().close)
         return response
 
@@ -91,23 +98,25 @@ def _add_model_routes(app: Flask, directory: Directory, access: Access) -> None:
     @app.get("/v1/models")
     def models() -> Response:
         directory.keep_fresh()
-        names = access.identity().models
-        return jsonify(answers.model_list([_model(directory, name) for name in names]))
+        known = access.identity().models.values()
+        return jsonify(answers.model_list([_model(directory, model) for model in known]))
 
     @app.get("/v1/models/<path:name>")
     def model(name: str) -> Response:
-        if name not in access.identity().models:
+        known = access.identity().models.get(name)
+        if known is None:
             raise errors.ModelNotFound(
                 f"There is no model '{name}'; GET /v1/models lists them.", param="model"
             )
         directory.keep_fresh()
-        return jsonify(_model(directory, name))
+        return jsonify(_model(directory, known))
 
 
-def _answer(service: ChatService, exchange: Asked) -> Response:
+def _answer(service: ChatService, exchange: Asked, record: Record) -> Response:
     if exchange.request.stream:
         exchange.hold(HOLD_SECONDS)
-        response = Response(_events(service, exchange), headers=_STREAM_HEADERS)
+        record.is_streaming = True
+        response = Response(_events(service, exchange, record), headers=_STREAM_HEADERS)
     else:
         response = jsonify(service.gather(exchange))
         response.headers["X-Dify-Message-Id"] = exchange.ids.message_id
@@ -118,23 +127,32 @@ def _answer(service: ChatService, exchange: Asked) -> Response:
     return response
 
 
-def _events(service: ChatService, exchange: Asked) -> Iterator[bytes]:
+def _events(service: ChatService, exchange: Asked, record: Record) -> Iterator[bytes]:
     try:
         for chunk in service.chunks(exchange):
             yield sse.KEEP_ALIVE if chunk is None else sse.encode(chunk)
     except errors.CallerGone:
+        record.ended = CALLER_GONE
         return
     except errors.OpenDifyError as exc:
+        record.failed(exc)
         log.warning("an answer failed code=%s dify_code=%s", exc.code, exc.dify_code)
         yield sse.encode(exc.body())
     except Exception:
         log.exception("unexpected error in a stream")
+        record.failed(_internal_error())
         yield sse.encode(_internal_error().body())
     yield sse.DONE
 
 
-def _model(directory: Directory, name: str) -> dict[str, Any]:
-    app = directory.known(name)
+def _close(exchange: Asked, record: Record) -> None:
+    if usage := exchange.usage:
+        record.tokens = {"prompt": usage.prompt_tokens, "completion": usage.completion_tokens}
+    exchange.close()
+
+
+def _model(directory: Directory, model: Model) -> dict[str, Any]:
+    app = directory.known(model)
     files = app.files.kinds if app.files else frozenset()
     told = {"name": app.name, "description": app.description, "mode": app.mode}
     abilities = {
@@ -143,7 +161,7 @@ def _model(directory: Directory, name: str) -> dict[str, Any]:
         "speech_to_text": app.speech_to_text,
     }
     known = {key: value for key, value in told.items() if value}
-    return answers.model(name) | (known | {"capabilities": abilities} if app.mode else {})
+    return answers.model(model.name) | (known | {"capabilities": abilities} if app.mode else {})
 
 
 def _caller(chat_request: ChatRequest, identity: Identity, user_secret: str, now: float) -> Caller:
@@ -158,6 +176,7 @@ def _caller(chat_request: ChatRequest, identity: Identity, user_secret: str, now
         role=person.role,
         in_open_webui=openwebui.sent_by_open_webui(headers.keys()),
         task=openwebui.task(headers),
+        trace_id=current_record().id,
     )
 
 
@@ -172,7 +191,13 @@ def _bounded(name: str) -> str:
     return name if len(name) <= MAX_NAME else hashlib.sha256(name.encode()).hexdigest()
 
 
+def _to_nobody(exc: errors.CallerGone) -> Response:
+    current_record().ended = CALLER_GONE
+    return Response(status=499)
+
+
 def _to_response(error: errors.OpenDifyError) -> Response:
+    current_record().failed(error)
     if error.status >= 500:
         log.warning("a request failed code=%s dify_code=%s", error.code, error.dify_code)
     response = jsonify(error.body())

@@ -1,4 +1,4 @@
-"""The routes for operators: whether it runs, and which conversations are kept."""
+"""The routes for operators: which conversations are kept."""
 
 from typing import Any
 
@@ -16,10 +16,6 @@ MOST_LISTED = 10_000
 
 def add_operator_routes(app: Flask, administration: Administration, access: Access) -> None:
     """Counts and cleanup are open where no keys are set; single mappings never are."""
-
-    @app.get("/healthz")
-    def healthz() -> Response:
-        return jsonify({"status": "ok"})
 
     @app.get("/v1/conversation/mappings")
     def mappings() -> Response:

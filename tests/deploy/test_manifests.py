@@ -20,10 +20,6 @@ from tests.service import ROOT, environment, running
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 KUBERNETES = ROOT / "deploy" / "kubernetes"
-# Written of in the manifests, and on their way into the application.
-AWAITED = {
-    "/readyz",
-}
 
 
 def tool(name: str) -> str:
@@ -130,7 +126,7 @@ def test_the_swarm_stack(tmp_path: Path) -> None:
     stack = yaml.safe_load((ROOT / "deploy" / "swarm" / "stack.yml").read_text())
     service = stack["services"]["opendify"]
     assert service["stop_grace_period"] == f"{gunicorn_config.graceful_timeout + 10}s"
-    assert set(service["environment"]) <= known_variables() | AWAITED
+    assert set(service["environment"]) <= known_variables()
     for name in ("MODEL_CONFIG_FILE", "OPENDIFY_API_KEYS_FILE"):
         assert service["environment"][name].removeprefix("/run/secrets/") in stack["secrets"]
 
@@ -148,7 +144,7 @@ def test_the_kubernetes_objects_fit_together_and_fit_the_application() -> None:
     assert found["Service", "opendify"]["spec"]["ports"][0]["targetPort"] == "http"
     for kind in ("startupProbe", "livenessProbe", "readinessProbe"):
         path = container[kind]["httpGet"]["path"]
-        assert path in known_paths() | AWAITED
+        assert path in known_paths()
     waits = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
     assert pod["terminationGracePeriodSeconds"] >= waits + gunicorn_config.graceful_timeout + 10
     uid = re.search(r"^USER (\d+):", DOCKERFILE, re.MULTILINE)
@@ -182,19 +178,13 @@ def test_the_kustomization_names_files_and_settings_that_exist() -> None:
     there = {path.name for path in KUBERNETES.glob("*.yaml")}
     assert set(text["resources"]) == there - {"kustomization.yaml"}
     settings = dict(entry.split("=", 1) for entry in text["configMapGenerator"][0]["literals"])
-    assert set(settings) <= known_variables() | AWAITED
+    assert set(settings) <= known_variables()
     deployment = documents()["Deployment", "opendify"]["spec"]["template"]["spec"]
     (mount,) = [m for m in deployment["containers"][0]["volumeMounts"] if m["name"] == "secrets"]
     files = {path.split("/")[-1] for path in text["secretGenerator"][0]["files"]}
     named = {value for name, value in settings.items() if name.endswith("_FILE")}
     assert named == {f"{mount['mountPath']}/{name}" for name in files}
     assert "deploy/kubernetes/secrets/" in (ROOT / ".gitignore").read_text()
-
-
-def test_what_is_awaited_is_not_there_yet() -> None:
-    """So that the list gets shorter when the application learns something."""
-    there = AWAITED & (known_variables() | known_paths())
-    assert not there, f"take out of AWAITED: {there}"
 
 
 def test_the_workflow_is_one() -> None:

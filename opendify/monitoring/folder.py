@@ -1,0 +1,95 @@
+"""The folder of the files in which the processes of one instance count.
+
+prometheus_client keeps a file for each process and kind of metric, and all are read together. It
+takes the folder from the environment: a value says that there are several processes, an empty
+one that there is no folder yet. Gunicorn's master makes it before it forks, else the first
+process that counts, so that it is never one of an earlier run.
+"""
+
+import atexit
+import fcntl
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+
+# The files are written through memory: on a full disk, a page that has no place yet ends the
+# process. So each file gets its place when it is made: enough for about 60 models.
+FILE_BYTES = 256 * 1024
+KINDS = ("counter", "histogram", "gauge_livesum")
+
+
+def new_folder() -> Path | None:
+    """Makes the folder of this instance, which goes when this process ends.
+
+    None, and a line in the log, where there is no place for one.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="opendify-metrics-"))
+    except OSError as exc:
+        log.warning("there are no metrics, for want of a folder for their files: %s", exc)
+        return None
+    # As long as it is locked, systemd-tmpfiles takes nothing out of it, however old that is.
+    fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_SH)
+    os.environ[VARIABLE] = str(folder)
+    atexit.register(_remove, folder, os.getpid())
+    return folder
+
+
+def known_folder() -> Path | None:
+    """The folder of this instance, if there is one by now."""
+    path = os.environ.get(VARIABLE, "")
+    return Path(path) if path and os.path.isdir(path) else None
+
+
+def join_folder() -> Path | None:
+    """The folder, with the files of this process in it; None where there is no place for them."""
+    folder = known_folder() or new_folder()
+    if folder is None:
+        return None
+    try:
+        for kind in KINDS:
+            _make_room(folder / f"{kind}_{os.getpid()}.db")
+    except OSError as exc:
+        log.warning("there are no metrics of this process, for want of space: %s", exc)
+        return None
+    return folder
+
+
+@contextmanager
+def shared(folder: Path) -> Iterator[None]:
+    """While this is held, no file of the folder goes."""
+    with _locked(folder, fcntl.LOCK_SH):
+        yield
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """While this is held, nobody else holds anything. Raises BlockingIOError instead of waiting."""
+    with _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        yield
+
+
+@contextmanager
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    with (folder / "lock").open("a") as file:
+        fcntl.flock(file, how)
+        yield
+
+
+def _make_room(path: Path) -> None:
+    with path.open("ab") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, FILE_BYTES)
+
+
+def _remove(folder: Path, maker: int) -> None:
+    if os.getpid() == maker:  # and not a worker that it has forked
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,134 @@
+"""Around the application: every request gets a name and a record, and one line in the log."""
+
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any, Protocol
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from flask import Flask, request
+
+from opendify import sse
+from opendify.logs import request_id
+from opendify.monitoring.record import CALLER_GONE, OK, UNKNOWN_MODEL, Record
+from opendify.request_ids import parse_request_id
+
+log = logging.getLogger("opendify.requests")
+
+_KEY = "opendify.record"
+
+# Asked every few seconds by machines, and of no interest in the log.
+_PROBES = ("/healthz", "/readyz", "/metrics")
+
+
+class Observer(Protocol):
+    """Who is told of requests."""
+
+    def stream_began(self, record: Record) -> None: ...
+
+    def request_ended(self, record: Record) -> None: ...
+
+
+def record_requests(
+    app: Flask, observer: Observer, models: Collection[str], new_id: Callable[[], str]
+) -> None:
+    """Records every request of the application, its streams to their end."""
+    app.url_value_preprocessor(_note_route)  # which is called before anything may refuse
+    recording = _Recording(app.wsgi_app, observer, models, new_id)
+    app.wsgi_app = recording  # type: ignore[method-assign]
+
+
+def current_record() -> Record:
+    """The record of the request that is being served; of no use where none is made."""
+    record: Record = request.environ.get(_KEY) or Record("", request.method, 0.0)
+    return record
+
+
+def _note_route(endpoint: str | None, values: Any) -> None:
+    current_record().route = request.url_rule.rule if request.url_rule else ""
+
+
+class _Recording:
+    def __init__(
+        self,
+        app: WSGIApplication,
+        observer: Observer,
+        models: Collection[str],
+        new_id: Callable[[], str],
+    ) -> None:
+        self._app = app
+        self._observer = observer
+        self._models = models
+        self._new_id = new_id
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        given = environ.get("HTTP_X_REQUEST_ID", ""), environ.get("HTTP_TRACEPARENT", "")
+        name = parse_request_id(*given) or self._new_id()
+        record = Record(name, environ["REQUEST_METHOD"], time.monotonic())
+        environ[_KEY] = record
+        request_id.set(name)
+
+        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+            record.status = int(status[:3])
+            return start_response(status, [*headers, ("X-Request-Id", name)], exc_info)
+
+        try:
+            body = self._app(environ, start)
+        except BaseException:
+            record.ended = "aborted"
+            self._end(record)
+            raise
+        if record.is_streaming:
+            _tell(self._observer.stream_began, record)
+        return _Body(body, record, self._end)
+
+    def _end(self, record: Record) -> None:
+        record.ended_at = time.monotonic()
+        record.ended = record.ended or OK
+        if record.model and record.model not in self._models:
+            record.model = UNKNOWN_MODEL
+        level = logging.DEBUG if record.route in _PROBES else logging.INFO
+        log.log(level, "request", extra={"fields": record.fields()})
+        _tell(self._observer.request_ended, record)
+        request_id.set("")
+
+
+def _tell(observer: Callable[[Record], None], record: Record) -> None:
+    """Answers go on also where they cannot be counted."""
+    try:
+        observer(record)
+    except Exception:
+        log.exception("a request was not counted")
+
+
+class _Body:
+    """The body of an answer. Whoever takes it must close it; before its end, only one whose
+    caller has gone is closed."""
+
+    def __init__(
+        self, pieces: Iterable[bytes], record: Record, end: Callable[[Record], None]
+    ) -> None:
+        self._pieces = pieces
+        self._record = record
+        self._end = end
+        self._is_complete = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        pieces = iter(self._pieces)
+        for piece in pieces:
+            if piece and piece != sse.KEEP_ALIVE:
+                self._record.first_byte_at = time.monotonic()
+                yield piece
+                break
+            yield piece
+        yield from pieces  # nothing of ours between a token and its caller
+        self._is_complete = True
+
+    def close(self) -> None:
+        try:
+            if hasattr(self._pieces, "close"):
+                self._pieces.close()
+        finally:
+            if not self._is_complete:
+                self._record.ended = self._record.ended or CALLER_GONE
+            self._end(self._record)
