@@ -395,6 +395,17 @@ on_exit() {
   esac
 }
 
+# sweep FOLDER: what deploys that were killed could not remove holds keys
+sweep() {
+  local left owner
+  for left in "$1"/opendify.*.????????; do
+    owner=${left##*/opendify.}
+    owner=${owner%.*}
+    [[ -d $left && ! -L $left && -O $left && $owner =~ ^[0-9]+$ ]] || continue
+    kill -0 "$owner" 2>/dev/null || rm -rf "$left"
+  done
+}
+
 # A folder of ours alone, in memory where there is such a place.
 need_temporary() {
   local parent
@@ -404,7 +415,8 @@ need_temporary() {
     # Docker from a snap sees nothing outside the home folders.
     [[ $(command -v "${ENGINE:-docker}") != /snap/* || $parent == "$HERE" ]] || continue
     [[ -n $parent && -d $parent && -w $parent ]] || continue
-    TEMPORARY=$(mktemp -d "$parent/opendify.XXXXXXXX" 2>/dev/null) && return 0
+    sweep "$parent"
+    TEMPORARY=$(mktemp -d "$parent/opendify.$$.XXXXXXXX" 2>/dev/null) && return 0
   done
   die 73 cannot_write "${TMPDIR:-/tmp}"
 }
@@ -1761,7 +1773,6 @@ run_trial() {
 
 # Sets the new container in the place of the old. From the first stop on, any way out puts it back.
 swap() {
-  local status=0
   WAS_RUNNING=''
   say swapping
   service_settings
@@ -1770,8 +1781,6 @@ swap() {
   set_aside
   find_container "$NAME-new" || FOUND=$NAME-new
   put_in_place "$FOUND"
-  wait_healthy "$NAME" || status=$?
-  ((status == 0)) || swap_failed "$NAME"
   ! find_container "$NAME-old" || change rm "$FOUND" || true
   UNDO=()
 }
@@ -1806,11 +1815,12 @@ bring_back() {
   "$ENGINE" start "$1"
 }
 
-# put_in_place ID
+# put_in_place ID: it gets the name only when it is healthy, so that `heal` knows what it may trust
 put_in_place() {
   undo "$ENGINE" rm -f "$1"
-  change rename "$1" "$NAME" || swap_failed "$1"
   change start "$1" || swap_failed "$1"
+  wait_healthy "$1" || swap_failed "$1"
+  change rename "$1" "$NAME" || swap_failed "$1"
 }
 
 # swap_failed CONTAINER: says why, puts the old service back and leaves

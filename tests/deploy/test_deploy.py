@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -420,13 +421,16 @@ def test_an_interruption_puts_everything_back(host: Host, phase: str) -> None:
 
 
 @pytest.mark.parametrize("step", ["stop", "rename", "start"])
-def test_a_deploy_that_was_killed_is_mended_by_the_next(host: Host, step: str) -> None:
+def test_a_deploy_that_was_killed_is_mended_by_the_next(
+    host: Host, tmp_path: Path, step: str
+) -> None:
     host.deploy()
+    (tmp_path / "left behind").mkdir()
     host.new_image(service="starting")
     host.forget_calls()
     process = subprocess.Popen(
         ["bash", str(host.folder / "deploy.sh"), "deploy"],
-        env=host.environment | {"XDG_RUNTIME_DIR": ""},
+        env=host.environment | {"XDG_RUNTIME_DIR": str(tmp_path / "left behind")},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -437,14 +441,23 @@ def test_a_deploy_that_was_killed_is_mended_by_the_next(host: Host, step: str) -
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait(timeout=10)
-    state = host.state()
-    state["behaviour"] = {}
-    host.change(**state)
     host.run("start")
-    assert set(host.running()) == {"opendify"}
+    assert host.running() == {"opendify": OLD}  # the other was never seen healthy
+    host.change(behaviour={})
     host.run("deploy")
     assert host.running() == {"opendify": NEW}
     assert set(host.containers()) <= {"opendify", "opendify-prev"}
+
+
+def test_what_a_killed_deploy_held_of_the_configuration_is_removed(host: Host) -> None:
+    run = Path(host.environment["XDG_RUNTIME_DIR"])
+    for owner in (99999999, os.getpid()):
+        (run / f"opendify.{owner}.abcdefgh").mkdir()
+    host.deploy()
+    host.run("deploy", "--force")
+    kept = run / f"opendify.{os.getpid()}.abcdefgh"
+    assert list(run.glob("opendify.*.????????")) == [kept]
+    kept.rmdir()
 
 
 def test_a_key_with_an_ampersand_is_masked_too(host: Host) -> None:

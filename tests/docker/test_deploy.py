@@ -1,6 +1,7 @@
 """deploy.sh on a real engine, against a Dify that containers can reach."""
 
 import os
+import signal
 import socket
 import subprocess
 import threading
@@ -173,6 +174,44 @@ def test_an_image_that_is_good_only_on_trial_is_rolled_back(
     assert "已回滚" in done.stderr
     assert server.models() == 200
     assert fact("opendify", "{{.Config.Image}}") == "opendify:quick"
+
+
+@pytest.fixture
+def slow(quick: str) -> str:
+    """Healthy as a trial, which has no volume, and not yet so as a service."""
+    check = "HEALTHCHECK --interval=1s --start-period=5m CMD grep -q 'tmpfs /app/data' /proc/mounts"
+    build("opendify:slow", f"FROM {quick}\n{check}\n")
+    return "opendify:slow"
+
+
+@pytest.mark.parametrize("when", ["the old stops", "the new starts"])
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_a_deploy_that_is_cut_short(
+    server: Server, slow: str, dify: FakeDify, end: signal.Signals, when: str
+) -> None:
+    """Ctrl-C puts the service back itself; after a kill, the next call of deploy.sh does."""
+    deploy(server, dify)
+    with subprocess.Popen(
+        ["./deploy.sh", "deploy", "--image", slow],
+        cwd=server.folder,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout
+        while "停止 opendify" not in process.stdout.readline():
+            assert process.poll() is None
+        while when == "the new starts" and docker("ps", "-q", "--filter", f"ancestor={slow}") == "":
+            assert process.poll() is None
+        os.killpg(process.pid, end)
+        process.stdout.read()
+    if end == signal.SIGINT:
+        assert process.returncode == 130
+    else:
+        server.run("start")
+    assert server.models() == 200
+    assert fact("opendify", "{{.Config.Image}}") == "opendify:quick"
+    assert docker("ps", "-a", "--filter", "label=opendify.managed=1", "-q").count("\n") == 0
 
 
 def test_a_port_that_is_taken(server: Server, quick: str, dify: FakeDify) -> None:
