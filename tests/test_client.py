@@ -729,8 +729,17 @@ def test_the_rest_of_an_answer_is_read_though_the_caller_is_gone(
 # --- stop ------------------------------------------------------------------------------------
 
 
-def test_a_run_is_stopped_for_its_user(dify: FakeDify, client: DifyClient, model: Model) -> None:
+def stop(client: DifyClient, model: Model) -> None:
+    """Stops, and waits until what Dify says to it is read."""
     client.stop(model, "/chat-messages/task-1/stop", "u")
+    until = time.monotonic() + 10
+    while len(client.watcher):
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def test_a_run_is_stopped_for_its_user(dify: FakeDify, client: DifyClient, model: Model) -> None:
+    stop(client, model)
     (request,) = dify.requests
     assert (request.method, request.path) == ("POST", "/v1/chat-messages/task-1/stop")
     assert request.json == {"user": "u"}
@@ -740,9 +749,9 @@ def test_a_run_is_stopped_for_its_user(dify: FakeDify, client: DifyClient, model
 def test_a_stop_and_a_question_share_a_connection(
     dify: FakeDify, client: DifyClient, model: Model
 ) -> None:
-    client.stop(model, "/chat-messages/task-1/stop", "u")
+    stop(client, model)
     assert text(client, model) == "Hello"
-    client.stop(model, "/chat-messages/task-1/stop", "u")
+    stop(client, model)
     assert dify.connections == 1
 
 
@@ -751,7 +760,7 @@ def test_a_stop_that_fails_is_logged_without_the_key(
 ) -> None:
     model = Model("tiny", KEY, f"http://127.0.0.1:{free_port()}/v1")
     with caplog.at_level(logging.DEBUG):
-        client.stop(model, "/chat-messages/task-1/stop", "u")
+        stop(client, model)
     assert "model=tiny" in caplog.text
     assert KEY not in caplog.text
 
@@ -763,7 +772,7 @@ def test_a_stop_that_is_redirected_goes_nowhere_else(
     try:
         to = f"Location: {other.base}/elsewhere"
         dify.answer_stop = [head(307, to, "Content-Length: 0")]
-        client.stop(model, "/chat-messages/task-1/stop", "u")
+        stop(client, model)
         assert (other.requests, len(dify.stopped())) == ([], 1)
     finally:
         other.close()
@@ -777,7 +786,7 @@ def test_a_stop_that_finds_the_pool_full_is_not_the_end_of_anything(
         client = DifyClient(http, read_timeout=2)
         dify.answers = [[STREAM_HEAD, FOREVER]]
         stream = ask(client, model)
-        client.stop(model, "/chat-messages/task-1/stop", "u")
+        stop(client, model)
         stream.close()
         assert dify.stopped() == []
 
@@ -866,7 +875,7 @@ def test_answers_stream_through_a_proxy_on_one_connection(relay: Relay, dify: Fa
         client = DifyClient(http, read_timeout=2)
         for _ in range(3):
             assert text(client, model) == "Hello"
-        client.stop(model, "/chat-messages/task-1/stop", "u")
+        stop(client, model)
     assert relay.targets == [f"127.0.0.1:{dify.port}"]
     assert (len(dify.asked()), len(dify.stopped())) == (3, 1)
 

@@ -87,7 +87,7 @@ def test_what_still_runs_shortly_before_the_end_is_ended_and_stopped(
         streamed(began, FOREVER),
         streamed(PING, FOREVER),
     ]
-    with running(tmp_path, variables(dify, GUNICORN_GRACEFUL_TIMEOUT="4")) as service:
+    with running(tmp_path, variables(dify, GUNICORN_GRACEFUL_TIMEOUT="6")) as service:
         with called(service) as streamed_call:
             wait_for_questions(dify, 1)
             with called(service, stream=False) as whole:
@@ -97,10 +97,8 @@ def test_what_still_runs_shortly_before_the_end_is_ended_and_stopped(
                     with called(service) as silent:
                         wait_for_questions(dify, 4)
                         assert streamed_call.has_begun.wait(10)
-                        begun_at = time.monotonic()
                         service.process.terminate()
         assert service.process.wait(10) == 0
-        assert 1.0 < time.monotonic() - begun_at < 4.0
     answer = read_stream(streamed_call.content)
     assert (answer.text, answer.finish_reason) == ("Half", None)
     assert answer.error is not None

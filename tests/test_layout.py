@@ -115,11 +115,12 @@ ONLY_IN = {
     "werkzeug": {"opendify.web.app", "opendify.web.files"},
     "httpx": {
         "opendify.upstream.client",
+        "opendify.upstream.reply",
         "opendify.upstream.stream",
         "opendify.upstream.wire",
         "main",
     },
-    "httpcore": {"opendify.upstream.stream", "opendify.upstream.wire"},
+    "httpcore": {"opendify.upstream.reply", "opendify.upstream.stream", "opendify.upstream.wire"},
     "h11": {"opendify.upstream.http1"},
     "dotenv": {"opendify.config.environment"},
     "limits": {"opendify.limits.rates"},

@@ -8,6 +8,12 @@ def remembers(mode: str) -> bool:
     return mode not in ("completion", "workflow")
 
 
+def keeps_only_what_is_read(mode: str) -> bool:
+    """Whether the part of an answer that came before a stop is kept only where Dify's connection
+    is read to its end then: so does Dify 1.13 with all but graphs, 1.11 keeps none."""
+    return mode not in ("advanced-chat", "workflow")
+
+
 def run_path(mode: str, workflow_id: str = "") -> str:
     """Where a question goes. ``workflow_id`` pins a published version of a workflow."""
     if mode == "workflow":

@@ -17,9 +17,10 @@ from opendify import errors
 from opendify.config.models import Model
 from opendify.dify.failures import parse_refusal, to_error
 from opendify.request_ids import is_request_id
-from opendify.upstream.asides import Asides
+from opendify.upstream.reply import Reply
 from opendify.upstream.stream import EventStream
 from opendify.upstream.watch import Watch
+from opendify.upstream.watcher import Steps, Watcher
 from opendify.upstream.wire import StaleConnection
 
 log = logging.getLogger(__name__)
@@ -32,8 +33,7 @@ STOP_TIMEOUT = 2.0
 class DifyClient:
     """Dify's app API. ``http`` is the pool; ``read_timeout`` is the silence, in seconds, after
     which a stream counts as dead (Dify pings every 10 s while it is alive); ``on_stop`` is told the
-    name of the model whenever a run was stopped; ``asides`` is where the answers are ended that
-    nobody waits for."""
+    name of the model whenever a run was stopped; ``watcher`` reads what nobody waits for."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class DifyClient:
         self._http = http
         self.read_timeout = read_timeout
         self._on_stop = on_stop
-        self.asides = Asides()
+        self.watcher = Watcher()
         self._versions: dict[str, tuple[int, int]] = {}
 
     def stream(
@@ -66,13 +66,7 @@ class DifyClient:
             "POST",
             f"{model.base}{path}",
             content=content,
-            headers={
-                "Accept": "text/event-stream",
-                "Accept-Encoding": "identity",
-                "Authorization": f"Bearer {model.key}",
-                "Content-Type": "application/json",
-                **traced,
-            },
+            headers=_headers_of_what_is_handed_over(model) | traced,
             timeout=httpx.Timeout(self.read_timeout, connect=CONNECT_TIMEOUT, pool=1.0),
         )
 
@@ -154,12 +148,35 @@ class DifyClient:
             yield _within(until, response.iter_raw())
 
     def stop(self, model: Model, path: str, user: str) -> None:
-        """Stops a running answer. A failure is logged: nobody waits for the outcome."""
+        """Stops a running answer: returns as soon as Dify is told. A failure is logged: nobody
+        waits for the outcome."""
+        request = self._http.build_request(
+            "POST",
+            f"{model.base}{path}",
+            json={"user": user},
+            headers=_headers_of_what_is_handed_over(model),
+            timeout=httpx.Timeout(STOP_TIMEOUT, pool=1.0),
+        )
         try:
-            self.call(model, "POST", path, STOP_TIMEOUT, json={"user": user})
-            self._on_stop(model.name)
+            reply = self._sent(request)
         except errors.OpenDifyError as exc:
             log.warning("could not stop a run model=%s code=%s", model.name, exc.code)
+        else:
+            self.watcher.watch(self._stopping(model, request, reply))
+
+    def _stopping(self, model: Model, request: httpx.Request, reply: Reply) -> Steps:
+        until = time.monotonic() + STOP_TIMEOUT
+        status = yield from reply.steps(until)
+        if not status and time.monotonic() < until:  # a kept connection that had ended: once more
+            status = yield from self._sent(request).steps(until)
+        if 200 <= status < 300:
+            self._on_stop(model.name)
+        else:
+            log.warning("could not stop a run model=%s status=%d", model.name, status)
+
+    def _sent(self, request: httpx.Request) -> Reply:
+        with _translated_errors():
+            return Reply(self._http.send(request, stream=True, follow_redirects=False))
 
     def _note_version(self, base: str, told: str) -> None:
         match = re.match(r"(\d{1,4})\.(\d{1,4})", told)
@@ -182,6 +199,15 @@ def _within(until: float, pieces: Iterator[bytes]) -> Iterator[bytes]:
         if time.monotonic() > until:
             raise errors.DifyTimeout("Dify sent a file too slowly.")
         yield piece
+
+
+def _headers_of_what_is_handed_over(model: Model) -> dict[str, str]:
+    return {
+        "Accept": "text/event-stream",
+        "Accept-Encoding": "identity",
+        "Authorization": f"Bearer {model.key}",
+        "Content-Type": "application/json",
+    }
 
 
 def _encoded(body: Mapping[str, Any]) -> bytes:

@@ -165,6 +165,10 @@ class EventStream:
             return self._refused()
         return errors.DifyBroken(f"Dify's answer is broken: {exc}.")
 
+    def fileno(self) -> int:
+        """The descriptor to poll for what comes next."""
+        return self._wire.fileno()
+
     def drain(self) -> None:
         """Reads a finished answer to the end of its body for a moment, then closes."""
         until = time.monotonic() + DRAIN_SECONDS

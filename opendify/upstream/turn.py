@@ -21,6 +21,7 @@ from opendify.dify.payloads import Payload, collect_ids, parse_event
 from opendify.upstream.client import DifyClient
 from opendify.upstream.stream import EventStream
 from opendify.upstream.watch import UNWATCHED
+from opendify.upstream.watcher import Steps, Wait
 
 log = logging.getLogger(__name__)
 
@@ -89,29 +90,32 @@ class Turn:
         """Frees the connection, and stops the run where its end was not seen.
 
         ``afterwards`` is called when the run is over. Where nothing is wrong but that nobody
-        listens, the thread is not kept for that: Dify is listened to aside, until it has named
-        the run, and for a moment after the stop, without which it would not keep what it said.
+        listens, the thread is not kept for that: the watcher listens, until Dify has named the
+        run, and for a moment after the stop where Dify would else not keep what it said.
         """
         if self._is_over():
             self._stream.drain()
             afterwards()
             return
         self._stop()
-        if self._has_failed or not self._client.asides.run(lambda: self._leave(afterwards)):
+        if self._has_failed:
             self._stream.close()
             afterwards()
+        else:
+            self._client.watcher.watch(self._leave(afterwards))
 
     def _is_over(self) -> bool:
         return self.ended or any(isinstance(one, MessageEnded | Failed) for one in self._events)
 
-    def _leave(self, afterwards: Callable[[], None]) -> None:
+    def _leave(self, afterwards: Callable[[], None]) -> Steps:
         self._stream.watch = UNWATCHED
         try:
             if not self._is_stopped:
-                self._listen(SECONDS_TO_NAME_A_RUN, lambda: bool(self.ids.task_id))
+                yield from self._listen(SECONDS_TO_NAME_A_RUN, lambda: bool(self.ids.task_id))
                 if not self._is_over():
                     self._stop()
-            self._listen(SECONDS_AFTER_STOP, lambda: False)
+            if routes.keeps_only_what_is_read(self._mode):
+                yield from self._listen(SECONDS_AFTER_STOP, lambda: False)
         finally:
             if self.ended:
                 self._stream.drain()
@@ -119,11 +123,12 @@ class Turn:
                 self._stream.close()
             afterwards()
 
-    def _listen(self, seconds: float, is_enough: Callable[[], bool]) -> None:
+    def _listen(self, seconds: float, is_enough: Callable[[], bool]) -> Steps:
         until = time.monotonic() + seconds
         try:
             while not (self._has_failed or self.ended or is_enough()) and time.monotonic() < until:
-                self.next(until)
+                yield Wait(self._stream.fileno(), until)
+                self.next(time.monotonic())
         except errors.OpenDifyError:
             log.debug("an answer failed after its caller had left")
 

@@ -78,6 +78,10 @@ class Wire(httpcore.NetworkStream):
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
 
+    def fileno(self) -> int:
+        """The descriptor to poll for an answer that was handed over."""
+        return int(self._stream.get_extra_info("socket").fileno())
+
     def receive(self, until: float, watch: Watch) -> bytes | None:
         """The next bytes of an answer that was handed over.
 
@@ -105,9 +109,8 @@ class Wire(httpcore.NetworkStream):
         return tls is not None and tls.pending() > 0
 
     def _wait(self, until: float, watch: Watch) -> bool:
-        upstream = self._stream.get_extra_info("socket").fileno()
         poll = select.poll()
-        poll.register(upstream, select.POLLIN)
+        poll.register(self.fileno(), select.POLLIN)
         watch.register(poll)
         ready = poll.poll(max(0.0, until - time.monotonic()) * 1000)
         watch.check(ready)

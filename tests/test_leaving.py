@@ -1,0 +1,121 @@
+"""Callers who leave, many at once or before a Dify that is slow to stop: nothing waits for that."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.fake_dify import CLOSE, Chat, FakeDify, Request, Step, Steps, refused, streamed
+from tests.service import Service, free_variables, running
+
+FOREVER = 60.0
+
+
+def asking(service: Service, model: str = "tiny") -> socket.socket:
+    """A question on a connection of its own, once its answer has begun."""
+    body = {"model": model, "stream": True, "messages": [{"role": "user", "content": "Hello"}]}
+    data = json.dumps(body).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
+    caller = socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2])), 10)
+    caller.sendall(head.encode() + data)
+    answer = caller.recv(65536)
+    assert b" 200 " in answer[:20], answer
+    return caller
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 5) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def threads_of(service: Service) -> int:
+    (worker,) = service.workers()
+    return len(list(Path(f"/proc/{worker}/task").iterdir()))
+
+
+def variables(dify: FakeDify, **more: str) -> dict[str, str]:
+    return free_variables(dify.base, GUNICORN_WORKERS="1", **more)
+
+
+def test_many_who_leave_at_once_are_all_stopped_on_one_more_thread(
+    tmp_path: Path, dify: FakeDify
+) -> None:
+    dify.answer = lambda request: streamed(Chat().text("Hello"), FOREVER)
+    settings = variables(dify, GUNICORN_THREADS="32", MAX_CONCURRENT_STREAMS="24")
+    with running(tmp_path, settings) as service:
+        callers = [asking(service) for _ in range(24)]
+        before = threads_of(service)
+        for caller in callers:
+            caller.close()
+        wait_for(lambda: len(dify.stopped()) == 24)
+        assert threads_of(service) <= before + 1
+        again = [asking(service) for _ in range(24)]
+        for caller in again:
+            caller.close()
+        wait_for(lambda: len(dify.stopped()) == 48)
+        assert "Traceback" not in service.output()
+
+
+def test_a_dify_that_is_slow_to_stop_holds_nobodys_place(tmp_path: Path, dify: FakeDify) -> None:
+    dify.answer = lambda request: streamed(Chat().text("Hello"), FOREVER)
+    dify.answer_stop = [FOREVER]
+    settings = variables(dify, GUNICORN_THREADS="4", MAX_CONCURRENT_STREAMS="2")
+    with running(tmp_path, settings) as service:
+        for _ in range(3):
+            begun_at = time.monotonic()
+            callers = [asking(service) for _ in range(2)]
+            for caller in callers:
+                caller.close()
+            time.sleep(0.3)
+            assert time.monotonic() - begun_at < 5
+        wait_for(lambda: len(dify.stopped()) == 6)
+
+
+class Stops:
+    """Other steps each time that a run is stopped."""
+
+    def __init__(self, *steps: Steps) -> None:
+        self._left = list(steps)
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self._left.pop(0))
+
+
+def test_a_stop_on_a_connection_that_dify_has_closed_is_sent_again(
+    tmp_path: Path, dify: FakeDify
+) -> None:
+    """Dify without nginx before it closes what is idle for 2 s; the pool may not know yet."""
+    dify.answers = [streamed(Chat().text("Hello"), FOREVER)]
+    dify.answer_stop = Stops([CLOSE], refused(200, {"result": "success"}))
+    with running(tmp_path, variables(dify)) as service:
+        asking(service).close()
+        wait_for(lambda: len(dify.stopped()) == 2)
+        time.sleep(0.2)
+        assert "could not stop" not in service.output()
+
+
+def test_a_chatflow_is_not_read_on_which_keeps_its_answer_anyway(
+    tmp_path: Path, dify: FakeDify
+) -> None:
+    ended = threading.Event()
+
+    def endless(request: Request) -> Steps:
+        head, text, _ = streamed(Chat().text("Hello"))
+        try:
+            yield head
+            while True:
+                yield text
+                yield 0.05
+        finally:
+            ended.set()
+
+    dify.answer = endless
+    config = {"MODEL_CONFIG": '{"tiny":{"key":"app-1","type":"advanced-chat"}}'}
+    with running(tmp_path, variables(dify) | config) as service:
+        asking(service).close()
+        wait_for(dify.stopped)
+        assert ended.wait(1.5)
