@@ -141,3 +141,8 @@ def test_what_is_exposed_is_sound(api: FlaskClient) -> None:
     text = api.get("/metrics").text
     said = run(tool("promtool"), "check", "metrics", input=text)
     assert said == ""
+
+
+def test_the_document_tells_of_every_alert() -> None:
+    told = [cells[0].strip("`") for cells in rows(DOCUMENT) if cells[0].startswith("`OpenDify")]
+    assert told == [rule["alert"] for rule in ALERTS]
