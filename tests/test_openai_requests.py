@@ -95,6 +95,7 @@ def test_a_field_is_understood(fields: dict[str, Any], name: str, value: Any) ->
     assert getattr(parsed(**fields), name) == value
 
 
+IMAGE = {"type": "image", "transfer_method": "remote_url", "url": "https://a.example/b.png"}
 EXTRAS = [
     pytest.param({"conversation_id": "c"}, Extras(conversation_id="c"), id="conversation_id"),
     pytest.param(
@@ -111,7 +112,12 @@ EXTRAS = [
         Extras(inputs={"a": 1, "b": 3}),
         id="inputs before those in metadata",
     ),
-    pytest.param({"files": [{"type": "image"}]}, Extras(files=({"type": "image"},)), id="files"),
+    pytest.param(
+        {"metadata": {"inputs": '{"a": "1", "b": 2}', "inputs.b": "3", "inputs.c": "4"}},
+        Extras(inputs={"a": "1", "b": "3", "c": "4"}),
+        id="inputs as OpenAI's metadata can hold them",
+    ),
+    pytest.param({"files": [IMAGE]}, Extras(files=(IMAGE,)), id="files"),
     pytest.param({"files": []}, Extras(), id="no files"),
     pytest.param({"auto_generate_name": True}, Extras(auto_generate_name=True), id="a name"),
     pytest.param({"workflow_id": "w"}, Extras(workflow_id="w"), id="workflow_id"),
@@ -169,6 +175,15 @@ REFUSED = [
     pytest.param({"inputs": []}, "inputs", id="inputs a list"),
     pytest.param({"files": {}}, "files", id="files an object"),
     pytest.param({"files": ["f"]}, "files", id="a file that is a string"),
+    pytest.param({"files": [{"type": "image"}]}, "files", id="a file that Dify would drop"),
+    pytest.param({"metadata": {"inputs": "{"}}, "metadata.inputs", id="inputs that are no JSON"),
+    pytest.param({"metadata": {"inputs": "[]"}}, "metadata.inputs", id="inputs that are a list"),
+    pytest.param({"workflow_id": "../../messages?a="}, "workflow_id", id="a way out of a path"),
+    pytest.param({"conversation_id": ".."}, "conversation_id", id="a conversation that is a path"),
+    pytest.param(
+        {"metadata": {"conversation_id": "a/b"}}, "metadata.conversation_id", id="one in metadata"
+    ),
+    pytest.param({"trace_id": "t" * 129}, "trace_id", id="a trace that is too long"),
     pytest.param({"conversation_id": []}, "conversation_id", id="conversation_id a list"),
     pytest.param({"auto_generate_name": "no"}, "auto_generate_name", id="a name that is a string"),
     pytest.param({"workflow_id": {}}, "workflow_id", id="workflow_id an object"),

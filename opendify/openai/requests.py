@@ -4,6 +4,8 @@ Which fields are obeyed, which are accepted and named as ignored, and which are 
 ignoring them would make the answer wrong, is decided here and nowhere else.
 """
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +48,9 @@ IGNORED_FIELDS = (
     "moderation",
     "web_search_options",
 )
+
+
+_IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,20 +138,46 @@ def _forces_a_tool(choice: Any) -> bool:
 
 
 def _parse_extras(body: dict[str, Any], metadata: Mapping[str, Any]) -> Extras:
-    files = body.get("files")
-    if files is not None and not (
-        isinstance(files, list) and all(isinstance(item, dict) for item in files)
-    ):
-        raise InvalidRequest("'files' must be an array of Dify's file objects.", param="files")
     return Extras(
-        conversation_id=_name(body, "conversation_id")
-        or _name(metadata, "conversation_id", "metadata."),
-        inputs={**_object(metadata, "inputs", "metadata."), **_object(body, "inputs")},
-        files=tuple(files or ()),
+        conversation_id=_identifier(body, "conversation_id")
+        or _identifier(metadata, "conversation_id", "metadata."),
+        inputs={**_metadata_inputs(metadata), **_object(body, "inputs")},
+        files=_parse_files(body.get("files")),
         auto_generate_name=_boolean(body, "auto_generate_name"),
-        workflow_id=_name(body, "workflow_id"),
-        trace_id=_name(body, "trace_id"),
+        workflow_id=_identifier(body, "workflow_id"),
+        trace_id=_identifier(body, "trace_id"),
     )
+
+
+def _metadata_inputs(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``inputs`` and ``inputs.<name>``: the values of OpenAI's metadata are text, and so the object
+    may be JSON in a text."""
+    raw = metadata.get("inputs")
+    if isinstance(raw, str):
+        try:
+            raw = json.loads(raw)
+        except (ValueError, RecursionError):
+            raise InvalidRequest(
+                "'metadata.inputs' must be an object, or the JSON of one.", param="metadata.inputs"
+            ) from None
+    whole = _object({"inputs": raw}, "inputs", "metadata.")
+    start = "inputs."
+    single = {k.removeprefix(start): v for k, v in metadata.items() if k.startswith(start)}
+    return {**whole, **single}
+
+
+def _parse_files(raw: Any) -> tuple[Mapping[str, Any], ...]:
+    """Dify's own file objects. It would drop one without its method without a word."""
+    files = raw if raw is not None else []
+    if not isinstance(files, list) or not all(
+        isinstance(file, dict) and isinstance(file.get("transfer_method"), str) for file in files
+    ):
+        raise InvalidRequest(
+            "'files' must be an array of Dify's file objects, like "
+            '{"type": "image", "transfer_method": "remote_url", "url": "https://..."}.',
+            param="files",
+        )
+    return tuple(files)
 
 
 def _parse_stop(raw: Any) -> tuple[str, ...]:
@@ -173,6 +204,17 @@ def _object(holder: Mapping[str, Any], name: str, path: str = "") -> Mapping[str
         return {}
     if not isinstance(value, dict):
         raise InvalidRequest(f"'{path}{name}' must be an object.", param=path + name)
+    return value
+
+
+def _identifier(holder: Mapping[str, Any], name: str, path: str = "") -> str:
+    """A name that Dify gave, which may become a part of an address."""
+    value = _name(holder, name, path)
+    if value and not _IDENTIFIER.fullmatch(value):
+        raise InvalidRequest(
+            f"'{path}{name}' must be an id of Dify's: letters, digits, '-' and '_'.",
+            param=path + name,
+        )
     return value
 
 

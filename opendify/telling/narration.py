@@ -59,7 +59,7 @@ class Narration:
         self._mode = mode
         self._link = link
         self._citation_form = citation_form
-        self._splitter = ReasoningSplitter()
+        self._splitters: dict[str, ReasoningSplitter] = {"": ReasoningSplitter()}
         self._wording = Wording(stops, link)
         self._node = ""
         self._heard: dict[str, list[str]] = {}
@@ -109,7 +109,7 @@ class Narration:
 
     def end(self, event: MessageEnded) -> list[Telling]:
         """What is told last; ``ending`` is complete afterwards."""
-        told = self._pieces(self._splitter.close())
+        told = [t for splitter in self._splitters.values() for t in self._pieces(splitter.close())]
         told += self._tell_outputs()
         told += self._end_inline_thinking()
         told += self._spoken(self._wording.rest())
@@ -125,10 +125,7 @@ class Narration:
         return told
 
     def _tell_text(self, event: Text) -> list[Telling]:
-        told: list[Telling] = []
-        if event.node != self._node:
-            self._node = event.node
-            told += self._pieces(self._splitter.section())
+        told = self._turn_to(event.node)
         text = event.text
         if event.event == "agent_message":
             self._agent_spoke = True
@@ -140,6 +137,20 @@ class Narration:
             self._heard.setdefault(event.node, []).append(text)
             told += self._tell_heard(text)
         return told
+
+    def _turn_to(self, node: str) -> list[Telling]:
+        """Another node speaks. Nodes that run side by side take turns in mid-sentence, and so a
+        thought that one has begun goes on when it is heard again."""
+        if node == self._node:
+            return []
+        told = self._pieces(self._splitter.pause())
+        self._node = node
+        self._splitters.setdefault(node, ReasoningSplitter())
+        return told
+
+    @property
+    def _splitter(self) -> ReasoningSplitter:
+        return self._splitters[self._node]
 
     def _tell_heard(self, text: str) -> list[Telling]:
         if self._model.reasoning == "inline":
@@ -193,7 +204,7 @@ class Narration:
         self.ending.finish_reason = "content_filter"
         self._was_replaced = True
         self._is_thinking_inline = False
-        self._splitter = ReasoningSplitter()
+        self._splitters = {self._node: ReasoningSplitter()}
         return [Voided(self._wording.void()), *self._say(text)]
 
     def _tell_step(self, step: AgentStep) -> list[Telling]:
@@ -248,9 +259,10 @@ class Narration:
             self._node_usage.append(node.usage)
         if node.finish_reason and self.ending.finish_reason in ("stop", "length"):
             self.ending.finish_reason = "length" if node.finish_reason == "length" else "stop"
-        if node.node not in self._heard or node.node in self._reasoned_nodes:
+        if node.node not in self._heard:
             return []
-        return self._think(node.reasoning)
+        told = self._pieces(self._splitters[node.node].section())
+        return told if node.node in self._reasoned_nodes else told + self._think(node.reasoning)
 
     def _note_run(self, run: RunFinished) -> None:
         self._run = run

@@ -81,6 +81,12 @@ class ReasoningSplitter:
         self._place = _Place.START
         return pieces
 
+    def pause(self) -> list[Piece]:
+        """Another speaks meanwhile. A block that is open, or a tag that has begun, goes on later;
+        else a new section begins then."""
+        is_inside = self._place in (_Place.OPENED, _Place.INSIDE)
+        return [] if is_inside or self._held.strip() else self.section()
+
     def close(self) -> list[Piece]:
         """The answer is over: returns what was held back."""
         return self.section()

@@ -119,7 +119,8 @@ def _answer(service: ChatService, exchange: Asked, record: Record) -> Response:
         response = Response(_events(service, exchange, record), headers=_STREAM_HEADERS)
     else:
         response = jsonify(service.gather(exchange))
-        response.headers["X-Dify-Message-Id"] = exchange.ids.message_id
+        if exchange.ids.message_id:
+            response.headers["X-Dify-Message-Id"] = exchange.ids.message_id
     if exchange.ids.conversation_id:
         response.headers["X-Dify-Conversation-Id"] = exchange.ids.conversation_id
     if exchange.request.ignored:
