@@ -91,6 +91,7 @@ preload_app = not reload  # a preloaded application is never loaded again
 # Instances of one user would share the path of its socket; a read-only root has no place for it.
 control_socket_disable = True
 
+logger_class = "opendify.serving.access_log.Log"
 loglevel = _text("LOG_LEVEL", "debug" if _development else "info").lower()
 accesslog = "-"
 errorlog = "-"

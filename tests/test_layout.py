@@ -134,6 +134,7 @@ ONLY_IN = {
     },
     "mmap": {"opendify.serving.board"},
     "gunicorn": {
+        "opendify.serving.access_log",
         "opendify.serving.connection",
         "opendify.serving.pages",
         "opendify.serving.worker",
