@@ -354,7 +354,7 @@ mask_stream() {
 # ---------------------------------------------------------------- leaving
 
 declare -a UNDO=() SECRETS=()
-TEMPORARY='' LOCK_FOLDER='' TERMINAL_STATE=''
+TEMPORARY='' LOCK_FOLDER='' TERMINAL_STATE='' WAS_RUNNING=''
 
 # undo COMMAND WORD...: what to run, last one first, if we do not come to the end
 undo() {
@@ -376,6 +376,16 @@ on_signal() {
   exit 130
 }
 
+# After an interruption all is as before only when the service answers again; else `code` says so.
+await_restored() {
+  if [[ -z $WAS_RUNNING ]] || wait_healthy "$NAME"; then
+    complain restored_state
+  else
+    complain down
+    code=2
+  fi
+}
+
 on_exit() {
   local code=$?
   trap - EXIT
@@ -385,7 +395,7 @@ on_exit() {
   ((code != 130)) || { echo >&2 && complain interrupted; }
   if ((${#UNDO[@]})); then
     roll_back
-    ((code != 130)) || complain restored_state
+    ((code != 130)) || await_restored
   fi
   [[ -z $TEMPORARY ]] || rm -rf "$TEMPORARY"
   [[ -z $LOCK_FOLDER ]] || rm -rf "$LOCK_FOLDER"
@@ -956,8 +966,8 @@ every_model_has_base() {
   done
 }
 
-# A model's value is its key, or an object with its key.
-has_key() { [[ $1 == '"'?*'"' || $1 =~ [{,]\"key\":\"[^\"] ]]; }
+# A model's value is its key, or an object with its key; callers may bring theirs.
+has_key() { [[ ${ENV[DIFY_KEY_PASSTHROUGH]:-} == true || $1 == '"'?*'"' || $1 =~ [{,]\"key\":\"[^\"] ]]; }
 
 check_port() {
   local port=${ENV[SERVER_PORT]:-$CONTAINER_PORT}
@@ -1665,7 +1675,10 @@ for name, entry in json.loads(os.environ["MODEL_CONFIG"]).items():
     entry = entry if isinstance(entry, dict) else {"key": entry}
     base = str(entry.get("base") or os.environ["DIFY_API_BASE"]).rstrip("/")
     said = "ok"
-    for path in ("/info", "/parameters"):
+    paths = ("/info", "/parameters")
+    if os.environ.get("DIFY_KEY_PASSTHROUGH") == "true":
+        said, paths = "not asked, callers bring the key", ()
+    for path in paths:
         request = urllib.request.Request(base + path)
         request.add_unredirected_header("Authorization", "Bearer " + entry["key"])
         try:
@@ -1679,7 +1692,7 @@ for name, entry in json.loads(os.environ["MODEL_CONFIG"]).items():
         except (OSError, ValueError) as error:
             said = "unreachable (%s)" % type(getattr(error, "reason", error)).__name__
             break
-    worst = max(worst, 0 if said == "ok" else 65 if said.isdigit() else 1)
+    worst = max(worst, 65 if said.isdigit() else said.startswith("unreachable"))
     print("  %s: %s" % (name, said))
 sys.exit(worst)
 PYTHON

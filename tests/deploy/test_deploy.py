@@ -420,6 +420,26 @@ def test_an_interruption_puts_everything_back(host: Host, phase: str) -> None:
     assert list(host.containers()) == ["opendify"]
 
 
+def test_an_interruption_that_cannot_put_it_back_says_so(host: Host) -> None:
+    host.deploy()
+    host.new_image(service="starting")
+    host.change(behaviour=host.state()["behaviour"] | {OLD: {"service": "starting"}})
+    host.forget_calls()
+    process = subprocess.Popen(
+        ["bash", str(host.folder / "deploy.sh"), "deploy", "--timeout", "3"],
+        env=host.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 30
+    while "start" not in [call[0] for call in host.calls()]:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 2 and "服务现在是停的" in errors.decode()
+
+
 @pytest.mark.parametrize("step", ["stop", "rename", "start"])
 def test_a_deploy_that_was_killed_is_mended_by_the_next(
     host: Host, tmp_path: Path, step: str

@@ -166,6 +166,15 @@ def test_a_model_without_a_key_is_named(host: Host) -> None:
     assert "gpt" in done.stderr and "模型 b" in done.stderr
 
 
+def test_where_callers_bring_their_keys_models_need_none(host: Host) -> None:
+    models = 'DIFY_API_BASE=https://127.0.0.1:9/v1\nMODEL_CONFIG={"m":{}}\nDIFY_KEY_PASSTHROUGH='
+    host.configure(f"{models}'true'\n")
+    host.run("check")
+    assert "m: " in host.run("check", "--online").stdout
+    host.configure(f"{models}false\n")
+    assert "m" in host.run("check", code=65).stderr
+
+
 def test_models_may_each_have_a_dify_of_their_own(host: Host) -> None:
     one = '"a":{"key":"app-k1","base":"https://x/v1"}'
     host.configure(f"MODEL_CONFIG={{{one}}}\n")
