@@ -1,17 +1,19 @@
 """The story of one chat request: it is asked, and its answer is given whole or in chunks."""
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
-from opendify import errors, openwebui, tasks, translate
+from opendify import errors, openwebui, sse, tasks, translate
 from opendify.chores import Chores, LocalAnswer
+from opendify.chunks import ChunkWriter
 from opendify.config.models import Model
 from opendify.dify.events import MessageEnded
 from opendify.exchange import Caller, Exchange, Parts
 from opendify.openai import answers
 from opendify.openai.requests import ChatRequest
 from opendify.telling.narration import Narration
-from opendify.telling.tellings import Ending, Said, Shown, Telling, Thought, Voided
+from opendify.telling.tellings import Ending, Said, Telling, Thought, Voided
 
 # What a request is answered with: by Dify, or without it.
 Asked = Exchange | LocalAnswer
@@ -56,7 +58,7 @@ class ChatService:
         said: list[str] = []
         thought: list[str] = []
         narration = exchange.new_narration()
-        for telling in _tellings(exchange, narration, float("inf")):
+        for telling in chain.from_iterable(_tellings(exchange, narration, float("inf"))):
             match telling:
                 case Said(text):
                     said.append(text)
@@ -77,27 +79,28 @@ class ChatService:
         )
         return answer | _extension(exchange, ending)
 
-    def chunks(self, exchange: Asked) -> Iterator[dict[str, Any] | None]:
-        """The chunks of a streamed answer, each as soon as it is known; None is due where the
-        caller should be told that more is to come. Raises CallerGone and DifyError."""
+    def stream(self, exchange: Asked) -> Iterator[bytes]:
+        """The event stream of an answer, up to its last chunk: what came together leaves together,
+        each as soon as it is known, and a comment where nothing comes for long.
+
+        Raises CallerGone and DifyError.
+        """
         while not exchange.has_begun:
-            yield None
+            yield sse.KEEP_ALIVE
             exchange.hold(KEEP_ALIVE_SECONDS)
         head = self._head(exchange)
-        yield answers.chunk(head, {"role": "assistant", "content": ""})
+        yield sse.encode(answers.chunk(head, {"role": "assistant", "content": ""}))
         narration = exchange.new_narration()
-        said: list[str] = []
-        for telling in _tellings(exchange, narration, KEEP_ALIVE_SECONDS):
-            chunk = None if telling is None else _to_chunk(head, telling)
-            if chunk is not None:
-                said.append(chunk["choices"][0]["delta"].get("content", ""))
-            yield chunk
+        writer = ChunkWriter(head)
+        for tellings in _tellings(exchange, narration, KEEP_ALIVE_SECONDS):
+            yield writer.write(tellings) or sse.KEEP_ALIVE
         ending = narration.ending
-        exchange.settle("".join(said), ending.usage)
+        exchange.settle(writer.said(), ending.usage)
         delta = {"annotations": ending.annotations} if ending.annotations else {}
-        yield answers.chunk(head, delta, ending.finish_reason) | _extension(exchange, ending)
+        last = answers.chunk(head, delta, ending.finish_reason) | _extension(exchange, ending)
+        yield sse.encode(last)
         if head.include_usage and ending.usage is not None:
-            yield answers.usage_chunk(head, translate.to_tokens(ending.usage))
+            yield sse.encode(answers.usage_chunk(head, translate.to_tokens(ending.usage)))
 
     def _head(self, exchange: Asked) -> answers.Head:
         ids = exchange.ids
@@ -109,30 +112,24 @@ class ChatService:
         )
 
 
-def _tellings(exchange: Asked, narration: Narration, patience: float) -> Iterator[Telling | None]:
-    """What the answer tells, None whenever nothing came for ``patience`` seconds."""
+def _tellings(exchange: Asked, narration: Narration, patience: float) -> Iterator[list[Telling]]:
+    """What the answer tells, by what came together; nothing whenever nothing came for
+    ``patience`` seconds."""
     while not narration.is_cut:
-        event = exchange.wait(patience)
-        if event is None:
-            yield None
-        elif isinstance(event, MessageEnded):
-            yield from narration.end(event)
+        events = exchange.wait(patience)
+        told: list[Telling] = []
+        for event in events:
+            if isinstance(event, MessageEnded):
+                told += narration.end(event)
+                break
+            told += narration.tell(event)
+            if narration.is_cut:
+                told += narration.end(MessageEnded())
+                break
+        if told or not events:
+            yield told
+        if events and isinstance(events[-1], MessageEnded):
             return
-        else:
-            yield from narration.tell(event)
-    yield from narration.end(MessageEnded())
-
-
-def _to_chunk(head: answers.Head, telling: Telling) -> dict[str, Any]:
-    match telling:
-        case Said(text):
-            return answers.chunk(head, {"content": text})
-        case Thought(text):
-            return answers.chunk(head, {"reasoning_content": text})
-        case Shown(event):
-            return answers.chunk(head, {"content": ""}) | {"event": event}
-        case Voided(was):  # what was sent cannot be unsent, only be followed
-            return answers.chunk(head, {"content": "\n\n" if was else ""})
 
 
 def _extension(exchange: Asked, ending: Ending) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Dify itself has to say of the chat, and else with nothing, in the shape that was
 
 import logging
 import time
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -40,7 +39,7 @@ class LocalAnswer:
         self.request = request
         self.ids = Ids()
         self._model = replace(model, reasoning="inline")
-        self._events: deque[Event] = deque([Text(text), MessageEnded()])
+        self._text = text
 
     def new_narration(self) -> Narration:
         """How this answer is told."""
@@ -49,9 +48,9 @@ class LocalAnswer:
     def hold(self, seconds: float) -> None:
         """There is nothing to wait for."""
 
-    def wait(self, seconds: float) -> Event | None:
-        """The next event, at once."""
-        return self._events.popleft()
+    def wait(self, seconds: float) -> list[Event]:
+        """All events, at once."""
+        return [Text(self._text), MessageEnded()]
 
     def settle(self, said: str, usage: Usage | None) -> None:
         """Nothing is remembered of it."""

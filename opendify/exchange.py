@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -100,7 +99,7 @@ class Exchange:
         self._is_throwaway = is_throwaway
         self._may_ask_anew = True
         self._is_open = False
-        self._held: deque[Event] = deque()
+        self._held: list[Event] = []
         self._app = parts.directory.app(model)
         self._prepared = self._as_the_app_is_now(self._prepare)
         self._chat = self._new_chat()
@@ -139,19 +138,20 @@ class Exchange:
         """
         until = time.monotonic() + seconds
         while time.monotonic() < until and not any(map(_decides, self._held)):
-            event = self._next(until)
-            if event is not None:
-                self._held.append(event)
+            self._held += self._next(until)
             if self._turn.begun_at is not None:
                 until = min(until, self._turn.begun_at + HOLD_SECONDS_OF_A_RUN)
 
-    def wait(self, seconds: float) -> Event | None:
-        """The next event, or None when none comes for so long. Raises CallerGone and DifyError."""
-        event = self._held.popleft() if self._held else None
+    def wait(self, seconds: float) -> list[Event]:
+        """The events that came next, together; none when none comes for so long.
+
+        Raises CallerGone and DifyError.
+        """
+        events, self._held = self._held, []
         until = time.monotonic() + seconds
-        while event is None and time.monotonic() < until:
-            event = self._next(until)
-        return event
+        while not events and time.monotonic() < until:
+            events = self._next(until)
+        return events
 
     def settle(self, said: str, usage: Usage | None) -> None:
         """The answer is complete: remembers what its conversation has heard by now."""
@@ -190,21 +190,21 @@ class Exchange:
             self._app = app
             return do()
 
-    def _next(self, until: float) -> Event | None:
+    def _next(self, until: float) -> list[Event]:
         try:
-            event = self._turn.next(until)
+            events = self._turn.next(until)
         except errors.DifyError as exc:
             if self._may_ask_anew and not self.has_begun and self._is_put_right(exc):
                 self._ask_anew()
-                return None
+                return []
             exc.repeatable = exc.repeatable and not self.has_begun
             if isinstance(exc, errors.RejectedByDify | errors.DifyTimeout):
                 self._parts.directory.doubt(self._model)
             raise
-        if event is not None and not self._is_open:
+        if events and not self._is_open:
             self._is_open = True
             self._chat.opened(self._turn.ids.conversation_id)
-        return event
+        return events
 
     def _ask(self) -> None:
         caller, model, client = self._caller, self._model, self._parts.client

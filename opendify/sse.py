@@ -6,6 +6,11 @@ What an event says is not this room's business: payloads go in and out as bytes 
 import json
 from typing import Any
 
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+# Where a Template takes its text. No text of an answer is looked for it.
+PLACE = "\0text\0"
+
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 
@@ -36,19 +41,22 @@ class Decoder:
 
         Raises EventTooLarge.
         """
-        self._pending += self._with_plain_line_ends(data)
-        payloads = []
-        start = 0
-        while (end := self._pending.find(b"\n\n", max(start, self._searched))) >= 0:
-            payload = _payload(bytes(self._pending[start:end]))
-            if payload is not None:
-                payloads.append(payload)
-            start = end + 2
-        del self._pending[:start]
+        data = self._with_plain_line_ends(data)
+        if self._pending:
+            self._pending += data
+            if self._pending.find(b"\n\n", self._searched) < 0:
+                self._keep()
+                return []
+            data = bytes(self._pending)
+        *blocks, rest = data.split(b"\n\n")
+        self._pending[:] = rest
+        self._keep()
+        return [payload for block in blocks if (payload := _payload(block)) is not None]
+
+    def _keep(self) -> None:
         self._searched = max(0, len(self._pending) - 1)
         if len(self._pending) > MAX_EVENT_BYTES:
             raise EventTooLarge(f"an event is longer than {MAX_EVENT_BYTES} bytes")
-        return payloads
 
     def _with_plain_line_ends(self, data: bytes) -> bytes:
         if not self._cr_seen and b"\r" not in data:
@@ -74,6 +82,18 @@ def _payload(block: bytes) -> bytes | None:
 
 def encode(value: Any) -> bytes:
     """One event that carries ``value`` as JSON; text stays readable, not escaped to ASCII."""
-    return (
-        b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
-    )
+    return b"data: " + _JSON.encode(value).encode() + b"\n\n"
+
+
+class Template:
+    """An event that differs in one text only, which stands where ``value`` has PLACE.
+
+    ``fill`` gives what ``encode`` would give for the whole, for a fraction of its cost.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self._before, _, self._after = encode(value).rpartition(_JSON.encode(PLACE).encode())
+
+    def fill(self, text: str) -> bytes:
+        """The event with this text in its place."""
+        return self._before + _JSON.encode(text).encode() + self._after

@@ -15,9 +15,11 @@ import trustme
 from opendify import errors, sse
 from opendify.config.models import Model
 from opendify.config.proxies import proxies_for
+from opendify.dify.events import Text
 from opendify.upstream import stream as stream_module
 from opendify.upstream.client import DifyClient
 from opendify.upstream.stream import EventStream
+from opendify.upstream.turn import Turn
 from opendify.upstream.watch import UNWATCHED, Watch
 from opendify.upstream.wire import Transport
 from tests.fake_dify import (
@@ -65,7 +67,7 @@ def events(stream: EventStream, seconds: float = 10) -> list[Any]:
     until = time.monotonic() + seconds
     while (payloads := stream.read(until)) is not None:
         assert payloads, "the stream did not end in time"
-        found += payloads
+        found += map(json.loads, payloads)
     return found
 
 
@@ -154,7 +156,8 @@ def test_events_are_handed_on_as_they_come(
     rest = events(stream)
     stream.close()
     assert first is not None
-    assert [event.get("answer") for event in first + rest] == ["one", "two", None]
+    told = [*map(json.loads, first), *rest]
+    assert [event.get("answer") for event in told] == ["one", "two", None]
 
 
 def test_reading_waits_no_longer_than_it_was_told(
@@ -249,9 +252,6 @@ BROKEN = [
     pytest.param([b"SSH-2.0-OpenSSH\r\n\r\n"], id="not HTTP"),
     pytest.param([b"<html><p>502 of a proxy\r\n\r\n", CLOSE], id="a page without a head"),
     pytest.param([b"\x15\x03\x03\x00\x02\x02\x46\r\n\r\n"], id="TLS"),
-    pytest.param(streamed(b"data: hello\n\n"), id="an event that is no JSON"),
-    pytest.param(streamed(b"data: {}\n\n"), id="an event without a name"),
-    pytest.param(streamed(b"data: <html>\n\n"), id="a page in an event"),
     pytest.param(refused(200, {"answer": "Hello"}), id="JSON instead of a stream"),
     pytest.param(refused(200, b"<html>Dify</html>", "text/html"), id="a page instead of a stream"),
     pytest.param([head(200, "Content-Length: 0")], id="no content type"),
@@ -284,6 +284,26 @@ def test_a_broken_answer_is_an_error_and_is_not_asked_for_again(
     assert len(dify.asked()) == 1
 
 
+UNREADABLE = [
+    pytest.param(b"data: hello\n\n", id="an event that is no JSON"),
+    pytest.param(b"data: {}\n\n", id="an event without a name"),
+    pytest.param(b"data: <html>\n\n", id="a page in an event"),
+]
+
+
+@pytest.mark.parametrize("event", UNREADABLE)
+def test_an_unreadable_event_is_an_error(
+    dify: FakeDify, client: DifyClient, model: Model, event: bytes
+) -> None:
+    dify.answers = [streamed(event)]
+    turn = Turn(client, model, "chat", "u", ask(client, model))
+    with pytest.raises(errors.DifyBroken) as caught:
+        turn.next(time.monotonic() + 5)
+    turn.close()
+    assert "<" not in caught.value.message
+    assert len(dify.asked()) == 1
+
+
 FAULTS_AFTER_TEXT = [
     pytest.param(b"zz\r\n", id="a broken chunk"),
     pytest.param(b"3\r\nHello\r\n", id="a chunk that is too short"),
@@ -296,15 +316,14 @@ FAULTS_AFTER_TEXT = [
 def test_what_came_before_a_fault_in_the_same_bytes_is_not_lost(
     dify: FakeDify, client: DifyClient, model: Model, fault: bytes
 ) -> None:
-    text = Chat().text("a")
-    dify.answers = [[STREAM_HEAD + chunk(text) + fault, FOREVER]]
-    stream = ask(client, model)
+    dify.answers = [[STREAM_HEAD + chunk(Chat().text("a")) + fault, FOREVER]]
+    turn = Turn(client, model, "chat", "u", ask(client, model))
     until = time.monotonic() + 5
-    assert stream.read(until) == [json.loads(text.removeprefix(b"data: "))]
+    assert turn.next(until) == [Text("a")]
     with pytest.raises(errors.DifyBroken):
-        stream.read(until)
+        turn.next(until)
     assert time.monotonic() < until
-    stream.close()
+    turn.close()
 
 
 REFUSED = [

@@ -38,6 +38,9 @@ class LinkRewriter:
 
     def feed(self, text: str) -> str:
         """What can be said now: an address that may be one of Dify's is held until its end."""
+        if not self._held and "](" not in self._before[-2:] + text:
+            self._before = (self._before + text)[-_MEMORY:]
+            return text
         text = self._before + self._held + text
         said, at, end = "", len(self._before), len(text)
         for found in _LINK.finditer(text, max(0, at - len("]("))):

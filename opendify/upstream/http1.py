@@ -5,6 +5,7 @@ one chunk per token, which made it the dearest part of a token's way (measured: 
 """
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 import h11
 
@@ -110,6 +111,8 @@ class _Chunked:
                 self._left -= len(piece)
                 self._after_chunk = not self._left
                 continue
+            if not (self._after_chunk or self._in_trailers):
+                position = _cut_whole_chunks(data, position, pieces)
             end = data.find(b"\n", position)
             if end < 0:
                 break
@@ -204,8 +207,24 @@ def _check_length(line: bytes) -> None:
         raise BadAnswer("a line between chunks is too long")
 
 
+def _cut_whole_chunks(data: bytes, position: int, pieces: list[bytes]) -> int:
+    """Takes the chunks that lie in the data with all that belongs to them, as most do; returns
+    where the next begins. Raises BadAnswer."""
+    while (end := data.find(b"\n", position, position + 20)) >= 0:
+        closing = end + 1 + _short_chunk_size(data[position:end])
+        if closing == end + 1 or data[closing : closing + 2] != b"\r\n":
+            break
+        pieces.append(data[end + 1 : closing])
+        position = closing + 2
+    return position
+
+
 def _chunk_size(line: bytes) -> int:
     size = line.partition(b";")[0].strip()
     if not size or len(size) > 16 or size.strip(b"0123456789abcdefABCDEF"):
         raise BadAnswer("a chunk without a size")
     return int(size, 16)
+
+
+# The sizes of a stream's chunks are much alike.
+_short_chunk_size = lru_cache(1024)(_chunk_size)

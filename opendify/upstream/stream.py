@@ -10,7 +10,6 @@ import httpx
 
 from opendify import errors, sse
 from opendify.dify.failures import parse_refusal, to_error
-from opendify.dify.payloads import NotAnEvent, Payload, parse_payload
 from opendify.upstream.http1 import Answer, BadAnswer
 from opendify.upstream.watch import UNWATCHED, Watch
 from opendify.upstream.wire import Wire
@@ -52,14 +51,15 @@ class EventStream:
         assert isinstance(wire, Wire)
         self._wire = wire
         self._answer = Answer()
+        self._is_events = False
         self._decoder = sse.Decoder()
         self._refusal = b""
         self._failure: errors.DifyError | None = None
         self._may_reconnect = True
         self._silent_since = time.monotonic()
 
-    def read(self, until: float) -> list[Payload] | None:
-        """The events that arrive next, or an empty list when none came by ``until``.
+    def read(self, until: float) -> list[bytes] | None:
+        """The payloads of the events that arrive next, an empty list when none came by ``until``.
 
         ``until`` is a time of ``time.monotonic``. None is the end of the stream. Raises
         CallerGone, ServerStopping, and DifyError for every other way in which an answer can fail
@@ -68,18 +68,17 @@ class EventStream:
         while self._failure is None and not self._answer.complete:
             dead_at = self._silent_since + self._read_timeout
             data = self._receive(min(until, dead_at))
-            if data is None:
-                if time.monotonic() >= dead_at:
-                    raise errors.DifyTimeout(
-                        f"Dify has sent nothing for {self._read_timeout:g} seconds; "
-                        "the answer was given up."
-                    )
-                return []
-            self._silent_since = time.monotonic()
-            payloads = self._events(data)
-            if payloads:
-                return payloads
-            if self._silent_since >= until:
+            now = time.monotonic()
+            if data is not None:
+                self._silent_since = now
+                if payloads := self._events(data):
+                    return payloads
+            elif now >= dead_at:
+                raise errors.DifyTimeout(
+                    f"Dify has sent nothing for {self._read_timeout:g} seconds; "
+                    "the answer was given up."
+                )
+            if now >= until:
                 return []
         if self._failure is not None:
             raise self._failure
@@ -119,21 +118,21 @@ class EventStream:
         self._may_reconnect = False
         return True
 
-    def _events(self, data: bytes) -> list[Payload]:
+    def _events(self, data: bytes) -> list[bytes]:
         body = self._body(data) if data else b""
         if not self._answer.status:
             return []
-        if not self._is_event_stream():
+        if not self._is_events:
+            self._is_events = self._is_event_stream()
+        if not self._is_events:
             self._refusal = (self._refusal + body)[:MAX_REFUSAL_BYTES]
             if self._answer.complete or len(self._refusal) == MAX_REFUSAL_BYTES:
                 raise self._refused()
             return []
-        payloads: list[Payload] = []
         try:
-            payloads.extend(parse_payload(raw) for raw in self._decoder.feed(body))
-        except (sse.EventTooLarge, NotAnEvent) as exc:
-            self._failure = errors.DifyBroken(f"Dify sent an event that is unreadable ({exc}).")
-        return payloads
+            return self._decoder.feed(body)
+        except sse.EventTooLarge as exc:
+            raise errors.DifyBroken(f"Dify sent an event that is unreadable ({exc}).") from exc
 
     def _body(self, data: bytes) -> bytes:
         try:

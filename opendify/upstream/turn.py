@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
 
 from opendify import errors
@@ -17,7 +16,8 @@ from opendify.dify.events import (
     RunFinished,
 )
 from opendify.dify.failures import Refusal, to_error
-from opendify.dify.payloads import Payload, collect_ids, parse_event
+from opendify.dify.payloads import NotAnEvent, Payload, collect_ids, parse_event, parse_payload
+from opendify.dify.pieces import parse_piece
 from opendify.upstream.client import DifyClient
 from opendify.upstream.stream import EventStream
 from opendify.upstream.watch import UNWATCHED
@@ -59,27 +59,31 @@ class Turn:
         self._mode = mode
         self._user = user
         self._stream = stream
-        self._events: deque[Event] = deque()
+        self._failure: errors.DifyError | None = None
+        self._is_named = False
         self._run_finished = False
         self._has_failed = False
         self._is_stopped = False
         self._deadline = float("inf")
 
-    def next(self, until: float) -> Event | None:
-        """The next event; None when none came by ``until`` (a time of ``time.monotonic``), and
-        also earlier, when Dify has only shown that it works.
+    def next(self, until: float) -> list[Event]:
+        """The events that came next, together; none when none came by ``until`` (a time of
+        ``time.monotonic``), and also earlier, when Dify has only shown that it works.
 
-        Not to be called after the last one. Raises CallerGone, ServerStopping and DifyError.
+        Not to be called after the last one. Raises CallerGone, ServerStopping and DifyError; what
+        came before a failure is handed out first.
         """
-        if not self._events:
+        events: list[Event] = []
+        if self._failure is None:
             payloads = self._read(min(until, self._deadline))
             if payloads is None or (not payloads and time.monotonic() >= self._deadline):
-                return self._without_message_end()
-            for payload in payloads:
-                self._take(payload)
-        return self._hand_out(self._events.popleft()) if self._events else None
+                return [self._without_message_end()]
+            self._take_all(payloads, events)
+        if self._failure is not None and not events:
+            raise self._failure
+        return events
 
-    def _read(self, until: float) -> list[Payload] | None:
+    def _read(self, until: float) -> list[bytes] | None:
         try:
             return self._stream.read(until)
         except errors.DifyError:
@@ -93,7 +97,7 @@ class Turn:
         listens, the thread is not kept for that: the watcher listens, until Dify has named the
         run, and for a moment after the stop where Dify would else not keep what it said.
         """
-        if self._is_over():
+        if self.ended:
             self._stream.drain()
             afterwards()
             return
@@ -104,15 +108,12 @@ class Turn:
         else:
             self._client.watcher.watch(self._leave(afterwards))
 
-    def _is_over(self) -> bool:
-        return self.ended or any(isinstance(one, MessageEnded | Failed) for one in self._events)
-
     def _leave(self, afterwards: Callable[[], None]) -> Steps:
         self._stream.watch = UNWATCHED
         try:
             if not self._is_stopped:
                 yield from self._listen(SECONDS_TO_NAME_A_RUN, lambda: bool(self.ids.task_id))
-                if not self._is_over():
+                if not self.ended:
                     self._stop()
             if routes.keeps_only_what_is_read(self._mode):
                 yield from self._listen(SECONDS_AFTER_STOP, lambda: False)
@@ -138,27 +139,49 @@ class Turn:
             path = routes.stop_path(self._mode, self.ids.task_id)
             self._client.stop(self._model, path, self._user)
 
-    def _take(self, payload: Payload) -> None:
+    def _take_all(self, payloads: list[bytes], events: list[Event]) -> None:
+        """Adds what the payloads ask of us to ``events``, to the end of the answer."""
+        for raw in payloads:
+            text = parse_piece(raw) if self._is_named else None
+            if text is not None:
+                events.append(text)
+                continue
+            try:
+                self._take(parse_payload(raw), events)
+            except NotAnEvent as exc:
+                self._has_failed = True
+                message = f"Dify sent an event that is unreadable ({exc})."
+                self._failure = errors.DifyBroken(message)
+            if self.ended or self._failure is not None:
+                return
+
+    def _take(self, payload: Payload, events: list[Event]) -> None:
         if self.begun_at is None:
             self.begun_at = time.monotonic()
-        if not (self.ids.conversation_id and self.ids.task_id):
+        if not self._is_named:
             self.ids = collect_ids(self.ids, payload)
+            self._is_named = self._has_all_names()
         event = parse_event(payload)
+        if isinstance(event, Failed):
+            self.ended = True
+            refusal = Refusal(event.status, event.code, event.message)
+            self._failure = to_error(refusal, self._model.name)
+            return
         if event is not None:
-            self._events.append(event)
+            events.append(event)
         if isinstance(event, RunFinished):
             self._run_finished = True
             self._deadline = time.monotonic() + SECONDS_FOR_MESSAGE_END
         if isinstance(event, Paused) or (self._run_finished and self._mode == "workflow"):
-            self._events.append(MessageEnded())
+            events.append(MessageEnded())
+        self.ended = bool(events) and isinstance(events[-1], MessageEnded)
 
-    def _hand_out(self, event: Event) -> Event:
-        if isinstance(event, Failed):
-            self.ended = True
-            raise to_error(Refusal(event.status, event.code, event.message), self._model.name)
-        if isinstance(event, MessageEnded):
-            self.ended = True
-        return event
+    def _has_all_names(self) -> bool:
+        """Whether further events can tell nothing that matters of what Dify calls the answer."""
+        ids = self.ids
+        if routes.remembers(self._mode):
+            return bool(ids.task_id and ids.conversation_id)
+        return bool(ids.task_id and (ids.message_id or ids.workflow_run_id))
 
     def _without_message_end(self) -> Event:
         if not self._run_finished:

@@ -21,6 +21,9 @@ from opendify.upstream.watch import Watch
 
 READ_BYTES = 64 * 1024
 
+# How long the rest of a TLS record may take before the rest is looked at again.
+_RECORD_SECONDS = 0.05
+
 _MARK = b"\r\naccept: text/event-stream\r\n"
 _STAND_IN_HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 _STAND_IN_END = b"0\r\n\r\n"
@@ -38,6 +41,7 @@ class Wire(httpcore.NetworkStream):
         self._stand_in = b""
         self._was_asked = False
         self._has_heard = False
+        self._answering: _Answering | None = None
         self.has_answered = False
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
@@ -63,6 +67,7 @@ class Wire(httpcore.NetworkStream):
         if _MARK in buffer[:4096].lower() and buffer.startswith(b"POST "):
             self._stand_in = _STAND_IN_HEAD
         self._stream.write(buffer, timeout)
+        self._answering = None
 
     def close(self) -> None:
         self._stream.close()
@@ -85,16 +90,14 @@ class Wire(httpcore.NetworkStream):
     def receive(self, until: float, watch: Watch) -> bytes | None:
         """The next bytes of an answer that was handed over.
 
-        ``until`` is a time of ``time.monotonic``. Returns None when nothing came in time and b""
-        at the end of the connection. Raises CallerGone and ServerStopping when ``watch`` tells
-        that first, and httpcore.ReadError.
+        ``until`` is a time of ``time.monotonic``. Returns None when nothing came in time, or only a
+        part of a TLS record, and b"" at the end of the connection. Raises CallerGone and
+        ServerStopping when ``watch`` tells that first, and httpcore.ReadError.
         """
-        if not self._buffered() and not self._wait(until, watch):
-            return None
-        try:
-            return self._stream.read(READ_BYTES, timeout=max(0.05, until - time.monotonic()))
-        except httpcore.ReadTimeout:  # half a TLS record
-            return None
+        answering = self._answering
+        if answering is None or answering.watch is not watch:
+            answering = self._answering = _Answering(self._stream, watch)
+        return answering.receive(until)
 
     def give_back(self) -> None:
         """Ends the stand-in answer, so that closing the response frees the connection for reuse.
@@ -104,16 +107,39 @@ class Wire(httpcore.NetworkStream):
         self.has_answered = True
         self._stand_in = _STAND_IN_END
 
-    def _buffered(self) -> bool:
-        tls = self._stream.get_extra_info("ssl_object")
-        return tls is not None and tls.pending() > 0
 
-    def _wait(self, until: float, watch: Watch) -> bool:
-        poll = select.poll()
-        poll.register(self.fileno(), select.POLLIN)
-        watch.register(poll)
-        ready = poll.poll(max(0.0, until - time.monotonic()) * 1000)
-        watch.check(ready)
+class _Answering:
+    """The connection while an answer comes in: what is the same for all reads is done once.
+
+    Its socket does not block. httpcore's own way of reading would set a timeout and wait for it
+    at every read, two further calls of the system; only TLS inside TLS has no other.
+    """
+
+    def __init__(self, stream: httpcore.NetworkStream, watch: Watch) -> None:
+        self.watch = watch
+        self._stream = stream
+        self._socket = stream.get_extra_info("socket")
+        self._tls = stream.get_extra_info("ssl_object")
+        self._is_nested = self._tls is not getattr(self._socket, "_sslobj", None)
+        self._socket.setblocking(False)
+        self._poll = select.poll()
+        self._poll.register(self._socket.fileno(), select.POLLIN)
+        watch.register(self._poll)
+
+    def receive(self, until: float) -> bytes | None:
+        if (self._tls is None or not self._tls.pending()) and not self._wait(until):
+            return None
+        try:
+            if self._is_nested:
+                return self._stream.read(READ_BYTES, timeout=_RECORD_SECONDS)
+            data: bytes = self._socket.recv(READ_BYTES)
+            return data
+        except (BlockingIOError, ssl.SSLWantReadError, httpcore.ReadTimeout):
+            return None  # half a TLS record
+
+    def _wait(self, until: float) -> bool:
+        ready = self._poll.poll(max(0.0, until - time.monotonic()) * 1000)
+        self.watch.check(ready)
         return bool(ready)
 
 

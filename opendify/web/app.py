@@ -130,8 +130,7 @@ def _answer(service: ChatService, exchange: Asked, record: Record) -> Response:
 
 def _events(service: ChatService, exchange: Asked, record: Record) -> Iterator[bytes]:
     try:
-        for chunk in service.chunks(exchange):
-            yield sse.KEEP_ALIVE if chunk is None else sse.encode(chunk)
+        yield from service.stream(exchange)
     except errors.CallerGone:
         record.ended = CALLER_GONE
         return
