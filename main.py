@@ -45,6 +45,7 @@ from opendify.upstream.wire import Transport
 from opendify.web.access import Access, warn_of_open_door
 from opendify.web.app import create_app
 from opendify.web.cors import add_cors
+from opendify.web.description import add_description
 from opendify.web.files import add_file_routes
 from opendify.web.monitoring import add_monitoring_routes
 from opendify.web.operator import add_operator_routes
@@ -149,6 +150,7 @@ app = create_app(
     user_secret=settings.openwebui_jwt_secret,
 )
 add_cors(app, settings.cors_origins)
+add_description(app)
 add_operator_routes(
     app,
     Administration(conversations, settings.models, client, now=time.time),

@@ -15,7 +15,8 @@
     │   ├── LinkRefused             403  link_refused          to a file, signed wrongly
     │   ├── FileGone                410  file_gone
     │   ├── RequestTooLarge         413  request_too_large
-    │   └── UnsupportedMediaType    415  unsupported_media_type
+    │   ├── UnsupportedMediaType    415  unsupported_media_type
+    │   └── RangeNotSatisfiable     416  range_not_satisfiable
     ├── LimitReached                429  rate_limit_exceeded   our limit for this caller
     ├── Overloaded                  503  overloaded            our own limit is reached
     ├── ServerStopping              503  server_stopping       an answer ends with its server
@@ -156,6 +157,11 @@ class RequestTooLarge(CallerError):
 class UnsupportedMediaType(CallerError):
     status = 415
     default_code = "unsupported_media_type"
+
+
+class RangeNotSatisfiable(CallerError):
+    status = 416
+    default_code = "range_not_satisfiable"
 
 
 class LimitReached(OpenDifyError):

@@ -34,6 +34,8 @@ from opendify.upstream.uploads import Uploads
 from opendify.upstream.wire import Transport
 from opendify.web.access import Access
 from opendify.web.app import create_app
+from opendify.web.description import add_description
+from opendify.web.files import add_file_routes
 from opendify.web.monitoring import add_monitoring_routes
 from opendify.web.operator import add_operator_routes
 from opendify.web.recording import record_requests
@@ -125,6 +127,7 @@ def made_app(
     api_keys: str = "",
     limits: Limits = NO_LIMITS,
     bring_dify_key: bool = False,
+    relay: Relay | None = None,
     max_body_bytes: int = 1024 * 1024,
     capacity: Capacity | None = None,
 ) -> Iterator[Flask]:
@@ -132,7 +135,7 @@ def made_app(
     client = DifyClient(http, read_timeout)
     directory = Directory(client, models)
     shelf = Shelf(folder / "data" / "files", 1024 * 1024, 3600)
-    relay = Relay(client, models, "", Secret("", folder / "data"), shelf, now=now)
+    relay = relay or Relay(client, models, "", Secret("", folder / "data"), shelf, now=now)
     locks = FileTurnLocks(folder / "data")
     parts = Parts(client, directory, store, Uploads(client), locks, relay, now=now)
     service = ChatService(models, parts, now=now, new_id=new_id)
@@ -149,6 +152,8 @@ def made_app(
     metrics = Metrics()
     add_monitoring_routes(application, Readiness(store, directory), metrics, access)
     record_requests(application, metrics, models, new_id=lambda: "new-request")
+    add_file_routes(application, relay, places)
+    add_description(application)
     try:
         yield application
     finally:

@@ -95,6 +95,7 @@ def test_without_a_key_nothing_opens(
 
 def test_probes_and_links_need_no_key(api: FlaskClient) -> None:
     assert api.get("/healthz").status_code == 200
+    assert set(api.get("/readyz").json) == {"status"}
 
 
 @pytest.mark.parametrize("key", ["key-a", "key-a-2"])

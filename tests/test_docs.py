@@ -1,6 +1,7 @@
 """What the documents say of the code, held against the code."""
 
 import ast
+import json
 import re
 import runpy
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from flask import Flask
 
+import opendify
 from opendify import errors
 from opendify.config.models import SETTINGS
 from opendify.config.settings import load_settings
@@ -133,6 +135,14 @@ def test_the_defaults_in_the_table_are_those_of_the_code(
         assert told[variable] == f"`{default}`", variable
 
 
+def routes_of(app: Flask) -> set[str]:
+    return {
+        f"{method} {re.sub(r'<[^>]*>', '{}', rule.rule)}"
+        for rule in app.url_map.iter_rules()
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+    }
+
+
 @pytest.mark.parametrize("name", READMES)
 def test_every_route_is_in_the_table_and_vice_versa(name: str, app: Flask) -> None:
     told = {
@@ -140,12 +150,18 @@ def test_every_route_is_in_the_table_and_vice_versa(name: str, app: Flask) -> No
         for first, *_ in rows(read(name))
         if (match := re.fullmatch(r"`((?:GET|POST|PUT|PATCH|DELETE) /[^`]*)`", first))
     }
-    routes = {
-        f"{method} {re.sub(r'<[^>]*>', '{}', rule.rule)}"
-        for rule in app.url_map.iter_rules()
-        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+    assert told == routes_of(app)
+
+
+def test_every_route_is_in_openapi_json_and_vice_versa(app: Flask) -> None:
+    described = json.loads(read("opendify/web/openapi.json"))
+    told = {
+        f"{method.upper()} {re.sub(r'{[^}]*}', '{}', path)}"
+        for path, methods in described["paths"].items()
+        for method in methods
     }
-    assert told == routes
+    assert told == routes_of(app)
+    assert described["info"]["version"] == opendify.__version__
 
 
 @pytest.mark.parametrize("name", READMES)

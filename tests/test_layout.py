@@ -108,6 +108,7 @@ ONLY_IN = {
         "opendify.web.app",
         "opendify.web.body",
         "opendify.web.cors",
+        "opendify.web.description",
         "opendify.web.files",
         "opendify.web.monitoring",
         "opendify.web.operator",

@@ -15,20 +15,19 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
-from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from opendify import errors
-from opendify.capacity import Capacity
 from opendify.config.models import Model
+from opendify.conversations.store import ConversationStore
 from opendify.files.secret import Secret
 from opendify.files.shelf import DoesNotFit, Shelf
 from opendify.files.tickets import VALID_SECONDS
 from opendify.upstream import relay as relays
 from opendify.upstream.client import DifyClient
 from opendify.upstream.relay import Relay
-from opendify.web.files import add_file_routes
+from tests.conftest import made_app
 from tests.fake_dify import CLOSE, FakeDify, Request, Steps, head, refused
 from tests.service import ROOT, environment
 
@@ -102,9 +101,15 @@ def tiny(models: dict[str, Model]) -> Model:
 
 
 @pytest.fixture
-def api(app: Flask, relay: Relay) -> FlaskClient:
-    add_file_routes(app, relay, Capacity(10, {}))
-    return app.test_client()
+def api(
+    http: httpx.Client,
+    store: ConversationStore,
+    models: dict[str, Model],
+    tmp_path: Path,
+    relay: Relay,
+) -> Iterator[FlaskClient]:
+    with made_app(http, store, models, tmp_path, relay=relay) as app:
+        yield app.test_client()
 
 
 def get(api: FlaskClient, link: str, method: str = "GET", **headers: str) -> TestResponse:
@@ -607,6 +612,7 @@ def together(tasks: list[Callable[[], object]]) -> None:
 _TELL_SECRET = """
 import sys, time
 from pathlib import Path
+from opendify.conversations.store import ConversationStore
 from opendify.files.secret import Secret
 while time.time() < float(sys.argv[2]):
     pass

@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 import io
 import json
@@ -109,6 +110,7 @@ def test_a_route_that_is_not_there_is_told_in_json(
     response = api.open(path, method=method)
     assert response.status_code == status
     assert error_of(response)["code"] == code
+    assert ("Allow" in response.headers) == (status == 405)
 
 
 # --- requests --------------------------------------------------------------------------------
@@ -128,6 +130,14 @@ BODIES = [
     pytest.param(b'{"n":' + b"9" * 5000 + b"}", None, id="an endless number"),
     pytest.param(b"[" * 100_000, None, id="endless nesting"),
     pytest.param(b'{"a":' * 100_000, None, id="endless nesting of objects"),
+    pytest.param(
+        b'{"model":"tiny","messages":[{"role":"user","content":"Hi"}],"inputs":{"a":'
+        + b"[" * 120
+        + b"]" * 120
+        + b"}}",
+        None,
+        id="nesting that Python could follow",
+    ),
     pytest.param(b"\xff\xfe{}", None, id="bytes that are no text"),
     pytest.param('{"model":"tïny"}'.encode("latin-1"), None, id="Latin-1"),
     pytest.param('{"model":"tiny"}'.encode("utf-16"), None, id="UTF-16"),
@@ -192,6 +202,22 @@ def test_a_body_says_that_it_is_json_or_nothing(
     assert response.status_code == status
     if status != 200:
         assert error_of(response)["code"] == "unsupported_media_type"
+
+
+def test_a_packed_body_is_refused(api: FlaskClient) -> None:
+    data = gzip.compress(json.dumps({"model": "tiny", "messages": HI}).encode())
+    response = api.post(
+        PATH, data=data, content_type="application/json", headers={"Content-Encoding": "gzip"}
+    )
+    assert response.status_code == 415
+    assert "Content-Encoding" in error_of(response)["message"]
+
+
+def test_nesting_as_deep_as_tools_have_it_is_no_mistake(api: FlaskClient) -> None:
+    value: Any = "x"
+    for _ in range(45):
+        value = {"a": [value]}
+    assert post(api, tools=[value] * 300).status_code == 200
 
 
 def test_a_byte_order_mark_is_no_mistake(api: FlaskClient) -> None:

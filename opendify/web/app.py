@@ -66,7 +66,7 @@ def create_app(
     if access.callers_bring_dify_key:
         app.register_error_handler(errors.DifyAuthFailed, lambda exc: _to_response(refuse_key(exc)))
     app.register_error_handler(errors.CallerGone, _to_nobody)
-    app.register_error_handler(HTTPException, lambda exc: _to_response(_from_werkzeug(exc)))
+    app.register_error_handler(HTTPException, _told_as_json)
     app.register_error_handler(Exception, _unexpected)
     return app
 
@@ -211,6 +211,14 @@ def _to_response(error: errors.OpenDifyError) -> Response:
     return response
 
 
+def _told_as_json(exc: HTTPException) -> Response:
+    response = _to_response(_from_werkzeug(exc))
+    for name, value in exc.get_headers(request.environ):
+        if name in ("Allow", "Content-Range"):  # RFC 9110 wants them with 405 and 416
+            response.headers[name] = value
+    return response
+
+
 def _from_werkzeug(exc: HTTPException) -> errors.OpenDifyError:
     if exc.code == 404:
         return errors.RouteNotFound(f"There is no {request.method} {request.path} here.")
@@ -219,6 +227,8 @@ def _from_werkzeug(exc: HTTPException) -> errors.OpenDifyError:
     if exc.code == 413:
         limit = (request.max_content_length or 0) // (1024 * 1024)
         return errors.RequestTooLarge(f"The request body is larger than {limit} MB (MAX_BODY_MB).")
+    if exc.code == 416:
+        return errors.RangeNotSatisfiable("The file has no such part.")
     if exc.code is not None and 400 <= exc.code < 500:
         return errors.InvalidRequest(exc.description or "The request cannot be read.")
     log.error("unexpected error", exc_info=exc)
