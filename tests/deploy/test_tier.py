@@ -20,10 +20,13 @@ def checkout(tmp_path: Path) -> Path:
         (tmp_path / name).parent.mkdir(parents=True)
         shutil.copy(ROOT / name, tmp_path / name)
     put(tmp_path / "scripts/venv.sh", "find_python() { :; }\ninstall_requirements() { :; }\n")
-    put(tmp_path / "run_tests.sh", WORDS)
-    others = re.findall(r"^(tests/\w+/run)$", (ROOT / ".ci/run").read_text(), re.MULTILINE)
-    for name in others:
+    script = (ROOT / ".ci/run").read_text()
+    for name in re.findall(r"^(?:\./)?([\w./]+/[\w.]+)$", script, re.MULTILINE):
         put(tmp_path / name, "")
+    (programs,) = re.findall("for wanted in (.+); do", script)
+    for program in programs.split():
+        put(tmp_path / "bin" / program.partition(":")[0], "")
+    put(tmp_path / "run_tests.sh", WORDS)
     put(tmp_path / "bin/docker", "exit 1\n")
     put(tmp_path / ".venv/bin/python", WORDS)
     engine(tmp_path, "echo export DOCKER_HOST=unix:///x")
@@ -45,8 +48,6 @@ def engine(checkout: Path, answer_to_up: str) -> None:
 def ci(checkout: Path, **variables: str) -> tuple[int, str, list[str]]:
     """Exit code, what was said, and the calls of the parts that stand in."""
     calls = checkout / "calls"
-    for program in ("redis-server", "nginx", "logrotate", "openssl", "kubectl"):
-        put(checkout / "bin" / program, "")
     done = subprocess.run(
         [checkout / ".ci/run"],
         env={
