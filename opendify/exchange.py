@@ -194,7 +194,7 @@ class Exchange:
         try:
             events = self._turn.next(until)
         except errors.DifyError as exc:
-            if self._may_ask_anew and not self.has_begun and self._is_put_right(exc):
+            if self._may_ask_anew and not self._turn.has_run and self._is_put_right(exc):
                 self._ask_anew()
                 return []
             exc.repeatable = exc.repeatable and not self.has_begun

@@ -199,6 +199,8 @@ REFUSALS = [
     (400, "completion_request_error", "[x] maximum context length", 400, "context_length_exceeded"),
     (400, "completion_request_error", "[x] Connection Error", 502, "run_failed"),
     (400, "invalid_param", "city is required in input form", 400, "rejected_by_dify"),
+    (404, "not_found", "Workflow not found with id: w", 400, "rejected_by_dify"),
+    (403, "workflow_version_execution_not_allowed", "No.", 400, "rejected_by_dify"),
     (503, "", "", 503, "upstream_unavailable"),
     (504, "", "", 504, "upstream_timeout"),
 ]
@@ -245,6 +247,28 @@ def test_an_app_that_became_another_is_asked_in_its_own_way(
     workflow(STARTED, finished("succeeded", outputs={"text": "Done"}))
     dify.answers = [changed]
     assert ask(api).json["choices"][0]["message"]["content"] == "Done"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_conversation_that_dify_has_lost_is_begun_anew_however_dify_tells(
+    stream: bool, dify: FakeDify, api: FlaskClient
+) -> None:
+    """Dify 1.16 tells it within its 200, which earlier ones do with a status or not at all."""
+    chat: dict[str, Any] = {"chat_id": "c-1", "user": "u"}
+    first = ask(api, **chat).json["choices"][0]["message"]
+    again = {"role": "user", "content": "And now?"}
+    chat["messages"] = [{"role": "user", "content": "Hi"}, first, again]
+    lost = event(event="error", code="not_found", status=404, message="Conversation Not Exists.")
+    dify.answers = [streamed(PING, lost, FOREVER), Chat("new").says("Again")]
+    response = ask(api, stream, **chat)
+    text = (
+        read_stream(response.data).text
+        if stream
+        else response.json["choices"][0]["message"]["content"]
+    )
+    assert text == "Again"
+    asked = [request.json["conversation_id"] for request in dify.asked()]
+    assert asked == ["", Chat().conversation_id, ""]
 
 
 ESCAPED = rb'data: {"event": "message", "task_id": "t", "answer": "\u4f60\u597d \ud83c\udf89"}'

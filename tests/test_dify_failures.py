@@ -44,7 +44,11 @@ ERRORS = [
     ),
     pytest.param(404, "", "", errors.DifyBroken, id="another 404"),
     pytest.param(
-        404, "not_found", "Workflow not found with id: w", errors.DifyBroken, id="no such version"
+        404,
+        "not_found",
+        "Workflow not found with id: w",
+        errors.RejectedByDify,
+        id="no such version",
     ),
     pytest.param(400, "not_chat_app", "x", errors.DifyMisconfigured, id="not a chat app"),
     pytest.param(400, "not_workflow_app", "x", errors.DifyMisconfigured, id="not a workflow"),

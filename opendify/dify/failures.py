@@ -14,6 +14,7 @@ from opendify import errors
 
 MAX_MESSAGE = 1000
 
+_NO_VERSION = "Workflow not found with id"
 _APP_BUSY = "Too many requests. Please try again later"
 _RATE_LIMIT = re.compile(r"rate[ _-]?limit|too many requests|\b429\b", re.IGNORECASE)
 _TOO_LONG = re.compile(r"context[ _]length|maximum context|too long", re.IGNORECASE)
@@ -72,6 +73,8 @@ def to_error(refusal: Refusal, model: str) -> errors.DifyError:
 
 def _by_code(refusal: Refusal, model: str, reason: str) -> errors.DifyError | None:
     code, status = refusal.code, refusal.status
+    if code == "workflow_version_execution_not_allowed" or refusal.message.startswith(_NO_VERSION):
+        return errors.RejectedByDify(reason or "Dify does not run this version of the workflow.")
     if status in (401, 403) or code in _AUTH:
         return errors.DifyAuthFailed(
             f"Dify rejected the key of model '{model}' ({reason or status}). "

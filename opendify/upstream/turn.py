@@ -44,8 +44,8 @@ class Turn:
 
     ``next`` gives its events; the last one is a MessageEnded. ``ids`` grows as Dify tells its
     names for the answer; ``begun_at`` is when (``time.monotonic``) Dify first said anything but
-    that it is alive. ``close`` belongs to every turn, also to one that failed: it stops a run that
-    nobody listens to any more.
+    that it is alive, ``has_run`` whether that was more than a refusal. ``close`` belongs to every
+    turn, also to one that failed: it stops a run that nobody listens to any more.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Turn:
     ) -> None:
         self.ids = Ids()
         self.begun_at: float | None = None
+        self.has_run = False
         self.ended = False
         self._client = client
         self._model = model
@@ -167,6 +168,7 @@ class Turn:
             refusal = Refusal(event.status, event.code, event.message)
             self._failure = to_error(refusal, self._model.name)
             return
+        self.has_run = True
         if event is not None:
             events.append(event)
         if isinstance(event, RunFinished):
