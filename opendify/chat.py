@@ -68,7 +68,7 @@ class ChatService:
                     said.clear()
                     thought.clear()
         ending = narration.ending
-        exchange.settle("".join(said), ending.usage)
+        exchange.settle("".join(said), ending.usage, narration.is_cut)
         answer = answers.completion(
             self._head(exchange),
             "".join(said),
@@ -95,7 +95,7 @@ class ChatService:
         for tellings in _tellings(exchange, narration, KEEP_ALIVE_SECONDS):
             yield writer.write(tellings) or sse.KEEP_ALIVE
         ending = narration.ending
-        exchange.settle(writer.said(), ending.usage)
+        exchange.settle(writer.said(), ending.usage, narration.is_cut)
         delta = {"annotations": ending.annotations} if ending.annotations else {}
         last = answers.chunk(head, delta, ending.finish_reason) | _extension(exchange, ending)
         yield sse.encode(last)

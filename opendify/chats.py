@@ -2,13 +2,19 @@
 remembered of it afterwards.
 
 A mapping belongs to the caller's key, the model, the user and the chat. A client that names no
-chat has its chats told apart by what was said in them. While a turn runs, nothing is known of
-what its conversation will have heard, so no other turn continues it.
+chat has its chats told apart by what was said in them: a conversation is kept under a name for its
+last exchange, which clients that send only their last messages know as well. Where another chat
+ends in the same exchange, the one before is kept on under a name for all that was said in it.
+
+While a turn runs, nothing is known of what its conversation will have heard, so no other turn
+continues it. That stays so where the turn ends in the middle: nobody can know how much of it is in
+Dify's memory.
 """
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Protocol
 
 from opendify import continuity, errors
 from opendify.continuity import Heard
@@ -19,6 +25,21 @@ from opendify.openai.messages import Message
 
 # What is kept in the place of digests while a turn runs, and where it ended in the middle.
 UNSETTLED = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in its client's chats a turn stands, as far as the client tells.
+
+    ``chat_id`` is "" where it names no chat. ``history`` is what was said before. ``answer_id`` is
+    its name for the answer that is to come, and ``follows`` for the answer that the turn comes
+    after: "" for the first turn, None where it does not tell.
+    """
+
+    chat_id: str
+    history: Sequence[Message]
+    answer_id: str = ""
+    follows: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +67,18 @@ class Owner:
         return bool(parts[0] == self.caller and parts[2] == self.user)
 
 
+class Presence(Protocol):
+    """What Dify can be asked of a conversation of the user's."""
+
+    def of_earlier(self, conversation_id: str) -> bool:
+        """Whether it is the user's, of which nothing but Dify's own word is proof."""
+        ...
+
+    def of_used(self, conversation_id: str, last_used: float) -> bool:
+        """Whether a question can be asked in it, which was last used then (epoch seconds)."""
+        ...
+
+
 class Chat:
     """One turn's view of its chat.
 
@@ -59,48 +92,56 @@ class Chat:
         store: Conversations,
         locks: TurnLocks,
         owner: Owner,
-        chat_id: str,
-        history: Sequence[Message],
+        place: Place,
         finds_by_history: bool,
     ) -> None:
         self._store = store
         self._locks = locks
         self._owner = owner
-        self._chat_id = chat_id
-        self._history = history
+        self._place = place
         self._finds_by_history = finds_by_history
         self._key = ""
         self._lock: Lock | None = None
         self._conversation_id = ""
-        self._before = ""
-        self._heard = continuity.hear(Heard(), history)
+        self._before: str | None = None
+        self._heard = continuity.hear(Heard(), place.history)
         self._is_settled = False
 
-    def find(
-        self, until: float, caller_gone: Callable[[], bool], confirm: Callable[[str, int], bool]
-    ) -> str:
+    def find(self, until: float, caller_gone: Callable[[], bool], presence: Presence) -> str:
         """The conversation that continues the chat, or "" where a new one is to be opened.
 
         Waits, at most until then (``time.monotonic``), for another turn of the same chat to open
-        its conversation. ``confirm`` asks Dify for a conversation, where that is to be feared
-        lost; it is given the epoch seconds of its last use, 0 where that is of an earlier system.
+        its conversation. Raises what ``caller_gone`` raises.
         """
         self._key = self._name()
         if not self._key:
             return ""
         self._lock = self._locks.acquire(self._key, until, caller_gone)
-        mapping = self._store.get(self._key)
-        if mapping is None and self._chat_id:
-            mapping = self._adopt(confirm)
-        if mapping is None or not self._is_continued(mapping.heard):
-            return ""
-        if mapping.last_used and not confirm(mapping.conversation_id, mapping.last_used):
-            self._store.forget(self._key, mapping.conversation_id)
-            return ""
-        self._conversation_id, self._before = mapping.conversation_id, mapping.heard
-        self._store.move(self._key, self._key, mapping.conversation_id, UNSETTLED)
-        self._release()
+        for name in self._names():
+            mapping = self._store.get(name)
+            if mapping is None and self._place.chat_id:
+                mapping = self._adopt(presence)
+            if mapping is not None and mapping.heard == UNSETTLED:
+                break  # the chat is known, and no other that is like it continues it
+            if mapping is not None and self._take(name, mapping, presence):
+                break
+        if self._conversation_id or not self._place.chat_id:  # who names no chat waits for no turn
+            self._release()
         return self._conversation_id
+
+    def _take(self, key: str, mapping: Mapping, presence: Presence) -> bool:
+        """Takes the conversation that is kept under the key, if it continues the chat."""
+        if not self._is_continued(mapping.heard):
+            return False
+        if not presence.of_used(mapping.conversation_id, mapping.last_used):
+            self._store.forget(key, mapping.conversation_id)
+            return False
+        # Without the lock, which is not waited for for ever, the chat may have moved meanwhile.
+        if not self._store.move(key, key, mapping.conversation_id, UNSETTLED):
+            return False
+        self._key, self._conversation_id = key, mapping.conversation_id
+        self._before = mapping.heard
+        return True
 
     def claim(self, conversation_id: str) -> None:
         """The caller names the conversation. Raises ConversationUnknown where it is known to be
@@ -108,13 +149,13 @@ class Chat:
         owner = self._store.owner(conversation_id)
         if owner is not None and not self._owner.owns(owner):
             raise errors.ConversationUnknown("Dify does not know this conversation.")
-        self._key = self._owner.key(self._chat_id) if self._chat_id else ""
+        self._key = self._owner.key(self._place.chat_id) if self._place.chat_id else ""
 
     def opened(self, conversation_id: str) -> None:
         """Dify has named the conversation of the turn."""
         if conversation_id and conversation_id != self._conversation_id:
             self._conversation_id = conversation_id
-            if self._chat_id:
+            if self._place.chat_id:
                 self._store.put(self._key, conversation_id, UNSETTLED)
         self._release()
 
@@ -124,19 +165,27 @@ class Chat:
         self._is_settled = True
         if not self._conversation_id:
             return
-        is_continued_answer = bool(turn) and turn[0].role == "assistant"
+        history = self._place.history
+        is_continued_answer = turn[0].role == "assistant"
         if is_continued_answer:
-            self._heard = continuity.hear(Heard(), self._history[:-1])
-        heard = continuity.hear(self._heard, turn).encode()
-        if self._chat_id:
-            self._store.move(self._key, self._key, self._conversation_id, heard)
+            history = history[:-1]
+            self._heard = continuity.hear(Heard(), history)
+        heard = continuity.hear(self._heard, turn, self._place.answer_id)
+        if self._place.chat_id:
+            self._store.move(self._key, self._key, self._conversation_id, heard.encode())
             return
-        name = continuity.exchange_name(
-            [*self._history[:-1], *turn] if is_continued_answer else turn
-        )
-        if not self._finds_by_history or not name:
-            return
-        key = self._owner.key(f"~{name}")
+        name = continuity.exchange_name([*history, *turn] if is_continued_answer else turn)
+        if self._finds_by_history and name:
+            self._keep(self._owner.key(f"~{name}"), heard.encode())
+
+    def _keep(self, key: str, heard: str) -> None:
+        """Keeps the conversation of a chat without an id; the one that is kept there already, of
+        another chat, moves on."""
+        other = self._store.get(key)
+        known = continuity.decode(other.heard) if other else None
+        if other and known and other.conversation_id != self._conversation_id:
+            chain = self._owner.key(f"~{known.chain}")
+            self._store.move(key, chain, other.conversation_id, other.heard)
         moved = self._key and self._store.move(self._key, key, self._conversation_id, heard)
         if not moved:
             self._store.put(key, self._conversation_id, heard)
@@ -144,25 +193,26 @@ class Chat:
     def lost(self) -> None:
         """Dify does not know the conversation."""
         self._store.forget(self._key, self._conversation_id)
-        self._conversation_id = self._before = ""
-        self._heard = continuity.hear(Heard(), self._history)
+        self._conversation_id, self._before = "", None
+        self._heard = continuity.hear(Heard(), self._place.history)
 
     def leave(self, has_run: bool) -> None:
-        """The turn is over. Where nothing has run (``has_run``), all is as it was before."""
-        if self._before and not self._is_settled and not has_run:
+        """The turn is over. Where it is certain that nothing has run, all is as it was before."""
+        if self._before is not None and not self._is_settled and not has_run:
             self._store.move(self._key, self._key, self._conversation_id, self._before)
         self._release()
 
-    def _adopt(self, confirm: Callable[[str, int], bool]) -> Mapping | None:
+    def _adopt(self, presence: Presence) -> Mapping | None:
         """The entry of an earlier system, which knew chats by their bare ids, once Dify has said
         that the conversation is this user's."""
-        if self._chat_id.startswith("["):  # the form of our own keys: somebody else's entry
+        chat_id = self._place.chat_id
+        if chat_id.startswith("["):  # the form of our own keys: somebody else's entry
             return None
-        mapping = self._store.get(self._chat_id)
-        if mapping is None or not confirm(mapping.conversation_id, 0):
+        mapping = self._store.get(chat_id)
+        if mapping is None or not presence.of_earlier(mapping.conversation_id):
             return None
-        self._store.move(self._chat_id, self._key, mapping.conversation_id, "")
-        return replace(mapping, last_used=0)
+        self._store.move(chat_id, self._key, mapping.conversation_id, "")
+        return self._store.get(self._key)
 
     def _release(self) -> None:
         if self._lock is not None:
@@ -170,18 +220,28 @@ class Chat:
             self._lock = None
 
     def _name(self) -> str:
-        if self._chat_id:
-            return self._owner.key(self._chat_id)
-        name = continuity.exchange_name(self._history) if self._finds_by_history else ""
+        """The key under which the chat is kept; "" where nothing can be kept of it."""
+        if self._place.chat_id:
+            return self._owner.key(self._place.chat_id)
+        name = continuity.exchange_name(self._place.history) if self._finds_by_history else ""
         return self._owner.key(f"~{name}") if name else ""
 
+    def _names(self) -> list[str]:
+        """The keys under which the conversation may be, that which fits best first."""
+        if self._place.chat_id:
+            return [self._key]
+        whole = self._owner.key(f"~{self._heard.chain}")
+        mapping = self._store.get(self._key)
+        known = continuity.decode(mapping.heard) if mapping else None
+        is_whole = known is not None and known.chain == self._heard.chain
+        return [self._key, whole] if is_whole else [whole, self._key]
+
     def _is_continued(self, heard: str) -> bool:
-        if not self._history or heard == UNSETTLED:
-            return False
+        place = self._place
         if not heard:  # of an earlier system, which kept no digests
-            return True
+            return bool(place.history)
         known = continuity.decode(heard)
-        if known is None or not continuity.continues(known, self._history):
+        if known is None or not continuity.continues(known, place.history, place.follows):
             return False
         self._heard = known
         return True

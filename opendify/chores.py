@@ -52,7 +52,7 @@ class LocalAnswer:
         """All events, at once."""
         return [Text(self._text), MessageEnded()]
 
-    def settle(self, said: str, usage: Usage | None) -> None:
+    def settle(self, said: str, usage: Usage | None, is_cut: bool) -> None:
         """Nothing is remembered of it."""
 
     def close(self) -> None:

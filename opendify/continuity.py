@@ -9,6 +9,11 @@ What the digests must stand, measured with Open WebUI 0.12: answers come back wi
 reasoning and trimmed; a turn with a file was wrapped in a retrieval prompt or an
 ``<attached_files>`` block when it was asked. Not measured is what such a turn looks like in later
 histories, so the wrapping never counts, and a file counts only where the history has one.
+
+Two chats can have the same words in them. Where the words alone leave it open whether a history is
+the end of what was heard or an earlier state of it (somebody said the same twice and takes the
+second back), it is no continuation: a new conversation that is given the history is never wrong.
+Clients that name their answers settle it.
 """
 
 import hashlib
@@ -18,14 +23,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from opendify.openai.messages import Attachment, Message
-from opendify.telling import reasoning
 
 # How many of the last messages are known one by one; a longer history must match as a whole.
-KEPT_MESSAGES = 24
+KEPT_MESSAGES = 64
 
 _WRAPPER_START = "### Task:"
 _CONTEXT_END = "</context>"
 _ATTACHED = re.compile(r"<attached_files>.*?</attached_files>", re.DOTALL)
+# How retrieval prompts before Open WebUI 0.7 held the text of the person.
+_USER_QUERY = re.compile(r"<user_query>(.*)</user_query>", re.DOTALL)
+# Reasoning may stand before each part of an answer; it has no end where an answer was cut.
+_REASONING = re.compile(
+    r"<(think|thinking|details)\b[^<>]*>.*?</\1>|\A\s*<think\b.*\Z", re.DOTALL | re.IGNORECASE
+)
 _FOOTNOTE = re.compile(r"\[\^?\d+\]")
 _SOURCES = re.compile(r"\*\*Sources\*\*\s*(\n\d+\. .*)+\s*$")
 _SPACE = re.compile(r"\s+")
@@ -33,50 +43,65 @@ _SPACE = re.compile(r"\s+")
 _ITEM = re.compile(r"[0-9a-f]{8}(\+[0-9a-f]{8})?")
 _CHAIN_DIGITS = 16
 _ITEM_DIGITS = 8
+_ANSWER_DIGITS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Heard:
     """What a conversation has heard. ``items`` are of its last messages: the digest of the text,
-    and behind a plus sign that of the files."""
+    and behind a plus sign that of the files. ``answer`` is the digest of the client's own name
+    for the last answer, "" where it told none."""
 
     chain: str = ""
     items: tuple[str, ...] = ()
+    answer: str = ""
 
     def encode(self) -> str:
         """As one word, for the store."""
-        return ":".join((self.chain, *self.items))
+        return ":".join((self.chain, *self.items)) + (f"@{self.answer}" if self.answer else "")
 
 
 def decode(word: str) -> Heard | None:
     """What ``encode`` has written; None where it is no such word."""
-    chain, *items = word.split(":")
+    told, at, answer = word.partition("@")
+    chain, *items = told.split(":")
     if not re.fullmatch(rf"[0-9a-f]{{{_CHAIN_DIGITS}}}", chain):
         return None
-    return Heard(chain, tuple(items)) if all(map(_ITEM.fullmatch, items)) else None
+    if at and not re.fullmatch(rf"[0-9a-f]{{{_ANSWER_DIGITS}}}", answer):
+        return None
+    return Heard(chain, tuple(items), answer) if all(map(_ITEM.fullmatch, items)) else None
 
 
-def hear(heard: Heard, messages: Sequence[Message]) -> Heard:
-    """What has been heard after these messages as well."""
+def hear(heard: Heard, messages: Sequence[Message], answer_id: str = "") -> Heard:
+    """What has been heard after these messages as well; ``answer_id`` is the client's name for
+    the last of them."""
     chain, items = heard.chain, list(heard.items)
     for message in messages:
         text = _text_digest(message)
         chain = _digest(f"{chain}|{text}")[:_CHAIN_DIGITS]
         files = _files_digest(message.attachments)
         items.append(text[:_ITEM_DIGITS] + (f"+{files}" if files else ""))
-    return Heard(chain, tuple(items[-KEPT_MESSAGES:]))
+    return Heard(chain, tuple(items[-KEPT_MESSAGES:]), _answer_digest(answer_id))
 
 
-def continues(heard: Heard, history: Sequence[Message]) -> bool:
-    """Whether a conversation that has heard this is the one that the history tells of."""
+def continues(heard: Heard, history: Sequence[Message], follows: str | None = None) -> bool:
+    """Whether a conversation that has heard this is the one that the history tells of.
+
+    ``follows`` is the client's name for the answer that the turn comes after: "" for the first
+    turn of a chat, None where the client does not tell.
+    """
+    named = bool(heard.answer) and follows is not None
+    is_named = named and heard.answer == _answer_digest(follows or "")
     if not history:
-        return False
+        return is_named
     told = hear(Heard(), history)
-    from_the_end = zip(reversed(told.items), reversed(heard.items), strict=False)
-    alike = all(_alike(one, other) for one, other in from_the_end)
+    if not _match(told.items, heard.items[-len(told.items) :]):
+        return False
     if told.chain == heard.chain:
-        return alike
-    return alike and len(history) <= len(heard.items) and _holds_an_exchange(history)
+        return True
+    if len(history) > len(heard.items) or not _holds_an_exchange(history):
+        return False
+    return is_named if named else not _begins(heard, told)
 
 
 def exchange_name(history: Sequence[Message]) -> str:
@@ -93,6 +118,17 @@ def _holds_an_exchange(history: Sequence[Message]) -> bool:
     return "user" in roles and roles[-1] == "assistant"
 
 
+def _begins(heard: Heard, told: Heard) -> bool:
+    """Whether these are also the first messages, as far as they are known."""
+    length = len(told.items)
+    return length < len(heard.items) and _match(told.items, heard.items[:length])
+
+
+def _match(told: Sequence[str], heard: Sequence[str]) -> bool:
+    """Whether these are the same messages, compared from the last one back."""
+    return all(map(_alike, reversed(told), reversed(heard)))
+
+
 def _alike(one: str, other: str) -> bool:
     text, _, files = one.partition("+")
     other_text, _, other_files = other.partition("+")
@@ -103,16 +139,20 @@ def own_text(text: str) -> str:
     """What the person wrote, without what Open WebUI wraps around it."""
     if text.startswith(_WRAPPER_START) and _CONTEXT_END in text:
         text = text.rpartition(_CONTEXT_END)[2]
+        text = _USER_QUERY.sub(r"\1", text)
     return _ATTACHED.sub("", text).strip()
 
 
 def _text_digest(message: Message) -> str:
     if message.role == "assistant":
-        text, _ = reasoning.split(message.text)
-        text = _FOOTNOTE.sub("", _SOURCES.sub("", text))
+        text = _FOOTNOTE.sub("", _SOURCES.sub("", _REASONING.sub("", message.text)))
     else:
         text = own_text(message.text)
     return _digest(f"{message.role}|{_SPACE.sub('', unicodedata.normalize('NFC', text))}")
+
+
+def _answer_digest(answer_id: str) -> str:
+    return _digest(answer_id)[:_ANSWER_DIGITS] if answer_id else ""
 
 
 def _files_digest(attachments: Sequence[Attachment]) -> str:
@@ -122,4 +162,4 @@ def _files_digest(attachments: Sequence[Attachment]) -> str:
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TypeVar
 
 from opendify import errors, translate
-from opendify.chats import Chat, Owner
+from opendify.chats import Chat, Owner, Place
 from opendify.config.models import Model
 from opendify.conversations.contract import Conversations
 from opendify.conversations.turn_locks import TurnLocks
@@ -23,6 +23,7 @@ from opendify.telling.narration import Narration
 from opendify.upstream.client import DifyClient
 from opendify.upstream.directory import Directory
 from opendify.upstream.disposal import delete_conversation
+from opendify.upstream.presence import DifyPresence
 from opendify.upstream.relay import Relay
 from opendify.upstream.turn import Turn
 from opendify.upstream.uploads import Uploads
@@ -36,10 +37,8 @@ T = TypeVar("T")
 # runs: what fails at its first node mostly fails within this time.
 HOLD_SECONDS_OF_A_RUN = 1.0
 
-# A conversation that was used so lately is taken to be there still.
-STALE_SECONDS = 300
-
-_VERSIONS_THAT_HANG = ((1, 13), (1, 14), (1, 15))
+# Failures that leave it open whether Dify runs the turn: it may be in the conversation for good.
+_MAY_HAVE_RUN = (errors.DifyBroken, errors.DifyTimeout, errors.RunFailed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,8 @@ class Caller:
     """Who asks. ``name`` stands for the caller's key and never is the key; ``models`` are those
     that the caller may use; ``chat_id`` is empty for a request that belongs to no chat; ``watch``
     tells when to wait no longer; ``task`` is what the request's header says of a background task;
-    ``trace_id`` names the request in Dify's traces."""
+    ``trace_id`` names the request in Dify's traces. ``answer_id`` is the client's name for the
+    answer, and ``follows`` for the one before, None where it does not tell."""
 
     name: str
     models: Mapping[str, Model]
@@ -58,6 +58,8 @@ class Caller:
     in_open_webui: bool = False
     task: str = ""
     trace_id: str = ""
+    answer_id: str = ""
+    follows: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +101,13 @@ class Exchange:
         self._is_throwaway = is_throwaway
         self._may_ask_anew = True
         self._is_open = False
+        self._may_have_run = True
         self._held: list[Event] = []
         self._app = parts.directory.app(model)
         self._prepared = self._as_the_app_is_now(self._prepare)
         self._chat = self._new_chat()
-        self._conversation_id = self._find_conversation()
         try:
+            self._conversation_id = self._find_conversation()
             self._as_the_app_is_now(self._ask)
         except BaseException:
             self._chat.leave(has_run=False)
@@ -153,10 +156,13 @@ class Exchange:
             events = self._next(until)
         return events
 
-    def settle(self, said: str, usage: Usage | None) -> None:
-        """The answer is complete: remembers what its conversation has heard by now."""
+    def settle(self, said: str, usage: Usage | None, is_cut: bool) -> None:
+        """The answer is complete: remembers what its conversation has heard by now. One that
+        ``is_cut`` at a stop sequence goes on in Dify's memory, or is not there at all."""
         self.usage = usage
-        last = self.request.messages[-1]
+        if is_cut:
+            return
+        last = translate.to_spoken(self.request.messages)[-1]
         if last.role == "assistant":
             self._chat.settled([Message("assistant", last.text + said)])
         else:
@@ -167,7 +173,7 @@ class Exchange:
         try:
             self._turn.close(self._throw_away)
         finally:
-            self._chat.leave(has_run=self.has_begun)
+            self._chat.leave(has_run=self._may_have_run)
 
     def _throw_away(self) -> None:
         if self._begins_what_is_thrown_away() and self.ids.conversation_id:
@@ -197,6 +203,7 @@ class Exchange:
             if self._may_ask_anew and not self._turn.has_run and self._is_put_right(exc):
                 self._ask_anew()
                 return []
+            self._may_have_run = self.has_begun or isinstance(exc, _MAY_HAVE_RUN)
             exc.repeatable = exc.repeatable and not self.has_begun
             if isinstance(exc, errors.RejectedByDify | errors.DifyTimeout):
                 self._parts.directory.doubt(self._model)
@@ -278,49 +285,41 @@ class Exchange:
             self._parts.conversations,
             self._parts.locks,
             owner_of(caller, model),
-            caller.chat_id if is_kept else "",
-            self._dialogue.history,
+            Place(
+                caller.chat_id if is_kept else "",
+                self._dialogue.history,
+                caller.answer_id,
+                self._followed_answer(),
+            ),
             finds_by_history=is_kept and model.continuity == "auto",
         )
+
+    def _followed_answer(self) -> str | None:
+        """The client's name for the answer before the turn: where one is to be continued, its
+        own."""
+        caller = self._caller
+        is_continuation = translate.to_spoken(self.request.messages)[-1].role == "assistant"
+        return caller.answer_id or None if is_continuation else caller.follows
 
     def _find_conversation(self) -> str:
         if not routes.remembers(self._app.mode):
             return ""
+        caller, parts = self._caller, self._parts
+        presence = DifyPresence(parts.client, self._model, self._app.mode, caller.user, parts.now)
         if explicit := self.request.extras.conversation_id:
             self._chat.claim(explicit)
+            if not presence.of_used(explicit, 0):
+                raise errors.ConversationUnknown("Dify does not know this conversation.")
             return explicit
-        found = self._chat.find(
-            time.monotonic() + self._parts.client.read_timeout,
-            self._is_left,
-            self._is_alive,
-        )
-        if not found and not self._caller.chat_id and self._model.continuity == "off":
+        until = time.monotonic() + parts.client.read_timeout
+        found = self._chat.find(until, self._is_left, presence)
+        if not found and not caller.chat_id and self._model.continuity == "off":
             self._dialogue = replace(self._dialogue, history=())
         return found
 
     def _is_left(self) -> bool:
         self._caller.watch.look()
         return False
-
-    def _is_alive(self, conversation_id: str, last_used: int) -> bool:
-        """Whether Dify has the conversation of this user; asked only where a wrong guess is dear.
-
-        A chatflow of Dify 1.13 to 1.15 answers an unknown conversation with minutes of silence.
-        An entry of an earlier system may be of another user.
-        """
-        version = self._parts.client.version(self._model.base)
-        hangs = self._app.mode == "advanced-chat" and version in _VERSIONS_THAT_HANG
-        is_stale = self._parts.now() - last_used > STALE_SECONDS
-        if last_used and not (hangs and is_stale):
-            return True
-        params = {"conversation_id": conversation_id, "user": self._caller.user, "limit": 1}
-        try:
-            self._parts.client.call(self._model, "GET", "/messages", params=params)
-        except errors.ConversationUnknown:
-            return False
-        except errors.OpenDifyError:
-            return bool(last_used)
-        return True
 
 
 def owner_of(caller: Caller, model: Model) -> Owner:

@@ -1,7 +1,8 @@
 """Which chat, person and task a request belongs to: what Open WebUI says in its headers. No I/O.
 
 Header names match in any case. ``ENABLE_FORWARD_USER_INFO_HEADERS`` of Open WebUI sends user and
-chat; its custom headers with templates (0.10 and later) also the task. With
+chat; its custom headers with templates (0.10 and later) also the task, and the places of the
+question and the answer in the tree of the chat's messages. With
 ``FORWARD_USER_INFO_HEADER_JWT_SECRET`` Open WebUI sends one signed token in the place of the
 headers that name the person. Its ``utils/headers.py`` writes these claims, signed with HS256:
 ``sub`` (the id of the person), ``email``, ``name``, ``role``, ``iss`` (always ``open-webui``),
@@ -56,7 +57,7 @@ class Person:
 
 def chat_id(request: ChatRequest, headers: Headers) -> str:
     """The client's name of the chat, or "" where it told none."""
-    return headers.get("X-OpenWebUI-Chat-Id", "").strip() or request.chat_id
+    return _told(headers, "X-OpenWebUI-Chat-Id") or request.chat_id
 
 
 def is_temporary(chat_id: str) -> bool:
@@ -80,6 +81,25 @@ def sent_by_open_webui(names: Iterable[str]) -> bool:
 def task(headers: Headers) -> str:
     """The background task (``title_generation`` ...) that the request serves; "" for a turn."""
     return headers.get("X-OpenWebUI-Task", "").strip()
+
+
+def answer_id(headers: Headers) -> str:
+    """Open WebUI's name for the answer that it asks for; "" where it told none."""
+    return _told(headers, "X-OpenWebUI-Message-Id")
+
+
+def followed_answer_id(headers: Headers) -> str | None:
+    """Its name for the answer that the person's message comes after: "" for the first message of
+    a chat, None where it told none."""
+    if not answer_id(headers):
+        return None
+    return _told(headers, "X-OpenWebUI-User-Message-Parent-Id")
+
+
+def _told(headers: Headers, name: str) -> str:
+    """The value of a header; "" for a template that was not filled in (before 0.10)."""
+    value = headers.get(name, "").strip()
+    return "" if value.startswith("{{") else value
 
 
 def _user_id(request: ChatRequest, headers: Headers) -> str:

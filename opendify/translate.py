@@ -49,12 +49,17 @@ def to_dialogue(messages: Sequence[Message]) -> Dialogue:
     history up to it, and so it is asked to go on. Only the files of the last message are new.
     """
     system = "\n\n".join(m.text for m in messages if m.role in ("system", "developer") and m.text)
-    spoken = tuple(m for m in messages if m.role not in ("system", "developer"))
+    spoken = to_spoken(messages)
     last = spoken[-1]
     if last.role == "assistant":
         return Dialogue(system, spoken, _CONTINUE)
     turn = last.text if last.role == "user" else _line(last)
     return Dialogue(system, spoken[:-1], turn.strip() and turn, last.attachments)
+
+
+def to_spoken(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """What the person, the assistant and the tools have said, without the instructions."""
+    return tuple(m for m in messages if m.role not in ("system", "developer"))
 
 
 def to_question(

@@ -29,6 +29,27 @@ ALIKE = [
         "reasoning left in",
         [user("one"), assistant("<think>hm</think>1"), user("two"), assistant("2")],
     ),
+    (
+        "reasoning before each part",
+        [
+            user("one"),
+            assistant("<think>a</think>1"),
+            user("two"),
+            assistant("2<Think x>b</think>"),
+        ],
+    ),
+    (
+        "reasoning in a block to open",
+        [
+            user("one"),
+            assistant('<details type="reasoning"><summary>hm</summary>\n> x</details>\n1'),
+            *HISTORY[2:],
+        ],
+    ),
+    (
+        "a list of sources",
+        [*HISTORY[:3], assistant("2\n\n**Sources**\n\n1. a.pdf\n2. [b](http://b)")],
+    ),
     ("footnotes in answers", [user("one"), assistant("1 [1]"), user("two"), assistant("2[^2]")]),
     ("the last exchange", HISTORY[2:]),
 ]
@@ -79,6 +100,72 @@ def test_a_retrieval_prompt_is_followed_by_the_text_that_the_person_wrote() -> N
     assert continues(heard, [user("what is it"), assistant("x")])
     assert continues(heard, [user(wrapped), assistant("x")])
     assert not continues(heard, [user("what else is it"), assistant("x")])
+
+
+@pytest.mark.parametrize("tail", ["what is it", "<user_query>\nwhat is it\n</user_query>"])
+def test_older_retrieval_prompts_are_understood_too(tail: str) -> None:
+    wrapped = f"### Task:\nRespond ...\n<context>\n<source>x</source>\n</context>\n\n{tail}"
+    assert continues(
+        hear(Heard(), [user(wrapped), assistant("x")]), [user("what is it"), assistant("x")]
+    )
+
+
+@pytest.mark.parametrize("repeats", [2, 3, 20])
+@pytest.mark.parametrize("length", [2, 4])
+def test_an_earlier_state_of_a_chat_that_repeats_itself_is_no_end_of_it(
+    repeats: int, length: int
+) -> None:
+    heard = hear(Heard(), [user("go on"), assistant("ok")] * repeats)
+    history = [user("go on"), assistant("ok")] * (length // 2)
+    assert continues(heard, history) is (length == 2 * repeats)
+
+
+def test_the_end_of_a_chat_that_repeats_itself_only_later_is_its_end() -> None:
+    heard = hear(Heard(), [*HISTORY, user("ok"), assistant("2"), user("ok"), assistant("2")])
+    assert continues(heard, [user("ok"), assistant("2")])
+
+
+def test_exactly_as_many_messages_as_are_kept_are_the_end_of_a_longer_chat() -> None:
+    long = [turn for i in range(40) for turn in (user(f"q{i}"), assistant(f"a{i}"))]
+    assert continues(hear(Heard(), long), long[-continuity.KEPT_MESSAGES :])
+
+
+NAMED = [
+    # what was heard, the history, the answer that the turn follows, whether it is continued
+    pytest.param(HISTORY, HISTORY, "m2", True, id="the same answer"),
+    pytest.param(HISTORY, HISTORY, "other", True, id="the same words in another branch"),
+    pytest.param(HISTORY, [*HISTORY[:3], assistant("edited")], "m2", False, id="edited in place"),
+    pytest.param(HISTORY, [], "m2", True, id="no history, but the last answer's name"),
+    pytest.param(HISTORY, [], "m1", False, id="no history, and an earlier answer's name"),
+    pytest.param(HISTORY, [], "", False, id="no history, the first turn"),
+    pytest.param(HISTORY, [], None, False, id="no history, no name"),
+    pytest.param(HISTORY, HISTORY[2:], "m2", True, id="the end, named"),
+    pytest.param(HISTORY, HISTORY[2:], "m1", False, id="the end, of another branch"),
+    pytest.param(HISTORY, HISTORY[2:], None, True, id="the end, not named"),
+    pytest.param(HISTORY[:2] * 2, HISTORY[:2], "m2", True, id="repeated, the end"),
+    pytest.param(HISTORY[:2] * 2, HISTORY[:2], "m1", False, id="repeated, taken back"),
+]
+
+
+@pytest.mark.parametrize(("told", "history", "follows", "continued"), NAMED)
+def test_the_names_of_answers_tell_branches_apart(
+    told: list[Message], history: list[Message], follows: str | None, continued: bool
+) -> None:
+    heard = decode(hear(Heard(), told, "m2").encode())
+    assert heard is not None
+    assert continues(heard, history, follows) is continued
+
+
+@pytest.mark.parametrize("follows", ["m1", "", None])
+def test_without_a_name_of_the_last_answer_the_words_decide(follows: str | None) -> None:
+    assert continues(hear(Heard(), HISTORY), HISTORY[2:], follows)
+    assert not continues(hear(Heard(), HISTORY), [], follows)
+
+
+def test_half_a_character_is_a_character_like_others() -> None:
+    assert continues(
+        hear(Heard(), [user("\ud83d"), assistant("\udc00")]), [user("\ud83d"), assistant("\udc00")]
+    )
 
 
 def test_the_system_text_is_not_among_what_counts() -> None:

@@ -177,6 +177,8 @@ def _caller(chat_request: ChatRequest, identity: Identity, user_secret: str, now
         in_open_webui=openwebui.sent_by_open_webui(headers.keys()),
         task=openwebui.task(headers),
         trace_id=current_record().id,
+        answer_id=openwebui.answer_id(headers),
+        follows=openwebui.followed_answer_id(headers),
     )
 
 

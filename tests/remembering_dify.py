@@ -1,0 +1,139 @@
+"""A Dify that remembers all that was said in its conversations, to be the ``answer`` of a FakeDify.
+
+What a new conversation was told of the chat before counts as said in it.
+"""
+
+import re
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from tests.fake_dify import (
+    CLOSE,
+    LAST_CHUNK,
+    STREAM_HEAD,
+    Chat,
+    Request,
+    Step,
+    Steps,
+    chunk,
+    refused,
+)
+
+Said = tuple[str, str]
+"""The role and the text of a message."""
+
+_UNKNOWN = refused(404, {"code": "not_found", "message": "Conversation Not Exists.", "status": 404})
+_BUSY = refused(429, {"code": "too_many_requests", "message": "Too many requests.", "status": 429})
+_TOLD = re.compile(r"The conversation so far:\n\n(.*)\n\nThe user now says:\n\n", re.DOTALL)
+_SPOKEN = re.compile(
+    r"(?:\A|\n\n)(User|Assistant): ((?:(?!\n\n(?:User|Assistant): ).)*)", re.DOTALL
+)
+_CONTINUE = "Please continue your last answer exactly where it stopped."
+_REASONING = re.compile(r"<think>.*?</think>", re.DOTALL)
+
+
+@dataclass
+class Conversation:
+    """``owner`` is the app's key and the user; ``said`` grows with every turn."""
+
+    owner: tuple[str, str]
+    said: list[Said] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A question that has come: what its conversation had heard until then, and what is asked.
+    ``trace`` is the mark that the caller gave it."""
+
+    trace: str
+    owner: tuple[str, str]
+    conversation_id: str
+    is_new: bool
+    before: tuple[Said, ...]
+    query: str
+
+
+@dataclass
+class RememberingDify:
+    """``reply`` makes the pieces of the answer to a question. ``trouble`` holds what goes wrong
+    with the next questions: ``busy`` (refused) or ``cut`` (in the middle of the answer). ``modes``
+    are those of the apps, by their keys; an app that is not there is a chat."""
+
+    reply: Callable[[str], list[str]]
+    modes: dict[str, str] = field(default_factory=dict)
+    conversations: dict[str, Conversation] = field(default_factory=dict)
+    arrivals: list[Arrival] = field(default_factory=list)
+    trouble: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __call__(self, request: Request) -> Steps:
+        path = request.path.removeprefix("/v1").partition("?")[0]
+        with self._lock:
+            if path in ("/info", "/parameters"):
+                mode = self.modes.get(request.headers["authorization"].split()[-1], "chat")
+                return refused(200, {"name": "App", "mode": mode, "user_input_form": []})
+            if path == "/chat-messages":
+                return self._run(request)
+            if request.method == "DELETE":
+                self.conversations.pop(path.rpartition("/")[2], None)
+                return refused(204, b"")
+            if path == "/messages":
+                known = re.search(r"conversation_id=([^&]+)", request.path)
+                found = known and self.conversations.get(known[1])
+                is_theirs = found and f"user={found.owner[1]}&" in f"{request.path}&"
+                return refused(200, {"data": [], "has_more": False}) if is_theirs else _UNKNOWN
+        return refused(200, {"result": "success", "name": "A name", "data": []})
+
+    def new(self, id_: str, owner: tuple[str, str]) -> Conversation:
+        """A conversation without anything in it."""
+        self.conversations[id_] = Conversation(owner)
+        return self.conversations[id_]
+
+    def _run(self, request: Request) -> Steps:
+        body = request.json
+        owner = (request.headers["authorization"], body["user"])
+        trouble = self.trouble.pop() if self.trouble else ""
+        if trouble == "busy":
+            return _BUSY
+        id_ = body["conversation_id"] or str(uuid.uuid4())
+        query = body["query"]
+        if body["conversation_id"]:
+            conversation = self.conversations.get(id_)
+            if conversation is None or conversation.owner != owner:
+                return _UNKNOWN
+        else:
+            told = _TOLD.search(query)
+            spoken = _SPOKEN.findall(told[1]) if told else []
+            query = query[told.end() :] if told else query
+            conversation = self.new(id_, owner)
+            conversation.said += [(role.lower(), text) for role, text in spoken]
+        before = tuple(conversation.said)
+        is_new = not body["conversation_id"]
+        self.arrivals.append(Arrival(body.get("trace_id", ""), owner, id_, is_new, before, query))
+        return self._answer(conversation, id_, query, trouble == "cut")
+
+    def _answer(
+        self, conversation: Conversation, id_: str, query: str, cut: bool
+    ) -> Iterator[Step]:
+        """As Dify does: a turn whose answer does not come to its end stays, with an empty one."""
+        chat, pieces = Chat(conversation_id=id_), self.reply(query)
+        answer = _REASONING.sub("", "".join(pieces))
+        continued = query == _CONTINUE and conversation.said[-1:] and conversation.said[-1]
+        said = [("user", query), ("assistant", "")]
+        conversation.said += said
+        place = len(conversation.said) - 2
+        yield STREAM_HEAD
+        for piece in pieces:
+            yield chunk(chat.text(piece))
+            if cut:
+                yield CLOSE
+        with self._lock:
+            conversation.said[place + 1] = ("assistant", answer)
+            if continued and conversation.said[place - 1] == continued:
+                conversation.said[place - 1 : place + 2] = [("assistant", continued[1] + answer)]
+        yield chunk(chat.end())
+        yield LAST_CHUNK

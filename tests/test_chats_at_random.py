@@ -1,0 +1,401 @@
+"""Random chats of several people and clients, compared with what Dify's conversations have heard.
+
+The history that a client sends is the truth. So whatever happens, a person's turn arrives in a
+conversation that has heard exactly that, or in a new one that is told it; no task ever does; and an
+ordinary next turn arrives where the last one was.
+"""
+
+import json
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import httpx
+import pytest
+from flask import Flask
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+from werkzeug.test import TestResponse
+
+from opendify import chores
+from opendify.config.models import Model
+from opendify.conversations import ConversationStore
+from tests.conftest import made_app
+from tests.fake_dify import FakeDify
+from tests.openwebui import task_prompt
+from tests.remembering_dify import Arrival, RememberingDify, Said
+
+WORDS = ["a", "b", "go on", "think", "new"]
+KEYS = {"tiny": "app-1", "org/model": "app-2"}
+MODES = {"app-2": "advanced-chat"}  # its tasks are answered without a run
+
+
+def reply(query: str) -> list[str]:
+    """Few answers, many of them alike, so that chats resemble one another."""
+    word = query.rpartition("\n")[2]
+    if word == "new":
+        return ["It is ", uuid.uuid4().hex]
+    if word == "think":
+        return ["<think>hm</think>", "well ", "[1] "]
+    return ["o", "k"] if word in ("go on", "b") else ["re ", word]
+
+
+@dataclass
+class Talk:
+    """A chat as its client has it. ``window`` is how many messages of it are sent, 0 for all.
+    ``parents`` are the client's names of the answers in it, where it sends them."""
+
+    user: str
+    model: str
+    chat_id: str
+    window: int
+    names_answers: bool
+    said: list[Said] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+    conversation_id: str = ""
+
+    def history(self) -> list[Said]:
+        return self.said[-self.window :] if self.window else list(self.said)
+
+    def headers(self, answer_id: str) -> dict[str, str]:
+        headers = {"X-OpenWebUI-User-Id": self.user}
+        if self.chat_id:
+            headers["X-OpenWebUI-Chat-Id"] = self.chat_id
+        if self.names_answers:
+            parent = self.answers[-1] if self.answers else ""
+            headers |= {
+                "X-OpenWebUI-Message-Id": answer_id,
+                "X-OpenWebUI-User-Message-Parent-Id": parent,
+                "X-OpenWebUI-Task": "",
+            }
+        return headers
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a turn was sent with."""
+
+    talk: Talk
+    history: tuple[Said, ...]
+    text: str
+
+
+class Talks(RuleBasedStateMachine):
+    """Two workers on one store serve everybody; ``http`` is set by the tests."""
+
+    http: ClassVar[httpx.Client]
+    talks: Bundle[Talk] = Bundle("talks")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="opendify-"))
+        self.memory = RememberingDify(reply, MODES)
+        self.dify = FakeDify(self.memory, tells_of_its_app=True)
+        self.expected: dict[str, Expected] = {}
+        self.seen = 0
+        self.stack = ExitStack()
+        self.workers = [self.worker(), self.worker()]
+
+    def worker(self) -> Flask:
+        store = ConversationStore(
+            self.folder / "data", clock=time.time, max_age_days=None, max_entries=1000
+        )
+        self.stack.callback(store.close)
+        models = {name: Model(name, key, self.dify.base) for name, key in KEYS.items()}
+        return self.stack.enter_context(made_app(self.http, store, models, self.folder))
+
+    def teardown(self) -> None:
+        self.stack.close()
+        self.dify.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    # --- what clients do -----------------------------------------------------------------------
+
+    @initialize(target=talks)
+    def begin(self) -> Any:
+        return multiple(Talk("ada", "tiny", "first", 0, False), Talk("ada", "tiny", "", 0, False))
+
+    @rule(
+        target=talks,
+        user=st.sampled_from(["ada", "bob"]),
+        model=st.sampled_from(sorted(KEYS)),
+        chat_id=st.sampled_from(["chat", "other", "other", ""]),
+        window=st.sampled_from([0, 0, 4]),
+        names_answers=st.booleans(),
+    )
+    def new_talk(
+        self, user: str, model: str, chat_id: str, window: int, names_answers: bool
+    ) -> Talk:
+        # A client names each of its chats anew; the same name for two would be one chat.
+        number = f"-{uuid.uuid4().hex}" if chat_id == "other" else ""
+        return Talk(user, model, chat_id and f"{chat_id}{number}", window, names_answers)
+
+    @rule(talk=talks, text=st.sampled_from(WORDS), stream=st.booleans(), who=st.integers(0, 1))
+    def turn(self, talk: Talk, text: str, stream: bool, who: int) -> None:
+        arrival = self.say(talk, text, stream, who)
+        if talk.conversation_id in self.memory.conversations and talk.chat_id and not talk.window:
+            assert talk.chat_id == "chat" or arrival.conversation_id == talk.conversation_id
+        talk.conversation_id = arrival.conversation_id
+
+    @rule(talk=talks, stream=st.booleans(), who=st.integers(0, 1))
+    def regenerate(self, talk: Talk, stream: bool, who: int) -> None:
+        if len(talk.said) >= 2:
+            self.edit(talk, talk.said[-2][1], 2, stream, who)
+
+    @rule(
+        talk=talks,
+        text=st.sampled_from(WORDS),
+        back=st.sampled_from([2, 4]),
+        stream=st.booleans(),
+        who=st.integers(0, 1),
+    )
+    def edit(self, talk: Talk, text: str, back: int, stream: bool, who: int) -> None:
+        if len(talk.said) >= back:
+            del talk.said[-back:]
+            del talk.answers[-back // 2 :]
+            talk.conversation_id = self.say(talk, text, stream, who).conversation_id
+
+    @rule(talk=talks, stream=st.booleans(), who=st.integers(0, 1))
+    def more_concise(self, talk: Talk, stream: bool, who: int) -> None:
+        """The old answer and the wish for a shorter one go, the shorter one stays."""
+        if talk.said and talk.said[-1][1]:
+            self.say(talk, "More Concise", stream, who)
+            talk.said[-3:] = talk.said[-1:]
+            talk.answers[-2:] = talk.answers[-1:]
+            talk.conversation_id = ""
+
+    @rule(talk=talks, stream=st.booleans(), who=st.integers(0, 1))
+    def continue_answer(self, talk: Talk, stream: bool, who: int) -> None:
+        if talk.said and talk.said[-1][1]:
+            history = talk.history()
+            name = talk.answers[-1]
+            content = self.ask(talk, history, "", talk.headers(name), stream, who)
+            talk.said[-1] = ("assistant", talk.said[-1][1] + content)
+            talk.conversation_id = self.memory.arrivals[-1].conversation_id
+
+    @rule(talk=talks, text=st.sampled_from(WORDS))
+    def change_an_answer(self, talk: Talk, text: str) -> None:
+        if talk.said and talk.said[-1] != ("assistant", text):
+            talk.said[-1] = ("assistant", text)
+            talk.conversation_id = ""
+
+    @rule(talk=talks, text=st.sampled_from(WORDS), who=st.integers(0, 1), keeps=st.booleans())
+    def stop(self, talk: Talk, text: str, who: int, keeps: bool) -> None:
+        """Leaves in the middle of the answer; some clients keep its beginning."""
+        history, name = talk.history(), uuid.uuid4().hex
+        body = self.body(talk, history, text, stream=True)
+        client = self.workers[who].test_client()
+        response = client.post(
+            "/v1/chat/completions", json=body, headers=talk.headers(name), buffered=False
+        )
+        assert response.status_code == 200
+        events = iter(response.response)
+        next(events)
+        content = text_of(bytes(next(events))).strip()
+        response.close()
+        talk.said += [("user", text), ("assistant", content)] if keeps else []
+        talk.answers += [name] if keeps else []
+        talk.conversation_id = ""
+
+    @rule(talk=talks, text=st.sampled_from(WORDS), who=st.integers(0, 1), trouble=st.just("cut"))
+    def break_off(self, talk: Talk, text: str, who: int, trouble: str) -> None:
+        self.fail(talk, text, who, trouble)
+        talk.conversation_id = ""
+
+    @rule(talk=talks, text=st.sampled_from(WORDS), who=st.integers(0, 1))
+    def refuse(self, talk: Talk, text: str, who: int) -> None:
+        """Nothing has run, so the chat goes on where it was."""
+        self.fail(talk, text, who, "busy")
+
+    @rule(talk=talks, words=st.tuples(st.sampled_from(WORDS), st.sampled_from(WORDS)))
+    def twice_at_once(self, talk: Talk, words: tuple[str, str]) -> None:
+        """Two turns of one chat; the client keeps the second."""
+        history = talk.history()
+        contents = ["", ""]
+
+        def ask(which: int) -> None:
+            name = uuid.uuid4().hex
+            contents[which] = self.ask(talk, history, words[which], talk.headers(name), True, which)
+
+        at_once([lambda: ask(0), lambda: ask(1)])
+        talk.said += [("user", words[1]), ("assistant", contents[1])]
+        talk.answers.append("unknown")
+        talk.conversation_id = ""
+
+    @rule(
+        talk=talks,
+        text=st.sampled_from(WORDS),
+        who=st.integers(0, 1),
+        kinds=st.sets(st.sampled_from(["title_generation", "tags_generation"]), min_size=1),
+        first=st.booleans(),
+    )
+    def turn_beside_tasks(
+        self, talk: Talk, text: str, who: int, kinds: set[str], first: bool
+    ) -> None:
+        tasks = [lambda kind=kind: self.task(talk, kind, 1 - who) for kind in sorted(kinds)]
+        if first:
+            tasks.pop()()
+        at_once([lambda: self.turn(talk, text, True, who), *tasks])
+
+    @rule(talk=talks, text=st.sampled_from(WORDS), who=st.integers(0, 1))
+    def temporary(self, talk: Talk, text: str, who: int) -> None:
+        beside = Talk(talk.user, talk.model, "temporary:x", 0, False, list(talk.said))
+        kept = self.kept()
+        assert self.say(beside, text, False, who).is_new
+        assert self.kept() == kept
+
+    # --- what befalls the service --------------------------------------------------------------
+
+    @rule(who=st.integers(0, 1))
+    def replace_a_worker(self, who: int) -> None:
+        """The old one is killed: it says no last word."""
+        self.workers[who] = self.worker()
+
+    @rule()
+    def restart(self) -> None:
+        self.stack.close()
+        self.workers = [self.worker(), self.worker()]
+
+    @rule(talk=consumes(talks))
+    def lose(self, talk: Talk) -> None:
+        """A conversation is deleted in Dify, and the chat goes on all the same."""
+        self.memory.conversations.pop(talk.conversation_id, None)
+        self.say(talk, "a", True, 0)
+
+    @invariant()
+    def every_turn_has_arrived_where_its_history_was_heard(self) -> None:
+        for arrival in self.memory.arrivals[self.seen :]:
+            expected = self.expected.get(arrival.trace)
+            if expected is None:
+                assert arrival.is_new
+                assert arrival.before == ()
+                assert "<chat_history>" in arrival.query
+                continue
+            talk, history, before = expected.talk, heard(expected.history), heard(arrival.before)
+            assert arrival.owner == (f"Bearer {KEYS[talk.model]}", talk.user)
+            assert arrival.query == expected.text
+            if not arrival.is_new and (talk.window or not talk.chat_id):
+                before = before[-len(history) :]
+            assert before == history, (before, history)
+        self.seen = len(self.memory.arrivals)
+
+    # --- the requests --------------------------------------------------------------------------
+
+    def say(self, talk: Talk, text: str, stream: bool, who: int) -> Arrival:
+        name = uuid.uuid4().hex
+        content = self.ask(talk, talk.history(), text, talk.headers(name), stream, who)
+        talk.said += [("user", text), ("assistant", content)]
+        talk.answers.append(name)
+        trace = next(trace for trace, sent in reversed(self.expected.items()) if sent.talk is talk)
+        return next(a for a in reversed(self.memory.arrivals) if a.trace == trace)
+
+    def body(self, talk: Talk, history: list[Said], text: str, stream: bool) -> dict[str, Any]:
+        trace = uuid.uuid4().hex
+        said = [*history, ("user", text)] if text else history
+        asked = text or "Please continue your last answer exactly where it stopped."
+        self.expected[trace] = Expected(talk, tuple(history), asked)
+        messages = [{"role": role, "content": content} for role, content in said]
+        return {"model": talk.model, "messages": messages, "stream": stream, "trace_id": trace}
+
+    def ask(
+        self,
+        talk: Talk,
+        history: list[Said],
+        text: str,
+        headers: dict[str, str],
+        stream: bool,
+        who: int,
+    ) -> str:
+        body = self.body(talk, history, text, stream)
+        response = self.post(body, headers, who)
+        assert response.status_code == 200, response.text
+        if stream:
+            assert '"error"' not in response.text
+            return text_of(response.data).strip()
+        return str(response.get_json()["choices"][0]["message"]["content"]).strip()
+
+    def fail(self, talk: Talk, text: str, who: int, trouble: str) -> None:
+        self.memory.trouble.append(trouble)
+        body = self.body(talk, talk.history(), text, stream=False)
+        response = self.post(body, talk.headers("failed"), who)
+        assert response.status_code in (429, 502), response.text
+
+    def task(self, talk: Talk, kind: str, who: int) -> None:
+        history = "\n".join(f"{role.upper()}: {text}" for role, text in talk.said)
+        messages = [{"role": "user", "content": task_prompt(kind, history)}]
+        headers = talk.headers("")
+        if talk.names_answers:
+            headers["X-OpenWebUI-Task"] = kind
+        body = {"model": talk.model, "messages": messages, "stream": False}
+        assert self.post(body, headers, who).status_code == 200
+
+    def post(self, body: dict[str, Any], headers: dict[str, str], who: int) -> TestResponse:
+        client = self.workers[who].test_client()
+        response = client.post("/v1/chat/completions", json=body, headers=headers)
+        response.get_data()
+        response.close()
+        return response
+
+    def kept(self) -> int:
+        return int(
+            self.workers[0]
+            .test_client()
+            .get("/v1/conversation/mappings")
+            .get_json()["mapping_count"]
+        )
+
+
+def text_of(stream: bytes) -> str:
+    """The text in a streamed answer, or in a piece of it that ends with a whole event."""
+    events = [event.removeprefix(b"data: ") for event in stream.split(b"\n\n")]
+    chunks = [json.loads(event) for event in events if event.startswith(b"{")]
+    return "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
+
+
+def heard(said: Sequence[Said]) -> list[Said]:
+    """What was said, without what clients leave out."""
+    plain = [(role, "".join(text.replace("[1]", "").split())) for role, text in said]
+    return [(role, text) for role, text in plain if text]
+
+
+def at_once(actions: list[Callable[[], object]]) -> None:
+    """Runs them all at the same time; raises the first of their errors."""
+    with ThreadPoolExecutor(len(actions)) as pool:
+        for running in [pool.submit(action) for action in actions]:
+            running.result(30)
+
+
+@pytest.mark.parametrize(
+    ("examples", "steps"), [(20, 25), pytest.param(1_000, 50, marks=pytest.mark.slow)]
+)
+def test_every_turn_arrives_where_its_history_was_heard(
+    http: httpx.Client, examples: int, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Talks, "http", http, raising=False)
+    monkeypatch.setattr(chores, "SECONDS_FOR_FIRST_TURN", 0.1)
+    run_state_machine_as_test(
+        Talks,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
