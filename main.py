@@ -97,7 +97,7 @@ conversations, turn_locks = new_conversations(
     max_entries=settings.mapping_max_entries,
 )
 atexit.register(conversations.close)
-metrics = Metrics()
+metrics = Metrics(len(settings.models))
 logging.getLogger("opendify").addHandler(LogCounter(metrics))
 client = DifyClient(http, settings.read_timeout, on_stop=metrics.run_stopped)
 directory = Directory(client, settings.models)

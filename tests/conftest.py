@@ -149,7 +149,7 @@ def made_app(
     application = create_app(service, directory, access, max_body_bytes, places, now=now)
     administration = Administration(store, models, client, now=now)
     add_operator_routes(application, administration, access)
-    metrics = Metrics()
+    metrics = Metrics(len(models))
     add_monitoring_routes(application, Readiness(store, directory), metrics, access)
     record_requests(application, metrics, models, new_id=lambda: "new-request")
     add_file_routes(application, relay, places)

@@ -15,7 +15,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from opendify.monitoring import folder as folders
-from opendify.monitoring.folder import FILE_BYTES, join_folder, new_folder
+from opendify.monitoring.folder import BYTES_OF_A_MODEL, LEAST_BYTES, join_folder, new_folder
 from opendify.monitoring.folding import fold_the_dead
 from tests.fake_dify import CLOSE, Chat, FakeDify, refused, streamed
 from tests.service import Service, environment, free_variables, running
@@ -132,18 +132,18 @@ def test_metrics_are_prometheus_text(api: FlaskClient) -> None:
 
 
 def test_a_file_has_its_place_on_the_disk_before_it_is_counted_in(own_folder: Path) -> None:
-    assert join_folder() == own_folder
+    assert join_folder(3) == own_folder
     paths = list(own_folder.glob("*.db"))
     assert len(paths) == 3
     for path in paths:
-        assert path.stat().st_blocks * 512 >= FILE_BYTES
+        assert path.stat().st_blocks * 512 >= LEAST_BYTES + 3 * BYTES_OF_A_MODEL
 
 
 COUNT = """
 import sys
 from opendify.monitoring.metrics import Metrics
 from opendify.monitoring.record import Record
-metrics = Metrics()
+metrics = Metrics(3)
 for name in sys.argv[1:]:
     record = Record("r", "POST", 0.0, route="/r", model=name, is_streaming=True, ended="ok")
     record.first_byte_at, record.ended_at = 1.5, 3.0
@@ -184,8 +184,20 @@ def test_what_ended_processes_counted_is_kept_in_one_file(own_folder: Path) -> N
         fold_the_dead()
 
 
+def test_the_place_is_enough_for_every_model_with_a_long_name(own_folder: Path) -> None:
+    names = [f"{number}{'a-long-name' * 4}" for number in range(3)]
+    counted(own_folder, *names)
+    for path in own_folder.glob("*.db"):
+        assert path.stat().st_size == LEAST_BYTES + 3 * BYTES_OF_A_MODEL
+        used = int.from_bytes(path.read_bytes()[:4], "little")
+        assert used < 3 * BYTES_OF_A_MODEL
+    fold_the_dead()
+    for path in own_folder.glob("*_folded.db"):
+        assert path.stat().st_blocks * 512 >= path.stat().st_size >= LEAST_BYTES
+
+
 def test_files_of_a_process_that_runs_are_left(own_folder: Path) -> None:
-    join_folder()
+    join_folder(3)
     fold_the_dead()
     assert len(list(own_folder.glob(f"*_{os.getpid()}.db"))) == 3
 
@@ -214,7 +226,7 @@ def test_without_a_place_for_files_nothing_is_counted_and_nothing_fails(
     monkeypatch.setenv(folders.VARIABLE, "")
     monkeypatch.setattr(folders.tempfile, "tempdir", str(tmp_path / "none"))
     assert new_folder() is None
-    assert join_folder() is None
+    assert join_folder(3) is None
     fold_the_dead()
 
 

@@ -21,9 +21,11 @@ log = logging.getLogger(__name__)
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 # The files are written through memory: on a full disk, a page that has no place yet ends the
-# process. So each file gets its place when it is made: enough for about 60 models.
-FILE_BYTES = 256 * 1024
+# process. So each file gets its place when it is made, and as much as it can come to need.
+LEAST_BYTES = 64 * 1024
+BYTES_OF_A_MODEL = 10 * 1024
 KINDS = ("counter", "histogram", "gauge_livesum")
+LOCK = "lock"
 
 
 def new_folder() -> Path | None:
@@ -33,6 +35,7 @@ def new_folder() -> Path | None:
     """
     try:
         folder = Path(tempfile.mkdtemp(prefix="opendify-metrics-"))
+        (folder / LOCK).touch()
     except OSError as exc:
         log.warning("there are no metrics, for want of a folder for their files: %s", exc)
         return None
@@ -44,23 +47,32 @@ def new_folder() -> Path | None:
 
 
 def known_folder() -> Path | None:
-    """The folder of this instance, if there is one by now."""
+    """The folder of this instance, if there is one by now. One that we did not make is none."""
     path = os.environ.get(VARIABLE, "")
-    return Path(path) if path and os.path.isdir(path) else None
+    return Path(path) if path and os.path.isfile(os.path.join(path, LOCK)) else None
 
 
-def join_folder() -> Path | None:
-    """The folder, with the files of this process in it; None where there is no place for them."""
+def join_folder(models: int) -> Path | None:
+    """The folder, with files in it for this process to count so many models in; None where there
+    is no place for them."""
     folder = known_folder() or new_folder()
     if folder is None:
         return None
     try:
         for kind in KINDS:
-            _make_room(folder / f"{kind}_{os.getpid()}.db")
+            path = folder / f"{kind}_{os.getpid()}.db"
+            make_room(path, LEAST_BYTES + models * BYTES_OF_A_MODEL)
     except OSError as exc:
         log.warning("there are no metrics of this process, for want of space: %s", exc)
         return None
     return folder
+
+
+def make_room(path: Path, size: int) -> None:
+    """Sees to it that the file has so many bytes, and a place for each. Raises OSError."""
+    with path.open("ab") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
 
 
 @contextmanager
@@ -79,15 +91,9 @@ def alone(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _locked(folder: Path, how: int) -> Iterator[None]:
-    with (folder / "lock").open("a") as file:
+    with (folder / LOCK).open() as file:
         fcntl.flock(file, how)
         yield
-
-
-def _make_room(path: Path) -> None:
-    with path.open("ab") as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, FILE_BYTES)
 
 
 def _remove(folder: Path, maker: int) -> None:

@@ -10,12 +10,13 @@ from pathlib import Path
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import mark_process_dead
 
-from opendify.monitoring.folder import alone, known_folder
+from opendify.monitoring.folder import LEAST_BYTES, alone, known_folder, make_room
 
 log = logging.getLogger(__name__)
 
 # What ended processes have counted counts on; of what they had open, nothing is open any more.
 _COUNTED = ("counter", "histogram")
+_BYTES_BESIDE_A_NAME = 32
 _OF_A_PROCESS = re.compile(r"_(\d+)\.db$")
 
 
@@ -55,6 +56,7 @@ def _fold(folder: Path, kind: str, dead: Iterable[int]) -> None:
     values: dict[str, float] = {}
     for path in [*([total] if total.exists() else []), *theirs]:
         _add(values, path)
+    make_room(new, LEAST_BYTES + sum(len(key.encode()) + _BYTES_BESIDE_A_NAME for key in values))
     file = MmapedDict(str(new))
     for key, value in values.items():
         file.write_value(key, value, 0.0)

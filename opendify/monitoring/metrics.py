@@ -81,9 +81,10 @@ class Instruments:
 class Metrics:
     """Counts in files that all processes of the instance share. Opens them at the first count,
     and anew in each process. Where there is no place for them nothing is counted, and nothing
-    fails."""
+    fails. ``models`` is how many there are, each of which needs some place."""
 
-    def __init__(self) -> None:
+    def __init__(self, models: int) -> None:
+        self._models = models
         self._instruments: Instruments | None = None
         self._pid = 0
         self._opening = threading.Lock()
@@ -133,7 +134,7 @@ class Metrics:
 
     def _open(self) -> None:
         if self._pid != os.getpid():
-            self._instruments = Instruments() if join_folder() else None
+            self._instruments = Instruments() if join_folder(self._models) else None
             self._pid = os.getpid()  # last: what is not open yet counts nothing
 
 

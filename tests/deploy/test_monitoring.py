@@ -47,7 +47,7 @@ def exposed(api: FlaskClient, dify: FakeDify) -> Series:
     dify.answers = [[*streamed(Chat().text("Hal"))[:-1], CLOSE]]
     post(api, stream=True)
     post(api, stream=True)
-    metrics = Metrics()
+    metrics = Metrics(1)
     metrics.run_stopped("tiny")
     metrics.logged("web", "warning")
     deadline = time.monotonic() + 10
