@@ -75,6 +75,16 @@ def test_a_caller_that_leaves_is_told_and_its_run_is_stopped(
     assert value(samples, "requests_total", route=PATH, model="tiny", outcome="caller_gone") == 1
 
 
+def test_what_is_no_http_is_answered_under_a_name_too(service: Service) -> None:
+    address = urlsplit(service.url)
+    with socket.create_connection((address.hostname or "", address.port or 0), 20) as connection:
+        connection.sendall(b"NO HTTP\r\n\r\n")
+        answer = connection.recv(65536).decode()
+    assert answer.startswith("HTTP/1.1 400 ")
+    (name,) = re.findall(r"^X-Request-Id: ([0-9a-f]{32})\r$", answer, re.MULTILINE)
+    until(lambda: f"id={name}" in service.output())
+
+
 def test_an_answer_that_ends_with_its_server_is_told(service: Service, dify: FakeDify) -> None:
     dify.answers = [TALKS]
     connection = begun(service)

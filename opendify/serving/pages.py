@@ -37,8 +37,9 @@ def status_of(exc: BaseException) -> int:
     return next((status for kind, status in _STATUS if isinstance(exc, kind)), 500)
 
 
-def page(status: int) -> bytes:
-    """A whole answer, head included, after which the connection is closed."""
+def page(status: int, request_id: str) -> bytes:
+    """A whole answer, head included, after which the connection is closed. ``request_id`` names
+    what it answers to, of which not even a name was read."""
     code, message = _WORDS[status]
     kind = "api_error" if status in (500, 503) else "invalid_request_error"
     body = {"error": {"message": message, "type": kind, "param": None, "code": code}}
@@ -48,6 +49,7 @@ def page(status: int) -> bytes:
         "Connection: close",
         "Content-Type: application/json",
         f"Content-Length: {len(content)}",
+        f"X-Request-Id: {request_id}",
     ]
     if status == 503:
         head.append("Retry-After: 5")

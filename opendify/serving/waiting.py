@@ -8,6 +8,7 @@ import logging
 import selectors
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -189,5 +190,5 @@ class Waiting:
 
     def _refuse(self, conn: Connection, status: int) -> None:
         with contextlib.suppress(OSError):
-            conn.sock.send(pages.page(status))
+            conn.sock.send(pages.page(status, uuid.uuid4().hex))
         self.close(conn)

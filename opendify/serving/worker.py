@@ -13,6 +13,7 @@ import selectors
 import socket
 import sys
 import time
+import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 from types import FrameType
@@ -213,12 +214,13 @@ class Worker(ThreadWorker):
     ) -> None:
         """Answers in OpenAI's form. Nothing of what was sent goes into the answer or the log."""
         begun = datetime.now()
-        status = pages.status_of(exc)
+        status, request_id = pages.status_of(exc), uuid.uuid4().hex
         peer = addr[0] if isinstance(addr, tuple) else ""
         if status == 500:
-            self.log.error("Error handling a request", exc_info=exc)
+            self.log.error("Error handling a request id=%s", request_id, exc_info=exc)
         else:
-            self.log.warning("Invalid request from ip=%s: %s", peer, type(exc).__name__)
+            name = type(exc).__name__
+            self.log.warning("Invalid request from ip=%s: %s id=%s", peer, name, request_id)
         if req is not None:
             environ = default_environ(req, client, self.cfg)
             environ["REMOTE_ADDR"] = peer
@@ -226,7 +228,7 @@ class Worker(ThreadWorker):
             resp.status = str(status)
             self.log.access(resp, req, environ, datetime.now() - begun)
         with contextlib.suppress(OSError):
-            client.sendall(pages.page(status))
+            client.sendall(pages.page(status, request_id))
 
     def _mind_retirement(self) -> None:
         """A worker that reached max_requests goes on until it has nothing to do, so that nobody
