@@ -374,7 +374,7 @@ AGENTS: list[tuple[str, list[Event], dict[str, str], str, str]] = [
         ],
         {},
         "Look",
-        "Hmclock({})\n",
+        "Hm\nclock({})\n",
     ),
     (
         "a thought of its own",

@@ -111,6 +111,27 @@ def test_the_refusal_of_an_assistant_is_text() -> None:
     assert parse_messages([refusal, user("Hi")])[0].text == "No."
 
 
+def test_parts_of_an_answer_that_mean_nothing_here_are_left_out() -> None:
+    parts = [{"type": "thinking", "thinking": "Hm"}, text("No."), {"type": ["?"]}, "odd"]
+    answer = {"role": "assistant", "content": parts}
+    assert parse_messages([answer, user("Hi")])[0].text == "No."
+
+
+@pytest.mark.parametrize(
+    ("part", "kind"),
+    [
+        ({"type": "image_url", "image_url": "HTTPS://a.example/b"}, "image"),
+        ({"type": "input_image", "image_url": "https://a.example/b"}, "image"),
+        ({"type": "video_url", "video_url": {"url": "https://a.example/b"}}, "video"),
+    ],
+)
+def test_addresses_of_pictures_and_videos(part: dict[str, Any], kind: str) -> None:
+    (message,) = parse_messages([user([part])])
+    (attachment,) = message.attachments
+    assert attachment.kind == kind
+    assert attachment.url.lower() == "https://a.example/b"
+
+
 def test_a_question_of_only_a_file_is_a_question() -> None:
     parts = [{"type": "image_url", "image_url": {"url": PNG}}]
     (message,) = parse_messages([user(parts)])

@@ -113,7 +113,7 @@ def _remote(attachment: Attachment, app: Acceptance, path: str) -> Ready:
     name = _last_part(attachment.url)
     extension = extension_of(name) or extension_of(attachment.name)
     natural = kind_by_extension(extension)
-    if not natural and attachment.kind in ("image", "audio"):
+    if not natural and attachment.kind in ("image", "audio", "video"):
         natural = attachment.kind
     kind = app.kind_for(natural, extension)
     if not kind:

@@ -13,10 +13,10 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 class Attachment:
     """A file that came with a message.
 
-    ``kind`` is ``image``, ``audio`` or ``file``. Either ``url`` holds an http(s) address, or
-    ``data`` holds base64, with ``media_type`` and ``name`` as far as the caller told them, or
-    ``file_id`` the id of a file that was uploaded before. ``path`` is where in the request it
-    stood.
+    ``kind`` is ``image``, ``audio``, ``video`` or ``file``. Either ``url`` holds an http(s)
+    address, or ``data`` holds base64, with ``media_type`` and ``name`` as far as the caller told
+    them, or ``file_id`` the id of a file that was uploaded before. ``path`` is where in the
+    request it stood.
     """
 
     kind: str
@@ -76,6 +76,8 @@ def _parse_content(raw: Any, path: str, role: str) -> tuple[list[str], list[Atta
     texts: list[str] = []
     attachments: list[Attachment] = []
     for index, part in enumerate(raw):
+        if role == "assistant" and not _is_known(part):
+            continue  # thoughts and tool calls of other services, which are not asked again
         parsed = _parse_part(part, f"{path}[{index}]")
         if isinstance(parsed, str):
             texts.append(parsed)
@@ -94,6 +96,11 @@ def _parse_part(raw: Any, path: str) -> str | Attachment:
     return parse(raw, path)
 
 
+def _is_known(part: Any) -> bool:
+    kind = part.get("type") if isinstance(part, dict) else None
+    return isinstance(kind, str) and kind in _PARTS
+
+
 def _text(raw: dict[str, Any], path: str) -> str:
     text = raw.get("text") if raw["type"] != "refusal" else raw.get("refusal")
     if not isinstance(text, str):
@@ -105,6 +112,12 @@ def _image_url(raw: dict[str, Any], path: str) -> Attachment:
     image = raw.get("image_url")
     url = image.get("url") if isinstance(image, dict) else image
     return _located(url, "image", f"{path}.image_url", "")
+
+
+def _video_url(raw: dict[str, Any], path: str) -> Attachment:
+    video = raw.get("video_url")
+    url = video.get("url") if isinstance(video, dict) else video
+    return _located(url, "video", f"{path}.video_url", "")
 
 
 def _input_audio(raw: dict[str, Any], path: str) -> Attachment:
@@ -135,9 +148,10 @@ def _file(raw: dict[str, Any], path: str) -> Attachment:
 
 
 def _located(url: Any, kind: str, path: str, name: str) -> Attachment:
-    if isinstance(url, str) and url.startswith(("http://", "https://")):
+    scheme = url[:8].lower() if isinstance(url, str) else ""
+    if scheme.startswith(("http://", "https://")):
         return Attachment(kind, url=url, name=name, path=path)
-    if isinstance(url, str) and url.startswith("data:"):
+    if scheme.startswith("data:"):
         media_type, comma, data = url[5:].partition(",")
         media_type, *options = media_type.split(";")
         if comma and data and "base64" in options:
@@ -154,6 +168,8 @@ _PARTS: dict[str, Callable[[dict[str, Any], str], str | Attachment]] = {
     "input_text": _text,
     "refusal": _text,
     "image_url": _image_url,
+    "input_image": _image_url,
+    "video_url": _video_url,
     "input_audio": _input_audio,
     "file": _file,
 }

@@ -23,8 +23,8 @@ from opendify.dify.events import (
     Text,
     Usage,
 )
-from opendify.files import links
 from opendify.telling import citations, outputs
+from opendify.telling.made_files import MadeFiles
 from opendify.telling.reasoning import Piece, ReasoningSplitter, split
 from opendify.telling.tellings import Ending, Said, Shown, Telling, Thought, Voided, status
 from opendify.telling.wording import Wording
@@ -57,7 +57,6 @@ class Narration:
         self.ending = Ending()
         self._model = model
         self._mode = mode
-        self._link = link
         self._citation_form = citation_form
         self._splitters: dict[str, ReasoningSplitter] = {"": ReasoningSplitter()}
         self._wording = Wording(stops, link)
@@ -67,8 +66,9 @@ class Narration:
         self._agent_spoke = False
         self._was_replaced = False
         self._is_thinking_inline = False
+        self._is_in_mid_line = False
         self._steps: dict[str, AgentStep] = {}
-        self._files: dict[str, tuple[FileMade, str]] = {}
+        self._files = MadeFiles(link)
         self._status_open = False
         self._node_usage: list[Usage] = []
         self._run: RunFinished | None = None
@@ -91,7 +91,7 @@ class Narration:
             case AgentStep():
                 return self._tell_step(event)
             case FileMade():
-                self._note_file(event)
+                self._files.note(event, self._wording)
             case NodeStarted(title, kind) if kind not in _SILENT_NODES:
                 return self._progress(title or kind)
             case NodeFinished():
@@ -114,8 +114,9 @@ class Narration:
         told += self._end_inline_thinking()
         told += self._spoken(self._wording.rest())
         for file in event.files:
-            self._note_file(file)
-        told += self._tell_files()
+            self._files.note(file, self._wording)
+        for shown in self._files.unsaid(self._wording):
+            told += self._add(shown)
         if self._run is not None and self._mode == "workflow":
             told += self._add(_NOTES.get(self._run.status, ""))
         told += self._cite(event.resources)
@@ -189,6 +190,7 @@ class Narration:
         if not text or self._model.reasoning == "drop":
             return []
         if self._model.reasoning == "split":
+            self._is_in_mid_line = not text.endswith("\n")
             return [Thought(text)]
         opening = "" if self._is_thinking_inline else "<think>\n"
         self._is_thinking_inline = True
@@ -223,36 +225,22 @@ class Narration:
 
     def _show_step(self, line: str) -> list[Telling]:
         if self._model.agent_steps == "reasoning":
-            return [Thought(f"{line}\n")]
+            return [self._line(line)]
         return self._progress(line) if self._model.agent_steps == "progress" else []
+
+    def _line(self, line: str) -> Thought:
+        """A line of its own among the thoughts."""
+        start = "\n" if self._is_in_mid_line else ""
+        self._is_in_mid_line = False
+        return Thought(f"{start}{line}\n")
 
     def _progress(self, line: str) -> list[Telling]:
         if self._model.progress == "reasoning":
-            return [Thought(f"{line}\n")]
+            return [self._line(line)]
         if self._model.progress == "status":
             self._status_open = True
             return [status(line, done=False)]
         return []
-
-    def _note_file(self, file: FileMade) -> None:
-        """The file is shown at the end, where the text has no link to it by then; but its address
-        is made now, since Dify's link may be dead at the end."""
-        identity = links.identity(file.url)
-        if identity not in self._files and not self._wording.holds(file.url):
-            name = file.name or file.url.partition("?")[0].rpartition("/")[2]
-            self._files[identity] = (
-                file,
-                links.markdown(
-                    name, self._link(file.url, file.name, file.kind), file.kind == "image"
-                ),
-            )
-
-    def _tell_files(self) -> list[Telling]:
-        told: list[Telling] = []
-        for file, shown in self._files.values():
-            if not self._wording.holds(file.url):
-                told += self._add(shown)
-        return told
 
     def _note_node(self, node: NodeFinished) -> list[Telling]:
         if node.usage is not None:
@@ -283,7 +271,7 @@ class Narration:
             told += self._tell_heard(text) + self._pieces(self._splitter.close())
         for file in outputs.files_of(self._run.outputs):
             if self._mode == "workflow" or not file.was_uploaded:
-                self._note_file(file)
+                self._files.note(file, self._wording)
         return told
 
     def _cite(self, resources: Sequence[Mapping[str, Any]]) -> list[Telling]:
