@@ -21,7 +21,7 @@ from opendify.upstream.client import DifyClient
 from opendify.upstream.stream import EventStream
 from opendify.upstream.turn import Turn
 from opendify.upstream.watch import UNWATCHED, Watch
-from opendify.upstream.wire import Transport
+from opendify.upstream.wire import Transport, Wire
 from tests.fake_dify import (
     CLOSE,
     FOREVER,
@@ -743,6 +743,64 @@ def test_the_rest_of_an_answer_is_read_though_the_caller_is_gone(
     stream.drain()
     assert text(client, model) == "Hello"
     assert dify.connections == 1
+
+
+# --- a pool that closes what another thread begins to use -----------------------------------
+
+
+def wire_of(http: httpx.Client) -> Wire:
+    """That of the only connection in a pool."""
+    transport = http._transport
+    assert isinstance(transport, Transport)
+    (connection,) = transport._pool.connections
+    wire = connection._connection._network_stream  # type: ignore[attr-defined]
+    assert isinstance(wire, Wire)
+    return wire
+
+
+def test_an_answer_is_read_on_though_the_pool_took_its_connection_for_idle(
+    dify: FakeDify, model: Model
+) -> None:
+    with httpx.Client(transport=Transport(limits=LIMITS), trust_env=False) as http:
+        client = DifyClient(http, read_timeout=2)
+        dify.answers = [[STREAM_HEAD, 0.2, *Chat().says("Hello")[1:]]]
+        stream = ask(client, model)
+        wire = wire_of(http)
+        wire.close()
+        assert [e["event"] for e in events(stream)] == ["message", "message_end"]
+        assert wire.fileno() >= 0
+        stream.close()
+        assert wire.fileno() == -1
+        assert text(client, model) == "Hello"
+
+
+def test_what_was_left_is_closed_though_the_pool_did_so_before(
+    dify: FakeDify, model: Model
+) -> None:
+    with httpx.Client(transport=Transport(limits=LIMITS), trust_env=False) as http:
+        client = DifyClient(http, read_timeout=2)
+        dify.answers = [[STREAM_HEAD, FOREVER]]
+        stream = ask(client, model)
+        wire = wire_of(http)
+        wire.close()
+        stream.close()
+        assert wire.fileno() == -1
+
+
+@pytest.mark.parametrize("what", ["question", "call"])
+def test_a_connection_that_the_pool_has_closed_before_it_is_written_to_is_replaced(
+    dify: FakeDify, model: Model, what: str
+) -> None:
+    dify.answer = lambda r: Chat().says("Hello") if r.method == "POST" else refused(200, {"a": 1})
+    with httpx.Client(transport=Transport(limits=LIMITS), trust_env=False) as http:
+        client = DifyClient(http, read_timeout=2)
+        assert text(client, model) == "Hello"
+        wire_of(http).close()
+        if what == "question":
+            assert text(client, model) == "Hello"
+        else:
+            assert client.call(model, "GET", "/meta") == {"a": 1}
+        assert (len(dify.requests), dify.connections) == (2, 2)
 
 
 # --- stop ------------------------------------------------------------------------------------

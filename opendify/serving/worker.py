@@ -87,6 +87,8 @@ class Worker(ThreadWorker):
             inodes(listener.fileno() for listener in self.sockets),
         )
         _raise_descriptor_limit()
+        for listener in self.sockets:
+            _let_accept_wait_for_data(listener.sock)
         super().init_process()
 
     def load_wsgi(self) -> None:
@@ -278,6 +280,14 @@ class Worker(ThreadWorker):
         self.poller.close()
         if not self._busy:  # else threads will still write to it
             self.method_queue.close()
+
+
+def _let_accept_wait_for_data(listener: socket.socket) -> None:
+    """For a second: a connection is then accepted with its request, when it is known whether there
+    is a thread for it. Linux and TCP only."""
+    option = getattr(socket, "TCP_DEFER_ACCEPT", None)
+    if option is not None and listener.family != socket.AF_UNIX:
+        listener.setsockopt(socket.IPPROTO_TCP, option, 1)
 
 
 def _raise_descriptor_limit() -> None:

@@ -72,7 +72,7 @@ class DifyClient:
 
         def send() -> httpx.Response:
             with _translated_errors():
-                return self._http.send(request, stream=True, follow_redirects=False)
+                return self._send(request, stream=True)
 
         return EventStream(send, model.name, self.read_timeout, watch)
 
@@ -97,7 +97,7 @@ class DifyClient:
             **content,
         )
         with _translated_errors():
-            response = self._answer(request)
+            response = self._send(request)
         self._note_version(model.base, response.headers.get("x-version", ""))
         if not response.is_success:
             headers = {name.lower(): value for name, value in response.headers.items()}
@@ -111,13 +111,13 @@ class DifyClient:
         except (ValueError, RecursionError) as exc:
             raise errors.DifyBroken(f"Dify's answer to {method} {path} is not JSON.") from exc
 
-    def _answer(self, request: httpx.Request) -> httpx.Response:
+    def _send(self, request: httpx.Request, stream: bool = False) -> httpx.Response:
         try:
-            return self._http.send(request, follow_redirects=False)
+            return self._http.send(request, stream=stream, follow_redirects=False)
         except httpx.ReadError as exc:
             if not isinstance(exc.__cause__, StaleConnection):
                 raise
-        return self._http.send(request, follow_redirects=False)
+        return self._http.send(request, stream=stream, follow_redirects=False)
 
     @contextmanager
     def download(
@@ -176,7 +176,7 @@ class DifyClient:
 
     def _sent(self, request: httpx.Request) -> Reply:
         with _translated_errors():
-            return Reply(self._http.send(request, stream=True, follow_redirects=False))
+            return Reply(self._send(request, stream=True))
 
     def _note_version(self, base: str, told: str) -> None:
         match = re.match(r"(\d{1,4})\.(\d{1,4})", told)

@@ -45,4 +45,6 @@ class Reply:
             self._wire.give_back()
             with suppress(httpx.HTTPError):
                 self._response.read()
+        else:
+            self._wire.let_go()
         self._response.close()

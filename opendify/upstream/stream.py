@@ -188,6 +188,8 @@ class EventStream:
             self._wire.give_back()
             with _closing_errors_logged():
                 response.read()
+        else:
+            self._wire.let_go()
         response.close()
 
 

@@ -6,6 +6,10 @@ its pool choose the connection, make TLS, go through proxies and write the reque
 given a stand-in head at once, and the real bytes, head included, are read from the Wire by
 whoever asked, with one ``poll`` for Dify, the caller and the clock. ``give_back`` lets the pool
 have the connection again. All other requests pass through unchanged.
+
+httpcore's pool may close a connection that it takes for idle while another thread begins to use
+it: it looks, and closes a moment later. So a Wire that is handed over does not heed it, and one
+that was closed before it could be written to says so, that the request is sent on another.
 """
 
 import select
@@ -42,6 +46,8 @@ class Wire(httpcore.NetworkStream):
         self._was_asked = False
         self._has_heard = False
         self._answering: _Answering | None = None
+        self._is_handed_over = False
+        self._is_closed = False
         self.has_answered = False
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
@@ -64,13 +70,32 @@ class Wire(httpcore.NetworkStream):
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         self._has_heard = False
         self._was_asked = self._was_asked or buffer.startswith((b"POST ", b"GET "))
-        if _MARK in buffer[:4096].lower() and buffer.startswith(b"POST "):
+        is_first = _MARK in buffer[:4096].lower() and buffer.startswith(b"POST ")
+        if is_first:
             self._stand_in = _STAND_IN_HEAD
-        self._stream.write(buffer, timeout)
+            self._is_handed_over = True  # before it is looked whether it is closed: see close
+        if self._is_closed and (is_first or not self._is_handed_over):
+            self._stand_in = b""
+            self.let_go()
+            raise httpcore.WriteError("the pool has closed the connection")
         self._answering = None
+        try:
+            self._stream.write(buffer, timeout)
+        except (httpcore.NetworkError, httpcore.TimeoutException):
+            self._is_handed_over = False
+            raise
 
     def close(self) -> None:
-        self._stream.close()
+        self._is_closed = True
+        if not self._is_handed_over:
+            self._stream.close()
+
+    def let_go(self) -> None:
+        """An answer that was handed over is not read on: the connection is the pool's again, which
+        closes it."""
+        self._is_handed_over = False
+        if self._is_closed:
+            self._stream.close()
 
     def start_tls(
         self,
@@ -106,6 +131,7 @@ class Wire(httpcore.NetworkStream):
         """
         self.has_answered = True
         self._stand_in = _STAND_IN_END
+        self.let_go()
 
 
 class _Answering:
