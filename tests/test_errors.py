@@ -60,7 +60,7 @@ def test_every_leaf_has_a_status_a_type_and_a_code(kind: type[errors.OpenDifyErr
         "insufficient_quota",
     )
     assert kind.default_code
-    fault_of_the_caller = kind.status in (400, 401, 403, 404, 405, 410, 413, 415)
+    fault_of_the_caller = kind.status in (400, 401, 403, 404, 405, 410, 413, 415, 416)
     assert (kind.type == "invalid_request_error") == fault_of_the_caller
 
 
