@@ -131,11 +131,14 @@ def test_the_fields_of_dify_pass_through(fields: dict[str, Any], extras: Extras)
 
 
 REFUSED = [
+    pytest.param({"stop": ["x"] * 17}, "stop", id="seventeen stops"),
+    pytest.param({"stop": "x" * 257}, "stop", id="a long stop"),
     pytest.param({"model": None}, "model", id="model null"),
     pytest.param({"model": ""}, "model", id="model empty"),
     pytest.param({"model": 5}, "model", id="model a number"),
     pytest.param({"model": ["tiny"]}, "model", id="model a list"),
     pytest.param({"messages": None}, "messages", id="messages null"),
+    pytest.param({"messages": [{"role": "user"}] * 10_001}, "messages", id="endless messages"),
     pytest.param({"n": 2}, "n", id="two answers"),
     pytest.param({"n": 0}, "n", id="no answer"),
     pytest.param({"n": True}, "n", id="n true"),

@@ -94,6 +94,7 @@ ELSEWHERE = [
     pytest.param("GET", "/", 404, "not_found", id="the root"),
     pytest.param("GET", "/v1", 404, "not_found", id="the version"),
     pytest.param("POST", "/v1/completions", 404, "not_found", id="the older endpoint"),
+    pytest.param("POST", "/v1//chat/completions", 404, "not_found", id="two slashes"),
     pytest.param("GET", "/v1/models/", 404, "not_found", id="a model without a name"),
     pytest.param("GET", "/%00<script>", 404, "not_found", id="a path of no good"),
     pytest.param("GET", PATH, 405, "method_not_allowed", id="reading a chat"),

@@ -9,6 +9,10 @@ from opendify.errors import InvalidRequest
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
+# Each is read several times; a longer chat would hold up everybody else.
+MAX_MESSAGES = 10_000
+
+
 @dataclass(frozen=True, slots=True)
 class Attachment:
     """A file that came with a message.
@@ -42,6 +46,10 @@ def parse_messages(raw: Any) -> tuple[Message, ...]:
     """Checks the ``messages`` of a request. Raises InvalidRequest, which names the message."""
     if not isinstance(raw, list) or not raw:
         raise InvalidRequest("'messages' must be a non-empty array.", param="messages")
+    if len(raw) > MAX_MESSAGES:
+        raise InvalidRequest(
+            f"'messages' may hold up to {MAX_MESSAGES} messages.", param="messages"
+        )
     messages = tuple(_parse_message(item, f"messages[{i}]") for i, item in enumerate(raw))
     asked = [message for message in messages if message.role == "user"]
     if not asked:

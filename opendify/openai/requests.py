@@ -52,6 +52,10 @@ IGNORED_FIELDS = (
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
+# To look for more would hold up everybody else; OpenAI takes four.
+MAX_STOPS = 16
+MAX_STOP_LENGTH = 256
+
 
 @dataclass(frozen=True, slots=True)
 class Extras:
@@ -186,6 +190,11 @@ def _parse_stop(raw: Any) -> tuple[str, ...]:
         return ()
     if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
         raise InvalidRequest("'stop' must be a string or an array of strings.", param="stop")
+    if len(stops) > MAX_STOPS or any(len(stop) > MAX_STOP_LENGTH for stop in stops):
+        raise InvalidRequest(
+            f"'stop' may hold up to {MAX_STOPS} strings of up to {MAX_STOP_LENGTH} characters.",
+            param="stop",
+        )
     return tuple(stop for stop in stops if stop)
 
 

@@ -49,6 +49,8 @@ def create_app(
     are served for whom Open WebUI vouches with it. Nothing is opened before the first
     request. The routes of other rooms are added to it."""
     app = Flask(__name__, static_folder=None)
+    # A redirect would name the address as Host tells it, perhaps without TLS: a key would follow
+    app.url_map.merge_slashes = False
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
     app.config["MAX_CONCURRENT_STREAMS"] = capacity.most
     app.json.ensure_ascii = False  # type: ignore[attr-defined]
