@@ -159,3 +159,22 @@ def test_a_file_that_the_app_would_drop_is_an_error(service: Service, dify: Fake
     assert "takes no video files ('a.mp4'), only image, document, audio." in error["message"]
     assert dify.asked() == []
     assert json.dumps(error).isascii()
+
+
+def test_a_link_within_the_text_works_for_callers_and_shows_its_file_once(
+    service: Service, dify: FakeDify
+) -> None:
+    link = f"{MADE}?timestamp=1795460797&nonce=05d3&sign=x%3D"
+    chat = Chat()
+    picture = {"id": "f", "type": "image", "belongs_to": "assistant", "url": link}
+    steps = streamed(
+        chat.event("message_file", **picture),
+        *(chat.text(piece) for piece in re.findall(".{1,9}", f"Look: ![a cat]({link}) Nice?")),
+        chat.event("message_end", files=[picture | {"transfer_method": "tool_file"}]),
+    )
+    dify.answer = lambda request: steps if request.path == "/v1/chat-messages" else answer(request)
+    said = ask(service)
+    match = re.fullmatch(rf"Look: !\[a cat\]\(({PUBLIC}/v1/files/[^)]*)\) Nice\?", said)
+    assert match, said
+    served = httpx.get(match[1].replace(PUBLIC, service.url), trust_env=False)
+    assert served.content == PICTURE

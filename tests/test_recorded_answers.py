@@ -16,7 +16,15 @@ from opendify.config.models import Model
 from opendify.conversations import ConversationStore
 from tests import schemas
 from tests.conftest import made_app
-from tests.fake_dify import RECORDINGS, FakeDify, asked_path, recorded_names, recording, replayed
+from tests.fake_dify import (
+    FOREVER,
+    RECORDINGS,
+    FakeDify,
+    asked_path,
+    recorded_names,
+    recording,
+    replayed,
+)
 from tests.streams import read_stream
 
 # One row a recording: what the caller gets with the settings that a model has by itself. ``whole``
@@ -55,14 +63,16 @@ def apis(http: httpx.Client, recorded_dify: FakeDify) -> Iterator[dict[bool, Fla
         )
         with (
             made_app(http, store, models, data, read_timeout=5) as patient,
-            made_app(http, store, models, data, read_timeout=0.25) as impatient,
+            made_app(http, store, models, data, read_timeout=0.4) as impatient,
         ):
             yield {True: patient.test_client(), False: impatient.test_client()}
         store.close()
 
 
 def ask(name: str, apis: dict[bool, FlaskClient], dify: FakeDify, stream: bool) -> Any:
-    dify.answer = lambda request: replayed(name)
+    ends = recording(name).ended_by in ("last chunk", "content-length")
+    said = b"".join(step for step in replayed(name) if isinstance(step, bytes))
+    dify.answer = lambda request: [said] if ends else [said, FOREVER]
     body: dict[str, Any] = {
         "model": mode_of(name),
         "messages": [{"role": "user", "content": "Hi"}],
@@ -70,7 +80,6 @@ def ask(name: str, apis: dict[bool, FlaskClient], dify: FakeDify, stream: bool) 
     }
     if stream:
         body["stream_options"] = {"include_usage": True}
-    ends = recording(name).ended_by in ("last chunk", "content-length")
     return apis[ends].post("/v1/chat/completions", json=body, buffered=True)
 
 
