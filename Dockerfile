@@ -1,5 +1,7 @@
 FROM python:3.11-slim AS build
 
+# A package index near you: --build-arg PIP_INDEX_URL=https://...
+ARG PIP_INDEX_URL
 COPY requirements.txt /tmp/requirements.txt
 RUN python -m venv /opt/venv \
     && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -r /tmp/requirements.txt \

@@ -43,6 +43,16 @@ def test_what_it_is(image: str) -> None:
     assert about["Size"] - base["Size"] < 40_000_000
 
 
+@pytest.mark.parametrize("file", ["Dockerfile", "Dockerfile.dev"])
+def test_packages_come_from_the_index_that_is_asked_for(image: str, file: str) -> None:
+    words = ("build", "--network", "host", "--build-arg", "PIP_INDEX_URL=http://127.0.0.1:9/simple")
+    done = subprocess.run(
+        ["docker", *words, "-f", str(ROOT / file), str(ROOT)], capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "/simple/flask/" in done.stdout + done.stderr
+
+
 def test_it_holds_the_application_and_nothing_else(image: str) -> None:
     files = docker("run", "--rm", image, "find", "/app", "-type", "f").splitlines()
     names = {Path(file).name for file in files}
