@@ -3,8 +3,11 @@
 import copy
 import gzip
 import json
+import os
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +51,31 @@ class Host:
         )
         assert code is None or done.returncode == code, (done.returncode, done.stdout, done.stderr)
         return done
+
+    def interrupt(
+        self, *words: str, at: str, by: signal.Signals = signal.SIGTERM, **more: str
+    ) -> tuple[int, str]:
+        """Sends the signal when the engine is called for ``at``. Exit code and what was said."""
+        self.forget_calls()
+        with subprocess.Popen(
+            ["bash", str(self.folder / "deploy.sh"), *words],
+            cwd=self.folder,
+            env=self.environment | more,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            text=True,
+        ) as process:
+            deadline = time.monotonic() + 30
+            while at not in [call[0] for call in self.calls()]:
+                assert time.monotonic() < deadline and process.poll() is None
+                time.sleep(0.02)
+            if by == signal.SIGKILL:
+                os.killpg(process.pid, by)
+            else:
+                process.send_signal(by)
+            _, said = process.communicate(timeout=30)
+        return process.returncode, said
 
     @property
     def env_file(self) -> Path:

@@ -401,21 +401,8 @@ def test_an_interruption_puts_everything_back(host: Host, phase: str) -> None:
     host.deploy()
     host.new_image(service="starting")
     host.change(stop_takes=1 if phase == "stop" else 0)
-    host.forget_calls()
-    script = str(host.folder / "deploy.sh")
-    process = subprocess.Popen(
-        ["bash", script, "deploy"],
-        env=host.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    deadline = time.monotonic() + 30
-    while phase not in [call[0] for call in host.calls()]:
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130 and "已恢复原状" in errors.decode()
+    code, said = host.interrupt("deploy", at=phase)
+    assert code == 130 and "已恢复原状" in said
     assert host.running() == {"opendify": OLD}
     assert list(host.containers()) == ["opendify"]
 
@@ -424,20 +411,8 @@ def test_an_interruption_that_cannot_put_it_back_says_so(host: Host) -> None:
     host.deploy()
     host.new_image(service="starting")
     host.change(behaviour=host.state()["behaviour"] | {OLD: {"service": "starting"}})
-    host.forget_calls()
-    process = subprocess.Popen(
-        ["bash", str(host.folder / "deploy.sh"), "deploy", "--timeout", "3"],
-        env=host.environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    deadline = time.monotonic() + 30
-    while "start" not in [call[0] for call in host.calls()]:
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 2 and "服务现在是停的" in errors.decode()
+    code, said = host.interrupt("deploy", "--timeout", "3", at="start")
+    assert code == 2 and "服务现在是停的" in said
 
 
 @pytest.mark.parametrize("step", ["stop", "rename", "start"])
@@ -447,20 +422,8 @@ def test_a_deploy_that_was_killed_is_mended_by_the_next(
     host.deploy()
     (tmp_path / "left behind").mkdir()
     host.new_image(service="starting")
-    host.forget_calls()
-    process = subprocess.Popen(
-        ["bash", str(host.folder / "deploy.sh"), "deploy"],
-        env=host.environment | {"XDG_RUNTIME_DIR": str(tmp_path / "left behind")},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 30
-    while step not in [call[0] for call in host.calls()]:
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait(timeout=10)
+    elsewhere = {"XDG_RUNTIME_DIR": str(tmp_path / "left behind")}
+    host.interrupt("deploy", at=step, by=signal.SIGKILL, **elsewhere)
     host.run("start")
     assert host.running() == {"opendify": OLD}  # the other was never seen healthy
     host.change(behaviour={})

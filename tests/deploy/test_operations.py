@@ -301,6 +301,22 @@ def test_data_that_makes_the_service_sick_is_taken_out_again(host: Host) -> None
     assert "服务现在是停的" in done.stderr
 
 
+@pytest.mark.parametrize("phase", ["stop", "start"])
+def test_an_interrupted_restore_puts_the_old_data_back(host: Host, phase: str) -> None:
+    host.deploy()
+    (data(host) / "kept").write_text("old")
+    archive(host.folder / "b.tar.gz", **{"data/kept": b"new"})
+    if phase == "stop":
+        host.change(stop_takes=1)
+    else:
+        host.change(behaviour={OLD: {"service": "starting"}})
+    code, said = host.interrupt("restore", "b.tar.gz", "--timeout", "3", at=phase)
+    assert (code, "服务现在是停的" in said) == ((130, False) if phase == "stop" else (2, True))
+    assert (data(host) / "kept").read_text() == "old"
+    assert host.running() == {"opendify": OLD}
+    assert not (data(host) / ".before-restore").exists()
+
+
 def test_a_restore_without_a_service_only_puts_the_data(host: Host) -> None:
     data(host)
     archive(host.folder / "b.tar.gz", **{"data/kept": b"new"})
