@@ -9,21 +9,21 @@ import msgspec
 from opendify.dify.events import Text
 
 
-class _Message(msgspec.Struct, tag_field="event", tag="message"):
+class _Message(msgspec.Struct, tag_field="event", tag="message", gc=False):
     answer: str
     from_variable_selector: list[str] | None = None
 
 
-class _AgentMessage(_Message, tag="agent_message"):
+class _AgentMessage(_Message, tag="agent_message", gc=False):
     pass
 
 
-class _Data(msgspec.Struct):
+class _Data(msgspec.Struct, gc=False):
     text: str
     from_variable_selector: list[str] | None = None
 
 
-class _TextChunk(msgspec.Struct, tag_field="event", tag="text_chunk"):
+class _TextChunk(msgspec.Struct, tag_field="event", tag="text_chunk", gc=False):
     data: _Data
 
 

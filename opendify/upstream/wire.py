@@ -43,6 +43,7 @@ class Wire(httpcore.NetworkStream):
     def __init__(self, stream: httpcore.NetworkStream) -> None:
         self._stream = stream
         self._stand_in = b""
+        self._unsent_head = b""
         self._was_asked = False
         self._has_heard = False
         self._answering: _Answering | None = None
@@ -68,9 +69,11 @@ class Wire(httpcore.NetworkStream):
         return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Sends the bytes; the head of a question only with what follows it, at least an empty
+        write: two sends would wake Dify twice."""
         self._has_heard = False
         self._was_asked = self._was_asked or buffer.startswith((b"POST ", b"GET "))
-        is_first = _MARK in buffer[:4096].lower() and buffer.startswith(b"POST ")
+        is_first = buffer.startswith(b"POST ") and _MARK in buffer[:4096].lower()
         if is_first:
             self._stand_in = _STAND_IN_HEAD
             self._is_handed_over = True  # before it is looked whether it is closed: see close
@@ -78,9 +81,13 @@ class Wire(httpcore.NetworkStream):
             self._stand_in = b""
             self.let_go()
             raise httpcore.WriteError("the pool has closed the connection")
+        if is_first:
+            self._unsent_head = buffer
+            return
         self._answering = None
+        whole, self._unsent_head = self._unsent_head + buffer, b""
         try:
-            self._stream.write(buffer, timeout)
+            self._stream.write(whole, timeout)
         except (httpcore.NetworkError, httpcore.TimeoutException):
             self._is_handed_over = False
             raise
