@@ -278,3 +278,23 @@ def test_dify_before_1_8_escapes_what_is_not_ascii(dify: FakeDify, api: FlaskCli
     dify.answer = lambda r: streamed(ESCAPED + b"\n\n", Chat().end())
     text, stream = both(api)
     assert text == stream.text == "你好 🎉"
+
+
+HALVES = [
+    ([rb"Hi \ud83c", rb"\udf89!"], "Hi 🎉!"),
+    ([rb"\ud83c", b"", rb"\udf89"], "🎉"),
+    ([rb"a\ud83c", b"b"], "a\ufffdb"),
+    ([rb"\udf89a"], "\ufffda"),
+    ([rb"a\ud83c"], "a\ufffd"),
+    ([rb"\ud83c\ud83c", rb"\udf89"], "\ufffd🎉"),
+]
+
+
+@pytest.mark.parametrize(("texts", "expected"), HALVES)
+def test_a_character_that_comes_in_two_halves_is_one(
+    texts: list[bytes], expected: str, dify: FakeDify, api: FlaskClient
+) -> None:
+    start = b'data: {"event": "message", "task_id": "t", "conversation_id": "c", "answer": "'
+    dify.answer = lambda r: streamed(*(start + t + b'"}\n\n' for t in texts), Chat().end())
+    text, stream = both(api)
+    assert text == stream.text == expected

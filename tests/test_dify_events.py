@@ -296,9 +296,19 @@ SURROGATES = [
 
 @pytest.mark.parametrize(("escaped", "text"), SURROGATES)
 def test_half_a_surrogate_pair_is_no_character(escaped: bytes, text: str) -> None:
-    payload = parse_payload(b'{"event":"message","answer":"' + escaped + b'"}')
-    assert parse_event(payload) == Text(text)
+    payload = parse_payload(b'{"event":"message_replace","answer":"' + escaped + b'"}')
+    assert parse_event(payload) == Replaced(text)
     json.dumps(payload, ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize("escaped", [rb"a\ud83d", rb"\ude00"])
+@pytest.mark.parametrize(
+    "event", [b'"message","answer":"%b"', b'"text_chunk","data":{"text":"%b"}']
+)
+def test_half_a_surrogate_pair_of_a_text_waits_for_the_other(event: bytes, escaped: bytes) -> None:
+    told = parse_event(parse_payload(b'{"event":' + event % escaped + b"}"))
+    assert isinstance(told, Text)
+    assert told.text == json.loads(b'"' + escaped + b'"')
 
 
 NAMES = ["message", "agent_message", "message_file", "message_replace", "message_end", "error"]

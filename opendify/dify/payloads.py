@@ -29,6 +29,9 @@ from opendify.dify.fields import as_count, as_list, as_object, as_string
 
 Payload = dict[str, Any]
 
+# Events whose ``answer`` is a piece of text.
+_TEXTS = ("message", "agent_message", "message_file")
+
 
 class NotAnEvent(ValueError):
     """A payload is no JSON object with an event name."""
@@ -54,7 +57,7 @@ def parse_event(payload: Payload) -> Event | None:
     when the question had a file, and 1.13 still does so after the assistant sent one.
     """
     name = payload["event"]
-    if name in ("message", "agent_message", "message_file"):
+    if name in _TEXTS:
         answer = payload.get("answer")
         if isinstance(answer, str):
             return Text(answer, _node(payload), name)
@@ -101,9 +104,15 @@ def _file(told: Mapping[str, Any]) -> FileMade | None:
 
 def _of_whole_characters(payload: Payload) -> Payload:
     """Up to 1.8 Dify escapes its JSON, and a model's token may be half of a surrogate pair, which
-    no answer can carry."""
+    nothing that we write can carry. Only a piece of text keeps its halves: the next piece may hold
+    the other one."""
     text = json.dumps(payload, ensure_ascii=False)
     whole: Payload = json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+    if whole["event"] in _TEXTS and isinstance(payload.get("answer"), str):
+        whole["answer"] = payload["answer"]
+    chunk = as_object(payload.get("data")).get("text")
+    if whole["event"] == "text_chunk" and isinstance(chunk, str):
+        whole["data"]["text"] = chunk
     return whole
 
 

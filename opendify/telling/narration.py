@@ -24,6 +24,7 @@ from opendify.dify.events import (
     Usage,
 )
 from opendify.telling import citations, outputs
+from opendify.telling.characters import CharacterJoiner
 from opendify.telling.made_files import MadeFiles
 from opendify.telling.reasoning import Piece, ReasoningSplitter, split
 from opendify.telling.tellings import Ending, Said, Shown, Telling, Thought, Voided, status
@@ -58,6 +59,7 @@ class Narration:
         self._model = model
         self._mode = mode
         self._citation_form = citation_form
+        self._characters = CharacterJoiner()
         self._splitters: dict[str, ReasoningSplitter] = {"": ReasoningSplitter()}
         self._wording = Wording(stops, link)
         self._node = ""
@@ -109,7 +111,8 @@ class Narration:
 
     def end(self, event: MessageEnded) -> list[Telling]:
         """What is told last; ``ending`` is complete afterwards."""
-        told = [t for splitter in self._splitters.values() for t in self._pieces(splitter.close())]
+        told = self._tell_heard(self._characters.rest())
+        told += [t for splitter in self._splitters.values() for t in self._pieces(splitter.close())]
         told += self._tell_outputs()
         told += self._end_inline_thinking()
         told += self._spoken(self._wording.rest())
@@ -127,7 +130,7 @@ class Narration:
 
     def _tell_text(self, event: Text) -> list[Telling]:
         told = self._turn_to(event.node)
-        text = event.text
+        text = self._characters.feed(event.text)
         if event.event == "agent_message":
             self._agent_spoke = True
         elif self._agent_spoke and event.event == "message":
