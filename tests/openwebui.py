@@ -16,11 +16,19 @@ class Recorded:
     task: str
     chat: str
     body: dict[str, Any]
+    message_id: str
+    parent_id: str
 
     def headers(self, with_task: bool) -> dict[str, str]:
-        """The headers of a connection with forwarding on, and with its own header for tasks."""
+        """The headers of a connection with forwarding on, and with its own header for tasks, and
+        for messages then too."""
         headers = {"X-OpenWebUI-Chat-Id": self.chat, "X-OpenWebUI-User-Id": "ada"}
-        return headers | ({"X-OpenWebUI-Task": self.task} if with_task else {})
+        own = {
+            "X-OpenWebUI-Task": self.task,
+            "X-OpenWebUI-Message-Id": self.message_id,
+            "X-OpenWebUI-User-Message-Parent-Id": self.parent_id,
+        }
+        return headers | (own if with_task else {})
 
 
 def recorded(model: str = "tiny") -> list[Recorded]:
@@ -32,7 +40,8 @@ def recorded(model: str = "tiny") -> list[Recorded]:
         if raw["tools"]:
             tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
             body["tools"] = [tool] * raw["tools"]
-        requests.append(Recorded(raw["scenario"], raw["task"], raw["chat"], body))
+        names = (raw["message_id"], raw["parent_id"])
+        requests.append(Recorded(raw["scenario"], raw["task"], raw["chat"], body, *names))
     return requests
 
 

@@ -26,6 +26,12 @@ Said = tuple[str, str]
 
 _UNKNOWN = refused(404, {"code": "not_found", "message": "Conversation Not Exists.", "status": 404})
 _BUSY = refused(429, {"code": "too_many_requests", "message": "Too many requests.", "status": 429})
+_FILES = {
+    "enabled": True,
+    "allowed_file_types": ["image"],
+    "allowed_file_upload_methods": ["local_file"],
+    "number_limits": 3,
+}
 _TOLD = re.compile(r"The conversation so far:\n\n(.*)\n\nThe user now says:\n\n", re.DOTALL)
 _SPOKEN = re.compile(
     r"(?:\A|\n\n)(User|Assistant): ((?:(?!\n\n(?:User|Assistant): ).)*)", re.DOTALL
@@ -75,7 +81,10 @@ class RememberingDify:
         with self._lock:
             if path in ("/info", "/parameters"):
                 mode = self.modes.get(request.headers["authorization"].split()[-1], "chat")
-                return refused(200, {"name": "App", "mode": mode, "user_input_form": []})
+                told = {"name": "App", "mode": mode, "user_input_form": []}
+                return refused(200, told | {"file_upload": _FILES})
+            if path == "/files/upload":
+                return refused(201, {"id": str(uuid.uuid4())})
             if path == "/chat-messages":
                 return self._run(request)
             if request.method == "DELETE":
