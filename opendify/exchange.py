@@ -275,6 +275,7 @@ class Exchange:
             self._dialogue.attachments,
             self._app.files,
             self._app.speech_to_text,
+            self._caller.watch,
         )
 
     def _new_chat(self) -> Chat:

@@ -787,7 +787,7 @@ def test_what_was_left_is_closed_though_the_pool_did_so_before(
         assert wire.fileno() == -1
 
 
-@pytest.mark.parametrize("what", ["question", "call"])
+@pytest.mark.parametrize("what", ["question", "call", "post"])
 def test_a_connection_that_the_pool_has_closed_before_it_is_written_to_is_replaced(
     dify: FakeDify, model: Model, what: str
 ) -> None:
@@ -798,9 +798,32 @@ def test_a_connection_that_the_pool_has_closed_before_it_is_written_to_is_replac
         wire_of(http).close()
         if what == "question":
             assert text(client, model) == "Hello"
-        else:
+        elif what == "call":
             assert client.call(model, "GET", "/meta") == {"a": 1}
+        else:
+            dify.answer_stop = refused(201, {"a": 1})
+            assert client.post(model, "/a/stop", UNWATCHED, data={"user": "u"}) == {"a": 1}
         assert (len(dify.requests), dify.connections) == (2, 2)
+
+
+def test_a_post_on_a_connection_that_dify_has_closed_is_made_once_more(
+    dify: FakeDify, client: DifyClient, model: Model
+) -> None:
+    dify.answer = lambda r: [CLOSE] if len(dify.requests) == 2 else refused(201, {"id": "f"})
+    assert client.post(model, "/files/upload", UNWATCHED, data={"user": "u"}) == {"id": "f"}
+    assert client.post(model, "/files/upload", UNWATCHED, data={"user": "u"}) == {"id": "f"}
+    assert len(dify.requests) == 3
+    dify.answer = lambda r: [CLOSE]
+    with pytest.raises(errors.DifyError):
+        client.post(model, "/files/upload", UNWATCHED, data={"user": "u"})
+
+
+def test_a_post_ends_with_its_caller(dify: FakeDify, client: DifyClient, model: Model) -> None:
+    dify.answer = lambda r: [FOREVER]
+    ours, theirs = socket.socketpair()
+    with ours, pytest.raises(errors.CallerGone):
+        theirs.close()
+        client.post(model, "/files/upload", Watch(ours.fileno()), data={"user": "u"})
 
 
 # --- stop ------------------------------------------------------------------------------------

@@ -1,11 +1,13 @@
 """Callers who leave, many at once or before a Dify that is slow to stop: nothing waits for that."""
 
+import base64
 import json
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.fake_dify import CLOSE, Chat, FakeDify, Request, Step, Steps, refused, streamed
 from tests.service import Service, free_variables, running
@@ -13,15 +15,23 @@ from tests.service import Service, free_variables, running
 FOREVER = 60.0
 
 
-def asking(service: Service, model: str = "tiny") -> socket.socket:
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(64)
+
+
+def asking(service: Service) -> socket.socket:
     """A question on a connection of its own, once its answer has begun."""
-    body = {"model": model, "stream": True, "messages": [{"role": "user", "content": "Hello"}]}
+    caller = sent(service, "Hello")
+    answer = caller.recv(65536)
+    assert b" 200 " in answer[:20], answer
+    return caller
+
+
+def sent(service: Service, content: Any) -> socket.socket:
+    body = {"model": "tiny", "stream": True, "messages": [{"role": "user", "content": content}]}
     data = json.dumps(body).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
     caller = socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2])), 10)
     caller.sendall(head.encode() + data)
-    answer = caller.recv(65536)
-    assert b" 200 " in answer[:20], answer
     return caller
 
 
@@ -119,3 +129,30 @@ def test_a_chatflow_is_not_read_on_which_keeps_its_answer_anyway(
         asking(service).close()
         wait_for(dify.stopped)
         assert ended.wait(1.5)
+
+
+def test_a_caller_who_leaves_while_a_file_is_given_to_dify_holds_no_place(
+    tmp_path: Path, dify: FakeDify
+) -> None:
+    uploads: list[Request] = []
+
+    def answer(request: Request) -> Steps:
+        if request.path == "/v1/files/upload":
+            uploads.append(request)
+            return [FOREVER]
+        return Chat().says("Hello")
+
+    dify.answer = answer
+    url = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
+    content = [
+        {"type": "text", "text": "Hello"},
+        {"type": "image_url", "image_url": {"url": url}},
+    ]
+    settings = variables(dify, GUNICORN_THREADS="2", MAX_CONCURRENT_STREAMS="1")
+    with running(tmp_path, settings) as service:
+        caller = sent(service, content)
+        wait_for(lambda: uploads)
+        caller.close()
+        time.sleep(0.5)
+        asking(service).close()
+        assert len(uploads) == 1

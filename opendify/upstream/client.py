@@ -30,6 +30,8 @@ CONNECT_TIMEOUT = 5.0
 CALL_TIMEOUT = 60.0
 STOP_TIMEOUT = 2.0
 
+_JSON = {"Content-Type": "application/json"}
+
 
 class DifyClient:
     """Dify's app API. ``http`` is the pool; ``read_timeout`` is the silence, in seconds, after
@@ -73,7 +75,7 @@ class DifyClient:
             "POST",
             _url(f"{model.base}{path}"),
             content=content,
-            headers=self._headers | _headers_of_what_is_handed_over(model) | traced,
+            headers=self._headers | _headers_of_what_is_handed_over(model) | _JSON | traced,
             extensions={"timeout": self._stream_timeout},
         )
 
@@ -96,15 +98,45 @@ class DifyClient:
         ``content`` is what httpx takes (``json``, ``params``, ``data``, ``files``); ``timeout``
         is in seconds. Raises DifyError.
         """
-        request = self._http.build_request(
-            method,
-            f"{model.base}{path}",
-            headers={"Authorization": f"Bearer {model.key}"},
-            timeout=httpx.Timeout(timeout, connect=CONNECT_TIMEOUT, pool=1.0),
-            **content,
-        )
+        headers = {"Authorization": f"Bearer {model.key}"}
+        request = self._request(model, method, path, headers, timeout, **content)
         with _translated_errors():
             response = self._send(request)
+        return self._decoded(model, f"{method} {path}", response)
+
+    def post(self, model: Model, path: str, watch: Watch, **content: Any) -> Any:
+        """A POST that may take long, as ``call`` makes it, ended by what is in ``watch`` too."""
+        headers = _headers_of_what_is_handed_over(model)
+        request = self._request(model, "POST", path, headers, CALL_TIMEOUT, **content)
+        until = time.monotonic() + CALL_TIMEOUT
+        with _translated_errors():
+            reply = Reply(self._send(request, stream=True))
+            try:
+                response = reply.read(until, watch)
+            except httpx.ReadError:
+                if not reply.is_stale:
+                    raise
+                response = Reply(self._send(request, stream=True)).read(until, watch)
+        return self._decoded(model, f"POST {path}", response)
+
+    def _request(
+        self,
+        model: Model,
+        method: str,
+        path: str,
+        headers: dict[str, str],
+        seconds: float,
+        **content: Any,
+    ) -> httpx.Request:
+        return self._http.build_request(
+            method,
+            f"{model.base}{path}",
+            headers=headers,
+            timeout=httpx.Timeout(seconds, connect=CONNECT_TIMEOUT, pool=1.0),
+            **content,
+        )
+
+    def _decoded(self, model: Model, what: str, response: httpx.Response) -> Any:
         self._note_version(model.base, response.headers.get("x-version", ""))
         if not response.is_success:
             headers = {name.lower(): value for name, value in response.headers.items()}
@@ -116,7 +148,7 @@ class DifyClient:
         try:
             return response.json()
         except (ValueError, RecursionError) as exc:
-            raise errors.DifyBroken(f"Dify's answer to {method} {path} is not JSON.") from exc
+            raise errors.DifyBroken(f"Dify's answer to {what} is not JSON.") from exc
 
     def _send(self, request: httpx.Request, stream: bool = False) -> httpx.Response:
         try:
@@ -217,7 +249,6 @@ def _headers_of_what_is_handed_over(model: Model) -> dict[str, str]:
         "Accept": "text/event-stream",
         "Accept-Encoding": "identity",
         "Authorization": f"Bearer {model.key}",
-        "Content-Type": "application/json",
     }
 
 

@@ -1,4 +1,4 @@
-"""An answer of Dify that nobody waits for."""
+"""A short answer of Dify to a request that was handed over (``wire``)."""
 
 import time
 from collections.abc import Generator
@@ -8,13 +8,14 @@ import httpcore
 import httpx
 
 from opendify.upstream.http1 import Answer, BadAnswer
-from opendify.upstream.watch import UNWATCHED
+from opendify.upstream.watch import UNWATCHED, Watch
 from opendify.upstream.watcher import Wait
 from opendify.upstream.wire import Wire
 
 
 class Reply:
-    """The answer to a request that was handed over (``wire``), whose body says nothing."""
+    """Read by one who waits and watches (``read``), or by the watcher where nobody waits
+    (``steps``). ``until`` is a time of ``time.monotonic``."""
 
     def __init__(self, response: httpx.Response) -> None:
         wire = response.extensions["network_stream"]
@@ -22,23 +23,46 @@ class Reply:
         self._wire = wire
         self._response = response
         self._answer = Answer()
+        self._body = b""
+        self._may_be_stale = wire.has_answered
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether nothing came, on a connection that had carried an answer before."""
+        return self._may_be_stale and not self._answer.complete
+
+    def read(self, until: float, watch: Watch) -> httpx.Response:
+        """The whole answer. Raises CallerGone, ServerStopping, and the errors of httpx."""
+        try:
+            while not self._answer.complete:
+                if time.monotonic() >= until:
+                    raise httpx.ReadTimeout("no answer in time")
+                self._take(self._wire.receive(until, watch))
+        except (BadAnswer, httpcore.ReadError, OSError) as exc:
+            raise httpx.ReadError(str(exc)) from exc
+        finally:
+            self._close()
+        answer = self._answer
+        return httpx.Response(answer.status, headers=dict(answer.headers), content=self._body)
 
     def steps(self, until: float) -> Generator[Wait, None, int]:
-        """Reads it, till then at most; gives its status, 0 where none came or it broke. ``until``
-        is a time of ``time.monotonic``."""
+        """Reads it, till then at most; gives its status, 0 where none came or it broke."""
         try:
             while not self._answer.complete and time.monotonic() < until:
                 yield Wait(self._wire.fileno(), until)
-                data = self._wire.receive(time.monotonic(), UNWATCHED)
-                if data == b"":
-                    self._answer.end()
-                elif data is not None:
-                    self._answer.feed(data)
+                self._take(self._wire.receive(time.monotonic(), UNWATCHED))
         except (BadAnswer, httpcore.ReadError, OSError):
             return 0
         finally:
             self._close()
         return self._answer.status
+
+    def _take(self, data: bytes | None) -> None:
+        if data == b"":
+            self._answer.end()
+        elif data is not None:
+            self._may_be_stale = False
+            self._body += self._answer.feed(data)
 
     def _close(self) -> None:
         if self._answer.complete and self._answer.reusable:

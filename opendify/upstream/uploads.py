@@ -18,6 +18,7 @@ from opendify.files.intake import Prepared, Ready, Speech, plan
 from opendify.files.once import Once
 from opendify.openai.messages import Attachment
 from opendify.upstream.client import DifyClient
+from opendify.upstream.watch import UNWATCHED, Watch
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +40,13 @@ class Uploads:
         attachments: Sequence[Attachment],
         rules: FileRules | None,
         speech_to_text: bool = False,
+        watch: Watch = UNWATCHED,
     ) -> Prepared:
         """Checks all files first, then uploads what has to be uploaded, in order.
 
         ``rules`` is what the app takes, None where that is unknown; ``speech_to_text`` whether it
-        writes down speech, which is used for audio that it does not take as a file. Raises
+        writes down speech, which is used for audio that it does not take as a file; ``watch`` what
+        ends an upload before its time. Raises CallerGone, ServerStopping,
         InvalidRequest, RequestTooLarge and DifyError.
         """
         files: list[dict[str, Any]] = []
@@ -52,9 +55,11 @@ class Uploads:
             if isinstance(step, Ready):
                 files.append(step.file)
             elif isinstance(step, Speech):
-                spoken.append(self._once(model, user, step.content, "/audio-to-text", "text"))
+                spoken.append(
+                    self._once(model, user, step.content, "/audio-to-text", "text", watch)
+                )
             else:
-                file_id = self._once(model, user, step.content, "/files/upload", "id")
+                file_id = self._once(model, user, step.content, "/files/upload", "id", watch)
                 files.append(
                     {
                         "type": step.kind,
@@ -72,15 +77,19 @@ class Uploads:
 
         self._kept.forget(is_one)
 
-    def _once(self, model: Model, user: str, content: Content, path: str, answer: str) -> str:
+    def _once(
+        self, model: Model, user: str, content: Content, path: str, answer: str, watch: Watch
+    ) -> str:
         digest = hashlib.sha256(content.data).digest()
         key = (_app(model), user, path, digest, content.name)
-        return self._kept.get(key, lambda: self._send(model, user, content, path, answer))
+        return self._kept.get(key, lambda: self._send(model, user, content, path, answer, watch))
 
-    def _send(self, model: Model, user: str, content: Content, path: str, answer: str) -> str:
+    def _send(
+        self, model: Model, user: str, content: Content, path: str, answer: str, watch: Watch
+    ) -> str:
         file = (content.name, content.data, content.media_type)
         try:
-            told = self._client.call(model, "POST", path, data={"user": user}, files={"file": file})
+            told = self._client.post(model, path, watch, data={"user": user}, files={"file": file})
         except errors.RejectedByDify as exc:
             raise _about(exc, content) from exc
         value = told.get(answer) if isinstance(told, dict) else None
