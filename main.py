@@ -161,4 +161,6 @@ add_monitoring_routes(app, readiness, metrics, access)
 record_requests(app, metrics, settings.models, new_id=lambda: uuid.uuid4().hex)
 
 if __name__ == "__main__":
+    log = logging.getLogger("opendify")
+    log.info("Listening at http://%s:%d, for debugging", settings.server_host, settings.server_port)
     app.run(settings.server_host, settings.server_port, threaded=True)

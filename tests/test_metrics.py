@@ -220,6 +220,17 @@ def test_a_file_that_was_cut_off_takes_nothing_else_with_it(own_folder: Path) ->
     assert value(samples, "requests_total", route="/r", model="a", outcome="ok") == 2
 
 
+def test_the_folder_of_an_instance_that_was_killed_is_removed_by_the_next(own_folder: Path) -> None:
+    killed, young = (own_folder.with_name(f"{folders.PREFIX}{name}") for name in ("old", "young"))
+    for path in (killed, young):
+        path.mkdir()
+        (path / "counter_1.db").touch()
+    for path in (killed, own_folder):
+        os.utime(path, (0, 0))
+    made = new_folder()
+    assert set(folders_of(own_folder.parent)) == {own_folder, young, made}
+
+
 def test_without_a_place_for_files_nothing_is_counted_and_nothing_fails(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -11,9 +11,11 @@ import fcntl
 import logging
 import os
 import shutil
+import stat
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -26,6 +28,10 @@ LEAST_BYTES = 64 * 1024
 BYTES_OF_A_MODEL = 10 * 1024
 KINDS = ("counter", "histogram", "gauge_livesum")
 LOCK = "lock"
+PREFIX = "opendify-metrics-"
+
+# A folder that is not locked is in use if it is as young as that.
+SECONDS_TO_BE_LOCKED = 60.0
 
 
 def new_folder() -> Path | None:
@@ -34,12 +40,13 @@ def new_folder() -> Path | None:
     None, and a line in the log, where there is no place for one.
     """
     try:
-        folder = Path(tempfile.mkdtemp(prefix="opendify-metrics-"))
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX))
         (folder / LOCK).touch()
+        _sweep(folder.parent)
     except OSError as exc:
         log.warning("there are no metrics, for want of a folder for their files: %s", exc)
         return None
-    # As long as it is locked, systemd-tmpfiles takes nothing out of it, however old that is.
+    # While it is locked, neither another instance nor systemd-tmpfiles takes it away.
     fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_SH)
     os.environ[VARIABLE] = str(folder)
     atexit.register(_remove, folder, os.getpid())
@@ -94,6 +101,27 @@ def _locked(folder: Path, how: int) -> Iterator[None]:
     with (folder / LOCK).open() as file:
         fcntl.flock(file, how)
         yield
+
+
+def _sweep(place: Path) -> None:
+    """Removes the folders of instances that were killed."""
+    for path in place.glob(f"{PREFIX}*"):
+        with suppress(OSError):
+            found = path.lstat()
+            is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+            if is_ours and time.time() - found.st_mtime > SECONDS_TO_BE_LOCKED:
+                with _open_folder(path) as descriptor:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _open_folder(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _remove(folder: Path, maker: int) -> None:
