@@ -293,6 +293,7 @@ def test_all_workers_are_counted_and_none_is_forgotten(
         deadline = time.monotonic() + 20
         while not list(folder.glob("counter_folded.db")) and time.monotonic() < deadline:
             time.sleep(0.05)
+        assert list(folder.glob("counter_folded.db"))
         for _ in range(4):
             asked(service)
         samples = until_answered(service, scrape, 12)

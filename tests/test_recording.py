@@ -60,15 +60,6 @@ def test_the_trace_id_of_the_body_wins(api: FlaskClient, dify: FakeDify) -> None
     assert (asked.headers["x-trace-id"], asked.json["trace_id"]) == ("mine", "mine")
 
 
-def test_a_trace_id_of_the_body_that_is_no_header_is_left_in_the_body(
-    api: FlaskClient, dify: FakeDify
-) -> None:
-    post(api, {"X-Request-Id": "abc-1"}, trace_id="mine: ä")
-    (asked,) = dify.asked()
-    assert "x-trace-id" not in asked.headers
-    assert asked.json["trace_id"] == "mine: ä"
-
-
 @pytest.mark.parametrize("stream", [True, False])
 def test_an_answer_has_one_line(api: FlaskClient, lines: Any, stream: bool) -> None:
     post(api, {"X-Request-Id": "abc-1"}, stream=stream)
