@@ -21,6 +21,7 @@ from opendify.continuity import Heard
 from opendify.conversations.contract import Conversations
 from opendify.conversations.mapping import Mapping
 from opendify.conversations.turn_locks import Lock, TurnLocks
+from opendify.conversations.whose import to_whose
 from opendify.openai.messages import Message
 
 # What is kept in the place of digests while a turn runs, and where it ended in the middle.
@@ -58,13 +59,8 @@ class Owner:
     def owns(self, key: str) -> bool:
         """Whether a chat of that name is of the same caller and user. A bare chat id, as an
         earlier system wrote them, is nobody's."""
-        try:
-            parts = json.loads(key)
-        except ValueError:
-            return True
-        if not isinstance(parts, list) or len(parts) != 4:
-            return True
-        return bool(parts[0] == self.caller and parts[2] == self.user)
+        whose = to_whose(key)
+        return whose.caller is None or (whose.caller, whose.user) == (self.caller, self.user)
 
 
 class Presence(Protocol):
@@ -104,7 +100,9 @@ class Chat:
         self._lock: Lock | None = None
         self._conversation_id = ""
         self._before: str | None = None
-        self._heard = continuity.hear(Heard(), place.history)
+        is_remembered = bool(place.chat_id) or finds_by_history
+        self._told = continuity.hear(Heard(), place.history) if is_remembered else Heard()
+        self._heard = self._told
         self._is_settled = False
 
     def find(self, until: float, caller_gone: Callable[[], bool], presence: Presence) -> str:
@@ -194,7 +192,7 @@ class Chat:
         """Dify does not know the conversation."""
         self._store.forget(self._key, self._conversation_id)
         self._conversation_id, self._before = "", None
-        self._heard = continuity.hear(Heard(), self._place.history)
+        self._heard = self._told
 
     def leave(self, has_run: bool) -> None:
         """The turn is over. Where it is certain that nothing has run, all is as it was before."""
@@ -230,10 +228,10 @@ class Chat:
         """The keys under which the conversation may be, that which fits best first."""
         if self._place.chat_id:
             return [self._key]
-        whole = self._owner.key(f"~{self._heard.chain}")
+        whole = self._owner.key(f"~{self._told.chain}")
         mapping = self._store.get(self._key)
         known = continuity.decode(mapping.heard) if mapping else None
-        is_whole = known is not None and known.chain == self._heard.chain
+        is_whole = known is not None and known.chain == self._told.chain
         return [self._key, whole] if is_whole else [whole, self._key]
 
     def _is_continued(self, heard: str) -> bool:
@@ -241,7 +239,9 @@ class Chat:
         if not heard:  # of an earlier system, which kept no digests
             return bool(place.history)
         known = continuity.decode(heard)
-        if known is None or not continuity.continues(known, place.history, place.follows):
+        if known is None:
+            return False
+        if not continuity.continues(known, self._told, place.history, place.follows):
             return False
         self._heard = known
         return True

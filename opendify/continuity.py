@@ -29,15 +29,15 @@ KEPT_MESSAGES = 64
 
 _WRAPPER_START = "### Task:"
 _CONTEXT_END = "</context>"
-_ATTACHED = re.compile(r"<attached_files>.*?</attached_files>", re.DOTALL)
 # How retrieval prompts before Open WebUI 0.7 held the text of the person.
-_USER_QUERY = re.compile(r"<user_query>(.*)</user_query>", re.DOTALL)
-# Reasoning may stand before each part of an answer; it has no end where an answer was cut.
-_REASONING = re.compile(
-    r"<(think|thinking|details)\b[^<>]*>.*?</\1>|\A\s*<think\b.*\Z", re.DOTALL | re.IGNORECASE
-)
+_QUERY_START, _QUERY_END = "<user_query>", "</user_query>"
+_ATTACHED = re.compile(r"<(?P<end>/?)(?P<name>attached_files)>")
+# Reasoning may stand before each part of an answer.
+_REASONING = re.compile(r"<(?P<end>/?)(?P<name>think|thinking|details)\b[^<>]*>", re.IGNORECASE)
+_CUT_REASONING = re.compile(r"\s*<think\b", re.IGNORECASE)
 _FOOTNOTE = re.compile(r"\[\^?\d+\]")
-_SOURCES = re.compile(r"\*\*Sources\*\*\s*(\n\d+\. .*)+\s*$")
+_SOURCES = "**Sources**"
+_SOURCE = re.compile(r"\d+\. .*|\s*")
 _SPACE = re.compile(r"\s+")
 
 _ITEM = re.compile(r"[0-9a-f]{8}(\+[0-9a-f]{8})?")
@@ -84,8 +84,11 @@ def hear(heard: Heard, messages: Sequence[Message], answer_id: str = "") -> Hear
     return Heard(chain, tuple(items[-KEPT_MESSAGES:]), _answer_digest(answer_id))
 
 
-def continues(heard: Heard, history: Sequence[Message], follows: str | None = None) -> bool:
-    """Whether a conversation that has heard this is the one that the history tells of.
+def continues(
+    heard: Heard, told: Heard, history: Sequence[Message], follows: str | None = None
+) -> bool:
+    """Whether a conversation that has heard this is the one that the history tells of; ``told`` is
+    what has been heard after that history.
 
     ``follows`` is the client's name for the answer that the turn comes after: "" for the first
     turn of a chat, None where the client does not tell.
@@ -94,7 +97,6 @@ def continues(heard: Heard, history: Sequence[Message], follows: str | None = No
     is_named = named and heard.answer == _answer_digest(follows or "")
     if not history:
         return is_named
-    told = hear(Heard(), history)
     if not _match(told.items, heard.items[-len(told.items) :]):
         return False
     if told.chain == heard.chain:
@@ -138,16 +140,41 @@ def _alike(one: str, other: str) -> bool:
 def own_text(text: str) -> str:
     """What the person wrote, without what Open WebUI wraps around it."""
     if text.startswith(_WRAPPER_START) and _CONTEXT_END in text:
-        text = text.rpartition(_CONTEXT_END)[2]
-        text = _USER_QUERY.sub(r"\1", text)
-    return _ATTACHED.sub("", text).strip()
+        text = text.rpartition(_CONTEXT_END)[2].strip()
+        if text.startswith(_QUERY_START) and text.endswith(_QUERY_END):
+            text = text[len(_QUERY_START) : -len(_QUERY_END)]
+    return _without(_ATTACHED, text).strip()
+
+
+def _answer_text(text: str) -> str:
+    """What an answer says, without its reasoning and what it rests on."""
+    text = _without(_REASONING, text)
+    if _CUT_REASONING.match(text):  # it has no end where an answer was cut
+        return ""
+    said, _, listed = text.rpartition(_SOURCES)
+    if said and all(map(_SOURCE.fullmatch, listed.splitlines())):
+        text = said
+    return _FOOTNOTE.sub("", text)
+
+
+def _without(tag: re.Pattern[str], text: str) -> str:
+    """The text without the elements of these tags, each up to the first end tag of its name. In
+    time that grows with the text alone, whatever callers send."""
+    tags = list(tag.finditer(text))
+    last_ends = {found["name"].lower(): found.start() for found in tags if found["end"]}
+    kept, place, inside = [], 0, ""
+    for found in tags:
+        name = found["name"].lower()
+        if inside and found["end"] and name == inside:
+            place, inside = found.end(), ""
+        elif not inside and not found["end"] and last_ends.get(name, 0) > found.start():
+            kept.append(text[place : found.start()])
+            inside = name
+    return "".join([*kept, text[place:]])
 
 
 def _text_digest(message: Message) -> str:
-    if message.role == "assistant":
-        text = _FOOTNOTE.sub("", _SOURCES.sub("", _REASONING.sub("", message.text)))
-    else:
-        text = own_text(message.text)
+    text = _answer_text(message.text) if message.role == "assistant" else own_text(message.text)
     return _digest(f"{message.role}|{_SPACE.sub('', unicodedata.normalize('NFC', text))}")
 
 

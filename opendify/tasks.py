@@ -36,7 +36,7 @@ _ASKED_KEY = re.compile(rf'"({"|".join(_KINDS_BY_KEY)})"\s*:')
 _NAMED_KEY = re.compile(rf'"({"|".join(_KINDS_BY_KEY)})"')
 
 _START = "### Task:"
-_HISTORY = re.compile(r"<chat_history>.*</chat_history>", re.DOTALL)
+_HISTORY_START, _HISTORY_END = "<chat_history>", "</chat_history>"
 _CONTEXT = "<context>"
 # From the default prompt of Open WebUI 0.10 and later, whose summary is plain text.
 _COMPACTED = "\n### Messages Being Compacted:\n"
@@ -85,19 +85,27 @@ def answer(kind: str, content: str | list[str]) -> str:
 
 
 def _kind(prompt: str) -> str:
-    history = _HISTORY.search(prompt)
-    if history is None:
+    before, history, _ = _around_history(prompt)
+    if not history:
         return COMPACTION if _COMPACTED in prompt and _CONTEXT not in prompt else ""
-    if _CONTEXT in prompt[: history.start()]:
+    if _CONTEXT in before:
         return ""
     return _kind_by_shape(prompt)
 
 
 def _kind_by_shape(prompt: str) -> str:
     """By the key of the JSON object that is asked for; the chat itself may hold any words."""
-    instructions = _HISTORY.sub("", prompt)
+    before, _, after = _around_history(prompt)
+    instructions = before + after
     asked = _ASKED_KEY.search(instructions) or _NAMED_KEY.search(instructions)
     return _KINDS_BY_KEY[asked[1]] if asked else UNKNOWN
+
+
+def _around_history(prompt: str) -> tuple[str, str, str]:
+    """What stands before the chat, the chat, and what stands after it."""
+    before, start, rest = prompt.partition(_HISTORY_START)
+    history, end, after = rest.rpartition(_HISTORY_END)
+    return (before, start + history + end, after) if end else (prompt, "", "")
 
 
 def _written(key: str, content: Any) -> str:

@@ -7,8 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opendify import continuity
-from opendify.continuity import Heard, continues, decode, exchange_name, hear
+from opendify.continuity import Heard, decode, exchange_name, hear
 from opendify.openai.messages import Attachment, Message, parse_messages
+
+
+def continues(heard: Heard, history: list[Message], follows: str | None = None) -> bool:
+    return continuity.continues(heard, hear(Heard(), history), history, follows)
 
 
 def user(text: str, *attachments: Attachment) -> Message:
@@ -160,6 +164,25 @@ def test_the_names_of_answers_tell_branches_apart(
 def test_without_a_name_of_the_last_answer_the_words_decide(follows: str | None) -> None:
     assert continues(hear(Heard(), HISTORY), HISTORY[2:], follows)
     assert not continues(hear(Heard(), HISTORY), [], follows)
+
+
+HOSTILE = [
+    "<think>" * 60_000,
+    "<think" * 60_000,
+    "<details>" * 50_000 + "</think>" * 50_000,
+    "**Sources**\n1. " * 50_000 + "\n\nx",
+    "**Sources**" + "\n" * 500_000 + "x",
+    "<attached_files>" * 50_000,
+    "### Task:</context>" + "<user_query>" * 50_000,
+    "[1" * 200_000,
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=[text[:12] for text in HOSTILE])
+def test_a_text_made_to_take_long_takes_no_longer_than_others(text: str) -> None:
+    """Each of these would take minutes if any part of it were read again and again."""
+    told = [user(text), assistant(text)]
+    assert continues(hear(Heard(), told), told)
 
 
 def test_half_a_character_is_a_character_like_others() -> None:

@@ -220,3 +220,10 @@ def test_agents_and_graphs_do_not_run_for_a_task(mode: str, expected: str) -> No
 def test_the_merged_answer_that_a_person_waits_for_is_run() -> None:
     assert tasks.treatment("", "moa_response_generation", "workflow") == "throwaway"
     assert tasks.treatment("local", "moa_response_generation", "chat") == "local"
+
+
+def test_a_prompt_made_to_take_long_takes_no_longer_than_others() -> None:
+    """It would take minutes if each of its blocks were looked for to the end."""
+    prompt = "### Task:" + "<chat_history>" * 300_000
+    raw = {"model": "m", "messages": [{"role": "user", "content": prompt}]}
+    assert tasks.recognise(parse_chat_request(raw), "") == ""
