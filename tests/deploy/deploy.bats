@@ -170,7 +170,10 @@ says() { [[ $output == *"$1"* ]] || { echo "'$1' is not in: $output" && false; }
   tell_engine '{"behaviour": {"sha256:slow2.0": {"service": "starting"}}}'
   # bats ignores SIGINT in what it starts behind; SIGTERM is taken as the same
   ./deploy.sh update >said 2>&1 3>&- &
-  until grep -q '停止 opendify' said; do sleep 0.1; done
+  until grep -q '停止 opendify' said; do
+    kill -0 "$!"
+    sleep 0.1
+  done
   kill -TERM "$!"
   local status=0
   wait "$!" || status=$?

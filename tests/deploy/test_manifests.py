@@ -67,7 +67,8 @@ def test_hadolint_and_shellcheck_have_nothing_to_say() -> None:
 def test_deploy_sh_as_a_person_types_it() -> None:
     """Here rather than in run_tests.sh, so that one command chooses among all tests."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    run(tool("bats"), ROOT / "tests" / "deploy" / "deploy.bats", env=os.environ | {"PATH": path})
+    suite = ROOT / "tests" / "deploy" / "deploy.bats"
+    run(tool("bats"), suite, env=os.environ | {"PATH": path}, timeout=300)
 
 
 def test_the_image_gets_everything_that_the_application_imports() -> None:
