@@ -39,9 +39,9 @@ from opendify.monitoring.readiness import Readiness
 from opendify.upstream import watcher
 from opendify.upstream.client import DifyClient
 from opendify.upstream.directory import Directory
+from opendify.upstream.pool import Pools
 from opendify.upstream.relay import Relay
 from opendify.upstream.uploads import Uploads
-from opendify.upstream.wire import Transport
 from opendify.web.access import Access, warn_of_open_door
 from opendify.web.app import create_app
 from opendify.web.cors import add_cors
@@ -79,8 +79,8 @@ _limits = HTTP_CLIENT_CONFIG["limits"]
 _proxies = proxies_for({model.base for model in settings.models.values()}, os.environ)
 
 http = httpx.Client(
-    transport=Transport(limits=_limits),
-    mounts={origin: Transport(limits=_limits, proxy=proxy) for origin, proxy in _proxies.items()},
+    transport=Pools(limits=_limits),
+    mounts={origin: Pools(limits=_limits, proxy=proxy) for origin, proxy in _proxies.items()},
     timeout=HTTP_CLIENT_CONFIG["timeout"],
     follow_redirects=False,
     trust_env=False,

@@ -117,6 +117,7 @@ ONLY_IN = {
     "werkzeug": {"opendify.web.app", "opendify.web.files"},
     "httpx": {
         "opendify.upstream.client",
+        "opendify.upstream.pool",
         "opendify.upstream.reply",
         "opendify.upstream.stream",
         "opendify.upstream.wire",

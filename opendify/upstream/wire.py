@@ -196,8 +196,14 @@ class Backend(httpcore.NetworkBackend):
 class Transport(httpx.HTTPTransport):
     """httpx's own transport, pool and proxies included, over Wires."""
 
-    def __init__(self, *, limits: httpx.Limits, proxy: str | None = None) -> None:
-        super().__init__(limits=limits, proxy=proxy)
+    def __init__(
+        self,
+        *,
+        limits: httpx.Limits,
+        proxy: str | None = None,
+        verify: ssl.SSLContext | bool = True,
+    ) -> None:
+        super().__init__(limits=limits, proxy=proxy, verify=verify)
         # httpcore's pools take a backend; httpx's transport, which makes the pool, does not pass
         # one on.
         self._pool._network_backend = Backend()
