@@ -217,7 +217,7 @@ def test_a_flood_of_connections_is_bounded_and_spares_honest_uploads(serve: Serv
     assert f"POST /size {len(body)} {digest(body)}".encode() in read_until(upload, b"POST /size")
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_callers_that_are_too_slow_are_told_and_left(serve: Serve, service: Service) -> None:
     begun_at = time.monotonic()
     head = serve.send(service, SLOW["headers"], timeout=60)
@@ -376,6 +376,7 @@ def test_an_answer_can_be_read_whole_though_the_body_was_not(
 # The end of a worker
 
 
+@pytest.mark.faults
 def test_sigterm_lets_streams_end_and_accepts_no_more(serve: Serve) -> None:
     service = serve(2, 4)
     stream = serve.send(service, get("/stream?seconds=2"))
@@ -388,6 +389,7 @@ def test_sigterm_lets_streams_end_and_accepts_no_more(serve: Serve) -> None:
     assert service.process.wait(10) == 0
 
 
+@pytest.mark.faults
 def test_streams_are_told_before_the_worker_is_killed(serve: Serve) -> None:
     service = serve(2, 4, GUNICORN_GRACEFUL_TIMEOUT="2")
     streams = [serve.send(service, get("/stream?seconds=60")) for _ in range(4)]
@@ -402,6 +404,7 @@ def test_streams_are_told_before_the_worker_is_killed(serve: Serve) -> None:
     assert "SIGKILL" not in service.output()
 
 
+@pytest.mark.faults
 def test_a_stream_that_does_not_listen_is_closed_all_the_same(serve: Serve) -> None:
     service = serve(1, 4, GUNICORN_GRACEFUL_TIMEOUT="2")
     stream = serve.send(service, get("/stubborn?seconds=60"), timeout=10)
@@ -411,6 +414,7 @@ def test_a_stream_that_does_not_listen_is_closed_all_the_same(serve: Serve) -> N
     assert "closed stubborn" in service.output()
 
 
+@pytest.mark.faults
 def test_sighup_loses_no_stream_however_long(serve: Serve) -> None:
     service = serve(1, 4, GUNICORN_GRACEFUL_TIMEOUT="1", GUNICORN_TIMEOUT="2")
     stream = serve.send(service, get("/stream?seconds=6"), timeout=15)
@@ -422,6 +426,7 @@ def test_sighup_loses_no_stream_however_long(serve: Serve) -> None:
     assert len(service.workers()) == 1
 
 
+@pytest.mark.faults
 def test_the_end_of_the_master_after_sighup_is_the_end_of_all(serve: Serve) -> None:
     service = serve(1, 4, GUNICORN_GRACEFUL_TIMEOUT="2")
     stream = serve.send(service, get("/stream?seconds=60"), timeout=15)
@@ -433,6 +438,7 @@ def test_the_end_of_the_master_after_sighup_is_the_end_of_all(serve: Serve) -> N
     assert service.process.wait(10) == 0
 
 
+@pytest.mark.faults
 def test_a_worker_that_is_killed_takes_only_its_own_along(serve: Serve) -> None:
     service = serve(2, 2)
     streams = [serve.send(service, get("/stream?seconds=3")) for _ in range(4)]
@@ -445,6 +451,7 @@ def test_a_worker_that_is_killed_takes_only_its_own_along(serve: Serve) -> None:
     assert is_well(serve, service)
 
 
+@pytest.mark.faults
 def test_a_worker_that_loses_its_master_ends(serve: Serve) -> None:
     service = serve(1, 4, GUNICORN_GRACEFUL_TIMEOUT="2")
     stream = serve.send(service, get("/stream?seconds=60"), timeout=15)
@@ -454,6 +461,7 @@ def test_a_worker_that_loses_its_master_ends(serve: Serve) -> None:
     wait_for(lambda: not Path(f"/proc/{worker}").exists())
 
 
+@pytest.mark.faults
 def test_max_requests_replaces_a_worker_without_a_pause(serve: Serve) -> None:
     service = serve(1, 4, GUNICORN_MAX_REQUESTS="6", GUNICORN_MAX_REQUESTS_JITTER="0")
     stream = serve.send(service, get("/stream?seconds=3"), timeout=15)
@@ -466,6 +474,7 @@ def test_max_requests_replaces_a_worker_without_a_pause(serve: Serve) -> None:
     assert is_well(serve, service)
 
 
+@pytest.mark.faults
 def test_workers_that_are_never_idle_are_replaced_one_at_a_time(serve: Serve) -> None:
     service = serve(
         2,
