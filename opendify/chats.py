@@ -100,6 +100,7 @@ class Chat:
         self._lock: Lock | None = None
         self._conversation_id = ""
         self._before: str | None = None
+        self._claimed_from = ""
         is_remembered = bool(place.chat_id) or finds_by_history
         self._told = continuity.hear(Heard(), place.history) if is_remembered else Heard()
         self._heard = self._told
@@ -148,11 +149,19 @@ class Chat:
         if owner is not None and not self._owner.owns(owner):
             raise errors.ConversationUnknown("Dify does not know this conversation.")
         self._key = self._owner.key(self._place.chat_id) if self._place.chat_id else ""
+        self._claimed_from = owner or ""
+        mapping = self._store.get(owner) if owner else None
+        self._heard = (continuity.decode(mapping.heard) if mapping else None) or self._told
 
     def opened(self, conversation_id: str) -> None:
         """Dify has named the conversation of the turn."""
         if conversation_id and conversation_id != self._conversation_id:
             self._conversation_id = conversation_id
+            if self._claimed_from not in (
+                "",
+                self._key,
+            ):  # what is known of it there is true no more
+                self._store.forget(self._claimed_from, conversation_id)
             if self._place.chat_id:
                 self._store.put(self._key, conversation_id, UNSETTLED)
         self._release()

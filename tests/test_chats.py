@@ -307,12 +307,44 @@ def test_an_explicit_conversation_of_another_caller_is_unknown(
 def test_an_explicit_conversation_is_the_chat_s_from_then_on(
     api: FlaskClient, memory: RememberingDify
 ) -> None:
+    memory.new(UUID, ("Bearer app-secret-of-the-operator", "default_user"))
+    client = chat(api)
+    assert client.say("one", conversation_id=UUID) == UUID
+    assert client.say("two") == UUID
+
+
+def test_a_chat_goes_on_in_another_s_conversation_only_while_that_is_named(
+    api: FlaskClient, memory: RememberingDify
+) -> None:
+    client, other = chat(api), Client(api)
+    client.say("one")
+    elsewhere = other.say("else")
+    assert client.say("two", conversation_id=elsewhere) == elsewhere
+    assert client.say("three") != elsewhere
+    assert len(memory.arrivals[-1].before) == 4
+
+
+@pytest.mark.parametrize("chat_id", ["chat-2", ""])
+def test_a_chat_whose_conversation_another_has_used_is_told_anew(
+    api: FlaskClient, memory: RememberingDify, chat_id: str
+) -> None:
+    first, second = chat(api), chat(api, chat_id)
+    shared = first.say("one")
+    assert second.say("else", conversation_id=shared) == shared
+    assert first.say("two") != shared
+    assert memory.arrivals[-1].before == (("user", "one"), ("assistant", "re one"))
+
+
+def test_a_client_may_name_the_conversation_and_send_no_history(
+    api: FlaskClient, memory: RememberingDify
+) -> None:
     client = chat(api)
     first = client.say("one")
-    other = Client(api)
-    second = other.say("else")
-    assert client.say("two", conversation_id=second) == second
-    assert client.say("three") == second != first
+    for text in ("two", "three"):
+        client.messages = []
+        assert client.say(text, conversation_id=first) == first
+    assert client.say("four") == first  # by the end of what was heard
+    assert len(memory.conversations) == 1
 
 
 @pytest.fixture

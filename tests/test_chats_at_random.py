@@ -36,10 +36,13 @@ from werkzeug.test import TestResponse
 
 from opendify import chores
 from opendify.config.models import Model
-from opendify.conversations import ConversationStore
+from opendify.conversations import Conversations, ConversationStore
+from opendify.conversations.redis_link import RedisLink
+from opendify.conversations.redis_store import RedisStore
 from tests.conftest import made_app
 from tests.fake_dify import FakeDify
 from tests.openwebui import task_prompt
+from tests.redis_server import RedisServer
 from tests.remembering_dify import Arrival, RememberingDify, Said
 
 WORDS = ["a", "b", "go on", "think", "new"]
@@ -98,13 +101,17 @@ class Expected:
 
 
 class Talks(RuleBasedStateMachine):
-    """Two workers on one store serve everybody; ``http`` is set by the tests."""
+    """Two workers on one store serve everybody; ``http`` is set by the tests, and ``redis`` to the
+    server that keeps the chats, where that is not the file."""
 
     http: ClassVar[httpx.Client]
+    redis: ClassVar[RedisServer | None] = None
     talks: Bundle[Talk] = Bundle("talks")
 
     def __init__(self) -> None:
         super().__init__()
+        if self.redis is not None:
+            self.redis.empty()
         self.folder = Path(tempfile.mkdtemp(prefix="opendify-"))
         self.memory = RememberingDify(reply, MODES)
         self.dify = FakeDify(self.memory, tells_of_its_app=True)
@@ -114,12 +121,16 @@ class Talks(RuleBasedStateMachine):
         self.workers = [self.worker(), self.worker()]
 
     def worker(self) -> Flask:
-        store = ConversationStore(
-            self.folder / "data", clock=time.time, max_age_days=None, max_entries=1000
-        )
+        store = self.store()
         self.stack.callback(store.close)
         models = {name: Model(name, key, self.dify.base) for name, key in KEYS.items()}
         return self.stack.enter_context(made_app(self.http, store, models, self.folder))
+
+    def store(self) -> Conversations:
+        options: dict[str, Any] = {"clock": time.time, "max_age_days": None, "max_entries": 1000}
+        if self.redis is not None:
+            return RedisStore(RedisLink(self.redis.url, "Redis"), **options)
+        return ConversationStore(self.folder / "data", **options)
 
     def teardown(self) -> None:
         self.stack.close()
@@ -383,11 +394,24 @@ def at_once(actions: list[Callable[[], object]]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("examples", "steps"), [(20, 25), pytest.param(1_000, 50, marks=pytest.mark.slow)]
+    ("kind", "examples", "steps"),
+    [
+        ("file", 15, 25),
+        ("redis", 5, 25),
+        pytest.param("file", 1_000, 50, marks=pytest.mark.slow),
+        pytest.param("redis", 300, 50, marks=pytest.mark.slow),
+    ],
 )
 def test_every_turn_arrives_where_its_history_was_heard(
-    http: httpx.Client, examples: int, steps: int, monkeypatch: pytest.MonkeyPatch
+    http: httpx.Client,
+    kind: str,
+    examples: int,
+    steps: int,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if kind == "redis":
+        monkeypatch.setattr(Talks, "redis", request.getfixturevalue("redis_server"))
     monkeypatch.setattr(Talks, "http", http, raising=False)
     monkeypatch.setattr(chores, "SECONDS_FOR_FIRST_TURN", 0.1)
     run_state_machine_as_test(
