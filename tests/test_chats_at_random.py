@@ -398,8 +398,8 @@ def at_once(actions: list[Callable[[], object]]) -> None:
     [
         ("file", 15, 25),
         ("redis", 5, 25),
-        pytest.param("file", 1_000, 50, marks=pytest.mark.slow),
-        pytest.param("redis", 300, 50, marks=pytest.mark.slow),
+        pytest.param("file", 150, 50, marks=pytest.mark.long),
+        pytest.param("redis", 50, 50, marks=pytest.mark.long),
     ],
 )
 def test_every_turn_arrives_where_its_history_was_heard(

@@ -93,7 +93,7 @@ def play(
     return memory.arrivals
 
 
-@pytest.mark.parametrize("examples", [6, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [6, pytest.param(60, marks=pytest.mark.long)])
 @pytest.mark.parametrize("mode", ["chat", "advanced-chat"])
 @pytest.mark.parametrize("with_headers", [True, False], ids=["by header", "by shape"])
 def test_in_any_order_each_turn_comes_where_its_history_was_heard(
