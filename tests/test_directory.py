@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -155,6 +156,27 @@ def test_an_app_that_was_just_asked_about_is_not_asked_about_again(
     directory.doubt(model)
     time.sleep(1.2)
     assert [r.path for r in dify.requests].count("/v1/info") == 1
+
+
+def test_a_burst_of_first_requests_asks_once(
+    dify: FakeDify, model: Model, directory: Directory
+) -> None:
+    told = telling(info={"name": "Tiny", "mode": "chat"}, parameters={})
+    dify.answer = lambda request: [0.3, *told(request)]
+    with ThreadPoolExecutor(16) as pool:
+        apps = list(pool.map(directory.app, [model] * 16))
+    assert {app.mode for app in apps} == {"chat"}
+    asked = [request.path for request in dify.requests if request.path == "/v1/info"]
+    assert len(asked) == 1
+
+
+def test_a_burst_of_first_requests_fails_as_one(
+    dify: FakeDify, model: Model, directory: Directory
+) -> None:
+    dify.answer = lambda request: [0.2, CLOSE]
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = [pool.submit(directory.app, model) for _ in range(8)]
+        assert all(isinstance(one.exception(), errors.DifyUnreachable) for one in outcomes)
 
 
 def test_an_app_in_doubt_is_asked_about_in_the_background(

@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -71,6 +72,7 @@ class Directory:
         self._client = client
         self._models = models
         self._entries: dict[tuple[str, str], _Entry] = {}
+        self._asking: dict[tuple[str, str], Future[_Entry]] = {}
         self._looks: dict[str, _Look] = {}
         self._refresher: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -190,13 +192,30 @@ class Directory:
         self._entries[_name(model)] = replace(known, until=now + UNTOLD_SECONDS)
 
     def _ask(self, model: Model) -> _Entry:
+        """Asks, or waits for the thread that does already: a burst of first requests is one
+        question."""
+        with self._lock:
+            asked = self._asking.get(_name(model))
+            if asked is None:
+                answer: Future[_Entry] = Future()
+                self._asking[_name(model)] = answer
+        return self._ask_for_all(model, answer) if asked is None else asked.result()
+
+    def _ask_for_all(self, model: Model, answer: "Future[_Entry]") -> _Entry:
         try:
             entry = self._asked(model)
-        except errors.DifyError as exc:
-            self._looks[model.base] = _Look(time.monotonic(), exc.code or "error")
+        except BaseException as exc:
+            if isinstance(exc, errors.DifyError):
+                self._looks[model.base] = _Look(time.monotonic(), exc.code or "error")
+            answer.set_exception(exc)
             raise
-        self._keep(model, entry)
-        return entry
+        else:
+            self._keep(model, entry)
+            answer.set_result(entry)
+            return entry
+        finally:
+            with self._lock:
+                del self._asking[_name(model)]
 
     def _asked(self, model: Model) -> _Entry:
         info = parameters = None
