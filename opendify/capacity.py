@@ -32,6 +32,8 @@ class Capacity:
         finally:
             with self._lock:
                 self._taken[model] -= 1
+                if not self._taken[model]:  # callers can make up any number of names
+                    del self._taken[model]
 
     def _take(self, model: str) -> None:
         with self._lock:

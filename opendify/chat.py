@@ -25,6 +25,16 @@ HOLD_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 10.0
 
 
+def find_model(name: str, models: Mapping[str, Model]) -> Model:
+    """The model of this name among those that the caller may use. Raises ModelNotFound."""
+    model = models.get(name)
+    if model is None:
+        raise errors.ModelNotFound(
+            f"There is no model '{name[:200]}'; GET /v1/models lists them.", param="model"
+        )
+    return model
+
+
 class ChatService:
     """Answers chat requests. ``now`` gives epoch seconds, ``new_id`` an id for an answer."""
 
@@ -42,12 +52,7 @@ class ChatService:
 
     def ask(self, request: ChatRequest, caller: Caller) -> Asked:
         """Puts the question on its way to Dify. Raises CallerGone, CallerError and DifyError."""
-        model = caller.models.get(request.model)
-        if model is None:
-            raise errors.ModelNotFound(
-                f"There is no model '{request.model[:200]}'; GET /v1/models lists them.",
-                param="model",
-            )
+        model = find_model(request.model, caller.models)
         if kind := tasks.recognise(request, caller.task):
             return self._chores.ask(kind, request, model, caller)
         is_temporary = openwebui.is_temporary(caller.chat_id)

@@ -52,6 +52,8 @@ def parse_key(key: str, where: str) -> str:
         return digest
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         raise ValueError(f"{where} has blanks or characters that are not ASCII in it")
+    if set(key) & set("\"'[]{}"):  # of another way to write a list, and in no key that is made
+        raise ValueError(f"{where} has quotes or brackets in it; write keys with commas between")
     return digest_of(key)
 
 

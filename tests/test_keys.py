@@ -38,7 +38,7 @@ def test_a_key_that_is_set_by_its_hash_is_held() -> None:
     assert not keys.hold(f"sha256:{keys.digests[0]}")
 
 
-@given(st.lists(st.from_regex(r"[!-+\--~]{1,30}", fullmatch=True)), st.text())
+@given(st.lists(st.from_regex(r"[!#-&(-+\--Z\\^-z|~]{1,30}", fullmatch=True)), st.text())
 def test_exactly_the_keys_that_are_set_are_held(written: list[str], shown: str) -> None:
     written = [key for key in written if not key.lower().startswith("sha256:")]
     keys = parse_keys(",".join(written))
@@ -54,6 +54,8 @@ def test_exactly_the_keys_that_are_set_are_held(written: list[str], shown: str) 
         ("se\u00e9cret", "key 1 has blanks or characters that are not ASCII"),
         ("se\tcret", "key 1 has blanks"),
         ("good\nse cret", "key 2 has blanks"),
+        ('["good","secret"]', "key 1 has quotes or brackets"),
+        ("good,'secret'", "key 2 has quotes or brackets"),
         ("sha256:secret", "key 1: behind 'sha256:' go 64 hexadecimal digits"),
         (f"sha256:{HASH}0", "key 1: behind 'sha256:'"),
         (f"sha256:{hashlib.sha256().hexdigest()}", "key 1 is the hash of an empty key"),

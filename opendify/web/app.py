@@ -12,7 +12,7 @@ from werkzeug.exceptions import HTTPException
 from opendify import errors, openwebui, sse
 from opendify.callers import Identity
 from opendify.capacity import Capacity
-from opendify.chat import HOLD_SECONDS, Asked, ChatService
+from opendify.chat import HOLD_SECONDS, Asked, ChatService, find_model
 from opendify.config.models import Model
 from opendify.exchange import Caller
 from opendify.monitoring.record import CALLER_GONE, Record
@@ -88,7 +88,8 @@ def _add_chat_routes(
             chat_request = parse_chat_request(json_body())
             record.model, record.streamed = chat_request.model, chat_request.stream
             caller = caller_of(chat_request)
-            held.enter_context(capacity.place(chat_request.model))
+            model = find_model(chat_request.model, caller.models)
+            held.enter_context(capacity.place(model.name))
             exchange = service.ask(chat_request, caller)
             held.callback(_close, exchange, record)
             response = _answer(service, exchange, record)
@@ -105,11 +106,7 @@ def _add_model_routes(app: Flask, directory: Directory, access: Access) -> None:
 
     @app.get("/v1/models/<path:name>")
     def model(name: str) -> Response:
-        known = access.identity().models.get(name)
-        if known is None:
-            raise errors.ModelNotFound(
-                f"There is no model '{name}'; GET /v1/models lists them.", param="model"
-            )
+        known = find_model(name, access.identity().models)
         directory.keep_fresh()
         return jsonify(_model(directory, known))
 
