@@ -150,8 +150,10 @@ class Chat:
             raise errors.ConversationUnknown("Dify does not know this conversation.")
         self._key = self._owner.key(self._place.chat_id) if self._place.chat_id else ""
         self._claimed_from = owner or ""
-        mapping = self._store.get(owner) if owner else None
-        self._heard = (continuity.decode(mapping.heard) if mapping else None) or self._told
+        kept = [self._store.get(key) for key in (self._key, self._claimed_from) if key]
+        words = [m.heard for m in kept if m and m.conversation_id == conversation_id]
+        known = [heard for word in words if (heard := continuity.decode(word))]
+        self._heard = known[0] if known else self._told
 
     def opened(self, conversation_id: str) -> None:
         """Dify has named the conversation of the turn."""
@@ -161,7 +163,7 @@ class Chat:
                 "",
                 self._key,
             ):  # what is known of it there is true no more
-                self._store.forget(self._claimed_from, conversation_id)
+                self._store.move(self._claimed_from, self._claimed_from, conversation_id, UNSETTLED)
             if self._place.chat_id:
                 self._store.put(self._key, conversation_id, UNSETTLED)
         self._release()

@@ -335,6 +335,17 @@ def test_a_chat_whose_conversation_another_has_used_is_told_anew(
     assert memory.arrivals[-1].before == (("user", "one"), ("assistant", "re one"))
 
 
+def test_a_chat_whose_conversation_a_temporary_chat_has_used_is_told_anew(
+    api: FlaskClient, memory: RememberingDify, store: ConversationStore
+) -> None:
+    client = chat(api)
+    first = client.say("one")
+    assert chat(api, "temporary:x").say("else", conversation_id=first) == first
+    assert [mapping.conversation_id for _, mapping in store.entries()] == [first]
+    assert client.say("two") != first
+    assert len(memory.arrivals[-1].before) == 2
+
+
 def test_a_client_may_name_the_conversation_and_send_no_history(
     api: FlaskClient, memory: RememberingDify
 ) -> None:
