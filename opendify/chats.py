@@ -159,11 +159,8 @@ class Chat:
         """Dify has named the conversation of the turn."""
         if conversation_id and conversation_id != self._conversation_id:
             self._conversation_id = conversation_id
-            if self._claimed_from not in (
-                "",
-                self._key,
-            ):  # what is known of it there is true no more
-                self._store.move(self._claimed_from, self._claimed_from, conversation_id, UNSETTLED)
+            if self._claimed_from and self._claimed_from != self._key:
+                self._outdate(self._claimed_from)
             if self._place.chat_id:
                 self._store.put(self._key, conversation_id, UNSETTLED)
         self._release()
@@ -210,6 +207,10 @@ class Chat:
         if self._before is not None and not self._is_settled and not has_run:
             self._store.move(self._key, self._key, self._conversation_id, self._before)
         self._release()
+
+    def _outdate(self, key: str) -> None:
+        """The conversation hears more than what is known under another key."""
+        self._store.move(key, key, self._conversation_id, UNSETTLED)
 
     def _adopt(self, presence: Presence) -> Mapping | None:
         """The entry of an earlier system, which knew chats by their bare ids, once Dify has said
