@@ -160,7 +160,8 @@ def test_without_keys_the_guide_s_calls_are_open_and_the_rest_is_not(
 
 PROMPT, HEADER = "Zq8 prompt of a person", "Zq8-header-value"
 FORGED = "2026-01-01 00:00:00,000 - CRITICAL - forged"
-LOGGED = ["trailers", "cut-closed", "cut-a-page", "cut-error-with-a-page", *list(REFUSALS)[::6]]
+LOGGED = ["trailers", "cut-closed", "cut-a-page", "cut-error-with-a-page"]
+LOGGED += [name for name in REFUSALS if "silent" not in name][::6]
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
