@@ -117,10 +117,10 @@ DEFECTS = [
     Defect(
         _NEVER_SILENT,
         "What came before a fault in the same bytes is lost",
-        _CUT + "cut-not-an-event",
+        _CUT + "cut-chunk-too-short",
         _STREAM,
-        "payloads.extend(parse_payload(raw) for raw in self._decoder.feed(body))",
-        "payloads = [parse_payload(raw) for raw in self._decoder.feed(body)]",
+        "            return exc.body\n",
+        '            return b""\n',
     ),
     Defect(
         _NEVER_SILENT,
@@ -143,9 +143,8 @@ DEFECTS = [
         "An answer waits for the end of the connection",
         _STRANGE + "held-open-streamed",
         "opendify/chat.py",
-        "            yield from narration.end(event)\n            return\n",
-        "            exchange.wait(20)\n            yield from narration.end(event)\n"
-        "            return\n",
+        "                told += narration.end(event)\n                break\n",
+        "                told += narration.end(event) + exchange.wait(20)\n                break\n",
     ),
     Defect(
         _NEVER_SILENT,
@@ -292,7 +291,7 @@ DEFECTS = [
         "A lost conversation is begun anew again and again",
         f"{_RETRIES}::test_a_conversation_is_begun_anew_once",
         _EXCHANGE,
-        "if self._may_ask_anew and not self.has_begun and self._is_put_right(exc):",
+        "if self._may_ask_anew and not self._turn.has_run and self._is_put_right(exc):",
         "if self._is_put_right(exc) or isinstance(exc, errors.ConversationUnknown):",
     ),
     # --- timeouts ------------------------------------------------------------------------------
@@ -309,8 +308,8 @@ DEFECTS = [
         "Pings are no life: an answer may take no longer than the read timeout",
         _STRANGE + "many-pings",
         _STREAM,
-        "            self._silent_since = time.monotonic()\n            payloads",
-        "            payloads",
+        "                self._silent_since = now\n",
+        "                pass\n",
     ),
     Defect(
         _TIMEOUTS,
@@ -374,9 +373,10 @@ DEFECTS = [
         "A rate limit may not be repeated at all",
         f"{_RETRIES}::test_a_real_client_repeats_what_was_not_begun",
         _ERRORS,
-        "class RateLimited(DifyError):\n    status = 429\n",
-        "class RateLimited(DifyError):\n    status = 429\n"
-        "    repeatable = property(lambda self: False, lambda self, value: None)\n",
+        'class RateLimited(DifyError):\n    status = 429\n    type = "rate_limit_error"\n'
+        '    default_code = "rate_limit_exceeded"\n    repeatable = True\n',
+        'class RateLimited(DifyError):\n    status = 429\n    type = "rate_limit_error"\n'
+        '    default_code = "rate_limit_exceeded"\n',
     ),
     # --- client gone ---------------------------------------------------------------------------
     Defect(
@@ -424,8 +424,8 @@ DEFECTS = [
         "A run that has ended is stopped",
         f"{_LEAVING}::test_a_run_that_ended_is_not_stopped",
         _TURN,
-        "        if self._is_over():\n            self._stream.drain()",
-        "        if self._is_over():\n            self._stop()\n            self._stream.drain()",
+        "        if self.ended:\n            self._stream.drain()",
+        "        if self.ended:\n            self._stop()\n            self._stream.drain()",
     ),
     Defect(
         _GONE,
@@ -589,7 +589,7 @@ DEFECTS = [
         "404 and 405 are pages",
         f"{_CALLERS}::test_other_routes_are_refused_in_json",
         _APP,
-        "app.register_error_handler(HTTPException, lambda exc: _to_response(_from_werkzeug(exc)))",
+        "app.register_error_handler(HTTPException, _told_as_json)",
         "app.register_error_handler(HTTPException, lambda exc: exc.get_response())",
     ),
     Defect(
