@@ -246,7 +246,7 @@ DEFECTS = [
     Defect(
         _STATUSES,
         "Anything with status 200 is an event stream",
-        _FIRST + "page-with-200",
+        _FIRST + "answer-of-another-type",
         _STREAM,
         'and media_type.lower().startswith("text/event-stream")',
         "",

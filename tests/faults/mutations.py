@@ -113,11 +113,19 @@ def _made(defect: Defect, copy: Path) -> Iterator[bool]:
     if text.count(defect.old) != 1:
         yield False
         return
-    path.write_text(text.replace(defect.old, defect.new))
+    _write(path, text.replace(defect.old, defect.new))
     try:
         yield True
     finally:
-        path.write_text(text)
+        _write(path, text)
+
+
+def _write(path: Path, text: str) -> None:
+    """What was compiled of the file goes too: it would be taken for that of a file of the same
+    size and second."""
+    path.write_text(text)
+    for compiled in path.parent.glob(f"__pycache__/{path.stem}.*.pyc"):
+        compiled.unlink()
 
 
 def _run(case: str, copy: Path) -> tuple[str, str]:
