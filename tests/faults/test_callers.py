@@ -60,6 +60,7 @@ BAD_BODIES = {
     "null": b"null",
     "empty-object": b"{}",
     "nan": content("NaN"),
+    "nan-in-a-field-of-no-effect": body()[:-1] + b', "temperature": NaN}',
     "infinity": content("-Infinity"),
     "number-beyond-all": content("1e999"),
     "digits": content("9" * 100_000),

@@ -178,5 +178,9 @@ def test_half_a_request_is_nobody_s_turn(left: service.Service, leaving: Chaos, 
         connection.sendall(raw_head(len(data)) + data[:20])
         connection.shutdown(socket.SHUT_WR)
         assert connection.recv(65536).startswith(b"HTTP/1.1 400 ")
+    with connected(left) as connection:
+        connection.sendall(raw_head(len(data) + 100) + data)
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 400 ")
     assert not leaving.asked("ends", user)
     assert httpx.get(f"{left.url}/healthz", timeout=5, trust_env=False).status_code == 200

@@ -200,6 +200,7 @@ def mode(path: Path) -> int:
 
 
 def test_what_is_kept_is_its_owner_s_alone(chaos: Chaos, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir(mode=0o755)
     with started(tmp_path, chaos, GUNICORN_WORKERS="2") as running:
         for number in range(6):
             headers = {"X-OpenWebUI-Chat-Id": f"c{number}"}
@@ -235,7 +236,7 @@ def test_an_address_of_a_caller_is_never_fetched(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as trap:
         trap.settimeout(0.5)
         url = f"http://127.0.0.1:{trap.getsockname()[1]}/x.png"
-        fake = FakeDify(answer=TalkingDify(), tells_of_its_app=True)
+        fake = FakeDify(answer=TalkingDify())  # what the app takes is not known: all is tried
         variables = service.free_variables(fake.base, PUBLIC_BASE_URL="https://ai.example.com")
         with service.running(tmp_path, variables) as running:
             for part in (

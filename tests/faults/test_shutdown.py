@@ -190,14 +190,16 @@ def rest_of(stream: socket.socket) -> bytes:
     return received
 
 
-CHAT = {"X-OpenWebUI-Chat-Id": "kept"}
+# So many that no worker alone has answered them all.
+CHATS = [{"X-OpenWebUI-Chat-Id": f"kept-{number}"} for number in range(12)]
 
 
 def test_a_killed_worker_takes_nothing_with_it_but_its_own_streams(
     dify: Chaos, gate: Gate, tmp_path: Path
 ) -> None:
     with started(tmp_path, dify, GUNICORN_WORKERS="2", **PATIENT) as running:
-        assert ask(running, question("trailers"), CHAT).status == 200
+        for chat in CHATS:
+            assert ask(running, question("trailers"), chat).status == 200
         streams = opened_streams(running, dify, 8)
         workers = [worker_of(running, stream) for stream in streams]
         assert len(set(workers)) == 2, "all streams went to one worker"
@@ -217,8 +219,9 @@ def test_a_killed_worker_takes_nothing_with_it_but_its_own_streams(
             {"role": "user", "content": "And now?"},
         ]
         body = {**question("trailers"), "messages": history}
-        assert ask(running, body, CHAT).status == 200
-        assert dify.asked("trailers")[-1].json["conversation_id"], "a mapping was lost"
+        for chat in CHATS:
+            assert ask(running, body, chat).status == 200
+            assert dify.asked("trailers")[-1].json["conversation_id"], "a mapping was lost"
 
 
 @pytest.mark.parametrize("workers", [1, 2])
