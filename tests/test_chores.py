@@ -50,7 +50,9 @@ def turn(*said: str, model: str = "tiny", **more: Any) -> dict[str, Any]:
 
 def ask(api: FlaskClient, body: dict[str, Any], **headers: str) -> Any:
     told = {name.replace("_", "-"): value for name, value in headers.items()}
-    response = api.post("/v1/chat/completions", json=body, headers={**HEADERS, **told})
+    response = api.post(
+        "/v1/chat/completions", json=body, headers={**HEADERS, **told}, buffered=True
+    )
     assert response.status_code == 200, response.text
     response.get_data()
     response.close()
@@ -259,7 +261,9 @@ def test_a_task_that_fails_leaves_nothing_behind(
 ) -> None:
     failed = {"event": "error", "status": 400, "code": "completion_request_error", "message": "x"}
     talking.say = lambda query: [f"data: {json.dumps(failed)}\n\n".encode()]
-    response = api.post("/v1/chat/completions", json=task_body("tags_generation"), headers=HEADERS)
+    response = api.post(
+        "/v1/chat/completions", json=task_body("tags_generation"), headers=HEADERS, buffered=True
+    )
     assert response.status_code == 502
     assert not talking.conversations
     assert len(talking.deleted) == 1

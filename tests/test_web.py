@@ -199,7 +199,7 @@ def test_a_body_says_that_it_is_json_or_nothing(
     api: FlaskClient, content_type: str | None, status: int
 ) -> None:
     data = json.dumps({"model": "tiny", "messages": HI}).encode()
-    response = api.post(PATH, data=data, content_type=content_type)
+    response = api.post(PATH, data=data, content_type=content_type, buffered=True)
     assert response.status_code == status
     if status != 200:
         assert error_of(response)["code"] == "unsupported_media_type"
@@ -223,7 +223,8 @@ def test_nesting_as_deep_as_tools_have_it_is_no_mistake(api: FlaskClient) -> Non
 
 def test_a_byte_order_mark_is_no_mistake(api: FlaskClient) -> None:
     data = b"\xef\xbb\xbf" + json.dumps({"model": "tiny", "messages": HI}).encode()
-    assert api.post(PATH, data=data, content_type="application/json").status_code == 200
+    response = api.post(PATH, data=data, content_type="application/json", buffered=True)
+    assert response.status_code == 200
 
 
 class Chunks(io.BytesIO):
@@ -499,7 +500,7 @@ def test_a_fault_of_ours_is_a_500_that_tells_nothing(
         Gate(Rates(None, 1), Slots(None, 1)),
     )
     app = create_app(broken, broken, open_to_all, 1024, Capacity(1, {}), now=time.time)
-    response = app.test_client().post(PATH, json={"model": "tiny", "messages": HI})
+    response = app.test_client().post(PATH, json={"model": "tiny", "messages": HI}, buffered=True)
     assert response.status_code == 500
     assert error_of(response)["code"] == "internal_error"
     assert "developer" not in response.text
@@ -875,7 +876,7 @@ def test_the_log_holds_no_prompt_answer_or_key(
 def test_closing_a_stream_early_stops_the_run(api: FlaskClient, dify: FakeDify) -> None:
     dify.answers = [streamed(Chat().text("one"), FOREVER)]
     body = {"model": "tiny", "messages": HI, "stream": True, "user": "u"}
-    response = api.post(PATH, json=body)
+    response = api.post(PATH, json=body, buffered=True)
     response.close()
     (stop,) = dify.stopped()
     assert stop.path == f"/v1/chat-messages/{Chat().task_id}/stop"
