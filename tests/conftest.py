@@ -31,7 +31,7 @@ from opendify.upstream.client import DifyClient
 from opendify.upstream.directory import Directory
 from opendify.upstream.relay import Relay
 from opendify.upstream.uploads import Uploads
-from opendify.upstream.wire import Transport
+from opendify.upstream.wire import Transport, Wire
 from opendify.web.access import Access
 from opendify.web.app import create_app
 from opendify.web.description import add_description
@@ -80,8 +80,13 @@ def redis_url(redis_server: RedisServer) -> str:
 def http() -> Iterator[httpx.Client]:
     """One for all tests: to read the machine's certificates takes longer than most of them."""
     limits = httpx.Limits(max_connections=100, max_keepalive_connections=100, keepalive_expiry=1.5)
-    with httpx.Client(transport=Transport(limits=limits), trust_env=False) as client:
+    transport = Transport(limits=limits)
+    with httpx.Client(transport=transport, trust_env=False) as client:
         yield client
+        for connection in transport._pool.connections:  # answers that a test has left unread
+            stream = getattr(connection._connection, "_network_stream", None)  # type: ignore[attr-defined]
+            if isinstance(stream, Wire):
+                stream.let_go()
 
 
 @pytest.fixture

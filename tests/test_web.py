@@ -878,6 +878,9 @@ def test_closing_a_stream_early_stops_the_run(api: FlaskClient, dify: FakeDify) 
     body = {"model": "tiny", "messages": HI, "stream": True, "user": "u"}
     response = api.post(PATH, json=body, buffered=True)
     response.close()
+    until = time.monotonic() + 5  # nobody waits for Dify to take note of a stop
+    while not dify.stopped() and time.monotonic() < until:
+        time.sleep(0.01)
     (stop,) = dify.stopped()
     assert stop.path == f"/v1/chat-messages/{Chat().task_id}/stop"
     assert stop.json == {"user": "u"}
