@@ -2,8 +2,8 @@
 
     bench/run [--quick] [--others FILE] [--only WORD]
 
-The whole run takes about half an hour and writes docs/performance.md and its picture; --quick
-takes about two minutes, and it and --only write nothing.
+The whole run takes about a quarter of an hour and writes docs/performance.md and its picture;
+--quick takes one or two minutes, and it and --only write nothing.
 """
 
 import argparse

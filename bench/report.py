@@ -46,9 +46,7 @@ def ratios(results: Sequence[Result]) -> str:
             if cpu and ours and name != "OpenDify"
         ]
         lines.append(f"  {scenario:<28}  {', '.join(against)}\n")
-    busiest = max((result.dify_share for result in results), default=0.0)
-    lines.append(f"The fake Dify was never busier than {busiest:.0%} of one core.\n")
-    return "".join(lines)
+    return "".join([*lines, _how_busy_dify_was(results)])
 
 
 def aside_table(figures: dict[str, dict[str, float]]) -> str:
@@ -71,7 +69,7 @@ def write(
     measured = "\n".join(
         [
             BEGIN,
-            f"\nMeasured on {machine()}.\n",
+            f"\nMeasured on {machine()}. {_how_busy_dify_was(results)}",
             _table(COLUMNS, _rows(results)),
             aside_table(figures),
             _table(STORE_COLUMNS, store_rows),
@@ -91,6 +89,11 @@ def machine() -> str:
     return f"{cores} cores ({model}), Linux {platform.release().split('-')[0]}, Python " + (
         platform.python_version()
     )
+
+
+def _how_busy_dify_was(results: Sequence[Result]) -> str:
+    busiest = max((result.dify_share for result in results), default=0.0)
+    return f"The fake Dify was never busier than {busiest:.0%} of one core.\n"
 
 
 def _rows(results: Sequence[Result]) -> list[list[str]]:
