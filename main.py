@@ -25,6 +25,7 @@ from opendify.chat import ChatService
 from opendify.config.environment import load_environment, read_file
 from opendify.config.proxies import proxies_for
 from opendify.config.settings import load_settings
+from opendify.conversations.folder import warn_of_foreign_folder
 from opendify.conversations.kinds import new_conversations, new_link
 from opendify.exchange import Parts
 from opendify.files.secret import Secret
@@ -131,6 +132,7 @@ callers = Callers(
     settings.limits,
     settings.callers_bring_dify_key,
 )
+warn_of_foreign_folder(data)
 warn_of_open_door(callers, settings.server_host)
 access = Access(
     callers,

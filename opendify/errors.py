@@ -26,6 +26,7 @@
         ├── DifyUnreachable         502  upstream_unreachable
         ├── DifyBroken              502  upstream_error        cut, not JSON, a redirect, a page
         ├── DifyTimeout             504  upstream_timeout
+        │   └── DifyNotConnected    504  upstream_timeout      nothing was asked yet
         ├── DifyUnavailable         503  upstream_unavailable
         ├── DifyAuthFailed          502  upstream_auth_error   our key, not the caller's
         ├── DifyMisconfigured       502  upstream_config_error
@@ -211,6 +212,10 @@ class DifyBroken(DifyError):
 class DifyTimeout(DifyError):
     status = 504
     default_code = "upstream_timeout"
+
+
+class DifyNotConnected(DifyTimeout):
+    pass
 
 
 class DifyUnavailable(DifyError):

@@ -171,12 +171,12 @@ class Exchange:
     def close(self) -> None:
         """Frees what the request holds; stops a run that has not ended."""
         try:
-            self._turn.close(self._throw_away)
+            self._turn.close(self._throw_away if self._begins_what_is_thrown_away() else None)
         finally:
             self._chat.leave(has_run=self._may_have_run)
 
     def _throw_away(self) -> None:
-        if self._begins_what_is_thrown_away() and self.ids.conversation_id:
+        if self.ids.conversation_id:
             delete_conversation(
                 self._parts.client, self._model, self.ids.conversation_id, self._caller.user
             )

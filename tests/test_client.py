@@ -326,6 +326,21 @@ def test_what_came_before_a_fault_in_the_same_bytes_is_not_lost(
     turn.close()
 
 
+def test_what_follows_an_answer_that_was_left_holds_up_no_other(
+    dify: FakeDify, client: DifyClient, model: Model
+) -> None:
+    dify.answers = [[STREAM_HEAD + chunk(Chat().text("a")), FOREVER]] * 2
+    slow, done = threading.Event(), threading.Event()
+    for afterwards in (slow.wait, done.set):
+        turn = Turn(client, model, "advanced-chat", "u", ask(client, model))
+        assert turn.next(time.monotonic() + 5) == [Text("a")]
+        turn.close(lambda do=afterwards: do() and None)
+    try:
+        assert done.wait(5)
+    finally:
+        slow.set()
+
+
 REFUSED = [
     pytest.param("1.13.2/chat/wrong_key", errors.DifyAuthFailed, id="401"),
     pytest.param("1.13.2/chat/no_auth_header", errors.DifyAuthFailed, id="401 without a key"),

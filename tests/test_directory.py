@@ -147,6 +147,21 @@ def test_a_dify_that_is_not_there_is_an_error_only_where_nothing_is_known(
     assert directory.known(model).mode == ""
 
 
+def test_a_dify_that_accepts_no_connection_is_waited_for_once(model: Model) -> None:
+    tried = []
+
+    def fail(request: httpx.Request) -> httpx.Response:
+        tried.append(request.url.path)
+        raise httpx.ConnectTimeout("x", request=request)
+
+    with httpx.Client(transport=httpx.MockTransport(fail)) as http:
+        directory = Directory(DifyClient(http, read_timeout=1), {})
+        with pytest.raises(errors.DifyTimeout):
+            directory.app(model)
+        directory.close()
+    assert tried == ["/v1/info"]
+
+
 def test_an_app_that_was_just_asked_about_is_not_asked_about_again(
     dify: FakeDify, model: Model, directory: Directory
 ) -> None:

@@ -62,7 +62,16 @@ def test_it_is_not_ready_without_dify(
         response = app.test_client().get("/readyz")
         assert (response.status_code, response.json["status"]) == (503, "not ready")
         assert response.json["dify"]["models"]["a"] == "upstream_unreachable"
+        assert app.test_client().get("/readyz?exclude=store").status_code == 503
+        told = app.test_client().get("/readyz?exclude=store&exclude=dify")
+        assert (told.status_code, told.json["status"]) == (200, "ready")
+        assert told.json["dify"] == response.json["dify"]
         assert app.test_client().get("/healthz").status_code == 200
+
+
+def test_what_is_excluded_must_be_known(api: FlaskClient) -> None:
+    response = api.get("/readyz?exclude=etcd")
+    assert (response.status_code, response.json["error"]["param"]) == (400, "exclude")
 
 
 def test_one_app_out_of_order_turns_nobody_else_away(api: FlaskClient, dify: FakeDify) -> None:
@@ -94,6 +103,7 @@ def test_it_is_not_ready_without_a_place_for_conversations(
     )
     with made_app(http, store, models, tmp_path) as app:
         response = app.test_client().get("/readyz")
+        assert app.test_client().get("/readyz?exclude=store").status_code == 200
     store.close()
     assert (response.status_code, response.json["store"]["status"]) == (503, "failing")
 

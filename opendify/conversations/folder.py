@@ -7,7 +7,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -71,8 +71,8 @@ class Folder:
     def prepare(self) -> None:
         """Make the folder if there is none, and its owner's alone; raises OSError.
 
-        One that belongs to somebody else is left as it is, with one warning, and so is one that
-        everybody may write to by design, such as /tmp.
+        One that belongs to somebody else is left as it is, and so is one that everybody may write
+        to by design, such as /tmp.
         """
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not self._examined:
@@ -100,16 +100,24 @@ def sync_and_close(descriptor: int) -> None:
         os.close(descriptor)
 
 
+def warn_of_foreign_folder(path: Path) -> None:
+    """Says so where the folder belongs to somebody else. For the start, before there are workers
+    that would each say it."""
+    with suppress(OSError):  # there is none yet, or what is wrong shows when it is used
+        owner, me = path.stat().st_uid, os.geteuid()
+        if owner != me:
+            log.warning(
+                "%s belongs to user %d, and this runs as user %d: its permissions are not changed.",
+                path,
+                owner,
+                me,
+            )
+
+
 def _make_private(path: Path) -> None:
-    status, me = path.stat(), os.geteuid()
-    if status.st_uid != me:
-        log.warning(
-            "%s belongs to user %d, and this runs as user %d: its permissions are not changed.",
-            path,
-            status.st_uid,
-            me,
-        )
-    elif status.st_mode & 0o077 and not status.st_mode & stat.S_ISVTX:
+    status = path.stat()
+    is_for_others = status.st_mode & 0o077 and not status.st_mode & stat.S_ISVTX
+    if status.st_uid == os.geteuid() and is_for_others:
         try:
             path.chmod(stat.S_IMODE(status.st_mode) & ~0o077)
         except OSError as error:

@@ -1,6 +1,6 @@
 """Whether what the service needs is there: the store of the conversations, and Dify."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ from opendify.upstream.directory import Directory
 PATIENCE = 2.0
 
 UNKNOWN = "unknown"
+
+PARTS = ("store", "dify")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +30,12 @@ class Condition:
         only callers have keys, nothing can be asked of Dify."""
         return not self.models or "ok" in self.models.values()
 
-    @property
-    def is_ready(self) -> bool:
-        return self.is_store_fine and self.is_dify_fine
+    def is_ready(self, besides: Collection[str] = ()) -> bool:
+        """Whether all is fine that is asked for. ``besides`` are those of ``PARTS`` that do not
+        count: what instances share is away for all of them at once, and is no reason to take any
+        of them out of service where there is nothing else to send requests to."""
+        found = {"store": self.is_store_fine, "dify": self.is_dify_fine}
+        return all(is_fine for part, is_fine in found.items() if part not in besides)
 
     def details(self) -> dict[str, Any]:
         """For operators. Without a sound configuration nothing would have started."""

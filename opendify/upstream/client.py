@@ -272,8 +272,10 @@ def _translated_errors() -> Iterator[None]:
         raise errors.Overloaded(
             "All connections to Dify are in use; try again in a moment.", retry_after=2
         ) from exc
+    except httpx.ConnectTimeout as exc:
+        raise errors.DifyNotConnected("Dify could not be reached in time.") from exc
     except httpx.TimeoutException as exc:
-        raise errors.DifyTimeout("Dify could not be reached in time.") from exc
+        raise errors.DifyTimeout("Dify did not take or answer a request in time.") from exc
     except httpx.HTTPError as exc:
         raise errors.DifyUnreachable(
             "Dify cannot be reached. Its operator should check DIFY_API_BASE and that Dify runs."

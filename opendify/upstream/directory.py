@@ -84,7 +84,7 @@ class Directory:
     def app(self, model: Model) -> App:
         """The app behind the model, asking Dify where it is not known yet.
 
-        Raises DifyUnreachable where there is no Dify to ask.
+        Raises DifyUnreachable and DifyNotConnected where there is no Dify to ask.
         """
         self.keep_fresh()
         entry = self._entries.get(_name(model))
@@ -223,6 +223,8 @@ class Directory:
         try:
             info, _ = self._get(model, "/info")
             parameters, trouble = self._get(model, "/parameters")
+        except errors.DifyNotConnected:
+            raise
         except errors.DifyTimeout as exc:
             silence = exc.code or "error"
             log.info("Dify did not tell in time model=%s", model.name)

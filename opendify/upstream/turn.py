@@ -1,6 +1,7 @@
 """One question to Dify and its answer, event by event, whatever shape the answer's end has."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 
@@ -33,10 +34,6 @@ SECONDS_TO_NAME_A_RUN = 60.0
 
 # Dify 1.13 keeps the partial answer of a stopped chat only where it is read to its end.
 SECONDS_AFTER_STOP = 2.0
-
-
-def _nothing() -> None:
-    pass
 
 
 class Turn:
@@ -91,25 +88,30 @@ class Turn:
             self._has_failed = True
             raise
 
-    def close(self, afterwards: Callable[[], None] = _nothing) -> None:
+    def close(self, afterwards: Callable[[], None] | None = None) -> None:
         """Frees the connection, and stops the run where its end was not seen.
 
-        ``afterwards`` is called when the run is over. Where nothing is wrong but that nobody
-        listens, the thread is not kept for that: the watcher listens, until Dify has named the
-        run, and for a moment after the stop where Dify would else not keep what it said.
+        ``afterwards`` is called when the run is over, and may take its time. Where nothing is
+        wrong but that nobody listens, the thread is not kept for that: the watcher listens, until
+        Dify has named the run, and for a moment after the stop where Dify would else not keep what
+        it said.
         """
+        if not self.ended:
+            self._stop()
+            if not self._has_failed:
+                self._client.watcher.watch(self._leave(afterwards))
+                return
+        self._release()
+        if afterwards:
+            afterwards()
+
+    def _release(self) -> None:
         if self.ended:
             self._stream.drain()
-            afterwards()
-            return
-        self._stop()
-        if self._has_failed:
-            self._stream.close()
-            afterwards()
         else:
-            self._client.watcher.watch(self._leave(afterwards))
+            self._stream.close()
 
-    def _leave(self, afterwards: Callable[[], None]) -> Steps:
+    def _leave(self, afterwards: Callable[[], None] | None) -> Steps:
         self._stream.watch = UNWATCHED
         try:
             if not self._is_stopped:
@@ -119,11 +121,9 @@ class Turn:
             if routes.keeps_only_what_is_read(self._mode):
                 yield from self._listen(SECONDS_AFTER_STOP, lambda: False)
         finally:
-            if self.ended:
-                self._stream.drain()
-            else:
-                self._stream.close()
-            afterwards()
+            self._release()
+            if afterwards:  # the watcher has others to look after meanwhile
+                threading.Thread(target=afterwards, name="afterwards", daemon=True).start()
 
     def _listen(self, seconds: float, is_enough: Callable[[], bool]) -> Steps:
         until = time.monotonic() + seconds

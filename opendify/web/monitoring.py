@@ -1,9 +1,10 @@
 """The routes that machines watch the service by."""
 
-from flask import Flask, Response, jsonify
+from flask import Flask, Response, jsonify, request
 
+from opendify import errors
 from opendify.monitoring.metrics import CONTENT_TYPE, Metrics
-from opendify.monitoring.readiness import Readiness
+from opendify.monitoring.readiness import PARTS, Readiness
 from opendify.web.access import Access
 
 
@@ -18,13 +19,25 @@ def add_monitoring_routes(
 
     @app.get("/readyz")
     def readyz() -> Response:
+        besides = _excluded()
         condition = readiness.look()
-        told = {"status": "ready" if condition.is_ready else "not ready"}
+        is_ready = condition.is_ready(besides)
+        told = {"status": "ready" if is_ready else "not ready"}
         response = jsonify(told | (condition.details() if access.sees_details() else {}))
-        response.status_code = 200 if condition.is_ready else 503
+        response.status_code = 200 if is_ready else 503
         return response
 
     @app.get("/metrics")
     def all_metrics() -> Response:
         access.require_admin()
         return Response(metrics.exposition(readiness.readings()), content_type=CONTENT_TYPE)
+
+
+def _excluded() -> list[str]:
+    """What the caller does not ask about, named as Kubernetes' own servers have it."""
+    names = request.args.getlist("exclude")
+    if not set(names) <= set(PARTS):
+        raise errors.InvalidRequest(
+            f"'exclude' must be one of {', '.join(PARTS)}.", param="exclude"
+        )
+    return names

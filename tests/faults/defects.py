@@ -176,7 +176,7 @@ DEFECTS = [
         "A connect timeout is a 502",
         f"{_UPSTREAM}::test_a_dify_that_cannot_be_reached -k deaf-whole",
         _CLIENT,
-        'raise errors.DifyTimeout("Dify could not be reached in time.") from exc',
+        'raise errors.DifyNotConnected("Dify could not be reached in time.") from exc',
         'raise errors.DifyBroken("Dify could not be reached in time.") from exc',
     ),
     Defect(
