@@ -16,7 +16,12 @@ from typing import Any
 
 from dotenv import dotenv_values
 
-for _name, _found in dotenv_values(".env", interpolate=False).items():
+try:
+    _dotenv = dotenv_values(".env", interpolate=False)
+except (OSError, UnicodeError):
+    _dotenv = {}
+
+for _name, _found in _dotenv.items():
     if _found is not None:
         os.environ.setdefault(_name, _found)
 

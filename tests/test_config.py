@@ -454,6 +454,23 @@ def test_dotenv_need_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert loaded(tmp_path, monkeypatch, A="set") == {"A": "set"}
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "gbk"])
+def test_a_dotenv_in_another_encoding_is_a_problem_with_its_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    (tmp_path / ".env").write_bytes(f"# 模型\nMODEL_CONFIG={KEY}\n".encode(encoding))
+    with pytest.raises(ConfigError, match="is not a text in UTF-8") as caught:
+        loaded(tmp_path, monkeypatch)
+    assert KEY not in str(caught.value)
+
+
+def test_a_dotenv_as_windows_editors_write_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env").write_bytes(b"\xef\xbb\xbfA='1'\r\nB=2\r\nC=3")
+    assert loaded(tmp_path, monkeypatch) == {"A": "1", "B": "2", "C": "3"}
+
+
 QUOTED = [
     pytest.param('"x"', "x", id="double"),
     pytest.param("'x'", "x", id="single"),

@@ -221,3 +221,11 @@ def test_a_socket_that_was_handed_down_is_not_probed(machine: Machine, name: str
         port = taken.getsockname()[1]
         machine.environ |= {"SERVER_HOST": "127.0.0.1", "SERVER_PORT": str(port), name: "3"}
         machine.config().on_starting(None)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "gbk"])
+def test_a_dotenv_that_cannot_be_read_is_left_for_the_application_to_name(
+    machine: Machine, tmp_path: Path, encoding: str
+) -> None:
+    (tmp_path / ".env").write_bytes("# 端口\nSERVER_PORT=6000\n".encode(encoding))
+    assert machine.config().bind == "0.0.0.0:5000"

@@ -8,8 +8,8 @@ from opendify.config.settings import ConfigError, load_settings
 
 
 def main() -> int:
-    load_environment()
     try:
+        load_environment()
         load_settings(os.environ, read_file)
     except ConfigError as exc:
         sys.stderr.write(f"{exc}\nSet them in the environment or in .env (see .env.example).\n")

@@ -6,18 +6,32 @@ from pathlib import Path
 
 from dotenv import dotenv_values
 
+from opendify.config.settings import ConfigError
+
 
 def load_environment(environ: MutableMapping[str, str] = os.environ) -> None:
     """Adds the values of ``.env`` in the working folder; what is set already wins.
 
     A pair of quotes around a whole value is taken off: ``docker run --env-file`` leaves them on.
+    Raises ConfigError where ``.env`` is there and cannot be read.
     """
-    for name, value in dotenv_values(Path(".env"), interpolate=False).items():
+    for name, value in _read_dotenv().items():
         if value is not None:
             environ.setdefault(name, value)
     for name, value in environ.items():
         if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
             environ[name] = value[1:-1]
+
+
+def _read_dotenv() -> dict[str, str | None]:
+    try:
+        return dotenv_values(Path(".env"), interpolate=False)
+    except OSError as exc:
+        raise ConfigError([f".env cannot be read ({exc.strerror})."]) from None
+    except UnicodeError:  # it quotes the bytes, which may be a key
+        raise ConfigError(
+            [".env is not a text in UTF-8. Save it again with the encoding UTF-8 in your editor."]
+        ) from None
 
 
 def read_file(path: str) -> str:

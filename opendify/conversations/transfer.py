@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from opendify.config.environment import load_environment
-from opendify.config.settings import data_folder
+from opendify.config.settings import ConfigError, data_folder
 from opendify.config.store_address import parse_store_address, without_secrets
 from opendify.config.values import BadValue
 from opendify.conversations import mapping as kept
@@ -132,5 +132,8 @@ def _require(place: Place, consequence: str) -> None:
 
 
 if __name__ == "__main__":
-    load_environment()
+    try:
+        load_environment()
+    except ConfigError as exc:
+        sys.exit(str(exc))
     sys.exit(main(sys.argv[1:], os.environ))
