@@ -98,6 +98,8 @@ control_socket_disable = True
 
 logger_class = "opendify.serving.access_log.Log"
 loglevel = _text("LOG_LEVEL", "debug" if _development else "info").lower()
+if loglevel == "debug" and _text("LOG_FORMAT", "text").lower() == "json":
+    loglevel = "info"  # at debug Gunicorn begins with all its settings, in lines that are not JSON
 accesslog = "-"
 errorlog = "-"
 # The guide's format, with the path in place of the request line, whose query may hold secrets.

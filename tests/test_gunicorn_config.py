@@ -112,6 +112,9 @@ VARIABLES = [
     pytest.param({"GUNICORN_RELOAD": "TRUE"}, "reload", True, id="GUNICORN_RELOAD"),
     pytest.param({"GUNICORN_RELOAD": "true"}, "preload_app", False, id="no preload with reload"),
     pytest.param({"LOG_LEVEL": "DEBUG"}, "loglevel", "debug", id="LOG_LEVEL"),
+    pytest.param(
+        {"LOG_LEVEL": "debug", "LOG_FORMAT": "JSON"}, "loglevel", "info", id="all lines are JSON"
+    ),
     pytest.param({"SERVER_PORT": "'5001'"}, "bind", "0.0.0.0:5001", id="a number in quotes"),
     pytest.param({"SERVER_HOST": '"::"'}, "bind", "[::]:5000", id="a text in quotes"),
     pytest.param({"SERVER_PORT": "http"}, "bind", "0.0.0.0:5000", id="no number: the default"),

@@ -128,6 +128,10 @@ def test_the_swarm_stack(tmp_path: Path) -> None:
     service = stack["services"]["opendify"]
     assert service["stop_grace_period"] == f"{gunicorn_config.graceful_timeout + 10}s"
     assert set(service["environment"]) <= known_variables()
+    # `docker stack deploy` ignores `tmpfs:`; on a read-only root Gunicorn then finds no place
+    assert "tmpfs" not in service
+    assert {"type": "tmpfs", "target": "/tmp"} in service["volumes"]
+    assert "data:/app/data" in service["volumes"] and "data" in stack["volumes"]
     for name in ("MODEL_CONFIG_FILE", "OPENDIFY_API_KEYS_FILE"):
         assert service["environment"][name].removeprefix("/run/secrets/") in stack["secrets"]
 
