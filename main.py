@@ -121,6 +121,7 @@ service = ChatService(
         turn_locks,
         relay,
         now=time.time,
+        files_only_query=settings.files_only_query,
     ),
     now=time.time,
     new_id=lambda: uuid.uuid4().hex,

@@ -65,7 +65,7 @@ class Caller:
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What exchanges work with; the same for all requests of a process. ``now`` gives epoch
-    seconds."""
+    seconds; ``files_only_query`` is asked for a message of nothing but files."""
 
     client: DifyClient
     directory: Directory
@@ -74,6 +74,7 @@ class Parts:
     locks: TurnLocks
     relay: Relay
     now: Callable[[], float]
+    files_only_query: str
 
 
 class Exchange:
@@ -223,6 +224,7 @@ class Exchange:
             Facts(caller.user, caller.role, caller.chat_id, self._dialogue.system),
             self._conversation_id,
             self._prepared,
+            self._parts.files_only_query,
         )
         caller.watch.look()  # files can take long
         trace_id = self.request.extras.trace_id or caller.trace_id

@@ -19,7 +19,6 @@ from opendify.openai.requests import ChatRequest
 MAX_HISTORY_CHARACTERS = 32_000
 
 _CONTINUE = "Please continue your last answer exactly where it stopped."
-_ONLY_FILES = "Please look at what is attached."
 _SPEAKERS = {"user": "User", "assistant": "Assistant"}
 
 
@@ -70,13 +69,15 @@ def to_question(
     facts: inputs.Facts,
     conversation_id: str,
     prepared: Prepared,
+    files_only_query: str,
 ) -> Question:
-    """The question for an app of any mode. ``prepared`` are the files of the turn.
+    """The question for an app of any mode. ``prepared`` are the files of the turn, and
+    ``files_only_query`` is asked where there is nothing else: Dify takes no empty question.
 
     A conversation that Dify has (``conversation_id``) is sent the last turn alone; a new one is
     told what came before. Raises InvalidRequest where the app's form asks for more.
     """
-    turn = "\n\n".join(filter(None, (dialogue.turn, prepared.spoken))) or _ONLY_FILES
+    turn = "\n\n".join(filter(None, (dialogue.turn, prepared.spoken))) or files_only_query
     dialogue = replace(dialogue, turn=turn)
     filled = inputs.fill(model.inputs, facts) | dict(request.extras.inputs)
     if dialogue.system and model.system.startswith("input:"):

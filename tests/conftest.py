@@ -142,7 +142,9 @@ def made_app(
     shelf = Shelf(folder / "data" / "files", 1024 * 1024, 3600)
     relay = relay or Relay(client, models, "", Secret("", folder / "data"), shelf, now=now)
     locks = FileTurnLocks(folder / "data")
-    parts = Parts(client, directory, store, Uploads(client), locks, relay, now=now)
+    parts = Parts(
+        client, directory, store, Uploads(client), locks, relay, now=now, files_only_query="Look."
+    )
     service = ChatService(models, parts, now=now, new_id=new_id)
     problems: list[str] = []
     accounts = parse_accounts(api_keys, set(models), limits, problems)

@@ -73,7 +73,7 @@ def asked(
     dialogue = to_dialogue(request.messages)
     facts = Facts("u", system=dialogue.system)
     question = translate.to_question(
-        request, dialogue, model, App("chat"), facts, conversation_id, Prepared()
+        request, dialogue, model, App("chat"), facts, conversation_id, Prepared(), "Look at these."
     )
     return dict(question.body)
 
@@ -87,6 +87,14 @@ def test_a_question_is_asked_in_a_new_conversation() -> None:
         "conversation_id": "",
         "auto_generate_name": False,
     }
+
+
+def test_a_message_of_nothing_but_files_asks_what_the_operator_has_set() -> None:
+    image = {"type": "image_url", "image_url": {"url": "https://cdn.example/cat.jpg"}}
+    blank = {"type": "text", "text": " "}
+    for content in ([image], [blank, image]):
+        messages = [{"role": "user", "content": content}]
+        assert asked(messages=messages)["query"] == "Look at these."
 
 
 @pytest.mark.parametrize("stream", [True, False])

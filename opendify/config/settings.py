@@ -28,6 +28,8 @@ PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 DEFAULT_THREADS = 128
 MOST_THREADS_BESIDE_STREAMS = 16
 
+DEFAULT_FILES_ONLY_QUERY = "Please look at what is attached."
+
 LEAST_SECRET = 16
 LEAST_JWT_SECRET = 32  # RFC 7518, section 3.2: as long as the hash of HS256
 
@@ -77,6 +79,7 @@ class Settings:
     public_base_url: str
     secret: str = field(repr=False)
     file_cache_bytes: int
+    files_only_query: str
     log_level: str
     log_file: str
     log_format: str
@@ -136,6 +139,7 @@ def load_settings(
         public_base_url=reader.public_base(),
         secret=reader.secret(),
         file_cache_bytes=reader.number("FILE_CACHE_MB", 256, 1, 1_000_000) * 1024 * 1024,
+        files_only_query=environ.get("FILES_ONLY_QUERY", "").strip() or DEFAULT_FILES_ONLY_QUERY,
         log_level=reader.one_of(
             "LOG_LEVEL", LOG_LEVELS, "debug" if environment == "development" else "info"
         ),
