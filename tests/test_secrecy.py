@@ -108,6 +108,7 @@ def everything(service: Service) -> list[int]:
             send("POST", "/v1/chat/completions", content=cut, headers=CALLER | headers)
         send("GET", f"/v1/models?key={QUERY}", headers=CALLER)
         send("GET", f"/v1/files/abc/content?sig={QUERY}")
+        send("GET", "/v1/models", headers=CALLER | {"Referer": f"https://page.example/?{QUERY}"})
         for headers in (ADMIN, CALLER, {}):
             send("GET", "/v1/conversation/mappings?limit=5", headers=headers)
             send("GET", f"/v1/conversation/mappings?chat_id={QUERY}", headers=headers)

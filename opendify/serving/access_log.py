@@ -11,12 +11,14 @@ _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class Log(Logger):
-    """Gunicorn's own, with control characters written as escapes."""
+    """Gunicorn's own, with control characters written as escapes, and without the query of the
+    page that a caller comes from, which may hold secrets as our own may."""
 
     def atoms(
         self, resp: Any, req: Any, environ: dict[str, Any], request_time: timedelta
     ) -> dict[str, Any]:
         atoms = super().atoms(resp, req, environ, request_time)
+        atoms["f"] = str(atoms["f"]).partition("?")[0]
         return {name: escaped(value) for name, value in atoms.items()}
 
 

@@ -45,6 +45,7 @@ class Waiting:
         self._most = most
         self._most_bytes = most_bytes
         self._connections: dict[Connection, None] = {}
+        self._body_bytes = 0  # of all of them; to add them up at each piece would take too long
         self._fresh: dict[Connection, float] = {}
         self._fresh_seconds = _FRESH_SECONDS
         self._swept_at = self._told_at = 0.0
@@ -134,6 +135,7 @@ class Waiting:
         if len(self._connections) >= self._most:
             self.give_up_one()
         self._connections[conn] = None
+        self._body_bytes += conn.intake.body_bytes
         on_readable = partial(self._on_readable, conn)
         self._poller.register(conn.sock, selectors.EVENT_READ, on_readable)
 
@@ -141,6 +143,7 @@ class Waiting:
         self._fresh.pop(conn, None)
         if conn in self._connections:
             del self._connections[conn]
+            self._body_bytes -= conn.intake.body_bytes
             self._poller.unregister(conn.sock)
 
     def _on_readable(self, conn: Connection, _sock: socket.socket) -> None:
@@ -164,7 +167,7 @@ class Waiting:
 
     def _take(self, conn: Connection, data: bytes) -> None:
         try:
-            conn.take(data, time.monotonic())
+            self._feed(conn, data)
         except OSError:
             self._log.exception("There is no place for the body of a request")
             self._refuse(conn, 503)
@@ -177,8 +180,15 @@ class Waiting:
             case Stage.BODY:
                 self._go_on(conn)
 
+    def _feed(self, conn: Connection, data: bytes) -> None:
+        known = conn.intake.body_bytes
+        try:
+            conn.take(data, time.monotonic())
+        finally:
+            self._body_bytes += conn.intake.body_bytes - known
+
     def _go_on(self, conn: Connection) -> None:
-        if sum(other.intake.body_bytes for other in self._connections) > self._most_bytes:
+        if self._body_bytes > self._most_bytes:
             self._refuse(conn, 503)
         elif conn.intake.awaits_continue and not conn.has_continued:
             with contextlib.suppress(OSError):
