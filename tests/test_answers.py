@@ -25,6 +25,12 @@ NAMES = {"task_id": "t", "workflow_run_id": "r"}
 STARTED = event(event="workflow_started", data={"id": "r"}, **NAMES)
 
 
+def test_a_ping_that_a_gateway_writes_out_is_no_event(api: FlaskClient, dify: FakeDify) -> None:
+    ping = b"event: ping\ndata:\n\nevent: ping\ndata: \n\n"
+    dify.answer = lambda r: streamed(ping, Chat().text("a"), ping, Chat().end())
+    assert both(api)[0] == "a"
+
+
 def finished(status: str, **data: Any) -> bytes:
     return event(event="workflow_finished", data={"status": status, **data}, **NAMES)
 

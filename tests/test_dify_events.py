@@ -372,6 +372,12 @@ def test_the_first_name_told_stays() -> None:
     assert collect_ids(first, {**later, "workflow_run_id": "r"}) == Ids("c", "m", "t", "r", 5)
 
 
+@pytest.mark.parametrize("name", [None, 5, "", "c\r\nX: y", "a b", "名", "x" * 256])
+def test_what_could_stand_in_no_header_is_no_name(name: Any) -> None:
+    names = ("conversation_id", "message_id", "task_id", "workflow_run_id")
+    assert collect_ids(Ids(), dict.fromkeys(names, name)) == Ids()
+
+
 def recorded_payloads(name: str) -> list[dict[str, Any]]:
     blocks = recording(name).body.split(b"\n\n")
     return [parse_payload(block[6:]) for block in blocks if block.startswith(b"data: ")]

@@ -397,6 +397,28 @@ AGENTS: list[tuple[str, list[Event], dict[str, str], str, str]] = [
         "Noon.",
         "Hm",
     ),
+    (
+        "a new agent says all again without its thoughts",
+        [spoken("<think>Hm</think>No"), spoken("on.\n"), Text("Noon."), END],
+        {},
+        "Noon.\n",
+        "Hm",
+    ),
+    (
+        "a new agent says the last part again",
+        [spoken("Let me look."), spoken(" It is noon."), Text("It is noon."), END],
+        {},
+        "Let me look. It is noon.",
+        "",
+    ),
+    (
+        "a new agent answers at the end only",
+        [spoken("Let me look."), Text("It is "), Text("noon."), END],
+        {},
+        "Let me look.\n\nIt is noon.",
+        "",
+    ),
+    ("a new agent says a blank first", [spoken(" "), Text("Noon."), END], {}, " \n\nNoon.", ""),
     ("a new agent says more at the end", [spoken("No"), Text("Noon."), END], {}, "Noon.", ""),
 ]
 

@@ -5,6 +5,7 @@ source.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,9 @@ Payload = dict[str, Any]
 
 # Events whose ``answer`` is a piece of text.
 _TEXTS = ("message", "agent_message", "message_file")
+
+# A name of Dify's, which goes on in headers and addresses.
+_NAME = re.compile(r"[!-~]{1,255}")
 
 
 class NotAnEvent(ValueError):
@@ -69,10 +73,10 @@ def collect_ids(known: Ids, payload: Payload) -> Ids:
     """``known`` with what this event adds; the first name told stays."""
     created_at = payload.get("created_at") or as_object(payload.get("data")).get("created_at")
     return Ids(
-        conversation_id=known.conversation_id or as_string(payload.get("conversation_id")),
-        message_id=known.message_id or as_string(payload.get("message_id")),
-        task_id=known.task_id or as_string(payload.get("task_id")),
-        workflow_run_id=known.workflow_run_id or as_string(payload.get("workflow_run_id")),
+        conversation_id=known.conversation_id or _name(payload.get("conversation_id")),
+        message_id=known.message_id or _name(payload.get("message_id")),
+        task_id=known.task_id or _name(payload.get("task_id")),
+        workflow_run_id=known.workflow_run_id or _name(payload.get("workflow_run_id")),
         created_at=known.created_at or as_count(created_at),
     )
 
@@ -82,6 +86,10 @@ def file_from(raw: Any) -> FileMade | None:
     objects with an address in them have no ``transfer_method``."""
     told = as_object(raw)
     return _file(told) if as_string(told.get("transfer_method")) else None
+
+
+def _name(raw: Any) -> str:
+    return raw if isinstance(raw, str) and _NAME.fullmatch(raw) else ""
 
 
 def _message_file(payload: Payload) -> Event | None:

@@ -36,6 +36,9 @@ _SILENT_NODES = ("start", "end", "answer")
 # Why Dify stops a run by itself: APP_MAX_EXECUTION_TIME and the like.
 _LIMIT = re.compile(r"\bmax|exceed|time ?out", re.IGNORECASE)
 
+# So much of the end of a text shows that another one repeats it.
+_TELLING_END = 40
+
 _NOTES = {
     "stopped": "(The run was stopped before its end.)",
     "partial-succeeded": "(The run ended with errors in some of its steps.)",
@@ -136,7 +139,14 @@ class Narration:
         elif self._agent_spoke and event.event == "message":
             # The new agents of Dify 1.15 repeat the whole answer at its end.
             heard = self._heard_all()
-            text = text.removeprefix(heard) if text.startswith(heard) else ""
+            if text.startswith(heard):
+                text = text.removeprefix(heard)
+            elif _repeats(text, heard):
+                text = ""
+            else:  # what they said before was about their work
+                self._agent_spoke = False
+                told += self._pieces(self._splitter.section())
+                told += self._spoken(self._wording.begin_paragraph())
         if text:
             self._heard.setdefault(event.node, []).append(text)
             told += self._tell_heard(text)
@@ -292,3 +302,9 @@ class Narration:
         prompt = sum(usage.prompt_tokens for usage in self._node_usage)
         total = max(total, sum(usage.total_tokens for usage in self._node_usage))
         return Usage(prompt, total - prompt, total) if total else told
+
+
+def _repeats(text: str, heard: str) -> bool:
+    """Whether a text says what was heard before, or what that came to, blanks aside."""
+    text, heard = ("".join(words.split()) for words in (text, heard))
+    return text in heard or (heard != "" and heard[-_TELLING_END:] in text)

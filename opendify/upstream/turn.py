@@ -143,6 +143,8 @@ class Turn:
     def _take_all(self, payloads: list[bytes], events: list[Event]) -> None:
         """Adds what the payloads ask of us to ``events``, to the end of the answer."""
         for raw in payloads:
+            if not raw.strip():
+                continue  # a ping, where a gateway writes it out as an event of no data
             text = parse_piece(raw) if self._is_named else None
             if text is not None:
                 events.append(text)
