@@ -106,6 +106,17 @@ def test_the_mode_of_an_app_before_dify_1_4_is_probed(
     assert [r.json for r in probes] == [{"user": "probe"}] * len(codes)
 
 
+def test_an_app_that_does_not_tell_of_itself_is_probed_where_dify_knows_its_form(
+    dify: FakeDify, model: Model, directory: Directory
+) -> None:
+    wrong = refused(400, {"code": "not_chat_app", "message": "m"})
+    right = refused(400, {"code": "invalid_param", "message": "m"})
+    dify.answer = telling(
+        info=404, parameters={"user_input_form": []}, run=right, **{"chat-messages": wrong}
+    )
+    assert directory.app(model).mode == "workflow"
+
+
 def test_the_operators_type_wins_and_is_not_probed(
     dify: FakeDify, model: Model, directory: Directory
 ) -> None:

@@ -80,6 +80,16 @@ ATTACHMENTS = [
         id="a file's address",
     ),
     pytest.param(
+        {"type": "input_file", "file_data": "data:application/pdf;base64,QQ==", "filename": "a.b"},
+        Attachment("file", data="QQ==", media_type="application/pdf", name="a.b"),
+        id="a file of the Responses API",
+    ),
+    pytest.param(
+        {"type": "input_file", "file_id": "f-1"},
+        Attachment("file", file_id="f-1"),
+        id="a file of the Responses API that was uploaded before",
+    ),
+    pytest.param(
         {"type": "file", "file": {"file_id": "f-1", "filename": 5}},
         Attachment("file", file_id="f-1"),
         id="a file that was uploaded before",
@@ -104,6 +114,11 @@ def test_every_role_of_openai_is_known(role: str) -> None:
 def test_an_answer_that_only_called_tools_has_no_text(role: str, content: dict[str, Any]) -> None:
     message = {"role": role, "tool_calls": [{"id": "1"}], **content}
     assert parse_messages([message, user("Hi")])[0] == Message(role, "")
+
+
+def test_an_answer_of_the_responses_api_is_text() -> None:
+    answer = {"role": "assistant", "content": [{"type": "output_text", "text": "Yes."}]}
+    assert parse_messages([answer, user("Hi")])[0].text == "Yes."
 
 
 def test_the_refusal_of_an_assistant_is_text() -> None:

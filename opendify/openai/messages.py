@@ -146,7 +146,7 @@ def _input_audio(raw: dict[str, Any], path: str) -> Attachment:
 
 
 def _file(raw: dict[str, Any], path: str) -> Attachment:
-    file = raw.get("file")
+    file = raw if raw["type"] == "input_file" else raw.get("file")
     file = file if isinstance(file, dict) else {}
     name = file.get("filename")
     name = name if isinstance(name, str) else ""
@@ -171,13 +171,16 @@ def _located(url: Any, kind: str, path: str, name: str) -> Attachment:
     )
 
 
+# The last four are those of the Responses API, whose histories some clients send here.
 _PARTS: dict[str, Callable[[dict[str, Any], str], str | Attachment]] = {
     "text": _text,
-    "input_text": _text,
     "refusal": _text,
     "image_url": _image_url,
-    "input_image": _image_url,
     "video_url": _video_url,
     "input_audio": _input_audio,
     "file": _file,
+    "input_text": _text,
+    "output_text": _text,
+    "input_image": _image_url,
+    "input_file": _file,
 }

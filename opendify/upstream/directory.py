@@ -234,7 +234,7 @@ class Directory:
             info, parameters = info or known.info, parameters or known.parameters
         app = parse_app(info, parameters)
         if model.type or not app.mode:
-            app = replace(app, mode=model.type or self._probe(model, info))
+            app = replace(app, mode=model.type or self._probe(model, info or parameters))
         now = time.monotonic()
         seconds = KEPT_SECONDS if app.mode and is_told else UNTOLD_SECONDS
         return _Entry(app, now, now + seconds, info, parameters, trouble)
@@ -255,10 +255,11 @@ class Directory:
             log.info("Dify did not tell model=%s path=%s code=%s", model.name, path, exc.code)
             return None, exc.code or "error"
 
-    def _probe(self, model: Model, info: Any) -> str:
+    def _probe(self, model: Model, told: Any) -> str:
         """The mode of an app of a Dify before 1.4, by questions that ask nothing: the mode is
-        checked before the body. "" where that does not tell either."""
-        if info is None:
+        checked before the body. "" where that does not tell either. ``told`` is anything that
+        Dify has told of the app: where that is nothing, it would not tell this either."""
+        if told is None:
             return ""
         for path, mode, refusal in _PROBES:
             try:
