@@ -737,8 +737,8 @@ DEFECTS = [
         "A folder of somebody else is closed to them",
         f"{_SECRETS}::test_a_folder_of_somebody_else_is_left_as_it_is",
         "opendify/conversations/folder.py",
-        "if status.st_uid != me:",
-        "if False:",
+        "if status.st_uid == os.geteuid() and is_for_others:",
+        "if is_for_others:",
     ),
     Defect(
         _FILES,
