@@ -103,13 +103,19 @@ def _told(headers: Headers, name: str) -> str:
 
 
 def _user_id(request: ChatRequest, headers: Headers) -> str:
-    metadata_user = request.metadata.get("user_id")
     return (
         request.user
         or headers.get("X-OpenWebUI-User-Id", "").strip()
-        or (metadata_user.strip() if isinstance(metadata_user, str) else "")
+        or _metadata_user(request)
         or request.safety_identifier
     )
+
+
+def _metadata_user(request: ChatRequest) -> str:
+    """A database's number of a person names one too: none may share the default user's chats."""
+    user = request.metadata.get("user_id")
+    is_name = isinstance(user, str | int | float) and not isinstance(user, bool)
+    return str(user).strip() if is_name else ""
 
 
 def _vouched_for(token: str, secret: str, now: float) -> Person:

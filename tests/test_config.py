@@ -487,6 +487,9 @@ QUOTED = [
     pytest.param("\"x'", "\"x'", id="two kinds"),
     pytest.param('"', '"', id="a quote alone"),
     pytest.param('""', "", id="a pair and nothing in it"),
+    pytest.param('"x" ', "x", id="a blank behind"),
+    pytest.param('"x"\r', "x", id="a line end of Windows behind"),
+    pytest.param(" x ", " x ", id="blanks alone"),
     pytest.param('{"m":"k"}', '{"m":"k"}', id="JSON"),
 ]
 

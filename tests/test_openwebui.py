@@ -67,7 +67,8 @@ USERS = [
         "s",
         id="empty ones are none",
     ),
-    pytest.param({}, {"metadata": {"user_id": 5}}, "", id="a user id that is no text"),
+    pytest.param({}, {"metadata": {"user_id": 5}}, "5", id="a number"),
+    pytest.param({}, {"metadata": {"user_id": {}}}, "", id="a user id that is no name"),
 ]
 
 

@@ -19,8 +19,9 @@ def load_environment(environ: MutableMapping[str, str] = os.environ) -> None:
         if value is not None:
             environ.setdefault(name, value)
     for name, value in environ.items():
-        if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
-            environ[name] = value[1:-1]
+        bare = value.strip()  # blanks and carriage returns at the end of a line stay, too
+        if len(bare) > 1 and bare[0] == bare[-1] and bare[0] in "\"'":
+            environ[name] = bare[1:-1]
 
 
 def _read_dotenv() -> dict[str, str | None]:
