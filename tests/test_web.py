@@ -79,6 +79,17 @@ def test_one_model_is_shown(api: FlaskClient, name: str) -> None:
     assert response.json["id"] == name
 
 
+@pytest.mark.parametrize("path", ["/chat/completions", "/v1/v1/chat/completions", "/models"])
+def test_a_client_with_a_wrong_base_address_is_told_the_right_one(
+    path: str, api: FlaskClient
+) -> None:
+    message = api.post(path, json={}).json["error"]["message"]
+    assert (
+        message == f"There is no POST {path} here. The base address of a client ends in /v1, once."
+    )
+    assert "base address" not in api.post("/v1/embeddings", json={}).json["error"]["message"]
+
+
 def test_a_model_that_is_not_there_is_a_404(api: FlaskClient) -> None:
     response = api.get("/v1/models/org/other")
     assert response.status_code == 404

@@ -222,7 +222,7 @@ def _told_as_json(exc: HTTPException) -> Response:
 
 def _from_werkzeug(exc: HTTPException) -> errors.OpenDifyError:
     if exc.code == 404:
-        return errors.RouteNotFound(f"There is no {request.method} {request.path} here.")
+        return errors.RouteNotFound(_no_such_route(request.method, request.path))
     if exc.code == 405:
         return errors.MethodNotAllowed(f"{request.path} does not answer {request.method}.")
     if exc.code == 413:
@@ -234,6 +234,12 @@ def _from_werkzeug(exc: HTTPException) -> errors.OpenDifyError:
         return errors.InvalidRequest(exc.description or "The request cannot be read.")
     log.error("unexpected error", exc_info=exc)
     return _internal_error()
+
+
+def _no_such_route(method: str, path: str) -> str:
+    known = f"{path}/".startswith("/v1/") and not path.startswith("/v1/v1/")
+    hint = "" if known else " The base address of a client ends in /v1, once."
+    return f"There is no {method} {path[:200]} here.{hint}"
 
 
 def _unexpected(exc: Exception) -> Response:
