@@ -5,8 +5,11 @@ import re
 from datetime import timedelta
 from typing import Any
 
+from gunicorn.config import Config
 from gunicorn.glogging import Logger
 
+# What a format names, as in %(h)s.
+_NAMED = re.compile(r"%\((.*?)\)")
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -14,12 +17,17 @@ class Log(Logger):
     """Gunicorn's own, with control characters written as escapes, and without the query of the
     page that a caller comes from, which may hold secrets as our own may."""
 
+    def setup(self, cfg: Config) -> None:
+        super().setup(cfg)
+        self._named = set(_NAMED.findall(cfg.access_log_format))
+
     def atoms(
         self, resp: Any, req: Any, environ: dict[str, Any], request_time: timedelta
     ) -> dict[str, Any]:
         atoms = super().atoms(resp, req, environ, request_time)
         atoms["f"] = str(atoms["f"]).partition("?")[0]
-        return {name: escaped(value) for name, value in atoms.items()}
+        # Of all headers and variables of a request, few or none are in a line.
+        return {name: escaped(atoms[name]) for name in self._named if name in atoms}
 
 
 def escaped(value: Any) -> Any:
