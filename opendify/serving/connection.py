@@ -131,9 +131,8 @@ class Connection(TConn):
         self.deadline = min(now + _SILENT_SECONDS, paced)
 
     def start(self) -> None:
-        """Makes it ready for a thread, where all calls block."""
+        """Makes it ready for a thread, which lets all calls block."""
         self.unreader.give(self.intake)
-        self.sock.setblocking(True)
 
     def await_next(self, seconds: float) -> bytes:
         """Makes it ready for the next request; returns what came of that already."""
@@ -141,9 +140,18 @@ class Connection(TConn):
         self.intake.close()
         self.intake = Intake(self._limit, self._folder)
         self.has_continued = False
-        self.sock.setblocking(False)
         self._begin(Phase.IDLE, time.monotonic(), seconds)
         return left
+
+    def receive(self) -> bytes:
+        """What is there to be read. Never waits, though calls of a connection that had a thread
+        else do; raises BlockingIOError for nothing, and other OSErrors."""
+        received: bytes = self.sock.recv(self.intake.piece, socket.MSG_DONTWAIT)
+        return received
+
+    def send(self, data: bytes) -> int:
+        """Sends as much as there is place for, and never waits. Raises OSError."""
+        return int(self.sock.send(data, socket.MSG_DONTWAIT))
 
     def begin_to_close(self, now: float, seconds: float) -> None:
         """Says that nothing more is sent, and lets the caller read all that was: to close at once
@@ -152,7 +160,6 @@ class Connection(TConn):
         Raises OSError when the connection is no more.
         """
         self._begin(Phase.CLOSING, now, seconds)
-        self.sock.setblocking(False)
         self.sock.shutdown(socket.SHUT_WR)
 
     def close(self, graceful: bool = False) -> None:

@@ -66,6 +66,8 @@ class Waiting:
 
     def fresh(self) -> int:
         """How many connections may send their request at any moment now."""
+        if not self._fresh:
+            return 0
         now = time.monotonic()
         for conn, until in list(self._fresh.items()):
             if until > now:
@@ -150,7 +152,7 @@ class Waiting:
         if conn not in self._connections:  # ended since the poll
             return
         try:
-            data = conn.sock.recv(conn.intake.piece)
+            data = conn.receive()
         except BlockingIOError:
             return
         except OSError:
@@ -192,7 +194,7 @@ class Waiting:
             self._refuse(conn, 503)
         elif conn.intake.awaits_continue and not conn.has_continued:
             with contextlib.suppress(OSError):
-                conn.has_continued = conn.sock.send(_CONTINUE) == len(_CONTINUE)
+                conn.has_continued = conn.send(_CONTINUE) == len(_CONTINUE)
 
     def _hand_over(self, conn: Connection) -> None:
         self._leave(conn)
@@ -200,5 +202,5 @@ class Waiting:
 
     def _refuse(self, conn: Connection, status: int) -> None:
         with contextlib.suppress(OSError):
-            conn.sock.send(pages.page(status, uuid.uuid4().hex))
+            conn.send(pages.page(status, uuid.uuid4().hex))
         self.close(conn)

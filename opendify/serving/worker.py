@@ -39,6 +39,8 @@ _REST_SECONDS = 0.25
 # How often a worker looks whether all others are full too.
 _LOOK_SECONDS = 0.05
 _MOST_DESCRIPTORS = 65536
+# How often the main loop tells the master that it turns, and looks whether there is one.
+_SIGN_SECONDS = 0.25
 
 
 class Worker(ThreadWorker):
@@ -61,6 +63,7 @@ class Worker(ThreadWorker):
         super().__init__(*args, **kwargs)
         self._busy: set[Connection] = set()
         self._rests_until = 0.0
+        self._signs_at = 0.0
         # Gunicorn's own way would stop accepting at once.
         self._retires_at, self.max_requests = self.max_requests, sys.maxsize
         self._is_retiring = False
@@ -114,7 +117,8 @@ class Worker(ThreadWorker):
         queue = self.method_queue
         self.poller.register(queue.fileno(), selectors.EVENT_READ, queue.run_callbacks)
         self._waiting = self._new_waiting()
-        while self.alive and self.is_parent_alive():
+        self._names = {listener: listener.getsockname() for listener in self.sockets}
+        while self.alive and self._has_master():
             self._board.tell(self._row, has_room=self._has_room(self._wanted))
             accepts = self._accepts()
             self.set_accept_enabled(accepts)
@@ -133,14 +137,24 @@ class Worker(ThreadWorker):
         most_bytes = _LARGEST_BODIES * self._body_limit
         return Waiting(self.poller, self.log, self._start, max(1, most), most_bytes)
 
-    def _turn(self, patience: float) -> None:
+    def _has_master(self) -> bool:
+        """Gives a sign of life, too, which costs more than many turns of the loop do."""
+        now = time.monotonic()
+        if now < self._signs_at:
+            return True
+        self._signs_at = now + _SIGN_SECONDS
         self.notify()
+        return bool(self.is_parent_alive())
+
+    def _turn(self, patience: float) -> None:
         self.wait_for_and_dispatch_events(min(self._waiting.patience, patience))
         self._waiting.sweep()
 
     def _has_room(self, places: int) -> bool:
         expected = len(self._busy) + self._waiting.fresh()
-        return bool(expected < places and time.monotonic() >= self._rests_until)
+        if expected >= places:
+            return False
+        return not self._rests_until or time.monotonic() >= self._rests_until
 
     def _accepts(self) -> bool:
         """A connection that this worker can only refuse to serve goes to one that can serve it."""
@@ -158,7 +172,7 @@ class Worker(ThreadWorker):
         except OSError as exc:
             self._mind_failed_accept(exc)
             return
-        server, folder = listener.getsockname(), self.cfg.worker_tmp_dir
+        server, folder = self._names[listener], self.cfg.worker_tmp_dir
         try:
             conn = Connection(self.cfg, sock, client, server, self._body_limit, folder)
         except OSError:  # gone already
@@ -259,6 +273,7 @@ class Worker(ThreadWorker):
         if not (self._departure.was_told or self._is_retiring):
             self._departure.hasten()
         while (self._waiting or self._busy) and not self._departure.is_over:
+            self._has_master()
             self._departure.look()
             if self._departure.must_end and self._busy:
                 self._end_answers()
