@@ -11,7 +11,6 @@ import logging
 import os
 import time
 import uuid
-from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
 from typing import TypedDict
 
@@ -40,7 +39,7 @@ from opendify.monitoring.readiness import Readiness
 from opendify.upstream import watcher
 from opendify.upstream.client import DifyClient
 from opendify.upstream.directory import Directory
-from opendify.upstream.pool import Pools
+from opendify.upstream.pool import Client, Pools
 from opendify.upstream.relay import Relay
 from opendify.upstream.uploads import Uploads
 from opendify.web.access import Access, warn_of_open_door
@@ -79,15 +78,13 @@ HTTP_CLIENT_CONFIG: HttpClientConfig = {
 _limits = HTTP_CLIENT_CONFIG["limits"]
 _proxies = proxies_for({model.base for model in settings.models.values()}, os.environ)
 
-http = httpx.Client(
+http = Client(
     transport=Pools(limits=_limits),
     mounts={origin: Pools(limits=_limits, proxy=proxy) for origin, proxy in _proxies.items()},
     timeout=HTTP_CLIENT_CONFIG["timeout"],
     follow_redirects=False,
     trust_env=False,
 )
-# The client serves everybody: what a gateway sets for one caller is not for the next.
-http.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
 data = Path(settings.data_folder)
 link = new_link(settings.conversation_store)
 conversations, turn_locks = new_conversations(

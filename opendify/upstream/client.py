@@ -68,14 +68,16 @@ class DifyClient:
         traces. Raises DifyError when Dify cannot be reached.
         """
         content = _encoded(body)
+        url = _url(f"{model.base}{path}")
+        own = {"Host": url.netloc.decode("ascii"), "Content-Length": str(len(content))}
         traced = {"X-Trace-Id": trace_id} if is_request_id(trace_id) else {}
         # httpx's own way of building a request, for which it merges cookies, parameters and headers
         # that we do not have, costs as much as all else that it does for it.
         request = httpx.Request(
             "POST",
-            _url(f"{model.base}{path}"),
-            content=content,
-            headers=self._headers | _headers_of_what_is_handed_over(model) | _JSON | traced,
+            url,
+            stream=httpx.ByteStream(content),
+            headers=own | self._headers | _headers_of_what_is_handed_over(model) | _JSON | traced,
             extensions={"timeout": self._stream_timeout},
         )
 

@@ -33,15 +33,15 @@ class Answer:
         self.headers: Mapping[str, str] = {}
         self.complete = False
         self.reusable = False
-        self._head = _new_head_parser()
+        self._head: h11.Connection | None = _new_head_parser()
         self._body: _Chunked | _Counted | _UntilClose | None = None
 
     def feed(self, data: bytes) -> bytes:
         """Takes the next bytes; returns what of them is body. Raises BadAnswer."""
+        if self._head is not None:
+            data = self._feed_head(self._head, data)
         if self._body is None:
-            data = self._feed_head(data)
-            if self._body is None:
-                return b""
+            return b""
         if self.complete and data:
             self.reusable = False
             return b""
@@ -58,12 +58,12 @@ class Answer:
             raise BadAnswer("the connection closed in the middle of the answer")
         self.complete, self.reusable = True, False
 
-    def _feed_head(self, data: bytes) -> bytes:
+    def _feed_head(self, head: h11.Connection, data: bytes) -> bytes:
         try:
-            self._head.receive_data(data)
-            event = self._head.next_event()
+            head.receive_data(data)
+            event = head.next_event()
             while isinstance(event, h11.InformationalResponse):
-                event = self._head.next_event()
+                event = head.next_event()
         except h11.RemoteProtocolError as exc:
             # Its own message quotes the line, and that may be a page of some proxy.
             raise BadAnswer("it does not start like an HTTP answer") from exc
@@ -77,7 +77,8 @@ class Answer:
             and "close" not in self.headers.get("connection", "").lower()
             and not isinstance(self._body, _UntilClose)
         )
-        return self._head.trailing_data[0]
+        self._head = None  # an answer may run for long: what its head came with is not kept
+        return head.trailing_data[0]
 
 
 class _Chunked:
@@ -171,10 +172,15 @@ class _UntilClose:
         return True
 
 
+# What h11 has to have sent before it hears an answer; checked once.
+_QUESTION = h11.Request(method="POST", target="/", headers=[("host", "dify")])
+_END_OF_QUESTION = h11.EndOfMessage()
+
+
 def _new_head_parser() -> h11.Connection:
     parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
-    parser.send(h11.Request(method="POST", target="/", headers=[("host", "dify")]))
-    parser.send(h11.EndOfMessage())
+    parser.send(_QUESTION)
+    parser.send(_END_OF_QUESTION)
     return parser
 
 

@@ -14,6 +14,27 @@ from opendify.upstream.wire import Transport
 _POOLS = 16
 
 
+class Client(httpx.Client):
+    """httpx's client, but for cookies: it serves everybody, and what a gateway sets for one caller
+    is not for the next. So none is kept, nor looked for."""
+
+    @property
+    def cookies(self) -> httpx.Cookies:
+        return _NO_COOKIES
+
+    @cookies.setter
+    def cookies(self, cookies: object) -> None:
+        raise TypeError("this client keeps no cookies")
+
+
+class _NoCookies(httpx.Cookies):
+    def extract_cookies(self, response: httpx.Response) -> None:
+        """Leaves them in the answer."""
+
+
+_NO_COOKIES = _NoCookies()
+
+
 class Pools(httpx.BaseTransport):
     """A transport whose requests go to the pool that has the fewest under way, the first of them
     where there are several: so one request after the other finds the same kept connection.

@@ -187,7 +187,8 @@ class EventStream:
         if self._answer.complete and self._answer.reusable:
             self._wire.give_back()
             with _closing_errors_logged():
-                response.read()
+                for _ in response.stream:  # type: ignore[union-attr]  # the stand-in's end
+                    pass
         else:
             self._wire.let_go()
         response.close()
