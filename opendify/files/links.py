@@ -7,9 +7,11 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 MAX_SHOWN_NAME = 200
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
-_UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+# UUIDs in every release known; whether there is such a file is Dify's to say.
+_ID = r"[\w-]{1,64}"
 _DIFY_FILE = re.compile(
-    rf"/files/(tools/{_UUID}\.[a-z0-9]{{1,16}}|{_UUID}/(?:file|image)-preview)", re.IGNORECASE
+    rf"/files/(tools/{_ID}\.[a-z0-9]{{1,16}}|{_ID}/(?:file|image)-preview)",
+    re.IGNORECASE | re.ASCII,
 )
 _SIGNATURE = ("timestamp", "nonce", "sign")
 _SAFE_IN_MARKDOWN = "%/:=&?~#+!$,;@[]'*"
@@ -20,8 +22,8 @@ _BREAKS_MARKDOWN = re.compile(r"([\\\[\]<>`*])")
 class DifyFile:
     """A file as Dify's signed links name it.
 
-    ``path`` is what follows ``/files/``: ``tools/<uuid>.png`` for what a tool or model made,
-    ``<uuid>/file-preview`` for an upload. ``query`` is the signature, which covers no host and is
+    ``path`` is what follows ``/files/``: ``tools/<id>.png`` for what a tool or model made,
+    ``<id>/file-preview`` for an upload. ``query`` is the signature, which covers no host and is
     good for 300 s (FILES_ACCESS_TIMEOUT).
     """
 
