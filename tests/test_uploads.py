@@ -320,6 +320,27 @@ def test_an_upload_that_others_wait_for_and_that_fails_is_tried_by_each() -> Non
     assert made
 
 
+def test_who_waits_for_the_upload_of_another_may_leave() -> None:
+    once = Once(10, 60, lambda: 0.0)
+    begun, may_end = threading.Event(), threading.Event()
+
+    def slow() -> str:
+        begun.set()
+        may_end.wait(10)
+        return "a"
+
+    def leave() -> None:
+        raise errors.CallerGone
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(once.get, "key", slow)
+        assert begun.wait(5)
+        with pytest.raises(errors.CallerGone):
+            once.get("key", slow, leave)
+        may_end.set()
+        assert first.result(5) == "a"
+
+
 def test_what_is_kept_is_bounded_and_the_least_used_goes_first() -> None:
     once = Once(2, 60, lambda: 0.0)
     for key in ("a", "b", "a", "c"):

@@ -6,6 +6,8 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+_LOOK_SECONDS = 0.25
+
 
 @dataclass(slots=True)
 class _Entry:
@@ -26,13 +28,17 @@ class Once:
         self._lock = threading.Lock()
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
 
-    def get(self, key: Hashable, make: Callable[[], str]) -> str:
-        """What is kept for ``key``, else what ``make`` returns. What it raises is not kept."""
+    def get(
+        self, key: Hashable, make: Callable[[], str], look: Callable[[], None] = lambda: None
+    ) -> str:
+        """What is kept for ``key``, else what ``make`` returns. What it raises is not kept.
+
+        ``look`` is called now and then while another makes it, and may raise to end the wait.
+        """
         entry, is_new = self._entry(key)
         if is_new:
             return self._make(key, entry, make)
-        failed = entry.value.exception() is not None
-        return make() if failed else entry.value.result()
+        return make() if _has_failed(entry, look) else entry.value.result()
 
     def forget(self, unwanted: Callable[[Hashable, str], bool]) -> None:
         """Drops what ``unwanted`` says yes to, given key and value."""
@@ -65,6 +71,14 @@ class Once:
             raise
         entry.value.set_result(value)
         return value
+
+
+def _has_failed(entry: _Entry, look: Callable[[], None]) -> bool:
+    while True:
+        try:
+            return entry.value.exception(_LOOK_SECONDS) is not None
+        except TimeoutError:
+            look()
 
 
 def _is_made(entry: _Entry) -> bool:

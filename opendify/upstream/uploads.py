@@ -82,7 +82,9 @@ class Uploads:
     ) -> str:
         digest = hashlib.sha256(content.data).digest()
         key = (_app(model), user, path, digest, content.name)
-        return self._kept.get(key, lambda: self._send(model, user, content, path, answer, watch))
+        return self._kept.get(
+            key, lambda: self._send(model, user, content, path, answer, watch), watch.look
+        )
 
     def _send(
         self, model: Model, user: str, content: Content, path: str, answer: str, watch: Watch
