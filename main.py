@@ -9,6 +9,7 @@ which ``chat`` and ``openai.answers`` make what the caller gets. docs/architectu
 import atexit
 import logging
 import os
+import sys
 import time
 import uuid
 from pathlib import Path
@@ -23,7 +24,7 @@ from opendify.capacity import Capacity
 from opendify.chat import ChatService
 from opendify.config.environment import load_environment, read_file
 from opendify.config.proxies import proxies_for
-from opendify.config.settings import load_settings
+from opendify.config.settings import ConfigError, load_settings
 from opendify.conversations.folder import warn_of_foreign_folder
 from opendify.conversations.kinds import new_conversations, new_link
 from opendify.exchange import Parts
@@ -59,8 +60,13 @@ class HttpClientConfig(TypedDict):
     limits: httpx.Limits
 
 
-load_environment()
-settings = load_settings(os.environ, read_file)
+try:
+    load_environment()
+    settings = load_settings(os.environ, read_file)
+except ConfigError as exc:
+    if __name__ == "__main__":
+        sys.exit(str(exc))
+    raise  # Gunicorn says what it says
 configure_logging(settings.log_level, settings.log_file, settings.log_format, settings.secrets())
 
 # Every thread can have a stream open, and while it ends a run a second connection; the watcher

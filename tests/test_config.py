@@ -564,3 +564,17 @@ def test_the_example_is_a_configuration_that_starts(
     load_settings(loaded(tmp_path, monkeypatch))
     (tmp_path / ".env").write_text(re.sub(r"^#([A-Z][A-Z_]+=)", r"\1", text, flags=re.MULTILINE))
     load_settings(loaded(tmp_path, monkeypatch))
+
+
+def test_the_application_by_itself_says_what_is_wrong_and_nothing_else(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "main.py")],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("The configuration is not complete:\nMODEL_CONFIG is not set.")

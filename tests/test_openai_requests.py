@@ -59,6 +59,9 @@ FIELDS = [
     pytest.param({"tool_choice": "auto"}, "ignored", ("tool_choice",), id="tool_choice auto"),
     pytest.param({"tool_choice": "none"}, "ignored", ("tool_choice",), id="tool_choice none"),
     pytest.param(
+        {"tool_choice": {"type": "auto"}}, "ignored", ("tool_choice",), id="tool_choice auto, spelt"
+    ),
+    pytest.param(
         {
             "tool_choice": {
                 "type": "allowed_tools",

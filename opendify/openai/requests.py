@@ -135,9 +135,9 @@ def _refuse_what_would_answer_wrongly(body: dict[str, Any]) -> None:
 
 def _forces_a_tool(choice: Any) -> bool:
     if isinstance(choice, dict):
-        allowed = choice.get("allowed_tools")
+        allowed, kind = choice.get("allowed_tools"), choice.get("type")
         mode = allowed.get("mode") if isinstance(allowed, dict) else choice.get("mode")
-        return not (choice.get("type") == "allowed_tools" and mode == "auto")
+        return kind not in ("auto", "none") and not (kind == "allowed_tools" and mode == "auto")
     return choice is not None and choice not in ("auto", "none")
 
 
