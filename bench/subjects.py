@@ -1,8 +1,10 @@
 """What is measured: Dify asked directly, nginx before it, OpenDify, and others from a file."""
 
+import ctypes
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +20,8 @@ from bench.load import Door
 ROOT = Path(__file__).resolve().parent.parent
 KEY = "app-bench"
 _KEPT = ("PATH", "HOME", "LANG")
+# The option's number in Linux's prctl.h.
+_PR_SET_PDEATHSIG = 1
 
 NGINX = """
 daemon off; pid {folder}/nginx.pid; error_log stderr; worker_processes auto;
@@ -166,7 +170,12 @@ def _process(
 ) -> Iterator["subprocess.Popen[bytes]"]:
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, cwd=folder, env=dict(environment), stdout=output, stderr=output
+            command,
+            cwd=folder,
+            env=dict(environment),
+            stdout=output,
+            stderr=output,
+            preexec_fn=_end_with_parent,
         )
     try:
         _wait_for(port, process, log)
@@ -178,6 +187,11 @@ def _process(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(10)
+
+
+def _end_with_parent() -> None:
+    """The kernel ends this process when the benchmark is no more, also where that was killed."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _wait_for(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
