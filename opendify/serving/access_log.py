@@ -19,7 +19,9 @@ class Log(Logger):
 
     def setup(self, cfg: Config) -> None:
         super().setup(cfg)
-        self._named = set(_NAMED.findall(cfg.access_log_format))
+        named = _NAMED.findall(cfg.access_log_format)
+        # Headers and variables, which are in braces, are known by their names in lower case.
+        self._named = {name.lower() if name.startswith("{") else name for name in named}
 
     def atoms(
         self, resp: Any, req: Any, environ: dict[str, Any], request_time: timedelta
