@@ -1,5 +1,6 @@
 """Fixtures: a Dify on loopback, and the application in front of it."""
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,6 +45,12 @@ from tests.redis_server import RedisServer
 
 KEY = "app-secret-of-the-operator"
 NO_LIMITS = Limits()
+
+
+def pytest_configure() -> None:
+    """Ctrl-C means what it means at a terminal, also where the tests were started by a job in the
+    background: its programs would ignore the signal, and so would those that they start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
