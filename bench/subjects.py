@@ -145,6 +145,11 @@ def started(subject: Command, upstream: str, logs: Path) -> Iterator[Running]:
         yield Running(subject.name, door, process.pid, tuple(subject.checks))
 
 
+def end_with_parent() -> None:
+    """The kernel ends this process when the one that started it is no more, however that came."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
@@ -175,7 +180,7 @@ def _process(
             env=dict(environment),
             stdout=output,
             stderr=output,
-            preexec_fn=_end_with_parent,
+            preexec_fn=end_with_parent,
         )
     try:
         _wait_for(port, process, log)
@@ -187,11 +192,6 @@ def _process(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(10)
-
-
-def _end_with_parent() -> None:
-    """The kernel ends this process when the benchmark is no more, also where that was killed."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _wait_for(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
