@@ -273,7 +273,7 @@ class Worker(ThreadWorker):
         if not (self._departure.was_told or self._is_retiring):
             self._departure.hasten()
         while (self._waiting or self._busy) and not self._departure.is_over:
-            self._has_master()
+            self.notify()
             self._departure.look()
             if self._departure.must_end and self._busy:
                 self._end_answers()
