@@ -73,7 +73,8 @@ def test_no_request_makes_a_500(dify: FakeDify, tmp_path: Path) -> None:
                 f"--seed={os.environ.get('FUZZ_SEED', '1')}",
                 "--header=Authorization: Bearer admin",
                 "--request-timeout=20",
-                "--workers=1",  # Hypothesis parses code, which threads of Python 3.11 must not do at once
+                # Hypothesis parses code, which threads of Python 3.11 must not do at once.
+                "--workers=1",
                 "--continue-on-failure",
                 "--warnings=off",
                 "--no-color",
