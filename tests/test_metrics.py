@@ -292,8 +292,9 @@ def test_all_workers_are_counted_and_none_is_forgotten(
         for _ in range(8):
             asked(service)
         until_answered(service, scrape, 8)
-        os.kill(service.workers()[0], signal.SIGKILL)
         (folder,) = folders_of(temporary)
+        counting = [int(path.stem.rpartition("_")[2]) for path in folder.glob("counter_*.db")]
+        os.kill(counting[0], signal.SIGKILL)
         deadline = time.monotonic() + 20
         while not list(folder.glob("counter_folded.db")) and time.monotonic() < deadline:
             time.sleep(0.05)
