@@ -239,8 +239,13 @@ def test_a_proxy_of_the_machine_does_not_stand_before_the_demo(project: Path) ->
 def test_changed_code_is_loaded_by_itself(project: Path) -> None:
     with started(project, {}) as run:
         run.wait_for(r"^curl -N ")
-        (project / "opendify/__init__.py").touch()
-        run.wait_for(r"Worker reloading: .*__init__\.py")
+
+        def is_reloaded() -> bool:
+            """Touches it again each time: the reloader may not have seen the file before."""
+            (project / "opendify/__init__.py").touch()
+            return "Worker reloading: " in run.output()
+
+        assert eventually(is_reloaded)
         assert eventually(lambda: answers(f"http://127.0.0.1:{run.port}/v1/models"))
 
 

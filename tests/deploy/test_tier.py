@@ -21,7 +21,7 @@ def checkout(tmp_path: Path) -> Path:
         shutil.copy(ROOT / name, tmp_path / name)
     put(tmp_path / "scripts/venv.sh", "find_python() { :; }\ninstall_requirements() { :; }\n")
     script = (ROOT / ".ci/run").read_text()
-    for name in re.findall(r"^(?:\./)?([\w./]+/[\w.]+)$", script, re.MULTILINE):
+    for name in re.findall(r"^(?:steady )?(?:\./)?([\w./]+/[\w.]+)$", script, re.MULTILINE):
         put(tmp_path / name, "")
     (programs,) = re.findall("for wanted in (.+); do", script)
     for program in programs.split():
@@ -73,6 +73,24 @@ def test_the_tier_always_runs_and_its_engine_ends_with_it(checkout: Path) -> Non
         ".venv/bin/python -m pytest -m docker tests/docker",
         "tests/docker/engine.sh down",
     ]
+
+
+def test_what_was_disturbed_once_is_run_once_more_by_itself(checkout: Path) -> None:
+    put(checkout / "run_tests.sh", f'{WORDS}[ "$1" = --last-failed ]\n')
+    code, said, calls = ci(checkout, SKIP_DOCKER="1")
+    assert code == 0
+    assert "what failed is run once more" in said
+    assert calls == [
+        "./run_tests.sh ",
+        "./run_tests.sh --last-failed --last-failed-no-failures none",
+    ]
+
+
+def test_what_fails_twice_fails(checkout: Path) -> None:
+    put(checkout / "run_tests.sh", f"{WORDS}exit 3\n")
+    code, _, calls = ci(checkout, SKIP_DOCKER="1")
+    assert code == 3
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("how", ["echo no cgroups >&2; exit 1", "sleep 50"])
