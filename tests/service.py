@@ -100,3 +100,13 @@ def wait_until_ready(service: Service, timeout: float = 30) -> None:
 def free_variables(base: str, **more: str) -> dict[str, str]:
     """The least that a service needs, for a Dify at ``base``."""
     return {"DIFY_API_BASE": base, "MODEL_CONFIG": '{"tiny":"app-secret-key"}', **more}
+
+
+def receive_until(connection: socket.socket, word: bytes) -> bytes:
+    """What comes on the connection, up to this word at least."""
+    received = b""
+    while word not in received:
+        piece = connection.recv(65536)
+        assert piece, received
+        received += piece
+    return received

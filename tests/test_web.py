@@ -940,15 +940,6 @@ def raw_request(running: service.Service, body: bytes, length: int | None = None
     return connection
 
 
-def receive_until(connection: socket.socket, word: bytes) -> bytes:
-    received = b""
-    while word not in received:
-        piece = connection.recv(65536)
-        assert piece, received
-        received += piece
-    return received
-
-
 def wait_for(condition: Callable[[], object], seconds: float = 10) -> None:
     until = time.monotonic() + seconds
     while not condition() and time.monotonic() < until:
@@ -968,7 +959,7 @@ def test_a_caller_who_leaves_stops_the_run(
     with raw_request(running, json.dumps(body).encode()) as connection:
         wait_for(lambda: any(request.json["user"] == user for request in fake.asked()))
         if stream and kind != "thinking":
-            receive_until(connection, b"word")
+            service.receive_until(connection, b"word")
         time.sleep(0.3)  # the run has a name by now
     wait_for(lambda: [r for r in fake.stopped() if r.json["user"] == user])
     assert len([r for r in fake.stopped() if r.json["user"] == user]) == 1
@@ -984,7 +975,7 @@ def test_a_cookie_of_dify_is_not_kept_for_the_next_caller(
     stopped = len(fake.stopped())
     silent = {"model": "tiny", "messages": [{"role": "user", "content": "silent"}], "stream": True}
     with raw_request(running, json.dumps(silent).encode()) as connection:
-        receive_until(connection, b"word")
+        service.receive_until(connection, b"word")
     wait_for(lambda: len(fake.stopped()) > stopped)
     body = {"model": "tiny", "messages": HI}
     httpx.post(running.url + PATH, json=body, timeout=20, trust_env=False).raise_for_status()
@@ -1009,7 +1000,7 @@ def test_the_head_of_a_stream_is_not_withheld(deployed: tuple[service.Service, F
     question = [{"role": "user", "content": "silent"}]
     body = {"model": "tiny", "messages": question, "stream": True}
     with raw_request(running, json.dumps(body).encode()) as connection:
-        received = receive_until(connection, b"word")
+        received = service.receive_until(connection, b"word")
     answer = received.partition(b"\r\n\r\n")[0].lower()
     assert answer.count(b"transfer-encoding: chunked") == 1
     assert b"content-length" not in answer

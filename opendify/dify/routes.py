@@ -1,7 +1,5 @@
 """Which address of Dify's API an app of which mode answers at. No I/O."""
 
-CHAT_MODES = ("chat", "agent-chat", "agent", "advanced-chat")
-
 
 def remembers(mode: str) -> bool:
     """Whether apps of this mode keep conversations; an unknown mode is taken for a chat."""

@@ -132,15 +132,6 @@ def asking(service: Service, body: Any, *headers: str) -> socket.socket:
     return connection
 
 
-def receive_until(connection: socket.socket, word: bytes) -> bytes:
-    received = b""
-    while word not in received:
-        piece = connection.recv(65536)
-        assert piece, received
-        received += piece
-    return received
-
-
 def receive_all(connection: socket.socket) -> bytes:
     """Everything up to the end of the connection, however that comes."""
     received = b""

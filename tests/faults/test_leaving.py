@@ -23,9 +23,10 @@ from tests.fake_dify import (
     chunk,
     refused,
 )
-from tests.faults.calls import ask, asking, connected, question, raw_head, receive_until, until
+from tests.faults.calls import ask, asking, connected, question, raw_head, until
 from tests.faults.chaos import Chaos, chat_of
 from tests.faults.conftest import started
+from tests.service import receive_until
 
 # The promise is 2 s; the rest is for a machine that has other things to do.
 SOON = 3.0

@@ -14,10 +14,10 @@ import httpx
 import pytest
 
 from tests.fake_dify import FOREVER, LAST_CHUNK, PING, STREAM_HEAD, Chat, Request, Step, chunk
-from tests.faults.calls import Answer, address, ask, asking, question, receive_until, until
+from tests.faults.calls import Answer, address, ask, asking, question, until
 from tests.faults.chaos import Chaos, chat_of
 from tests.faults.conftest import started
-from tests.service import Service
+from tests.service import Service, receive_until
 
 # What a machine that has other things to do may need for what is immediate else.
 SOON = 10.0
