@@ -256,6 +256,13 @@ CHATS: list[tuple[str, list[Event], dict[str, Any], str, str]] = [
     ),
     ("replaced", [Text("Bad"), Replaced("Better"), Text("!"), END], {}, "Better!", ""),
     ("replaced thoughts", [Text("<think>Bad</think>x"), Replaced("Better"), END], {}, "Better", ""),
+    (
+        "replaced while several nodes spoke, one of which then ends",
+        [Text("One", "a"), Text("Two", "b"), Replaced("Better"), NodeFinished(None, "", "a"), END],
+        {},
+        "Better",
+        "",
+    ),
     ("replaced by nothing", [Text("Bad"), Replaced(""), END], {}, "", ""),
     (
         "replaced while something was held back",

@@ -262,7 +262,8 @@ class Narration:
             self.ending.finish_reason = "length" if node.finish_reason == "length" else "stop"
         if node.node not in self._heard:
             return []
-        told = self._pieces(self._splitters[node.node].section())
+        splitter = self._splitters.get(node.node)  # none where what it had said was replaced
+        told = self._pieces(splitter.section()) if splitter else []
         return told if node.node in self._reasoned_nodes else told + self._think(node.reasoning)
 
     def _note_run(self, run: RunFinished) -> None:
