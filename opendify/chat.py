@@ -122,15 +122,7 @@ def _tellings(exchange: Asked, narration: Narration, patience: float) -> Iterato
     ``patience`` seconds."""
     while not narration.is_cut:
         events = exchange.wait(patience)
-        told: list[Telling] = []
-        for event in events:
-            if isinstance(event, MessageEnded):
-                told += narration.end(event)
-                break
-            told += narration.tell(event)
-            if narration.is_cut:
-                told += narration.end(MessageEnded())
-                break
+        told = narration.tell_all(events)
         if told or not events:
             yield told
         if events and isinstance(events[-1], MessageEnded):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opendify.config.models import Model
@@ -25,7 +25,7 @@ from opendify.dify.events import (
     Usage,
 )
 from opendify.telling.narration import Narration
-from opendify.telling.tellings import Ending, Said, Shown, Thought, Voided
+from opendify.telling.tellings import Ending, Said, Shown, Telling, Thought, Voided
 
 UUID = "0ccfe981-f968-4678-80ae-335266227dac"
 SIGNED = "timestamp=1&nonce=2&sign=3"
@@ -545,3 +545,152 @@ def test_how_the_text_is_cut_changes_nothing(
     assert whole.thought.startswith(parts.thought)
     if not stops:
         assert parts.thought == whole.thought
+
+
+def test_what_came_together_is_told_to_the_end_of_the_answer() -> None:
+    narration = Narration(Model("m", "k", "b"), "chat", link, ("STOP",), "auto")
+    assert narration.tell_all([]) == []
+    assert narration.tell_all([Text("a"), Text("bST")]) == [Said("a"), Said("b")]
+    assert narration.tell_all([Text("OP"), Text("c")]) == []
+    assert narration.is_cut
+    uncut = Narration(Model("m", "k", "b"), "chat", link, (), "auto")
+    told = uncut.tell_all([Text("a"), CAT, MessageEnded(Usage(1, 2, 3)), Text("b")])
+    assert told == [Said("a"), Said(f"\n\n{SHOWN_CAT}")]
+    assert uncut.ending.usage == Usage(1, 2, 3)
+
+
+LINK_PARTS = ["]", "(", "](", ")", f"/files/tools/{UUID}.png?", SIGNED, CAT_IN_TEXT]
+OTHER_PARTS = [
+    "<think>",
+    "</think>",
+    "<think ",
+    ">",
+    "<",
+    "\n",
+    "ST",
+    "OP",
+    "a",
+    "\ud83d",
+    "\ude00",
+]
+LINKED: st.SearchStrategy[Event] = st.one_of(
+    st.builds(
+        Text,
+        st.lists(st.sampled_from(LINK_PARTS + OTHER_PARTS), max_size=4).map("".join),
+        st.sampled_from(["", "", "", "node"]),
+        st.sampled_from(["message", "message", "message", "agent_message"]),
+    ),
+    st.sampled_from([Reasoning("](", "node"), NodeFinished(None, "", "node"), CAT, Replaced("](")]),
+    st.sampled_from(run()[:1]),
+)
+
+
+@given(
+    groups=st.lists(st.lists(LINKED, min_size=1, max_size=3), max_size=8),
+    mode=st.sampled_from(["chat", "workflow"]),
+    stops=st.sampled_from([(), ("STOP",), ("](/", "<")]),
+    reasoning=st.sampled_from(["split", "inline", "drop"]),
+)
+@settings(max_examples=400)
+def test_what_is_told_at_once_asks_for_no_link(
+    groups: list[list[Event]], mode: str, stops: tuple[str, ...], reasoning: str
+) -> None:
+    asked: list[str] = []
+
+    def asked_link(url: str, name: str, kind: str) -> str:
+        asked.append(url)
+        return link(url, name, kind)
+
+    narration, plain = (
+        Narration(Model("m", "k", "b", reasoning=reasoning), mode, each, stops, "auto")
+        for each in (asked_link, link)
+    )
+    for events in groups:
+        is_told_at_once = narration.is_told_at_once(events)
+        before = len(asked)
+        told = narration.tell_all(events)
+        assert not (is_told_at_once and len(asked) > before)
+        one_by_one: list[Telling] = []
+        for event in events:
+            one_by_one += [] if plain.is_cut else plain.tell_all([event])
+        assert told == one_by_one
+        if narration.is_cut:
+            break
+
+
+AT_ONCE = [
+    ([Text("a"), Text(" (b) [c]")], True, "text of the node that speaks"),
+    ([], True, "nothing"),
+    ([Text("[a"), Text("](")], False, "a link"),
+    ([Text("[a]"), Text("(")], False, "a link in two texts"),
+    ([Text("a"), CAT], False, "a file"),
+    ([Text("a"), END], False, "the end"),
+    ([Text("a", "other"), Text("b", "other")], True, "text of another node"),
+    ([Text("a (b)", "other")], False, "what may be a link after what another node said"),
+]
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"), [r[:2] for r in AT_ONCE], ids=[r[2] for r in AT_ONCE]
+)
+def test_only_text_without_links_is_told_at_once(events: list[Event], expected: bool) -> None:
+    narration = Narration(Model("m", "k", "b"), "chat", link, (), "auto")
+    narration.tell(Text("Hi."))
+    assert narration.is_told_at_once(events) is expected
+
+
+IN_BRACKETS = Text(f"(/files/tools/{UUID}.png?{SIGNED})")
+NOT_AT_ONCE: list[tuple[str, list[Event], list[Event], dict[str, Any]]] = [
+    ("a link that has begun", [Text("[a]")], [IN_BRACKETS], {}),
+    ("a link that goes on", [Text("[a](/files/")], [Text("tools/x)")], {}),
+    (
+        "a link held where a tag may come",
+        [Text(f"<think {CAT_IN_TEXT}")],
+        [Text("<")],
+        {},
+    ),
+    ("a link held for a stop sequence", [Text("[a]")], [IN_BRACKETS], {"stops": ["](x"]}),
+    (
+        "a link around a thought",
+        [Text("[a]"), NodeFinished(None, "", "")],
+        [Text("<think>Hm</think>"), IN_BRACKETS],
+        {},
+    ),
+    (
+        "a link around a repetition",
+        [Text("Hi "), spoken("[a]")],
+        [Text("a"), IN_BRACKETS],
+        {},
+    ),
+    (
+        "a link around a repetition, all at once",
+        [Text("Hi ")],
+        [spoken("[a]"), Text("a"), spoken(IN_BRACKETS.text)],
+        {},
+    ),
+    (
+        "a file of the run",
+        [Text("Hi "), *run(outputs={"p": CAT_FILE})[:1]],
+        [Text("STOP")],
+        {"mode": "workflow", "stops": ["STOP"]},
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("before", "events", "settings"), [r[1:] for r in NOT_AT_ONCE], ids=[r[0] for r in NOT_AT_ONCE]
+)
+def test_what_asks_for_a_link_is_not_told_at_once(
+    before: list[Event], events: list[Event], settings: dict[str, Any]
+) -> None:
+    asked: list[str] = []
+    defaults: dict[str, Any] = {"mode": "chat", "stops": (), "citation_form": "auto"}
+    narration = Narration(
+        Model("m", "k", "b"),
+        link=lambda url, name, kind: asked.append(url) or "",
+        **defaults | settings,
+    )
+    narration.tell_all(before)
+    assert not narration.is_told_at_once(events)
+    narration.tell_all(events)
+    assert asked or events == [Text("tools/x)")]

@@ -36,9 +36,13 @@ class LinkRewriter:
         self._made = 0
         self.seen: set[str] = set()
 
+    def is_passed_by(self, text: str) -> bool:
+        """Whether this text comes back from ``feed`` as it is, without a look at any address."""
+        return not self._held and "](" not in self._before[-2:] + text
+
     def feed(self, text: str) -> str:
         """What can be said now: an address that may be one of Dify's is held until its end."""
-        if not self._held and "](" not in self._before[-2:] + text:
+        if self.is_passed_by(text):
             self._before = (self._before + text)[-_MEMORY:]
             return text
         text = self._before + self._held + text

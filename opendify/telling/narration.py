@@ -4,7 +4,7 @@ The same telling serves streamed and gathered answers, so that they cannot diffe
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from opendify.config.models import Model
@@ -82,6 +82,39 @@ class Narration:
     def is_cut(self) -> bool:
         """Whether a stop sequence of the caller has ended the answer."""
         return self._wording.is_cut
+
+    def is_told_at_once(self, events: Sequence[Event]) -> bool:
+        """Whether ``tell_all`` of these calls no ``link``, which may have to wait for Dify: whether
+        all of them are texts with which no link begins, goes on or ends."""
+        texts = [event for event in events if isinstance(event, Text)]
+        if self._run is not None or len(texts) < len(events):
+            return False
+        text = "".join(event.text for event in texts)
+        if not self._is_told_whole(texts):  # what is apart here can be side by side when it is told
+            text = "".join(splitter.held for splitter in self._splitters.values()) + text
+            return "(" not in text and self._wording.is_free_of_links(text)
+        return self._wording.is_free_of_links(text)
+
+    def _is_told_whole(self, texts: Sequence[Text]) -> bool:
+        """Whether these are all for the answer, and none of them can be a repetition."""
+        return all(
+            text.node == self._node
+            and (text.event == "agent_message" or not self._agent_spoke)
+            and text.event == texts[0].event
+            for text in texts
+        ) and (self._model.reasoning == "inline" or self._splitter.is_in_answer)
+
+    def tell_all(self, events: Iterable[Event]) -> list[Telling]:
+        """What events that came together give the caller, in order, to the end of the answer: up to
+        a MessageEnded, or to where a stop sequence cuts it."""
+        told: list[Telling] = []
+        for event in events:
+            if isinstance(event, MessageEnded):
+                return told + self.end(event)
+            told += self.tell(event)
+            if self.is_cut:
+                return told + self.end(MessageEnded())
+        return told
 
     def tell(self, event: Event) -> list[Telling]:  # noqa: C901 one match over a closed set
         """What this event gives the caller, in order."""

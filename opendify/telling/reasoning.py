@@ -57,6 +57,16 @@ class ReasoningSplitter:
         self._reasoned = False
         self._separator = ""
 
+    @property
+    def held(self) -> str:
+        """What may be part of a tag, or go with one."""
+        return self._held
+
+    @property
+    def is_in_answer(self) -> bool:
+        """Whether all that comes is of the answer, to the end of the section."""
+        return self._place is _Place.ANSWER
+
     def feed(self, text: str) -> list[Piece]:
         """Takes the next text of the answer."""
         if self._place is _Place.ANSWER:

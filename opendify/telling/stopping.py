@@ -20,6 +20,11 @@ class StopCutter:
         self._any_stop = re.compile("|".join(map(re.escape, self._stops)))
         self._held = ""
 
+    @property
+    def held(self) -> str:
+        """What may be the start of a stop sequence."""
+        return self._held
+
     def feed(self, text: str) -> str:
         """Takes the next text; returns what can be shown by now."""
         if self.hit or not self._stops:

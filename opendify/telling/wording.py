@@ -27,6 +27,10 @@ class Wording:
         """Whether a stop sequence has ended the text."""
         return self._cutter.hit
 
+    def is_free_of_links(self, text: str) -> bool:
+        """Whether no link begins, goes on or ends with this text or what is held before it."""
+        return self._links.is_passed_by(self._cutter.held + text)
+
     def feed(self, text: str) -> str:
         """Takes the next text of the model."""
         return self._keep(self._links.feed(self._cutter.feed(text)))
