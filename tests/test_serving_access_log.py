@@ -4,11 +4,15 @@ import logging
 from collections.abc import Iterator
 from datetime import timedelta
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from gunicorn.config import Config
+from gunicorn.glogging import Logger
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from opendify.serving.access_log import Log, escaped
+from opendify.serving.access_log import _VARIABLES, Log, escaped
 
 
 @pytest.mark.parametrize(
@@ -18,6 +22,7 @@ from opendify.serving.access_log import Log, escaped
         ("/a\n2026 forged", "/a\\n2026 forged"),
         ("/a\r\x1b[2J\x85\u2028b", "/a\\r\\x1b[2J\\x85\\u2028b"),
         ("\ud800", "\\ud800"),
+        ('"\n', '\\"\\n'),
         (200, 200),
         (None, None),
     ],
@@ -26,10 +31,16 @@ def test_nobody_begins_a_line(value: object, written: object) -> None:
     assert escaped(value) == written
 
 
+FORMAT = '%(h)s "%(U)s" %(s)s %({X-Client}i)s %({wsgi.url_scheme}e)s'
+# All that Gunicorn documents but for the time, headers and variables; and a name that it does not
+# know.
+EVERYTHING = " ".join(f"%({name})s" for name in "hlursmUqHbBfaTDMLp") + " %(D)d %(x)s"
+
+
 @pytest.fixture
 def log() -> Iterator[Log]:
     cfg = Config()
-    cfg.set("access_log_format", '%(h)s "%(U)s" %(s)s %({X-Client}i)s %({wsgi.url_scheme}e)s')
+    cfg.set("access_log_format", FORMAT)
     loggers = [logging.getLogger(name) for name in ("gunicorn.error", "gunicorn.access")]
     before = [(logger, list(logger.handlers), logger.propagate) for logger in loggers]
     yield Log(cfg)
@@ -46,3 +57,43 @@ def test_a_line_has_all_that_its_format_names_and_nothing_else(log: Log) -> None
     shown = log.cfg.access_log_format % log.atoms_wrapper_class(atoms)
     assert shown == '10.0.0.1 "/a\\n" 200 one\\r http'
     assert "key" not in str(atoms)
+
+
+TEXTS = st.text() | st.text('"\\n\x85?%s')
+NEEDED = ("REQUEST_METHOD", "RAW_URI", "SERVER_PROTOCOL")
+ENVIRONS = st.fixed_dictionaries(
+    {name: TEXTS for name in NEEDED},
+    optional={name: TEXTS for name in {*_VARIABLES, "wsgi.url_scheme"} - {*NEEDED}},
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ENVIRONS, st.sampled_from(["200 OK", 404]), st.none() | st.integers(0, 9), st.floats(0, 9e4))
+def test_a_line_is_that_of_gunicorn_with_escapes(
+    log: Log, environ: dict[str, Any], status: Any, sent: int | None, seconds: float
+) -> None:
+    log.cfg.set("access_log_format", EVERYTHING)
+    log.setup(log.cfg)
+    resp = SimpleNamespace(status=status, sent=sent, headers=[("X-ANY", "one")])
+    asked = (resp, SimpleNamespace(headers=[]), environ, timedelta(seconds=seconds))
+    expected = Logger.atoms(log, *asked) | {"x": "-"}
+    expected["f"] = str(expected["f"]).partition("?")[0]
+    expected = {name: escaped(value) for name, value in expected.items()}
+    assert EVERYTHING % log.atoms_wrapper_class(log.atoms(*asked)) == EVERYTHING % expected
+
+
+def test_a_name_that_the_format_has_not_is_a_dash(log: Log) -> None:
+    environ = dict.fromkeys(NEEDED, "")
+    resp = SimpleNamespace(status="200 OK", sent=3, headers=[("X-Any", "one")])
+    line = log.atoms_wrapper_class(log.atoms(resp, [("X-Client", "two")], environ, timedelta()))
+    assert (line["D"], line["{x-any}o"], line["{X-CLIENT}i"]) == ("-", "-", "two")
+
+
+def test_the_time_of_a_line_is_that_of_its_second(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for moment in (0.5, 0.9, 1.0, 86_400.0, 0.9):
+        now = f"[{int(moment)}]"
+        monkeypatch.setattr("opendify.serving.access_log.time.time", lambda at=moment: at)
+        monkeypatch.setattr("gunicorn.glogging.time.strftime", lambda form, now=now: now)
+        assert log.now() == now

@@ -2,6 +2,8 @@
 ``%0A`` in it would begin a new one."""
 
 import re
+import time
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -12,28 +14,75 @@ from gunicorn.glogging import Logger
 _NAMED = re.compile(r"%\((.*?)\)")
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
+# The variables that Gunicorn 27 looks at for what a format may name without braces.
+_VARIABLES = (
+    "REMOTE_ADDR",
+    "REQUEST_METHOD",
+    "RAW_URI",
+    "SERVER_PROTOCOL",
+    "PATH_INFO",
+    "QUERY_STRING",
+    "HTTP_AUTHORIZATION",
+    "HTTP_REFERER",
+    "HTTP_USER_AGENT",
+)
+
+
+class Line(dict[str, Any]):
+    """What a line may hold, by name; "-" for what a request has not."""
+
+    def __missing__(self, name: str) -> Any:
+        return self.get(name.lower(), "-") if name.startswith("{") else "-"
+
+
+@dataclass(frozen=True, slots=True)
+class _Bare:
+    """An answer without its headers."""
+
+    status: Any
+    sent: Any
+    headers: tuple[()] = ()
+
 
 class Log(Logger):
     """Gunicorn's own, with control characters written as escapes, and without the query of the
     page that a caller comes from, which may hold secrets as our own may."""
+
+    atoms_wrapper_class = Line  # type: ignore[assignment]  # a mapping is all that is needed
 
     def setup(self, cfg: Config) -> None:
         super().setup(cfg)
         named = _NAMED.findall(cfg.access_log_format)
         # Headers and variables, which are in braces, are known by their names in lower case.
         self._named = {name.lower() if name.startswith("{") else name for name in named}
+        self._names_headers = any(name.startswith("{") for name in named)
+        self._noted = (-1, "")
 
     def atoms(
         self, resp: Any, req: Any, environ: dict[str, Any], request_time: timedelta
     ) -> dict[str, Any]:
+        if not self._names_headers:  # of each of them Gunicorn would make a value, some fifty
+            resp, req = _Bare(resp.status, getattr(resp, "sent", None)), ()
+            environ = {name: environ[name] for name in _VARIABLES if name in environ}
         atoms = super().atoms(resp, req, environ, request_time)
         atoms["f"] = str(atoms["f"]).partition("?")[0]
-        # Of all headers and variables of a request, few or none are in a line.
         return {name: escaped(atoms[name]) for name in self._named if name in atoms}
+
+    def now(self) -> str:
+        """The time as Gunicorn writes it, made once a second."""
+        second = int(time.time())
+        noted, text = self._noted
+        if second != noted:
+            text = super().now()
+            self._noted = second, text
+        return text
 
 
 def escaped(value: Any) -> Any:
-    """A text with its control characters as escapes; anything else as it is."""
+    """A text with its quotes and control characters as escapes; anything else as it is."""
     if not isinstance(value, str):
+        return value
+    value = value.replace('"', '\\"')
+    if value.isprintable():  # which no control character is
         return value
     return _CONTROLS.sub(lambda match: ascii(match[0])[1:-1], value)
