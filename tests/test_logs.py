@@ -2,14 +2,26 @@
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from opendify.logs import _JsonFormatter, _TextFormatter, request_id
+from opendify.logs import (
+    _BEARER,
+    _BREAKS,
+    FORMAT,
+    _JsonFormatter,
+    _on_one_line,
+    _TextFormatter,
+    log_fields,
+    request_id,
+)
 from tests.service import ROOT, environment, free_variables
 
 FORMS = pytest.mark.parametrize("formatter", [_TextFormatter, _JsonFormatter])
@@ -83,6 +95,51 @@ def test_a_secret_is_removed_wherever_it_stands(formatter: Formatter) -> None:
     line = formatter(secrets).format(made)
     assert "secret" not in line and "sk-other" not in line
     assert "abc" in line  # too short to be told from a word
+
+
+@given(st.lists(st.floats(0, 4e9) | st.floats(1e9, 1e9 + 2)))
+def test_a_time_is_written_as_logging_writes_it(moments: list[float]) -> None:
+    ours, theirs = _TextFormatter([]), logging.Formatter(FORMAT)
+    for moment in moments:
+        made = record("said")
+        made.created, made.msecs = moment, int((moment - int(moment)) * 1000) + 0.0
+        assert ours.formatTime(made) == theirs.formatTime(made)
+
+
+def test_whatever_is_escaped_does_not_count_as_printable() -> None:
+    assert not any(chr(code).isprintable() for code in _BREAKS)
+
+
+@given(st.text(st.characters() | st.sampled_from([chr(code) for code in _BREAKS])))
+def test_a_text_without_breaks_stays_as_it_is(text: str) -> None:
+    assert _on_one_line(text) == text.translate(_BREAKS)
+
+
+def test_whatever_the_pattern_takes_for_the_word_bearer_is_looked_for() -> None:
+    for letter in "bearer":
+        alike = [chr(c) for c in range(0x110000) if re.fullmatch(letter, chr(c), re.IGNORECASE)]
+        assert {one.lower() for one in alike} == {letter}
+
+
+@given(
+    st.lists(
+        st.sampled_from(["bearer", "BeaRer ", "Bearer\t", "sk-1", " ", "\u0130", "app-0123456"])
+    )
+)
+def test_all_that_is_secret_goes(words: list[str]) -> None:
+    line = "".join(words)
+    gone = _BEARER.sub(r"\1[removed]", line).replace("app-0123456", "[removed]")
+    assert _TextFormatter(["app-0123456", "sk-1"]).without_secrets(line) == gone
+
+
+def test_fields_are_logged_from_the_level_on(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("opendify.test")
+    with caplog.at_level("INFO", "opendify.test"):
+        log_fields(logger, logging.DEBUG, "unheard", {"a": 1})
+        log_fields(logger, logging.INFO, "heard", {"b": 2})
+    (told,) = caplog.records
+    assert (told.name, told.levelname, told.getMessage()) == ("opendify.test", "INFO", "heard")
+    assert told.__dict__["fields"] == {"b": 2}
 
 
 LOG = """

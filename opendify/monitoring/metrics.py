@@ -7,8 +7,10 @@ request: so their number is bounded.
 import logging
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
+from typing import TypeVar
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -28,6 +30,8 @@ from opendify.monitoring.record import Record
 FIRST_BYTE_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 35, 60)
 ANSWER_BUCKETS = (0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600, 1800)
 
+T = TypeVar("T", Counter, Gauge, Histogram)
+
 PREFIX = "opendify"
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -43,7 +47,8 @@ class Reading:
 
 
 class Instruments:
-    """What is counted, each kind of it with its labels."""
+    """What is counted, each kind of it with its labels: called with their values, it gives the one
+    instrument of these, kept since prometheus_client takes longer to find it than to count."""
 
     def __init__(self) -> None:
         self.requests = _counter(
@@ -69,12 +74,14 @@ class Instruments:
             ANSWER_BUCKETS,
             "model",
         )
-        self.streams_open = Gauge(
-            f"{PREFIX}_streams_open",
-            "Streamed answers that are under way.",
-            ["model"],
-            multiprocess_mode="livesum",
-            registry=None,
+        self.streams_open = _kept(
+            Gauge(
+                f"{PREFIX}_streams_open",
+                "Streamed answers that are under way.",
+                ["model"],
+                multiprocess_mode="livesum",
+                registry=None,
+            )
         )
 
 
@@ -91,28 +98,28 @@ class Metrics:
 
     def stream_began(self, record: Record) -> None:
         if counted := self._opened():
-            counted.streams_open.labels(record.model).inc()
+            counted.streams_open(record.model).inc()
 
     def request_ended(self, record: Record) -> None:
         counted = self._opened()
         if counted is None:
             return
-        counted.requests.labels(record.route, record.model, record.ended).inc()
+        counted.requests(record.route, record.model, record.ended).inc()
         if record.is_upstream_error:
-            counted.upstream_errors.labels(record.model, record.ended).inc()
+            counted.upstream_errors(record.model, record.ended).inc()
         if record.was_answered:
             _count_answer(counted, record)
         if record.is_streaming:
-            counted.streams_open.labels(record.model).dec()
+            counted.streams_open(record.model).dec()
 
     def run_stopped(self, model: str) -> None:
         if counted := self._opened():
-            counted.stops.labels(model).inc()
+            counted.stops(model).inc()
 
     def logged(self, room: str, level: str) -> None:
         """Opens nothing: the application logs while it is imported, before there are workers."""
         if self._instruments and self._pid == os.getpid():
-            self._instruments.log_messages.labels(room, level).inc()
+            self._instruments.log_messages(room, level).inc()
 
     def exposition(self, readings: Iterable[Reading]) -> bytes:
         """All of it, with these readings, in Prometheus's text format."""
@@ -167,16 +174,22 @@ class _Readings:
 
 
 def _count_answer(counted: Instruments, record: Record) -> None:
-    counted.answer.labels(record.model).observe(record.seconds)
+    counted.answer(record.model).observe(record.seconds)
     if record.is_streaming and record.seconds_to_first_byte is not None:
-        counted.first_byte.labels(record.model).observe(record.seconds_to_first_byte)
+        counted.first_byte(record.model).observe(record.seconds_to_first_byte)
     for kind, tokens in record.tokens.items():
-        counted.tokens.labels(record.model, kind).inc(tokens)
+        counted.tokens(record.model, kind).inc(tokens)
 
 
-def _counter(name: str, told: str, *labels: str) -> Counter:
-    return Counter(f"{PREFIX}_{name}", told, labels, registry=None)
+def _counter(name: str, told: str, *labels: str) -> Callable[..., Counter]:
+    return _kept(Counter(f"{PREFIX}_{name}", told, labels, registry=None))
 
 
-def _histogram(name: str, told: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-    return Histogram(f"{PREFIX}_{name}", told, labels, buckets=buckets, registry=None)
+def _histogram(
+    name: str, told: str, buckets: tuple[float, ...], *labels: str
+) -> Callable[..., Histogram]:
+    return _kept(Histogram(f"{PREFIX}_{name}", told, labels, buckets=buckets, registry=None))
+
+
+def _kept(instrument: T) -> Callable[..., T]:
+    return cache(instrument.labels)

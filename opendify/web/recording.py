@@ -9,7 +9,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from flask import Flask, request
 
 from opendify import sse
-from opendify.logs import request_id
+from opendify.logs import log_fields, request_id
 from opendify.monitoring.record import CALLER_GONE, OK, UNKNOWN_MODEL, Record
 from opendify.request_ids import parse_request_id
 
@@ -88,7 +88,7 @@ class _Recording:
         if record.model and record.model not in self._models:
             record.model = UNKNOWN_MODEL
         level = logging.DEBUG if record.route in _PROBES else logging.INFO
-        log.log(level, "request", extra={"fields": record.fields()})
+        log_fields(log, level, "request", record.fields())
         _tell(self._observer.request_ended, record)
         request_id.set("")
 
