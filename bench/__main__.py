@@ -65,7 +65,9 @@ def _all_started(setting: str, others: list[Command]) -> Iterator[tuple[list[Run
         running = [] if certificate else [subjects.direct(upstream)]
         running.append(stack.enter_context(subjects.nginx(folder, upstream)))
         for subject in [subjects.opendify(folder, variables), *others]:
-            running.append(stack.enter_context(subjects.started(subject, upstream, folder)))
+            authority = certificate.get("authority", "")
+            start = subjects.started(subject, upstream, folder, authority)
+            running.append(stack.enter_context(start))
         yield running, dify
 
 

@@ -13,18 +13,21 @@ from typing import cast
 import httptools
 
 STAMP = re.compile(rb"~(\d{16})")
-ENDS = (b"[DONE]", b'"message_end"')
 PATIENCE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class Door:
-    """How a subject is asked: ``question`` makes the body for a user, a prompt, streamed or not."""
+    """How a subject is asked: ``question`` makes the body for a user, a prompt, streamed or not.
+    ``end`` is what only the last event of its streams has, and ``copies`` how often its answers
+    say each token: some add what Dify sent to what they made of it."""
 
     port: int
     path: str
     headers: dict[str, str]
     question: Callable[[str, str, bool], dict[str, object]]
+    end: bytes = b"[DONE]"
+    copies: int = 1
 
     def request(self, user: str, prompt: str, streamed: bool) -> bytes:
         body = json.dumps(self.question(user, prompt, streamed)).encode()
@@ -49,11 +52,11 @@ class Seen:
 class Caller(asyncio.Protocol):
     """Asks once and reads to the end. ``done`` is set when the answer is over."""
 
-    def __init__(self, request: bytes, expected: int, streamed: bool, seen: Seen) -> None:
+    def __init__(self, door: Door, request: bytes, load: "Load", seen: Seen) -> None:
         self.done = asyncio.get_running_loop().create_future()
+        self._door = door
         self._request = request
-        self._expected = expected
-        self._streamed = streamed
+        self._load = load
         self._seen = seen
         self._tokens = 0
         self._kept = b""
@@ -76,7 +79,7 @@ class Caller(asyncio.Protocol):
             body, self._body = self._kept + b"".join(self._body), []
             self._look_at(body, now)
         if self._complete:
-            self._end("no last event" if self._streamed else "")
+            self._end("no last event" if self._load.streamed else "")
 
     def on_status(self, status: bytes) -> None:
         self._status = self._parser.get_status_code()
@@ -95,7 +98,7 @@ class Caller(asyncio.Protocol):
             self._tokens += len(stamps)
             self._seen.late.append(now - int(stamps[-1]) / 1e6)
             body = body[body.rindex(stamps[-1]) + 16 :]
-        if self._streamed and any(end in body for end in ENDS):
+        if self._load.streamed and self._door.end in body:
             self._end("an error event" if b'"error":{' in body else "")
         self._kept = body[-16:]
 
@@ -107,13 +110,14 @@ class Caller(asyncio.Protocol):
             return
         self.done.set_result(None)
         seen = self._seen
-        if not problem and self._tokens != self._expected:
-            problem = f"{self._tokens} of {self._expected} tokens"
+        tokens, expected = self._tokens / self._door.copies, self._load.tokens
+        if not problem and tokens != expected:
+            problem = f"{tokens:g} of {expected} tokens"
         if problem:
             seen.errors.append(problem)
         else:
             seen.answers += 1
-            seen.tokens += self._tokens
+            seen.tokens += expected
             seen.whole.append(time.monotonic() - self._asked)
         self._transport.abort()
 
@@ -159,7 +163,7 @@ async def _call_in_turn(load: Load, door: Door, number: int, seen: Seen) -> None
 async def _call(load: Load, door: Door, user: str, seen: Seen) -> bool:
     """Whether there was an end; where there was none, more of the same would only take time."""
     request = door.request(user, load.prompt, load.streamed)
-    caller = Caller(request, load.tokens, load.streamed, seen)
+    caller = Caller(door, request, load, seen)
     patience = PATIENCE_SECONDS + load.tokens * load.pause_ms / 1000
     try:
         async with asyncio.timeout(patience):

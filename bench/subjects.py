@@ -54,8 +54,10 @@ class Running:
 
 @dataclass(frozen=True)
 class Command:
-    """A subject that a command line starts in a folder; ``{port}``, ``{upstream}`` and ``{key}``
-    are filled in. ``checks`` are the paths that tell its health."""
+    """A subject that a command line starts in a folder. In its environment, headers and model,
+    ``{port}``, ``{upstream}`` and ``{key}`` are filled in, and ``{authority}``: the file of whom
+    to trust where Dify has TLS, else nothing. ``copies`` is how often its answers say each token,
+    and ``checks`` are the paths that tell its health."""
 
     name: str
     folder: str
@@ -64,6 +66,7 @@ class Command:
     path: str = "/v1/chat/completions"
     headers: dict[str, str] = field(default_factory=dict)
     model: str = "bench"
+    copies: int = 1
     checks: tuple[str, ...] = ()
 
 
@@ -131,17 +134,23 @@ def nginx(folder: Path, upstream: str) -> Iterator[Running]:
 
 
 @contextmanager
-def started(subject: Command, upstream: str, logs: Path) -> Iterator[Running]:
+def started(subject: Command, upstream: str, logs: Path, authority: str = "") -> Iterator[Running]:
     """A subject of a command line, with its processes."""
     port = free_port()
-    words = {"port": str(port), "upstream": upstream, "key": KEY}
+    words = {"port": str(port), "upstream": upstream, "key": KEY, "authority": authority}
     environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
     environment |= {name: text.format(**words) for name, text in subject.environment.items()}
     headers = {name: text.format(**words) for name, text in subject.headers.items()}
     model = subject.model.format(**words)
     log = logs / f"{subject.name}.log"
     with _process(subject.command, Path(subject.folder), environment, log, port) as process:
-        door = Door(port, subject.path, headers, lambda *asked: _openai_question(model, *asked))
+        door = Door(
+            port,
+            subject.path,
+            headers,
+            lambda *asked: _openai_question(model, *asked),
+            copies=subject.copies,
+        )
         yield Running(subject.name, door, process.pid, tuple(subject.checks))
 
 
@@ -156,7 +165,8 @@ def free_port() -> int:
 
 
 def _dify_door(port: int) -> Door:
-    return Door(port, "/v1/chat-messages", {"Authorization": f"Bearer {KEY}"}, _dify_question)
+    headers = {"Authorization": f"Bearer {KEY}"}
+    return Door(port, "/v1/chat-messages", headers, _dify_question, b'"message_end"')
 
 
 def _dify_question(user: str, prompt: str, streamed: bool) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The benchmark runs; what it measures is no test's business."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from bench import report, subjects
@@ -26,6 +27,15 @@ def test_every_subject_gives_every_token_in_a_tiny_run(tmp_path: Path) -> None:
     assert [result.answers for result in results] == [2, 2, 4, 4]
     assert "OpenDify" in report.lines_of(results, "paced")
     assert "blocking" in report.ratios(results)
+
+
+def test_each_copy_of_a_token_must_come(tmp_path: Path) -> None:
+    load = Load(1, 3, 1)
+    with subjects.fake_dify() as (upstream, dify):
+        told_once = subjects.direct(upstream)
+        doubled = replace(told_once, door=replace(told_once.door, copies=2))
+        (result,) = measure(Scenario("doubled", load, repeats=1), load, [doubled], dify)
+    assert (result.answers, result.errors) == (0, ["1.5 of 3 tokens"])
 
 
 def test_an_answer_that_is_cut_counts_as_an_error(tmp_path: Path) -> None:
