@@ -250,7 +250,7 @@ def test_the_environment_is_read_at_the_edge_only() -> None:
             if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv"):
                 readers |= {name} if isinstance(node.value, ast.Name) else set()
     # request.environ is Flask's
-    readers -= {"opendify.web.app", "opendify.web.files", "opendify.web.recording"}
+    readers -= {f"opendify.web.{room}" for room in ("access", "app", "body", "files", "recording")}
     assert readers == {
         "main",
         "opendify.config.environment",

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 # tells beyond its status is for admins.
 _OPEN_ENDPOINTS = {"healthz", "readyz", files.ENDPOINT}
 
+_IDENTITY = "opendify.identity"
+
 _SEND_A_KEY = "Send one as 'Authorization: Bearer ...'; the operator of this service has them."
 
 _BRING_A_KEY = "Send the API key of your Dify app as 'Authorization: Bearer app-...'."
@@ -32,7 +34,14 @@ class Access:
         self._gate = gate
 
     def identity(self) -> Identity:
-        """Who calls. Raises KeyWrong."""
+        """Who calls, looked up once for a request. Raises KeyWrong."""
+        environ = request.environ
+        if _IDENTITY not in environ:
+            environ[_IDENTITY] = self._look_up()
+        identity: Identity = environ[_IDENTITY]
+        return identity
+
+    def _look_up(self) -> Identity:
         key = _key()
         identity = self._callers.identify(key)
         if identity is not None:
@@ -55,7 +64,8 @@ class Access:
 
     def is_admin(self) -> bool:
         """Whether the caller shows an admin key."""
-        return self._callers.admin_keys.hold(_key())
+        keys = self._callers.admin_keys
+        return bool(keys) and keys.hold(_key())
 
     def sees_details(self) -> bool:
         """Whether the caller shows an admin key, or no keys are set at all."""

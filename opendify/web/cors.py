@@ -42,5 +42,6 @@ def add_cors(app: Flask, origins: frozenset[str]) -> None:
 
 def is_preflight() -> bool:
     """Whether a browser asks if it may send what a page wants it to send. It sends no key."""
-    asks = "Access-Control-Request-Method" in request.headers and "Origin" in request.headers
-    return request.method == "OPTIONS" and asks
+    if request.method != "OPTIONS":
+        return False
+    return "Access-Control-Request-Method" in request.headers and "Origin" in request.headers
