@@ -9,7 +9,7 @@ headers that name the person. Its ``utils/headers.py`` writes these claims, sign
 ``iat`` and ``exp`` (300 s later, by default).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +19,8 @@ from opendify.errors import UserNotVerified
 from opendify.openai.requests import ChatRequest
 
 _TEMPORARY = ("temporary:", "local:")  # local: before the chats had a socket's id
+
+_OURS = "HTTP_X_OPENWEBUI_"
 
 _ISSUER = "open-webui"
 
@@ -47,6 +49,22 @@ class Headers(Protocol):
     def get(self, key: str, default: str) -> str: ...
 
 
+class Told:
+    """The headers of Open WebUI among those of a request, which most requests have none of; true
+    where there is one. ``environ`` names them as WSGI does: ``HTTP_X_OPENWEBUI_TASK``."""
+
+    def __init__(self, environ: Mapping[str, Any]) -> None:
+        self._values = {name: environ[name] for name in environ if name.startswith(_OURS)}
+
+    def __bool__(self) -> bool:
+        return bool(self._values)
+
+    def get(self, key: str, default: str) -> str:
+        if not self._values:
+            return default
+        return str(self._values.get(f"HTTP_{key.upper().replace('-', '_')}", default))
+
+
 @dataclass(frozen=True, slots=True)
 class Person:
     """Who asks: the id, and the role (``admin``, ``user``), each "" where it is not told."""
@@ -71,11 +89,6 @@ def person(request: ChatRequest, headers: Headers, secret: str, now: float) -> P
     if secret:
         return _vouched_for(headers.get("X-OpenWebUI-User-Jwt", "").strip(), secret, now)
     return Person(_user_id(request, headers), headers.get("X-OpenWebUI-User-Role", "").strip())
-
-
-def sent_by_open_webui(names: Iterable[str]) -> bool:
-    """Whether a request with headers of these names comes from Open WebUI, as far as it tells."""
-    return any(name.lower().startswith("x-openwebui-") for name in names)
 
 
 def task(headers: Headers) -> str:

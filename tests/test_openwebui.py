@@ -4,7 +4,7 @@ import jwt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from werkzeug.datastructures import Headers
+from werkzeug.datastructures import EnvironHeaders, Headers
 
 from opendify import openwebui
 from opendify.errors import UserNotVerified
@@ -198,3 +198,28 @@ def test_the_role_is_that_of_the_header_where_nobody_vouches() -> None:
     headers = Headers({"x-openwebui-user-role": " admin "})
     assert openwebui.person(request(), headers, "", NOW).role == "admin"
     assert openwebui.person(request(), Headers(), "", NOW).role == ""
+
+
+NAMES = [
+    "X-OpenWebUI-Chat-Id",
+    "X-OpenWebUI-Message-Id",
+    "X-OpenWebUI-Task",
+    "X-OpenWebUI-User-Id",
+    "X-OpenWebUI-User-Message-Parent-Id",
+]
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([f"HTTP_{name.upper().replace('-', '_')}" for name in NAMES])
+        | st.sampled_from(["HTTP_HOST", "HTTP_X_OPENWEBUI", "X_OPENWEBUI_TASK", "CONTENT_TYPE"])
+        | st.text("HTPX_OENWBUI-").map("HTTP_X_OPENWEBUI_".__add__),
+        st.text(),
+    )
+)
+def test_the_headers_of_open_webui_are_told_as_werkzeug_tells_them(environ: dict[str, str]) -> None:
+    told, headers = openwebui.Told(environ), EnvironHeaders(environ)
+    for name in NAMES:
+        assert told.get(name, "none") == headers.get(name, "none")
+        assert told.get(name.lower(), "none") == headers.get(name, "none")
+    assert bool(told) == any(name.lower().startswith("x-openwebui-") for name, _ in headers)

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -164,16 +164,19 @@ def _model(directory: Directory, model: Model) -> dict[str, Any]:
 
 
 def _caller(chat_request: ChatRequest, identity: Identity, user_secret: str, now: float) -> Caller:
-    headers = request.headers
+    environ = request.environ
+    headers = openwebui.Told(environ)
     person = openwebui.person(chat_request, headers, user_secret, now)
     return Caller(
         name=identity.name,
         models=identity.models,
         user=_bounded(person.id) or DEFAULT_USER,
         chat_id=_bounded(openwebui.chat_id(chat_request, headers)),
-        watch=Watch(_descriptor("gunicorn.socket"), _descriptor("opendify.ending")),
+        watch=Watch(
+            _descriptor(environ, "gunicorn.socket"), _descriptor(environ, "opendify.ending")
+        ),
         role=person.role,
-        in_open_webui=openwebui.sent_by_open_webui(headers.keys()),
+        in_open_webui=bool(headers),
         task=openwebui.task(headers),
         trace_id=current_record().id,
         answer_id=openwebui.answer_id(headers),
@@ -181,9 +184,9 @@ def _caller(chat_request: ChatRequest, identity: Identity, user_secret: str, now
     )
 
 
-def _descriptor(name: str) -> int | None:
+def _descriptor(environ: Mapping[str, Any], name: str) -> int | None:
     """Of what the server tells of itself; None where this server does not."""
-    told = request.environ.get(name)
+    told = environ.get(name)
     return told.fileno() if told is not None else None
 
 
