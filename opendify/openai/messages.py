@@ -50,33 +50,34 @@ def parse_messages(raw: Any) -> tuple[Message, ...]:
         raise InvalidRequest(
             f"'messages' may hold up to {MAX_MESSAGES} messages.", param="messages"
         )
-    messages = tuple(_parse_message(item, f"messages[{i}]") for i, item in enumerate(raw))
-    asked = [message for message in messages if message.role == "user"]
-    if not asked:
+    messages = tuple([_parse_message(item, index) for index, item in enumerate(raw)])
+    asked = next((message for message in reversed(messages) if message.role == "user"), None)
+    if asked is None:
         raise InvalidRequest(
             "'messages' must hold a message with the role 'user': Dify answers a question.",
             param="messages",
         )
-    if not asked[-1].text.strip() and not asked[-1].attachments:
+    if not asked.text.strip() and not asked.attachments:
         raise InvalidRequest("The last message of the user is empty.", param="messages")
     return messages
 
 
-def _parse_message(raw: Any, path: str) -> Message:
+def _parse_message(raw: Any, index: int) -> Message:
     if not isinstance(raw, dict):
+        path = f"messages[{index}]"
         raise InvalidRequest(f"'{path}' must be an object with 'role' and 'content'.", param=path)
-    role = raw.get("role")
+    role, content, name = raw.get("role"), raw.get("content"), raw.get("name")
     if role not in ROLES:
+        path = f"messages[{index}]"
         raise InvalidRequest(f"'{path}.role' must be one of {', '.join(ROLES)}.", param=path)
-    name = raw.get("name")
-    texts, attachments = _parse_content(raw.get("content"), f"{path}.content", role)
-    text = "\n".join(texts).replace("\0", "")
-    return Message(role, text, tuple(attachments), name if isinstance(name, str) else "")
+    name = name if isinstance(name, str) else ""
+    if isinstance(content, str):
+        return Message(role, content.replace("\0", ""), (), name)
+    texts, attachments = _parse_parts(content, f"messages[{index}].content", role)
+    return Message(role, "\n".join(texts).replace("\0", ""), tuple(attachments), name)
 
 
-def _parse_content(raw: Any, path: str, role: str) -> tuple[list[str], list[Attachment]]:
-    if isinstance(raw, str):
-        return [raw], []
+def _parse_parts(raw: Any, path: str, role: str) -> tuple[list[str], list[Attachment]]:
     if raw is None and role not in ("user", "system", "developer"):
         return [], []
     if not isinstance(raw, list):

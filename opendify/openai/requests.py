@@ -7,7 +7,7 @@ ignoring them would make the answer wrong, is decided here and nowhere else.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from opendify.errors import InvalidRequest
@@ -48,6 +48,7 @@ IGNORED_FIELDS = (
     "moderation",
     "web_search_options",
 )
+_IGNORED = frozenset(IGNORED_FIELDS)
 
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{1,128}")
@@ -67,6 +68,10 @@ class Extras:
     auto_generate_name: bool = False
     workflow_id: str = ""
     trace_id: str = ""
+
+
+_EXTRAS = frozenset(one.name for one in fields(Extras))
+_NO_EXTRAS = Extras()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +115,14 @@ def parse_chat_request(body: Any) -> ChatRequest:
         chat_id=_name(metadata, "chat_id", "metadata.") or _name(body, "chat_id"),
         stop=_parse_stop(body.get("stop")),
         extras=_parse_extras(body, metadata),
-        ignored=tuple(name for name in IGNORED_FIELDS if body.get(name) is not None),
+        ignored=_ignored(body),
     )
+
+
+def _ignored(body: dict[str, Any]) -> tuple[str, ...]:
+    if _IGNORED.isdisjoint(body):
+        return ()
+    return tuple(name for name in IGNORED_FIELDS if body.get(name) is not None)
 
 
 def _refuse_what_would_answer_wrongly(body: dict[str, Any]) -> None:
@@ -142,6 +153,8 @@ def _forces_a_tool(choice: Any) -> bool:
 
 
 def _parse_extras(body: dict[str, Any], metadata: Mapping[str, Any]) -> Extras:
+    if not metadata and _EXTRAS.isdisjoint(body):
+        return _NO_EXTRAS
     return Extras(
         conversation_id=_identifier(body, "conversation_id")
         or _identifier(metadata, "conversation_id", "metadata."),
