@@ -27,6 +27,8 @@ from opendify.openai.messages import Message
 # What is kept in the place of digests while a turn runs, and where it ended in the middle.
 UNSETTLED = "-"
 
+_quoted = json.JSONEncoder(ensure_ascii=False).encode
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -53,8 +55,7 @@ class Owner:
 
     def key(self, chat: str) -> str:
         """The name in the store of a chat of theirs."""
-        parts = [self.caller, self.model, self.user, chat]
-        return json.dumps(parts, ensure_ascii=False, separators=(",", ":"))
+        return f"[{','.join(map(_quoted, (self.caller, self.model, self.user, chat)))}]"
 
     def owns(self, key: str) -> bool:
         """Whether a chat of that name is of the same caller and user. A bare chat id, as an

@@ -1,5 +1,6 @@
 """What the keys of the conversations say."""
 
+import json
 from collections import Counter
 
 import pytest
@@ -24,6 +25,8 @@ def test_a_key_is_the_array_that_people_read_in_the_file() -> None:
 @given(CHATS)
 def test_a_key_says_whose_it_is(whose: Whose) -> None:
     assert to_whose(to_key(whose)) == whose
+    parts = [whose.caller, whose.model, whose.user, whose.chat_id]
+    assert to_key(whose) == json.dumps(parts, ensure_ascii=False, separators=(",", ":"))
 
 
 @pytest.mark.parametrize(

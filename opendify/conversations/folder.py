@@ -6,8 +6,7 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -25,23 +24,19 @@ class FileLock:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    @contextmanager
-    def held(self, patience: float) -> Iterator[None]:
-        """Hold the lock; raises TimeoutError when it is not free within so many seconds.
+    def held(self, patience: float) -> "Held":
+        """Takes the lock, for a ``with`` block to hold; raises TimeoutError when it is not free
+        within so many seconds.
 
         Asked for again and again instead of waited for: the holder may be a paused container.
         """
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             self._acquire(descriptor, patience)
-            try:
-                yield
-            finally:
-                # Closing is not enough if the process forked meanwhile: the child's copy of the
-                # descriptor would go on holding the lock.
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
-        finally:
+        except BaseException:
             os.close(descriptor)
+            raise
+        return Held(descriptor)
 
     def _acquire(self, descriptor: int, patience: float) -> None:
         pause = _FIRST_PAUSE
@@ -55,6 +50,24 @@ class FileLock:
             time.sleep(pause)
             patience -= pause
             pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+class Held:
+    """A lock that is held to the end of a ``with`` block."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def __enter__(self) -> None:
+        """It is held already."""
+
+    def __exit__(self, *exc_info: object) -> None:
+        try:
+            # Closing is not enough if the process forked meanwhile: the child's copy of the
+            # descriptor would go on holding the lock.
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        finally:
+            os.close(self._descriptor)
 
 
 class Folder:

@@ -79,7 +79,7 @@ class Journal:
         while closed:
             # Asked before the size: a journal that is closed by then will never grow again.
             closed = os.access(self._successor, os.F_OK)
-            size = self._size()
+            self._seen = size = self._size()
             if size > self._offset:
                 yield from self._lines_until(size)
             elif size < self._offset:
@@ -92,13 +92,14 @@ class Journal:
         if self._number == 0:
             self.rotate()
         line = to_line(patch)
-        torn = os.fstat(self._descriptor).st_size > self._offset
+        torn = self._seen > self._offset  # which is not what it was: the lock is held
         if torn:
             # Somebody was killed in the middle of a line. It is ended here and will be skipped:
             # cutting it off could mislead a process that is reading it at this moment.
             line = b"\n" + line
         if os.write(self._descriptor, line) < len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._seen += len(line)
         if not torn:
             self._offset += len(line)
 
@@ -133,7 +134,8 @@ class Journal:
             descriptor = _open_file(path)
             self.close()
             self._descriptor = descriptor
-        self._number, self._offset, self._path, self._successor = number, 0, path, successor
+        self._number, self._path, self._successor = number, path, successor
+        self._offset = self._seen = 0  # bytes: those that were read, and those that there were then
 
     def _size(self) -> int:
         try:

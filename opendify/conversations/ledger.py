@@ -2,8 +2,8 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from opendify.conversations.folder import Folder, sync_and_close
@@ -181,18 +181,17 @@ class Ledger:
         write_snapshot(self._folder.snapshot, entries)
         drop_journals(self._folder.path, below=number)
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the folder's lock, or nothing while the disk fails."""
+    def _locked(self) -> AbstractContextManager[None]:
+        """What to hold while the files are changed: the folder's lock, or nothing while the disk
+        fails."""
         with self._memory:
             self._glance()  # here, so that little is left to read while others wait
-        with ExitStack() as held:
-            if not self._failing:
-                try:
-                    held.enter_context(self._folder.changing.held(_PATIENCE))
-                except OSError as error:
-                    self._fail(error)
-            yield
+        if not self._failing:
+            try:
+                return self._folder.changing.held(_PATIENCE)
+            except OSError as error:
+                self._fail(error)
+        return nullcontext()
 
     def _glance(self) -> None:
         """Catch up if there may be anything to catch up with."""

@@ -54,15 +54,15 @@ class FileTurnLocks:
         self._swept = False
 
     def acquire(self, key: str, until: float, caller_gone: Callable[[], bool]) -> Lock | None:
-        path = self._folder / lock_name(key)
+        path = f"{self._folder}/{lock_name(key)}"
         try:
             self._sweep()
-            descriptor = waited_for(lambda: _locked(path), until, caller_gone)
+            lock = waited_for(lambda: _locked(path), until, caller_gone)
         except OSError as error:
             self._complain(error)
-            return FileTurnLock(path, -1)
+            return FileTurnLock(path, -1, None)
         self._complained = False
-        return None if descriptor is None else FileTurnLock(path, descriptor)
+        return lock
 
     def _sweep(self) -> None:
         """Once in a process, remove what those left behind who were killed."""
@@ -70,9 +70,9 @@ class FileTurnLocks:
             return
         self._swept = True
         for path in list(islice(self._folder.glob("[0-9a-f]" * _NAME_LENGTH), _MOST_SWEPT)):
-            descriptor = _locked(path)
-            if descriptor is not None:
-                FileTurnLock(path, descriptor).release()
+            lock = _locked(str(path))
+            if lock is not None:
+                lock.release()
 
     def _complain(self, error: OSError) -> None:
         if not self._complained:
@@ -86,11 +86,12 @@ class FileTurnLocks:
 
 
 class FileTurnLock:
-    """A locked file, removed by the release; none for a descriptor below 0."""
+    """A locked file and its status, removed by the release; none for a descriptor below 0."""
 
-    def __init__(self, path: Path, descriptor: int) -> None:
+    def __init__(self, path: str, descriptor: int, status: os.stat_result | None) -> None:
         self._path = path
         self._descriptor = descriptor
+        self._status = status
         self._releasing = threading.Lock()
 
     def release(self) -> None:
@@ -100,8 +101,8 @@ class FileTurnLock:
             return
         with suppress(OSError):
             # While it is locked: who opened the file before finds out that it is gone.
-            if _is_at(self._path, descriptor):
-                self._path.unlink()
+            if self._status is not None and _is_at(self._path, self._status):
+                os.unlink(self._path)
         _unlock(descriptor)
 
 
@@ -124,13 +125,14 @@ def waited_for(
     return result
 
 
-def _locked(path: Path) -> int | None:
-    """A descriptor of the file at the path, locked; None while another has it. Raises OSError."""
+def _locked(path: str) -> FileTurnLock | None:
+    """The file at the path, locked; None while another has it. Raises OSError."""
     descriptor = _opened(path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_at(path, descriptor):
-            return descriptor
+        status = os.fstat(descriptor)
+        if _is_at(path, status):
+            return FileTurnLock(path, descriptor, status)
     except BlockingIOError:
         pass
     except OSError:
@@ -140,20 +142,21 @@ def _locked(path: Path) -> int | None:
     return None
 
 
-def _opened(path: Path) -> int:
+def _opened(path: str) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
     try:
         return os.open(path, flags, 0o600)
     except FileNotFoundError:
-        for folder in (path.parent.parent, path.parent):
+        locks = Path(path).parent
+        for folder in (locks.parent, locks):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return os.open(path, flags, 0o600)
 
 
-def _is_at(path: Path, descriptor: int) -> bool:
+def _is_at(path: str, status: os.stat_result) -> bool:
     """Whether the open file is still the one of this name, not removed by its last holder."""
     try:
-        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+        return os.path.samestat(os.stat(path), status)
     except FileNotFoundError:
         return False
 
