@@ -38,12 +38,15 @@ _CUT_REASONING = re.compile(r"\s*<think\b", re.IGNORECASE)
 _FOOTNOTE = re.compile(r"\[\^?\d+\]")
 _SOURCES = "**Sources**"
 _SOURCE = re.compile(r"\d+\. .*|\s*")
-_SPACE = re.compile(r"\s+")
 
-_ITEM = re.compile(r"[0-9a-f]{8}(\+[0-9a-f]{8})?")
 _CHAIN_DIGITS = 16
 _ITEM_DIGITS = 8
 _ANSWER_DIGITS = 8
+_WORD = re.compile(
+    rf"[0-9a-f]{{{_CHAIN_DIGITS}}}"
+    rf"(?::[0-9a-f]{{{_ITEM_DIGITS}}}(?:\+[0-9a-f]{{{_ITEM_DIGITS}}})?)*"
+    rf"(?:@[0-9a-f]{{{_ANSWER_DIGITS}}})?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +66,11 @@ class Heard:
 
 def decode(word: str) -> Heard | None:
     """What ``encode`` has written; None where it is no such word."""
-    told, at, answer = word.partition("@")
+    if not _WORD.fullmatch(word):
+        return None
+    told, _, answer = word.partition("@")
     chain, *items = told.split(":")
-    if not re.fullmatch(rf"[0-9a-f]{{{_CHAIN_DIGITS}}}", chain):
-        return None
-    if at and not re.fullmatch(rf"[0-9a-f]{{{_ANSWER_DIGITS}}}", answer):
-        return None
-    return Heard(chain, tuple(items), answer) if all(map(_ITEM.fullmatch, items)) else None
+    return Heard(chain, tuple(items), answer)
 
 
 def hear(heard: Heard, messages: Sequence[Message], answer_id: str = "") -> Heard:
@@ -79,8 +80,8 @@ def hear(heard: Heard, messages: Sequence[Message], answer_id: str = "") -> Hear
     for message in messages:
         text = _text_digest(message)
         chain = _digest(f"{chain}|{text}")[:_CHAIN_DIGITS]
-        files = _files_digest(message.attachments)
-        items.append(text[:_ITEM_DIGITS] + (f"+{files}" if files else ""))
+        files = f"+{_files_digest(message.attachments)}" if message.attachments else ""
+        items.append(text[:_ITEM_DIGITS] + files)
     return Heard(chain, tuple(items[-KEPT_MESSAGES:]), _answer_digest(answer_id))
 
 
@@ -128,7 +129,7 @@ def _begins(heard: Heard, told: Heard) -> bool:
 
 def _match(told: Sequence[str], heard: Sequence[str]) -> bool:
     """Whether these are the same messages, compared from the last one back."""
-    return all(map(_alike, reversed(told), reversed(heard)))
+    return told == heard or all(map(_alike, reversed(told), reversed(heard)))
 
 
 def _alike(one: str, other: str) -> bool:
@@ -143,18 +144,19 @@ def own_text(text: str) -> str:
         text = text.rpartition(_CONTEXT_END)[2].strip()
         if text.startswith(_QUERY_START) and text.endswith(_QUERY_END):
             text = text[len(_QUERY_START) : -len(_QUERY_END)]
-    return _without(_ATTACHED, text).strip()
+    return (_without(_ATTACHED, text) if "<" in text else text).strip()
 
 
 def _answer_text(text: str) -> str:
     """What an answer says, without its reasoning and what it rests on."""
-    text = _without(_REASONING, text)
-    if _CUT_REASONING.match(text):  # it has no end where an answer was cut
-        return ""
+    if "<" in text:
+        text = _without(_REASONING, text)
+        if _CUT_REASONING.match(text):  # it has no end where an answer was cut
+            return ""
     said, _, listed = text.rpartition(_SOURCES)
     if said and all(map(_SOURCE.fullmatch, listed.splitlines())):
         text = said
-    return _FOOTNOTE.sub("", text)
+    return _FOOTNOTE.sub("", text) if "[" in text else text
 
 
 def _without(tag: re.Pattern[str], text: str) -> str:
@@ -175,7 +177,9 @@ def _without(tag: re.Pattern[str], text: str) -> str:
 
 def _text_digest(message: Message) -> str:
     text = _answer_text(message.text) if message.role == "assistant" else own_text(message.text)
-    return _digest(f"{message.role}|{_SPACE.sub('', unicodedata.normalize('NFC', text))}")
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+    return _digest(f"{message.role}|{''.join(text.split())}")
 
 
 def _answer_digest(answer_id: str) -> str:
@@ -183,8 +187,6 @@ def _answer_digest(answer_id: str) -> str:
 
 
 def _files_digest(attachments: Sequence[Attachment]) -> str:
-    if not attachments:
-        return ""
     return _digest("|".join(a.url or a.data or a.file_id for a in attachments))[:_ITEM_DIGITS]
 
 

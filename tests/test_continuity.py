@@ -1,9 +1,11 @@
 """Which turn follows which."""
 
 import json
+import re
+import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from opendify import continuity
@@ -234,6 +236,68 @@ def test_any_word_of_a_store_is_understood_or_nothing(word: str) -> None:
 @given(dialogues.filter(bool))
 def test_every_chat_continues_itself(messages: list[Message]) -> None:
     assert continues(hear(Heard(), messages), messages)
+
+
+PARTS = [
+    "<think>", "</think>", "<details x>", "</details>", "<attached_files>", "</attached_files>",
+    "[1]", "[^2]", "\n**Sources**\n", "1. a\n", "### Task:", "</context>", "<user_query>",
+    "</user_query>", "e\u0301", "\u00e9", "\ud800", " ", "\u2003", "\x1c", "a", "<",
+]  # fmt: skip
+
+
+def digest_by_all_steps(message: Message) -> str:
+    """The digest of a text without a look whether a step could change anything."""
+    text = message.text
+    if message.role == "assistant":
+        text = continuity._without(continuity._REASONING, text)
+        if continuity._CUT_REASONING.match(text):
+            text = ""
+        said, _, listed = text.rpartition("**Sources**")
+        if said and all(map(continuity._SOURCE.fullmatch, listed.splitlines())):
+            text = said
+        text = continuity._FOOTNOTE.sub("", text)
+    else:
+        if text.startswith("### Task:") and "</context>" in text:
+            text = text.rpartition("</context>")[2].strip()
+            if text.startswith("<user_query>") and text.endswith("</user_query>"):
+                text = text[len("<user_query>") : -len("</user_query>")]
+        text = continuity._without(continuity._ATTACHED, text).strip()
+    text = re.sub(r"\s+", "", unicodedata.normalize("NFC", text))
+    return continuity._digest(f"{message.role}|{text}")
+
+
+@given(
+    st.sampled_from(["user", "assistant", "tool"]),
+    st.lists(st.sampled_from(PARTS)).map("".join) | st.text(),
+)
+def test_steps_that_change_nothing_can_be_left_out(role: str, text: str) -> None:
+    message = Message(role, text)
+    assert continuity._text_digest(message) == digest_by_all_steps(message)
+
+
+def test_a_text_is_split_at_what_a_pattern_takes_for_space() -> None:
+    for code in range(0x110000):
+        assert (not chr(code).split()) == bool(re.fullmatch(r"\s", chr(code))), hex(code)
+
+
+WORDS = st.text("0f:+@\ng") | st.lists(
+    st.sampled_from(["0" * 16, ":", "1" * 8, "+", "@", "\n", "g" * 8])
+).map("".join)
+
+
+@given(WORDS)
+@example("0" * 16 + ":" + "1" * 8 + "+" + "2" * 8 + ":" + "3" * 8 + "@" + "4" * 8)
+@example("0" * 16 + "@")
+@example("0" * 16 + "\n")
+def test_a_word_is_taken_part_by_part(word: str) -> None:
+    told, at, answer = word.partition("@")
+    chain, *items = told.split(":")
+    is_sound = (
+        re.fullmatch("[0-9a-f]{16}", chain)
+        and (not at or re.fullmatch("[0-9a-f]{8}", answer))
+        and all(re.fullmatch(r"[0-9a-f]{8}(\+[0-9a-f]{8})?", item) for item in items)
+    )
+    assert decode(word) == (Heard(chain, tuple(items), answer) if is_sound else None)
 
 
 def test_the_store_is_given_no_text() -> None:
