@@ -13,7 +13,7 @@ from opendify.exchange import Caller, Exchange, Parts
 from opendify.openai import answers
 from opendify.openai.requests import ChatRequest
 from opendify.telling.narration import Narration
-from opendify.telling.tellings import Ending, Said, Telling, Thought, Voided
+from opendify.telling.tellings import Ending, Said, SaidInTurn, Telling, Thought, Voided
 
 # What a request is answered with: by Dify, or without it.
 Asked = Exchange | LocalAnswer
@@ -67,6 +67,8 @@ class ChatService:
             match telling:
                 case Said(text):
                     said.append(text)
+                case SaidInTurn(texts):
+                    said += texts
                 case Thought(text):
                     thought.append(text)
                 case Voided():

@@ -5,7 +5,7 @@ from functools import cached_property
 
 from opendify import sse
 from opendify.openai import answers
-from opendify.telling.tellings import Said, Shown, Telling, Thought, Voided
+from opendify.telling.tellings import Said, SaidInTurn, Shown, Telling, Thought, Voided
 
 
 class ChunkWriter:
@@ -27,6 +27,9 @@ class ChunkWriter:
         match telling:
             case Said(text):
                 return self._say(text)
+            case SaidInTurn(texts):
+                self._said += texts
+                return self._content.fill_each(texts)
             case Thought(text):
                 return self._reasoning.fill(text)
             case Shown(event):

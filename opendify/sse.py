@@ -4,9 +4,11 @@ What an event says is not this room's business: payloads go in and out as bytes 
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 _JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+_JSON_LINES = json.JSONEncoder(ensure_ascii=False, separators=("\n", ":"))
 
 # Where a Template takes its text. No text of an answer is looked for it.
 PLACE = "\0text\0"
@@ -97,3 +99,8 @@ class Template:
     def fill(self, text: str) -> bytes:
         """The event with this text in its place."""
         return self._before + _JSON.encode(text).encode() + self._after
+
+    def fill_each(self, texts: Sequence[str]) -> bytes:
+        """The events with each of these texts, at least one, in turn."""
+        lines = _JSON_LINES.encode(texts)[1:-1].encode()  # no text has a line end once it is JSON
+        return self._before + lines.replace(b"\n", self._after + self._before) + self._after

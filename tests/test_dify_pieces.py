@@ -7,9 +7,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from opendify.dify.events import Text
+from opendify.dify.events import Text, Texts
 from opendify.dify.payloads import NotAnEvent, parse_event, parse_payload
-from opendify.dify.pieces import parse_piece
+from opendify.dify.pieces import parse_piece, parse_pieces
 from tests.fake_dify import recorded_streams, recording
 
 NAMES = st.sampled_from(["message", "agent_message", "text_chunk", "message_file", "message_end"])
@@ -95,3 +95,59 @@ def test_recorded_events_are_the_same_both_ways(name: str) -> None:
         if block.startswith(b"data: "):
             piece = parse_piece(block[6:])
             assert piece is None or piece == the_long_way(block[6:])
+
+
+def of_each(payloads: list[bytes]) -> tuple[list[Text], bytes | None, list[bytes]]:
+    """The texts of the plain pieces up to the first payload that is none, that, and the rest."""
+    texts = []
+    for at, raw in enumerate(payloads):
+        text = parse_piece(raw)
+        if text is None:
+            return texts, raw, payloads[at + 1 :]
+        texts.append(text)
+    return texts, None, []
+
+
+ALIKE = {"event": "message", "id": "1", "answer": "a", "from_variable_selector": ["llm", "text"]}
+TOGETHER = st.sampled_from(
+    [
+        json.dumps(ALIKE | changed).encode()
+        for changed in (
+            {},
+            {},
+            {},
+            {"answer": ""},
+            {"answer": "\n", "event": "agent_message"},
+            {"from_variable_selector": None},
+            {"from_variable_selector": ["other"]},
+            {"data": {"text": "b", "from_variable_selector": ["llm"]}, "event": "text_chunk"},
+            {"event": "message_end"},
+            {"answer": None},
+        )
+    ]
+    # Halves, and two in one: nothing that only their neighbours complete may pass.
+    + [b'{"event":"message","answer":"a","x":[{}', b'{"event":"message","answer":"b"}]}']
+    + [b'{"event":"message",', b'"answer":"a"}', b'{"event":"message","answer":"a"}\n' * 2]
+    + [b'{"event":"message",\n"answer":"a"}', b"", b" ", b"\xff"]
+)
+
+
+@given(st.lists(TOGETHER | EVENTS.map(lambda event: json.dumps(event).encode())))
+def test_pieces_that_came_together_are_those_that_came_one_by_one(payloads: list[bytes]) -> None:
+    rest = iter(payloads)
+    together, other = parse_pieces(rest)
+    texts: list[Text] = []
+    for event in together:
+        if isinstance(event, Texts):
+            assert len(event.texts) > 1
+            texts += [Text(text, event.node, event.event) for text in event.texts]
+        else:
+            texts.append(event)
+    assert (texts, other, [*rest]) == of_each(payloads)
+
+
+def test_pieces_of_one_kind_and_place_are_one_event() -> None:
+    raw = json.dumps(ALIKE).encode()
+    assert parse_pieces(iter([raw] * 3)) == ([Texts(("a", "a", "a"), "llm")], None)
+    assert parse_pieces(iter([raw])) == ([Text("a", "llm")], None)
+    assert parse_pieces(iter([])) == ([], None)

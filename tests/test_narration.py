@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import hypothesis
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from opendify.config.models import Model
@@ -22,10 +23,11 @@ from opendify.dify.events import (
     Replaced,
     RunFinished,
     Text,
+    Texts,
     Usage,
 )
 from opendify.telling.narration import Narration
-from opendify.telling.tellings import Ending, Said, Shown, Telling, Thought, Voided
+from opendify.telling.tellings import Ending, Said, SaidInTurn, Shown, Telling, Thought, Voided
 
 UUID = "0ccfe981-f968-4678-80ae-335266227dac"
 SIGNED = "timestamp=1&nonce=2&sign=3"
@@ -175,6 +177,8 @@ def test_a_workflow_tells_its_outputs_once(
 END = MessageEnded()
 CHATS: list[tuple[str, list[Event], dict[str, Any], str, str]] = [
     ("text", [Text("Hi"), Text(" 你好"), END], {}, "Hi 你好", ""),
+    ("halves of a character", [Text("a"), Texts(("\ud83d", "\ude00b")), END], {}, "a😀b", ""),
+    ("half a character", [Texts(("a", "\ud83d")), Texts(("b", "c")), END], {}, "a\ufffdbc", ""),
     ("thinking", [Text("<thi"), Text("nk>Hm</think>Hi"), END], {}, "Hi", "Hm"),
     (
         "thinking inline",
@@ -272,6 +276,13 @@ CHATS: list[tuple[str, list[Event], dict[str, Any], str, str]] = [
         "",
     ),
     ("cut", [Text("One ST"), Text("OP two"), Text("three"), END], {"stops": ["STOP"]}, "One ", ""),
+    (
+        "files after the end of a paragraph that came in two pieces",
+        [Text("Here\n"), Text("\n"), CAT, END],
+        {},
+        f"Here\n\n{SHOWN_CAT}",
+        "",
+    ),
     ("cut, and files before it", [CAT, Text("One STOP"), END], {"stops": ["STOP"]}, "One ", ""),
     (
         "what is added is not cut",
@@ -573,27 +584,81 @@ OTHER_PARTS = [
     "\ud83d",
     "\ude00",
 ]
-LINKED: st.SearchStrategy[Event] = st.one_of(
-    st.builds(
-        Text,
-        st.lists(st.sampled_from(LINK_PARTS + OTHER_PARTS), max_size=4).map("".join),
-        st.sampled_from(["", "", "", "node"]),
-        st.sampled_from(["message", "message", "message", "agent_message"]),
+TEXT = st.lists(st.sampled_from(LINK_PARTS + OTHER_PARTS), max_size=4).map("".join) | st.text()
+NODES = st.sampled_from(["", "", "", "node"])
+EVENT_NAMES = st.sampled_from(["message", "message", "message", "agent_message", "message_file"])
+ANY_EVENT: st.SearchStrategy[Event] = st.one_of(
+    st.builds(Text, TEXT, NODES, EVENT_NAMES),
+    st.builds(Texts, st.lists(TEXT, min_size=1, max_size=4).map(tuple), NODES, EVENT_NAMES),
+    st.builds(Texts, st.lists(st.sampled_from("ab "), min_size=1, max_size=4).map(tuple)),
+    st.sampled_from(
+        [
+            Reasoning("](", "node"),
+            NodeFinished(Usage(1, 1, 2), "", "node", "Hm"),
+            NodeStarted("Search", "tool"),
+            AgentStep("1", "a", "clock", "{}", "noon"),
+            CAT,
+            Replaced("]("),
+            RunFinished("succeeded", 7, {"a": "a", "p": CAT_FILE}),
+            MessageEnded(),
+        ]
     ),
-    st.sampled_from([Reasoning("](", "node"), NodeFinished(None, "", "node"), CAT, Replaced("](")]),
-    st.sampled_from(run()[:1]),
 )
+GROUPS = st.lists(st.lists(ANY_EVENT, min_size=1, max_size=3), max_size=8)
+SETTINGS = st.fixed_dictionaries(
+    {
+        "reasoning": st.sampled_from(["split", "inline", "drop"]),
+        "progress": st.sampled_from(["off", "status", "reasoning"]),
+    }
+)
+STOPS = st.sampled_from([(), ("STOP",), ("](/", "<"), ("\n\n",)])
+APPS = st.sampled_from(["chat", "workflow"])
 
 
-@given(
-    groups=st.lists(st.lists(LINKED, min_size=1, max_size=3), max_size=8),
-    mode=st.sampled_from(["chat", "workflow"]),
-    stops=st.sampled_from([(), ("STOP",), ("](/", "<")]),
-    reasoning=st.sampled_from(["split", "inline", "drop"]),
-)
-@settings(max_examples=400)
+class OneByOne(Narration):
+    """The definition: each text goes through everything that may look for something in it."""
+
+    def _is_passed_by(self, event: Text | Texts, text: str) -> bool:
+        return False
+
+
+def apart_from_each_other(event: Event) -> list[Event]:
+    if isinstance(event, Texts):
+        return [Text(text, event.node, event.event) for text in event.texts]
+    return [event]
+
+
+def one_by_one(tellings: Sequence[Telling]) -> list[Telling]:
+    """Several pieces in turn are as many pieces."""
+    pieces: list[Telling] = []
+    for telling in tellings:
+        if isinstance(telling, SaidInTurn):
+            assert all(telling.texts)
+            pieces += map(Said, telling.texts)
+        else:
+            pieces.append(telling)
+    return pieces
+
+
+@given(groups=GROUPS, mode=APPS, stops=STOPS, settings=SETTINGS)
+@hypothesis.settings(max_examples=500)
+def test_what_came_together_is_told_as_if_it_had_come_one_by_one(
+    groups: list[list[Event]], mode: str, stops: tuple[str, ...], settings: dict[str, str]
+) -> None:
+    model = Model("m", "k", "b", **settings)
+    quick, general = (kind(model, mode, link, stops, "auto") for kind in (Narration, OneByOne))
+    for events in groups:
+        apart = [each for event in events for each in apart_from_each_other(event)]
+        assert one_by_one(quick.tell_all(events)) == general.tell_all(apart)
+        if quick.is_cut or any(isinstance(event, MessageEnded) for event in events):
+            break
+    assert quick.ending == general.ending
+
+
+@given(groups=GROUPS, mode=APPS, stops=STOPS, settings=SETTINGS)
+@hypothesis.settings(max_examples=500)
 def test_what_is_told_at_once_asks_for_no_link(
-    groups: list[list[Event]], mode: str, stops: tuple[str, ...], reasoning: str
+    groups: list[list[Event]], mode: str, stops: tuple[str, ...], settings: dict[str, str]
 ) -> None:
     asked: list[str] = []
 
@@ -601,25 +666,20 @@ def test_what_is_told_at_once_asks_for_no_link(
         asked.append(url)
         return link(url, name, kind)
 
-    narration, plain = (
-        Narration(Model("m", "k", "b", reasoning=reasoning), mode, each, stops, "auto")
-        for each in (asked_link, link)
-    )
+    narration = Narration(Model("m", "k", "b", **settings), mode, asked_link, stops, "auto")
     for events in groups:
         is_told_at_once = narration.is_told_at_once(events)
         before = len(asked)
-        told = narration.tell_all(events)
+        narration.tell_all(events)
         assert not (is_told_at_once and len(asked) > before)
-        one_by_one: list[Telling] = []
-        for event in events:
-            one_by_one += [] if plain.is_cut else plain.tell_all([event])
-        assert told == one_by_one
-        if narration.is_cut:
+        if narration.is_cut or any(isinstance(event, MessageEnded) for event in events):
             break
 
 
 AT_ONCE = [
     ([Text("a"), Text(" (b) [c]")], True, "text of the node that speaks"),
+    ([Texts(("a", " (b)", " [c]"))], True, "texts of the node that speaks"),
+    ([Texts(("[a", "]", "("))], False, "a link in texts"),
     ([], True, "nothing"),
     ([Text("[a"), Text("](")], False, "a link"),
     ([Text("[a]"), Text("(")], False, "a link in two texts"),
@@ -637,6 +697,11 @@ def test_only_text_without_links_is_told_at_once(events: list[Event], expected: 
     narration = Narration(Model("m", "k", "b"), "chat", link, (), "auto")
     narration.tell(Text("Hi."))
     assert narration.is_told_at_once(events) is expected
+
+
+def test_text_is_told_at_once_where_thoughts_stay_in_it() -> None:
+    inline = Narration(Model("m", "k", "b", reasoning="inline"), "chat", link, (), "auto")
+    assert inline.is_told_at_once([Text("a (b)")])
 
 
 IN_BRACKETS = Text(f"(/files/tools/{UUID}.png?{SIGNED})")

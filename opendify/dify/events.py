@@ -28,6 +28,16 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
+class Texts:
+    """The next pieces of the answer, at least one, that came together, of one ``node`` and under
+    one name: as many a Text."""
+
+    texts: tuple[str, ...]
+    node: str = ""
+    event: str = "message"
+
+
+@dataclass(frozen=True, slots=True)
 class Reasoning:
     """The next piece of what the model of a ``node`` thinks (``reasoning_chunk``, Dify 1.15 and
     later)."""
@@ -134,6 +144,7 @@ class Failed:
 
 Event = (
     Text
+    | Texts
     | Reasoning
     | Replaced
     | AgentStep

@@ -37,7 +37,8 @@ class LinkRewriter:
         self.seen: set[str] = set()
 
     def is_passed_by(self, text: str) -> bool:
-        """Whether this text comes back from ``feed`` as it is, without a look at any address."""
+        """Whether this text, in whatever pieces, comes back from ``feed`` as it is: no link goes on
+        or begins in it."""
         return not self._held and "](" not in self._before[-2:] + text
 
     def feed(self, text: str) -> str:

@@ -11,9 +11,13 @@ class CharacterJoiner:
     def __init__(self) -> None:
         self._half = ""
 
+    def is_passed_by(self, text: str) -> bool:
+        """Whether this text, in whatever pieces, comes back from ``feed`` as it is."""
+        return not self._half and _is_whole(text)
+
     def feed(self, text: str) -> str:
         """Takes the next piece; returns what is whole."""
-        if not self._half and _is_whole(text):
+        if self.is_passed_by(text):
             return text
         text = self._half + text
         self._half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
@@ -27,7 +31,7 @@ class CharacterJoiner:
 
 def _is_whole(text: str) -> bool:
     try:
-        text.encode()
+        _ = text.isascii() or text.encode()
     except UnicodeEncodeError:
         return False
     return True

@@ -21,13 +21,16 @@ from opendify.dify.events import (
     Replaced,
     RunFinished,
     Text,
+    Texts,
     Usage,
 )
 from opendify.telling import citations, outputs
 from opendify.telling.characters import CharacterJoiner
+from opendify.telling.heard import Heard
 from opendify.telling.made_files import MadeFiles
+from opendify.telling.progress import Progress
 from opendify.telling.reasoning import Piece, ReasoningSplitter, split
-from opendify.telling.tellings import Ending, Said, Shown, Telling, Thought, Voided, status
+from opendify.telling.tellings import Ending, Said, SaidInTurn, Shown, Telling, Thought, Voided
 from opendify.telling.wording import Wording
 
 # Nodes that every graph has and that do no work worth showing.
@@ -36,8 +39,7 @@ _SILENT_NODES = ("start", "end", "answer")
 # Why Dify stops a run by itself: APP_MAX_EXECUTION_TIME and the like.
 _LIMIT = re.compile(r"\bmax|exceed|time ?out", re.IGNORECASE)
 
-# So much of the end of a text shows that another one repeats it.
-_TELLING_END = 40
+_TEXTS = (Text, Texts)
 
 _NOTES = {
     "stopped": "(The run was stopped before its end.)",
@@ -66,15 +68,13 @@ class Narration:
         self._splitters: dict[str, ReasoningSplitter] = {"": ReasoningSplitter()}
         self._wording = Wording(stops, link)
         self._node = ""
-        self._heard: dict[str, list[str]] = {}
+        self._heard = Heard()
         self._reasoned_nodes: set[str] = set()
         self._agent_spoke = False
         self._was_replaced = False
         self._is_thinking_inline = False
-        self._is_in_mid_line = False
-        self._steps: dict[str, AgentStep] = {}
         self._files = MadeFiles(link)
-        self._status_open = False
+        self._progress = Progress(model)
         self._node_usage: list[Usage] = []
         self._run: RunFinished | None = None
 
@@ -86,23 +86,15 @@ class Narration:
     def is_told_at_once(self, events: Sequence[Event]) -> bool:
         """Whether ``tell_all`` of these calls no ``link``, which may have to wait for Dify: whether
         all of them are texts with which no link begins, goes on or ends."""
-        texts = [event for event in events if isinstance(event, Text)]
+        texts = [event for event in events if isinstance(event, _TEXTS)]
         if self._run is not None or len(texts) < len(events):
             return False
-        text = "".join(event.text for event in texts)
-        if not self._is_told_whole(texts):  # what is apart here can be side by side when it is told
+        text = "".join(map(_text_of, texts))
+        if not all(event.event == texts[0].event and self._is_told_whole(event) for event in texts):
+            # What is apart in the text can be side by side when it is told.
             text = "".join(splitter.held for splitter in self._splitters.values()) + text
             return "(" not in text and self._wording.is_free_of_links(text)
         return self._wording.is_free_of_links(text)
-
-    def _is_told_whole(self, texts: Sequence[Text]) -> bool:
-        """Whether these are all for the answer, and none of them can be a repetition."""
-        return all(
-            text.node == self._node
-            and (text.event == "agent_message" or not self._agent_spoke)
-            and text.event == texts[0].event
-            for text in texts
-        ) and (self._model.reasoning == "inline" or self._splitter.is_in_answer)
 
     def tell_all(self, events: Iterable[Event]) -> list[Telling]:
         """What events that came together give the caller, in order, to the end of the answer: up to
@@ -121,6 +113,8 @@ class Narration:
         match event:
             case Text():
                 return self._tell_text(event)
+            case Texts():
+                return self._tell_texts(event)
             case Reasoning(text, node):
                 self._reasoned_nodes.add(node)
                 return self._think(text)
@@ -131,7 +125,7 @@ class Narration:
             case FileMade():
                 self._files.note(event, self._wording)
             case NodeStarted(title, kind) if kind not in _SILENT_NODES:
-                return self._progress(title or kind)
+                return self._progress.line(title or kind)
             case NodeFinished():
                 return self._note_node(event)
             case HumanInputNeeded(form, actions):
@@ -159,29 +153,65 @@ class Narration:
         if self._run is not None and self._mode == "workflow":
             told += self._add(_NOTES.get(self._run.status, ""))
         told += self._cite(event.resources)
-        if self._status_open:
-            told.append(status("", done=True))
+        told += self._progress.over()
         self.ending.usage = self._usage(event.usage)
         return told
 
+    def _tell_texts(self, event: Texts) -> list[Telling]:
+        text = "".join(event.texts)
+        if self._is_passed_by(event, text):
+            self._pass_on(event, text)
+            return [SaidInTurn(tuple(filter(None, event.texts)))] if text else []
+        told: list[Telling] = []
+        for each in event.texts:
+            told += self._tell_text(Text(each, event.node, event.event))
+            if self.is_cut:
+                break
+        return told
+
+    def _is_passed_by(self, event: Text | Texts, text: str) -> bool:
+        """Whether the text of this event is said as it is, with nothing before it, in whatever
+        pieces it came."""
+        return (
+            self._is_told_whole(event)
+            and not (self._is_thinking_inline or self._progress.is_open)
+            and self._characters.is_passed_by(text)
+            and self._wording.is_passed_by(text)
+        )
+
+    def _is_told_whole(self, event: Text | Texts) -> bool:
+        """Whether this is all for the answer, and cannot be a repetition."""
+        return (
+            event.node == self._node
+            and (event.event == "agent_message" or not self._agent_spoke)
+            and (self._model.reasoning == "inline" or self._splitter.is_in_answer)
+        )
+
+    def _pass_on(self, event: Text | Texts, text: str) -> None:
+        self._agent_spoke = event.event == "agent_message"
+        if text:
+            self._heard.add(event.node, text)
+            self._wording.feed(text)
+
     def _tell_text(self, event: Text) -> list[Telling]:
+        if self._is_passed_by(event, event.text):
+            self._pass_on(event, event.text)
+            return [Said(event.text)] if event.text else []
         told = self._turn_to(event.node)
         text = self._characters.feed(event.text)
         if event.event == "agent_message":
             self._agent_spoke = True
         elif self._agent_spoke and event.event == "message":
             # The new agents of Dify 1.15 repeat the whole answer at its end.
-            heard = self._heard_all()
-            if text.startswith(heard):
-                text = text.removeprefix(heard)
-            elif _repeats(text, heard):
-                text = ""
+            new = self._heard.new_in(text)
+            if new is not None:
+                text = new
             else:  # what they said before was about their work
                 self._agent_spoke = False
                 told += self._pieces(self._splitter.section())
                 told += self._spoken(self._wording.begin_paragraph())
         if text:
-            self._heard.setdefault(event.node, []).append(text)
+            self._heard.add(event.node, text)
             told += self._tell_heard(text)
         return told
 
@@ -204,9 +234,6 @@ class Narration:
             return self._say(text)
         return self._pieces(self._splitter.feed(text))
 
-    def _heard_all(self) -> str:
-        return "".join(text for texts in self._heard.values() for text in texts)
-
     def _pieces(self, pieces: Sequence[Piece]) -> list[Telling]:
         told: list[Telling] = []
         for piece in pieces:
@@ -226,17 +253,13 @@ class Narration:
     def _spoken(self, text: str) -> list[Telling]:
         if not text:
             return []
-        told: list[Telling] = [Said(text)]
-        if self._status_open:
-            self._status_open = False
-            told.insert(0, status("", done=True))
-        return told
+        return [*self._progress.over(), Said(text)]
 
     def _think(self, text: str) -> list[Telling]:
         if not text or self._model.reasoning == "drop":
             return []
         if self._model.reasoning == "split":
-            self._is_in_mid_line = not text.endswith("\n")
+            self._progress.after(text)
             return [Thought(text)]
         opening = "" if self._is_thinking_inline else "<think>\n"
         self._is_thinking_inline = True
@@ -256,37 +279,8 @@ class Narration:
         return [Voided(self._wording.void()), *self._say(text)]
 
     def _tell_step(self, step: AgentStep) -> list[Telling]:
-        told: list[Telling] = []
-        if step.id not in self._steps:
-            told += self._pieces(self._splitter.section())
-        known = self._steps.get(step.id) or AgentStep(step.id, "", "", "", "")
-        self._steps[step.id] = step
-        if step.tool and not known.tool:
-            if step.thought.strip() and step.thought.strip() not in self._heard_all():
-                told += self._show_step(step.thought.strip())
-            told += self._show_step(f"{step.tool}({step.tool_input})")
-        if step.observation and not known.observation:
-            told += self._show_step(f"→ {step.observation}")
-        return told
-
-    def _show_step(self, line: str) -> list[Telling]:
-        if self._model.agent_steps == "reasoning":
-            return [self._line(line)]
-        return self._progress(line) if self._model.agent_steps == "progress" else []
-
-    def _line(self, line: str) -> Thought:
-        """A line of its own among the thoughts."""
-        start = "\n" if self._is_in_mid_line else ""
-        self._is_in_mid_line = False
-        return Thought(f"{start}{line}\n")
-
-    def _progress(self, line: str) -> list[Telling]:
-        if self._model.progress == "reasoning":
-            return [self._line(line)]
-        if self._model.progress == "status":
-            self._status_open = True
-            return [status(line, done=False)]
-        return []
+        told = self._pieces(self._splitter.section()) if self._progress.is_new(step) else []
+        return told + self._progress.step(step, self._heard)
 
     def _note_node(self, node: NodeFinished) -> list[Telling]:
         if node.usage is not None:
@@ -309,11 +303,11 @@ class Narration:
         if self._run is None or self._was_replaced:
             return []
         told: list[Telling] = []
-        if self._mode == "workflow" or not self._heard:
-            heard = ["".join(texts) for texts in self._heard.values()]
-            known = {*heard, *(split(text)[0] for text in heard), self._heard_all()}
+        heard = self._heard.of_each()
+        if self._mode == "workflow" or not heard:
+            known = {*heard, *(split(text)[0] for text in heard), self._heard.of_all()}
             text = outputs.text_of(self._run.outputs, known, self._model.output)
-            if text and self._heard:
+            if text and heard:
                 told += self._spoken(self._wording.begin_paragraph())
             told += self._tell_heard(text) + self._pieces(self._splitter.close())
         for file in outputs.files_of(self._run.outputs):
@@ -338,7 +332,5 @@ class Narration:
         return Usage(prompt, total - prompt, total) if total else told
 
 
-def _repeats(text: str, heard: str) -> bool:
-    """Whether a text says what was heard before, or what that came to, blanks aside."""
-    text, heard = ("".join(words.split()) for words in (text, heard))
-    return text in heard or (heard != "" and heard[-_TELLING_END:] in text)
+def _text_of(event: Text | Texts) -> str:
+    return event.text if isinstance(event, Text) else "".join(event.texts)

@@ -15,6 +15,13 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
+class SaidInTurn:
+    """The next pieces of the answer's text, at least one and none of them empty: as many a Said."""
+
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Thought:
     """The next piece of what is shown as reasoning."""
 
@@ -35,7 +42,7 @@ class Voided:
     was: bool
 
 
-Telling = Said | Thought | Shown | Voided
+Telling = Said | SaidInTurn | Thought | Shown | Voided
 
 
 @dataclass(slots=True)

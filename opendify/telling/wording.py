@@ -27,6 +27,10 @@ class Wording:
         """Whether a stop sequence has ended the text."""
         return self._cutter.hit
 
+    def is_passed_by(self, text: str) -> bool:
+        """Whether this text, in whatever pieces, comes back from ``feed`` as it is."""
+        return self._cutter.is_passed_by(text) and self._links.is_passed_by(text)
+
     def is_free_of_links(self, text: str) -> bool:
         """Whether no link begins, goes on or ends with this text or what is held before it."""
         return self._links.is_passed_by(self._cutter.held + text)
@@ -68,7 +72,7 @@ class Wording:
         return identity in met or identity in "".join(self._said)
 
     def _gap(self) -> str:
-        last = self._said[-1] if self._said else "\n\n"
+        last = "".join(self._said[-2:]) or "\n\n"
         line_ends = len(last) - len(last.rstrip("\n"))
         return "\n" * max(0, 2 - line_ends)
 

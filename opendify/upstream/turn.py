@@ -18,7 +18,7 @@ from opendify.dify.events import (
 )
 from opendify.dify.failures import Refusal, to_error
 from opendify.dify.payloads import NotAnEvent, Payload, collect_ids, parse_event, parse_payload
-from opendify.dify.pieces import parse_piece
+from opendify.dify.pieces import parse_pieces
 from opendify.upstream.client import DifyClient
 from opendify.upstream.stream import EventStream
 from opendify.upstream.watch import UNWATCHED
@@ -142,21 +142,24 @@ class Turn:
 
     def _take_all(self, payloads: list[bytes], events: list[Event]) -> None:
         """Adds what the payloads ask of us to ``events``, to the end of the answer."""
-        for raw in payloads:
-            if not raw.strip():
-                continue  # a ping, where a gateway writes it out as an event of no data
-            text = parse_piece(raw) if self._is_named else None
-            if text is not None:
-                events.append(text)
-                continue
-            try:
-                self._take(parse_payload(raw), events)
-            except NotAnEvent as exc:
-                self._has_failed = True
-                message = f"Dify sent an event that is unreadable ({exc})."
-                self._failure = errors.DifyBroken(message)
-            if self.ended or self._failure is not None:
+        rest = iter(payloads)
+        while not self.ended and self._failure is None:
+            if self._is_named:
+                texts, raw = parse_pieces(rest)
+                events += texts
+            else:
+                raw = next(rest, None)
+            if raw is None:
                 return
+            if raw.strip():  # else a ping, where a gateway writes it out as an event of no data
+                self._take_raw(raw, events)
+
+    def _take_raw(self, raw: bytes, events: list[Event]) -> None:
+        try:
+            self._take(parse_payload(raw), events)
+        except NotAnEvent as exc:
+            self._has_failed = True
+            self._failure = errors.DifyBroken(f"Dify sent an event that is unreadable ({exc}).")
 
     def _take(self, payload: Payload, events: list[Event]) -> None:
         if self.begun_at is None:

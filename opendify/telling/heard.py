@@ -1,0 +1,39 @@
+"""What was heard of an answer's text by now, thoughts included; and what comes again. No I/O."""
+
+from collections.abc import Sequence
+
+# So much of the end of a text shows that another one repeats it.
+_TELLING_END = 40
+
+
+class Heard:
+    """The texts of each node of an answer."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, list[str]] = {}
+
+    def add(self, node: str, text: str) -> None:
+        """This node has said something more."""
+        self._texts.setdefault(node, []).append(text)
+
+    def __contains__(self, node: str) -> bool:
+        """Whether this node has said anything."""
+        return node in self._texts
+
+    def of_each(self) -> Sequence[str]:
+        """What each of the nodes has said that have said anything."""
+        return ["".join(texts) for texts in self._texts.values()]
+
+    def of_all(self) -> str:
+        """All that was said, node after node."""
+        return "".join(self.of_each())
+
+    def new_in(self, text: str) -> str | None:
+        """What a text adds that may be a repetition of all or of some of what was heard, blanks
+        aside; None where it is none."""
+        heard = self.of_all()
+        if text.startswith(heard):
+            return text.removeprefix(heard)
+        text, heard = ("".join(words.split()) for words in (text, heard))
+        repeats = text in heard or (heard != "" and heard[-_TELLING_END:] in text)
+        return "" if repeats else None

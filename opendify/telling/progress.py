@@ -1,0 +1,64 @@
+"""The work behind an answer, as far as its caller is shown it: an agent's steps, a graph's nodes.
+No I/O.
+"""
+
+from opendify.config.models import Model
+from opendify.dify.events import AgentStep
+from opendify.telling.heard import Heard
+from opendify.telling.tellings import Telling, Thought, status
+
+
+class Progress:
+    """Shows it as the model's settings say: as lines among the thoughts, or as a status line,
+    which ``is_open`` until there is text."""
+
+    def __init__(self, model: Model) -> None:
+        self.is_open = False
+        self._model = model
+        self._steps: dict[str, AgentStep] = {}
+        self._is_in_mid_line = False
+
+    def is_new(self, step: AgentStep) -> bool:
+        """Whether nothing was told of this step before."""
+        return step.id not in self._steps
+
+    def step(self, step: AgentStep, heard: Heard) -> list[Telling]:
+        """What is new in a step; not a thought that was ``heard`` as the answer."""
+        told: list[Telling] = []
+        known = self._steps.get(step.id) or AgentStep(step.id, "", "", "", "")
+        self._steps[step.id] = step
+        if step.tool and not known.tool:
+            if step.thought.strip() and step.thought.strip() not in heard.of_all():
+                told += self._of_agent(step.thought.strip())
+            told += self._of_agent(f"{step.tool}({step.tool_input})")
+        if step.observation and not known.observation:
+            told += self._of_agent(f"→ {step.observation}")
+        return told
+
+    def line(self, line: str) -> list[Telling]:
+        """A line about what is done."""
+        if self._model.progress == "reasoning":
+            return [self._among_thoughts(line)]
+        if self._model.progress == "status":
+            self.is_open = True
+            return [status(line, done=False)]
+        return []
+
+    def over(self) -> list[Telling]:
+        """There is text now, or the end."""
+        was_open, self.is_open = self.is_open, False
+        return [status("", done=True)] if was_open else []
+
+    def after(self, thought: str) -> None:
+        """Lines among the thoughts come after this one."""
+        self._is_in_mid_line = not thought.endswith("\n")
+
+    def _of_agent(self, line: str) -> list[Telling]:
+        if self._model.agent_steps == "reasoning":
+            return [self._among_thoughts(line)]
+        return self.line(line) if self._model.agent_steps == "progress" else []
+
+    def _among_thoughts(self, line: str) -> Thought:
+        start = "\n" if self._is_in_mid_line else ""
+        self._is_in_mid_line = False
+        return Thought(f"{start}{line}\n")
