@@ -1,6 +1,6 @@
 """OpenAI's question to Dify's, Dify's counts and names to OpenAI's. No I/O, no clock."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,12 +78,13 @@ def to_question(
     told what came before. Raises InvalidRequest where the app's form asks for more.
     """
     turn = "\n\n".join(filter(None, (dialogue.turn, prepared.spoken))) or files_only_query
-    dialogue = replace(dialogue, turn=turn)
+    if turn != dialogue.turn:
+        dialogue = replace(dialogue, turn=turn)
     filled = inputs.fill(model.inputs, facts) | dict(request.extras.inputs)
     if dialogue.system and model.system.startswith("input:"):
         filled[model.system.removeprefix("input:")] = dialogue.system
-    transcript = "" if conversation_id else _transcript(dialogue.history, MAX_HISTORY_CHARACTERS)
-    if transcript and model.history.startswith("input:"):
+    takes_history = model.history.startswith("input:") and not conversation_id
+    if takes_history and (transcript := _transcript(dialogue.history, MAX_HISTORY_CHARACTERS)):
         filled[model.history.removeprefix("input:")] = transcript
     files = [*prepared.files, *request.extras.files]
     path = routes.run_path(app.mode, request.extras.workflow_id)
@@ -182,9 +183,11 @@ def _query(dialogue: Dialogue, model: Model, conversation_id: str, room: int | N
     return "\n\n".join([*parts, dialogue.turn])
 
 
-def _transcript(history: Iterable[Message], room: int) -> str:
+def _transcript(history: Sequence[Message], room: int) -> str:
     kept: list[str] = []
-    for message in reversed([m for m in history if m.text.strip()]):
+    for message in reversed(history):
+        if not message.text.strip():
+            continue
         line = _line(message)
         room -= len(line) + 2
         if room < 0:
