@@ -350,6 +350,7 @@ def test_a_line_says_what_it_was_given(patch: dict[str, Mapping | None]) -> None
     line = to_line(patch)
     assert line.count(b"\n") == 1
     assert parse_patch(line) == patch
+    assert line.decode() == json.dumps(json.loads(line), separators=(",", ":")) + "\n"
 
 
 @given(st.dictionaries(st.text(), mappings))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 _quote = json.JSONEncoder(ensure_ascii=False).encode
-_compact = json.JSONEncoder(separators=(",", ":")).encode
+_quote_ascii = json.JSONEncoder().encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +70,16 @@ def apply(patch: Patch, entries: Entries) -> None:
 
 def to_line(patch: Patch) -> bytes:
     """One line of a journal: a JSON merge patch (RFC 7396) to the file that people read."""
-    raw = {key: None if mapping is None else _to_entry(mapping) for key, mapping in patch.items()}
-    return _compact(raw).encode() + b"\n"
+    members = [
+        f"{_quote_ascii(key)}:{'null' if mapping is None else _compact(mapping)}"
+        for key, mapping in patch.items()
+    ]
+    return f"{{{','.join(members)}}}\n".encode()
 
 
 def to_json(mapping: Mapping) -> bytes:
     """One entry that stands alone."""
-    return _compact(_to_entry(mapping)).encode()
+    return _compact(mapping).encode()
 
 
 def to_text(key: str, mapping: Mapping) -> bytes:
@@ -96,15 +99,13 @@ def to_text(key: str, mapping: Mapping) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def _to_entry(mapping: Mapping) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "dify_conversation_id": mapping.conversation_id,
-        "created_at": mapping.created_at,
-        "last_used": mapping.last_used,
-    }
-    if mapping.heard:
-        entry["heard"] = mapping.heard
-    return entry
+def _compact(mapping: Mapping) -> str:
+    """As `json.dumps` would write it without spaces, which takes thrice as long."""
+    heard = f',"heard":{_quote_ascii(mapping.heard)}' if mapping.heard else ""
+    return (
+        f'{{"dify_conversation_id":{_quote_ascii(mapping.conversation_id)},'
+        f'"created_at":{mapping.created_at},"last_used":{mapping.last_used}{heard}}}'
+    )
 
 
 def _seconds(raw: Any) -> int:
