@@ -9,9 +9,9 @@ which ``chat`` and ``openai.answers`` make what the caller gets. docs/architectu
 import atexit
 import logging
 import os
+import secrets
 import sys
 import time
-import uuid
 from pathlib import Path
 from typing import TypedDict
 
@@ -58,6 +58,11 @@ class HttpClientConfig(TypedDict):
 
     timeout: httpx.Timeout
     limits: httpx.Limits
+
+
+def _new_id() -> str:
+    """A name that nobody can guess."""
+    return secrets.token_hex(16)
 
 
 try:
@@ -127,7 +132,7 @@ service = ChatService(
         files_only_query=settings.files_only_query,
     ),
     now=time.time,
-    new_id=lambda: uuid.uuid4().hex,
+    new_id=_new_id,
 )
 callers = Callers(
     settings.accounts,
@@ -164,7 +169,7 @@ add_operator_routes(
 )
 add_file_routes(app, relay, capacity)
 add_monitoring_routes(app, readiness, metrics, access)
-record_requests(app, metrics, settings.models, new_id=lambda: uuid.uuid4().hex)
+record_requests(app, metrics, settings.models, new_id=_new_id)
 
 if __name__ == "__main__":
     log = logging.getLogger("opendify")

@@ -80,6 +80,8 @@ def plan(
     ``rules`` is what the app takes, None where that is not known: nothing is checked then.
     ``model`` is for the messages. Raises InvalidRequest and RequestTooLarge.
     """
+    if not attachments:
+        return []
     if len(attachments) > MAX_FILES:
         raise InvalidRequest(
             f"The message has {len(attachments)} files; {MAX_FILES} are the most.", param="messages"

@@ -132,4 +132,4 @@ def _is_loopback(host: str) -> bool:
 
 
 def _key() -> str:
-    return parse_bearer(request.headers.get("Authorization", ""))
+    return parse_bearer(request.environ.get("HTTP_AUTHORIZATION", ""))

@@ -55,6 +55,7 @@ def create_app(
     app.config["MAX_CONCURRENT_STREAMS"] = capacity.most
     app.json.ensure_ascii = False  # type: ignore[attr-defined]
     app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.ensure_sync = _as_it_is  # type: ignore[method-assign]
     add_door(app, access)
     _add_chat_routes(
         app,
@@ -71,6 +72,11 @@ def create_app(
     app.register_error_handler(HTTPException, _told_as_json)
     app.register_error_handler(Exception, _unexpected)
     return app
+
+
+def _as_it_is(func: Callable[..., Any]) -> Callable[..., Any]:
+    """None of ours is asynchronous, for which Flask looks at each of them for each request."""
+    return func
 
 
 def _add_chat_routes(
