@@ -7,8 +7,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 _JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-_JSON_LINES = json.JSONEncoder(ensure_ascii=False, separators=("\n", ":"))
+
+# Strings alone: the same bytes, in a fraction of the time.
+_STRINGS = msgspec.json.Encoder()
 
 # Where a Template takes its text. No text of an answer is looked for it.
 PLACE = "\0text\0"
@@ -43,17 +47,25 @@ class Decoder:
 
         Raises EventTooLarge.
         """
-        data = self._with_plain_line_ends(data)
+        if self._cr_seen or b"\r" in data:
+            data = self._with_plain_line_ends(data)
         if self._pending:
             self._pending += data
             if self._pending.find(b"\n\n", self._searched) < 0:
                 self._keep()
                 return []
             data = bytes(self._pending)
-        *blocks, rest = data.split(b"\n\n")
-        self._pending[:] = rest
-        self._keep()
-        return [payload for block in blocks if (payload := _payload(block)) is not None]
+        end = data.rfind(b"\n\n")
+        payloads = data[6:end].split(b"\n\ndata: ")
+        if end >= 6 and data.startswith(b"data: ") and b"\n" not in b"".join(payloads):
+            rest = data[end + 2 :]  # all events are one line of data, as Dify's are
+        else:
+            *blocks, rest = data.split(b"\n\n")
+            payloads = [payload for block in blocks if (payload := _payload(block)) is not None]
+        if rest or self._pending:
+            self._pending[:] = rest
+            self._keep()
+        return payloads
 
     def _keep(self) -> None:
         self._searched = max(0, len(self._pending) - 1)
@@ -61,8 +73,6 @@ class Decoder:
             raise EventTooLarge(f"an event is longer than {MAX_EVENT_BYTES} bytes")
 
     def _with_plain_line_ends(self, data: bytes) -> bytes:
-        if not self._cr_seen and b"\r" not in data:
-            return data
         if self._cr_seen and data.startswith(b"\n"):
             data = data[1:]
         elif not data:
@@ -98,9 +108,10 @@ class Template:
 
     def fill(self, text: str) -> bytes:
         """The event with this text in its place."""
-        return self._before + _JSON.encode(text).encode() + self._after
+        return self._before + _STRINGS.encode(text) + self._after
 
     def fill_each(self, texts: Sequence[str]) -> bytes:
         """The events with each of these texts, at least one, in turn."""
-        lines = _JSON_LINES.encode(texts)[1:-1].encode()  # no text has a line end once it is JSON
-        return self._before + lines.replace(b"\n", self._after + self._before) + self._after
+        between = self._after + self._before
+        strings = _STRINGS.encode_lines(texts)  # each with a line end, of which JSON has no other
+        return (self._before + strings.replace(b"\n", between)).removesuffix(self._before)

@@ -1,7 +1,8 @@
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opendify.upstream.http1 import MAX_CHUNK_LINE, MAX_HEAD, Answer, BadAnswer
@@ -125,6 +126,77 @@ def test_any_chunking_of_any_body_in_any_pieces_gives_the_body(
     assert read(answer, pieces) == body
     assert answer.complete
     assert answer.reusable
+
+
+def outcome(pieces: Iterable[bytes]) -> tuple[bytes, str, bool, bool]:
+    """What is read of an answer: its body, what is wrong with it, whether it is whole and its
+    connection reusable."""
+    answer, body, wrong = Answer(), [], ""
+    try:
+        for piece in pieces:
+            body.append(answer.feed(piece))
+        if not answer.complete:
+            answer.end()
+    except BadAnswer as exc:
+        body.append(exc.body)
+        wrong = str(exc)
+    return b"".join(body), wrong, answer.complete, answer.reusable
+
+
+HEADS = st.sampled_from(
+    [b"%x\r\n"] * 6 + [b"%X\r\n", b"0%x\r\n", b"%x;a=b\r\n", b"%x\n", b" %x\r\n"]
+)
+CHUNKS = st.lists(
+    st.tuples(
+        HEADS,
+        st.sampled_from([300] * 6 + [1, 255, 256, 4095, 4096, 5000]),
+        st.sampled_from([0] * 30 + [-1, 1]),
+        st.sampled_from([b"\r\n"] * 30 + [b"\n", b"", b"\r\r\n"]),
+    ),
+    max_size=16,
+)
+
+
+@settings(deadline=None)
+@given(
+    chunks=CHUNKS,
+    filling=st.sampled_from([b"x", b"\r\n", b"\r\n12c\r\n"]),
+    end=st.sampled_from([b"0\r\n\r\n", b"", b"0\r\n\r\nmore", b"000\r\n\r\n"]),
+    cuts=st.lists(st.floats(0, 1), max_size=4),
+)
+def test_chunks_sound_or_not_are_read_the_same_together_and_byte_by_byte(
+    chunks: list[tuple[bytes, int, int, bytes]], filling: bytes, end: bytes, cuts: list[float]
+) -> None:
+    raw = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+    for head, size, off, closing in chunks:
+        raw += head % max(0, size + off) + (filling * size)[:size] + closing
+    raw += end
+    places = [0, *sorted(round(cut * len(raw)) for cut in cuts), len(raw)]
+    pieces = [raw[a:b] for a, b in pairwise(places) if a < b]
+    assert outcome(pieces) == outcome(byte_by_byte(raw))
+
+
+ROW = (b"12c\r\n" + b"x" * 300 + b"\r\n") * 10
+BETWEEN = [
+    pytest.param(b"12c\r\n" + b"x" * 300 + b"xx", id="another line end"),
+    pytest.param(b"12c\r\n" + b"x" * 300 + b"\n", id="half a line end"),
+    pytest.param(b"12c\r\n" + b"x" * 300, id="no line end"),
+    pytest.param(b"12b\r\n" + b"x" * 300 + b"\r\n", id="one byte more"),
+    pytest.param(b"12d\r\n" + b"x" * 300 + b"\r\n", id="one byte less"),
+    pytest.param(b"0x12c\r\n" + b"x" * 300 + b"\r\n", id="a size with a prefix"),
+    pytest.param(b"-12c\r\n" + b"x" * 300 + b"\r\n", id="a negative size"),
+    pytest.param(b"\r\n", id="an empty line"),
+]
+
+
+@pytest.mark.parametrize("fault", BETWEEN)
+def test_a_fault_in_a_row_of_like_chunks_is_noticed(fault: bytes) -> None:
+    raw = OK + b"Transfer-Encoding: chunked\r\n\r\n" + ROW + fault + ROW + b"0\r\n\r\n"
+    body, wrong, is_complete, _ = outcome([raw])
+    assert wrong
+    assert not is_complete
+    assert body.startswith(b"x" * 3000)
+    assert (body, wrong) == outcome(byte_by_byte(raw))[:2]
 
 
 @given(data=st.binary(max_size=300), sound_head=st.booleans())

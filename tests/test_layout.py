@@ -125,7 +125,7 @@ ONLY_IN = {
     },
     "httpcore": {"opendify.upstream.reply", "opendify.upstream.stream", "opendify.upstream.wire"},
     "h11": {"opendify.upstream.http1"},
-    "msgspec": {"opendify.dify.pieces"},
+    "msgspec": {"opendify.dify.pieces", "opendify.sse"},
     "dotenv": {"opendify.config.environment"},
     "limits": {"opendify.limits.rates"},
     "jwt": {"opendify.openwebui"},

@@ -121,6 +121,7 @@ def plain_decode(stream: bytes) -> list[bytes]:
 
 STREAM_PIECES = st.lists(
     st.sampled_from([b"data", b":", b" ", b"\r", b"\n", b"\r\n", b"x", b"\xe2\x80\xa8"])
+    | st.sampled_from([b"data: ", b"data: x\n\n", b"\n\n", b"data: \n\n", b": x\n\n", b"x\n\n"])
 )
 
 
@@ -134,6 +135,15 @@ JSON_VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=10,
 )
+
+
+@given(pieces=STREAM_PIECES, cut=st.floats(0, 1))
+def test_events_are_decoded_the_same_together_and_byte_by_byte(
+    pieces: list[bytes], cut: float
+) -> None:
+    stream = b"\xef\xbb\xbf" * (len(pieces) % 2) + b"".join(pieces)
+    at = round(cut * len(stream))
+    assert decoded(stream[:at], stream[at:]) == decoded(*byte_by_byte(stream))
 
 
 @given(values=st.lists(JSON_VALUES, max_size=4), cut=st.integers(min_value=0))

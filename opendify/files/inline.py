@@ -41,10 +41,14 @@ class LinkRewriter:
         or begins in it."""
         return not self._held and "](" not in self._before[-2:] + text
 
+    def pass_on(self, text: str) -> None:
+        """Takes such a text."""
+        self._before = (self._before + text)[-_MEMORY:]
+
     def feed(self, text: str) -> str:
         """What can be said now: an address that may be one of Dify's is held until its end."""
         if self.is_passed_by(text):
-            self._before = (self._before + text)[-_MEMORY:]
+            self.pass_on(text)
             return text
         text = self._before + self._held + text
         said, at, end = "", len(self._before), len(text)

@@ -39,8 +39,6 @@ _SILENT_NODES = ("start", "end", "answer")
 # Why Dify stops a run by itself: APP_MAX_EXECUTION_TIME and the like.
 _LIMIT = re.compile(r"\bmax|exceed|time ?out", re.IGNORECASE)
 
-_TEXTS = (Text, Texts)
-
 _NOTES = {
     "stopped": "(The run was stopped before its end.)",
     "partial-succeeded": "(The run ended with errors in some of its steps.)",
@@ -86,15 +84,21 @@ class Narration:
     def is_told_at_once(self, events: Sequence[Event]) -> bool:
         """Whether ``tell_all`` of these calls no ``link``, which may have to wait for Dify: whether
         all of them are texts with which no link begins, goes on or ends."""
-        texts = [event for event in events if isinstance(event, _TEXTS)]
-        if self._run is not None or len(texts) < len(events):
+        if self._run is not None:
             return False
-        text = "".join(map(_text_of, texts))
-        if not all(event.event == texts[0].event and self._is_told_whole(event) for event in texts):
-            # What is apart in the text can be side by side when it is told.
+        text, name, is_whole = "", "", True
+        for event in events:
+            if isinstance(event, Text):
+                text += event.text
+            elif isinstance(event, Texts):
+                text += "".join(event.texts)
+            else:
+                return False
+            name = name or event.event
+            is_whole = is_whole and event.event == name and self._is_told_whole(event)
+        if not is_whole:  # what is apart here can be side by side when it is told
             text = "".join(splitter.held for splitter in self._splitters.values()) + text
-            return "(" not in text and self._wording.is_free_of_links(text)
-        return self._wording.is_free_of_links(text)
+        return (is_whole or "(" not in text) and self._wording.is_free_of_links(text)
 
     def tell_all(self, events: Iterable[Event]) -> list[Telling]:
         """What events that came together give the caller, in order, to the end of the answer: up to
@@ -191,7 +195,7 @@ class Narration:
         self._agent_spoke = event.event == "agent_message"
         if text:
             self._heard.add(event.node, text)
-            self._wording.feed(text)
+            self._wording.pass_on(text)
 
     def _tell_text(self, event: Text) -> list[Telling]:
         if self._is_passed_by(event, event.text):
@@ -330,7 +334,3 @@ class Narration:
         prompt = sum(usage.prompt_tokens for usage in self._node_usage)
         total = max(total, sum(usage.total_tokens for usage in self._node_usage))
         return Usage(prompt, total - prompt, total) if total else told
-
-
-def _text_of(event: Text | Texts) -> str:
-    return event.text if isinstance(event, Text) else "".join(event.texts)

@@ -28,8 +28,9 @@ class StopCutter:
     def is_passed_by(self, text: str) -> bool:
         """Whether this text, in whatever pieces, comes back from ``feed`` as it is: a stop sequence
         neither goes on nor begins in it."""
-        is_free = not self._held and not self.hit
-        return is_free and not any(first in text for first in self._first_characters)
+        if self._held or self.hit:
+            return False
+        return not self._stops or not any(first in text for first in self._first_characters)
 
     def feed(self, text: str) -> str:
         """Takes the next text; returns what can be shown by now."""

@@ -31,6 +31,11 @@ class Wording:
         """Whether this text, in whatever pieces, comes back from ``feed`` as it is."""
         return self._cutter.is_passed_by(text) and self._links.is_passed_by(text)
 
+    def pass_on(self, text: str) -> None:
+        """Takes such a text."""
+        self._links.pass_on(text)
+        self._said.append(text)
+
     def is_free_of_links(self, text: str) -> bool:
         """Whether no link begins, goes on or ends with this text or what is held before it."""
         return self._links.is_passed_by(self._cutter.held + text)

@@ -216,6 +216,8 @@ def _check_length(line: bytes) -> None:
 def _cut_whole_chunks(data: bytes, position: int, pieces: list[bytes]) -> int:
     """Takes the chunks that lie in the data with all that belongs to them, as most do; returns
     where the next begins. Raises BadAnswer."""
+    if len(data) - position > _MANY:
+        position = _cut_row(data, position, pieces)
     while (end := data.find(b"\n", position, position + 20)) >= 0:
         closing = end + 1 + _short_chunk_size(data[position:end])
         if closing == end + 1 or data[closing : closing + 2] != b"\r\n":
@@ -231,6 +233,29 @@ def _chunk_size(line: bytes) -> int:
         raise BadAnswer("a chunk without a size")
     return int(size, 16)
 
+
+# So many bytes hold more than a few tokens.
+_MANY = 2048
+
+
+def _cut_row(data: bytes, position: int, pieces: list[bytes]) -> int:
+    """Takes the chunks after which another of like size follows, in half the time; returns where
+    the next begins."""
+    size = _SIZES_BETWEEN.get(b"\r\n" + data[position : position + 5])
+    if size is None:
+        return position
+    begin = position + 5
+    end = begin + size
+    while size := _SIZES_BETWEEN.get(data[end : end + 7]):
+        pieces.append(data[begin:end])
+        begin = end + 7
+        end = begin + size
+    return begin - 5
+
+
+# What stands between two chunks, and the size of the second: of those of three digits, as those
+# of a piece of text are, which has some 300 bytes in all.
+_SIZES_BETWEEN = {b"\r\n%x\r\n" % size: size for size in range(0x100, 0x1000)}
 
 # The sizes of a stream's chunks are much alike.
 _short_chunk_size = lru_cache(1024)(_chunk_size)
