@@ -1,6 +1,7 @@
 """Small forward proxies on loopback, of the kinds that stand between a server and the world."""
 
 import socket
+import ssl
 import struct
 import threading
 from contextlib import suppress
@@ -98,6 +99,22 @@ class HttpRelay(Relay):
             upstream.sendall(_in_origin_form(request, path))
         if upstream is not None:
             upstream.shutdown(socket.SHUT_RDWR)
+
+
+class SecureRelay(HttpRelay):
+    """The same, itself spoken to over TLS."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        super().__init__()
+        self.url = self.url.replace("http:", "https:")
+        self._context = context
+
+    def _relay(self, client: socket.socket, reader: BinaryIO) -> None:
+        with (
+            self._context.wrap_socket(client, server_side=True) as secure,
+            secure.makefile("rb") as decrypted,
+        ):
+            super()._relay(secure, decrypted)
 
 
 class Socks5Relay(Relay):

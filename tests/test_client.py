@@ -39,7 +39,7 @@ from tests.fake_dify import (
     replayed,
     streamed,
 )
-from tests.relays import HttpRelay, Relay, Socks5Relay
+from tests.relays import HttpRelay, Relay, SecureRelay, Socks5Relay
 from tests.service import free_port
 
 KEY = "app-secret-of-the-operator"
@@ -1019,6 +1019,30 @@ def test_tls_records_that_arrive_in_pieces_are_put_together(
             assert text(DifyClient(http, read_timeout=5), model) == "word " * 200
     finally:
         relay.close()
+
+
+@pytest.mark.usefixtures("trusted")
+def test_answers_stream_over_tls_through_a_proxy_that_speaks_tls_itself(
+    authority: trustme.CA, secure_dify: FakeDify
+) -> None:
+    theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(theirs)
+    ours = ssl.create_default_context()
+    authority.configure_trust(ours)
+    relay = SecureRelay(theirs)
+    try:
+        proxy = httpx.Proxy(relay.url, ssl_context=ours)
+        transport = Transport(limits=LIMITS, proxy=proxy)  # type: ignore[arg-type]
+        with httpx.Client(transport=transport, trust_env=False) as http:
+            client = DifyClient(http, read_timeout=2)
+            model = Model("tiny", KEY, secure_dify.base)
+            for texts in (["Hello"], ["word "] * 2000, ["Hello"]):
+                secure_dify.answers = [Chat().says(*texts)]
+                assert text(client, model) == "".join(texts)
+    finally:
+        relay.close()
+    assert relay.targets == [f"127.0.0.1:{secure_dify.port}"]
+    assert secure_dify.connections == 1
 
 
 def test_a_host_that_needs_no_proxy_is_reached_directly(relay: Relay, dify: FakeDify) -> None:

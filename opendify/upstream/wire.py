@@ -28,6 +28,9 @@ READ_BYTES = 64 * 1024
 # How long the rest of a TLS record may take before the rest is looked at again.
 _RECORD_SECONDS = 0.05
 
+# The least that can be waited for: no time at all would end the read with an error.
+_MOMENT = 0.001
+
 _MARK = b"\r\naccept: text/event-stream\r\n"
 _STAND_IN_HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 _STAND_IN_END = b"0\r\n\r\n"
@@ -160,6 +163,8 @@ class _Answering:
         watch.register(self._poll)
 
     def receive(self, until: float) -> bytes | None:
+        if self._is_nested and (ahead := self._read_ahead()) is not None:
+            return ahead
         if (self._tls is None or not self._tls.pending()) and not self._wait(until):
             return None
         try:
@@ -169,6 +174,14 @@ class _Answering:
             return data
         except (BlockingIOError, ssl.SSLWantReadError, httpcore.ReadTimeout):
             return None  # half a TLS record
+
+    def _read_ahead(self) -> bytes | None:
+        """What either layer of TLS inside TLS has taken from below and not yet handed out, which
+        no poll shows."""
+        try:
+            return self._stream.read(READ_BYTES, timeout=_MOMENT)
+        except httpcore.ReadTimeout:
+            return None
 
     def _wait(self, until: float) -> bool:
         ready = self._poll.poll(max(0.0, until - time.monotonic()) * 1000)
