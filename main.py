@@ -37,7 +37,7 @@ from opendify.limits.slots import Slots
 from opendify.logs import configure_logging
 from opendify.monitoring.metrics import LogCounter, Metrics
 from opendify.monitoring.readiness import Readiness
-from opendify.upstream import watcher
+from opendify.upstream import kept, watcher
 from opendify.upstream.client import DifyClient
 from opendify.upstream.directory import Directory
 from opendify.upstream.pool import Client, Pools
@@ -75,9 +75,10 @@ except ConfigError as exc:
 configure_logging(settings.log_level, settings.log_file, settings.log_format, settings.secrets())
 
 # Every thread can have a stream open, and while it ends a run a second connection; the watcher
-# reads some that callers left, and a few more ask for the rest.
+# reads some that callers left, some are kept for the next questions, and a few more ask for the
+# rest.
 # Dify without nginx before it closes a connection that was idle for 2 s: one kept longer is dead.
-_connections = 2 * gunicorn_config.threads + watcher.MOST + 16
+_connections = 2 * gunicorn_config.threads + watcher.MOST + kept.MOST + 16
 HTTP_CLIENT_CONFIG: HttpClientConfig = {
     "timeout": httpx.Timeout(60.0, connect=5.0),
     "limits": httpx.Limits(

@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opendify.upstream.http1 import MAX_CHUNK_LINE, MAX_HEAD, Answer, BadAnswer
+from opendify.upstream import http1
+from opendify.upstream.http1 import (
+    MAX_CHUNK_LINE,
+    MAX_HEAD,
+    Answer,
+    BadAnswer,
+    BadQuestion,
+    question_head,
+)
 from tests.fake_dify import recorded_streams, recording
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -212,6 +220,132 @@ def test_any_bytes_are_an_answer_or_a_bad_answer_and_nothing_else(
         return
     assert answer.complete
 
+
+# --- the head ----------------------------------------------------------------------------------
+
+DIFYS_HEAD = (
+    b"HTTP/1.1 200 OK\r\nServer: nginx\r\nDate: Fri, 27 Nov 2026 09:55:08 GMT\r\n"
+    b"Content-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n"
+    b"Connection: keep-alive\r\nX-Version: 1.13.2\r\n\r\n"
+)
+
+
+def mostly(sound: list[bytes], strange: list[bytes]) -> st.SearchStrategy[bytes]:
+    return st.sampled_from(sound * (1 + 12 * len(strange) // len(sound)) + strange)
+
+
+VERSIONS = mostly([b"HTTP/1.1 "], [b"HTTP/1.0 ", b"http/1.1 ", b"HTTP/1.1", b""])
+STATUSES = mostly(
+    [b"200 OK", b"200 ", b"204 No", b"304 Same", b"404 Not found"],
+    [b"200", b"100 Go on", b"101 Switch", b"199 x", b"600 x", b"20 OK", b"2000 OK", b"200 \xe9"],
+)
+NAMES = mostly(
+    [b"Content-Length", b"transfer-encoding", b"Connection", b"X-Version", b"x-version"],
+    [b"a_b", b"a b", b"", b"\xe9", b"\0"],
+)
+VALUES = mostly(
+    [b"0", b"3", b"03", b"9" * 20, b"chunked", b"close", b"Keep-Alive, Close", b"a b", b"a: b"],
+    [b"+3", b"3, 3", b"3,4", b"9" * 21, b"Chunked", b"gzip, chunked", b"", b"a  b", b" a", b"a\t"],
+) | st.sampled_from([b"\xe9", b"a:", b"\x7f", b"a\rb", b"a\nb", b"a\0b", b"x"])
+SEPARATORS = mostly([b": "], [b":", b" : ", b":  ", b""])
+ENDS = mostly([b"\r\n"], [b"\n", b"\r", b"\r\r\n", b""])
+STRAY = mostly([b""], [b"\r", b"\n", b"\0", b" ", b":", b"\xff", b"\r\n", b"\r\n\r\n", b"\t"])
+
+
+@st.composite
+def heads(draw: st.DrawFn) -> bytes:
+    """Heads of answers, most of them nearly as they should be."""
+    head = draw(VERSIONS) + draw(STATUSES) + draw(ENDS)
+    for _ in range(draw(st.integers(0, 4))):
+        head += draw(NAMES) + draw(SEPARATORS) + draw(VALUES) + draw(ENDS)
+    head += draw(ENDS)
+    position = draw(st.integers(0, len(head)))
+    return head[:position] + draw(STRAY) + head[position:]
+
+
+def told(data: bytes, pieces: list[bytes]) -> object:
+    """All that an answer is taken for, or that it is none."""
+    answer = Answer()
+    try:
+        body = read(answer, pieces)
+    except BadAnswer as exc:
+        return answer.status, str(exc)
+    return answer.status, answer.headers, body, answer.complete, answer.reusable
+
+
+@settings(max_examples=2000, deadline=None)
+@given(head=heads() | st.binary(max_size=60), body=st.binary(max_size=12), data=st.data())
+def test_h11_says_what_a_head_means(head: bytes, body: bytes, data: st.DataObject) -> None:
+    """One that comes in pieces is read by h11 alone, since no plain head is shorter."""
+    raw = head + body or b"x"
+    position = data.draw(st.integers(0, min(len(raw), 20)))
+    with pytest.MonkeyPatch.context() as patched:
+        whole = told(raw, [raw])
+        cut = told(raw, [piece for piece in (raw[:position], raw[position:]) if piece])
+        patched.setattr(http1, "_plain_head", lambda data: None)
+        assert whole == told(raw, [raw])
+        assert cut == told(raw, [piece for piece in (raw[:position], raw[position:]) if piece])
+
+
+@given(
+    status=st.integers(200, 599),
+    reason=st.text("aZ 0!~", max_size=8),
+    fields=st.lists(
+        st.tuples(
+            st.text("aBz09-", min_size=1, max_size=8),
+            st.from_regex(r"[!-~]+( [!-~]+)*", fullmatch=True),
+        ),
+        min_size=1,
+        max_size=6,
+        unique_by=lambda field: field[0].lower(),
+    ),
+)
+def test_a_plain_head_is_read_without_h11_and_as_h11_reads_it(
+    status: int, reason: str, fields: list[tuple[str, str]]
+) -> None:
+    lines = [f"HTTP/1.1 {status} {reason}", *(f"{name}: {value}" for name, value in fields)]
+    raw = "\r\n".join([*lines, "", "rest"]).encode()
+    plain = http1._plain_head(raw)
+    assert plain is not None
+    assert raw[plain[2] :] == b"rest"
+    whole = told(raw, [raw])
+    assert whole == told(raw, byte_by_byte(raw))
+
+
+def test_the_head_of_dify_is_a_plain_one() -> None:
+    status, headers, end = http1._plain_head(DIFYS_HEAD + b"0\r\n\r\n") or (0, {}, 0)
+    assert (status, headers["x-version"], end) == (200, "1.13.2", len(DIFYS_HEAD))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        pytest.param({"A": "b\r\nC: d"}, id="a line break in a value"),
+        pytest.param({"A": "b\n"}, id="half a line break"),
+        pytest.param({"A": "b\0"}, id="a zero"),
+        pytest.param({"A": " b"}, id="a blank before a value"),
+        pytest.param({"A\r\nB": "c"}, id="a line break in a name"),
+        pytest.param({"A:": "b"}, id="a colon in a name"),
+        pytest.param({"A": "ä"}, id="not ASCII"),
+    ],
+)
+def test_a_question_has_no_header_that_http_does_not_allow(headers: dict[str, str]) -> None:
+    with pytest.raises(BadQuestion):
+        question_head(b"/v1", {"Host": "dify", **headers})
+
+
+@pytest.mark.parametrize("target", [b"/a b", b"/a\r\nB: c", b"/\xc3\xa4", b""])
+def test_a_question_goes_to_no_address_that_http_does_not_allow(target: bytes) -> None:
+    with pytest.raises(BadQuestion):
+        question_head(target, {"Host": "dify"})
+
+
+def test_the_head_of_a_question_can_be_added_to() -> None:
+    head = question_head(b"/v1/chat-messages", {"Host": "dify", "Accept": "text/event-stream"})
+    assert head == b"POST /v1/chat-messages HTTP/1.1\r\nHost: dify\r\nAccept: text/event-stream\r\n"
+
+
+# --- what is unusual -----------------------------------------------------------------------------
 
 SOUND = [
     pytest.param(

@@ -18,6 +18,8 @@ from opendify import errors
 from opendify.config.models import Model
 from opendify.dify.failures import parse_refusal, to_error
 from opendify.request_ids import is_request_id
+from opendify.upstream.kept import Kept, Loan
+from opendify.upstream.question import Address, Content
 from opendify.upstream.reply import Reply
 from opendify.upstream.stream import EventStream
 from opendify.upstream.watch import Watch
@@ -52,6 +54,9 @@ class DifyClient:
         self.read_timeout = read_timeout
         self._on_stop = on_stop
         self.watcher = Watcher()
+        self._kept = Kept()
+        # Questions go to few addresses, but for workflows whose version the caller names.
+        self._address = lru_cache(256)(self._new_address)
         self._versions: dict[str, tuple[int, int]] = {}
 
     def stream(
@@ -68,24 +73,28 @@ class DifyClient:
         traces. Raises DifyError when Dify cannot be reached.
         """
         content = _encoded(body)
-        url = _url(f"{model.base}{path}")
-        own = {"Host": url.netloc.decode("ascii"), "Content-Length": str(len(content))}
-        traced = {"X-Trace-Id": trace_id} if is_request_id(trace_id) else {}
-        # httpx's own way of building a request, for which it merges cookies, parameters and headers
-        # that we do not have, costs as much as all else that it does for it.
-        request = httpx.Request(
-            "POST",
-            url,
-            stream=httpx.ByteStream(content),
-            headers=own | self._headers | _headers_of_what_is_handed_over(model) | _JSON | traced,
-            extensions={"timeout": self._stream_timeout},
-        )
+        address = self._address(model.base, path, model.key)
+        own = {"Content-Length": str(len(content))}
+        if is_request_id(trace_id):
+            own["X-Trace-Id"] = trace_id
 
-        def send() -> httpx.Response:
+        def send(is_repeat: bool) -> Loan:
             with _translated_errors():
-                return self._send(request, stream=True)
+                if address.takes_bytes and not is_repeat:
+                    loan = self._kept.take(_base_origin(model.base))
+                    if loan is not None:
+                        loan.ask(address.question(own, content), self._stream_timeout["write"])
+                        return loan
+                body = Content(content)
+                loan = self._lent(model, address.request(own, body, self._stream_timeout))
+                body.forget()
+                return loan
 
         return EventStream(send, model.name, self.read_timeout, watch)
+
+    def _new_address(self, base: str, path: str, key: str) -> Address:
+        headers = _headers_of_what_is_handed_over(key)
+        return Address(f"{base}{path}", self._headers | headers | _JSON)
 
     def version(self, base: str) -> tuple[int, int]:
         """Major and minor release of the Dify at this address, as its answers told (header
@@ -102,23 +111,25 @@ class DifyClient:
         """
         headers = {"Authorization": f"Bearer {model.key}"}
         request = self._request(model, method, path, headers, timeout, **content)
+        self._kept.give_one_back(_base_origin(model.base))
         with _translated_errors():
             response = self._send(request)
         return self._decoded(model, f"{method} {path}", response)
 
     def post(self, model: Model, path: str, watch: Watch, **content: Any) -> Any:
         """A POST that may take long, as ``call`` makes it, ended by what is in ``watch`` too."""
-        headers = _headers_of_what_is_handed_over(model)
+        headers = _headers_of_what_is_handed_over(model.key)
         request = self._request(model, "POST", path, headers, CALL_TIMEOUT, **content)
         until = time.monotonic() + CALL_TIMEOUT
+        self._kept.give_one_back(_base_origin(model.base))
         with _translated_errors():
-            reply = Reply(self._send(request, stream=True))
+            reply = Reply(self._lent(model, request))
             try:
                 response = reply.read(until, watch)
             except httpx.ReadError:
                 if not reply.is_stale:
                     raise
-                response = Reply(self._send(request, stream=True)).read(until, watch)
+                response = Reply(self._lent(model, request)).read(until, watch)
         return self._decoded(model, f"POST {path}", response)
 
     def _request(
@@ -160,6 +171,10 @@ class DifyClient:
                 raise
         return self._http.send(request, stream=stream, follow_redirects=False)
 
+    def _lent(self, model: Model, request: httpx.Request) -> Loan:
+        """The connection on which it was sent, to read its answer from."""
+        return Loan(self._send(request, stream=True), _base_origin(model.base), self._kept)
+
     @contextmanager
     def download(
         self, model: Model, url: str, seconds: float, key: str = ""
@@ -175,6 +190,7 @@ class DifyClient:
         if key:
             headers["Authorization"] = f"Bearer {key}"
         until = time.monotonic() + seconds
+        self._kept.give_one_back(_origin(url))
         timeout = httpx.Timeout(seconds, connect=CONNECT_TIMEOUT, pool=1.0)
         with (
             _translated_errors(),
@@ -195,11 +211,12 @@ class DifyClient:
             "POST",
             f"{model.base}{path}",
             json={"user": user},
-            headers=_headers_of_what_is_handed_over(model),
+            headers=_headers_of_what_is_handed_over(model.key),
             timeout=httpx.Timeout(STOP_TIMEOUT, pool=1.0),
         )
+        self._kept.give_one_back(_base_origin(model.base))
         try:
-            reply = self._sent(request)
+            reply = self._sent(model, request)
         except errors.OpenDifyError as exc:
             log.warning("could not stop a run model=%s code=%s", model.name, exc.code)
         else:
@@ -209,15 +226,15 @@ class DifyClient:
         until = time.monotonic() + STOP_TIMEOUT
         status = yield from reply.steps(until)
         if not status and time.monotonic() < until:  # a kept connection that had ended: once more
-            status = yield from self._sent(request).steps(until)
+            status = yield from self._sent(model, request).steps(until)
         if 200 <= status < 300:
             self._on_stop(model.name)
         else:
             log.warning("could not stop a run model=%s status=%d", model.name, status)
 
-    def _sent(self, request: httpx.Request) -> Reply:
+    def _sent(self, model: Model, request: httpx.Request) -> Reply:
         with _translated_errors():
-            return Reply(self._send(request, stream=True))
+            return Reply(self._lent(model, request))
 
     def _note_version(self, base: str, told: str) -> None:
         match = re.match(r"(\d{1,4})\.(\d{1,4})", told)
@@ -242,15 +259,14 @@ def _within(until: float, pieces: Iterator[bytes]) -> Iterator[bytes]:
         yield piece
 
 
-# Questions go to few addresses, but for workflows whose version the caller names.
-_url = lru_cache(256)(httpx.URL)
+_base_origin = lru_cache(256)(_origin)
 
 
-def _headers_of_what_is_handed_over(model: Model) -> dict[str, str]:
+def _headers_of_what_is_handed_over(key: str) -> dict[str, str]:
     return {
         "Accept": "text/event-stream",
         "Accept-Encoding": "identity",
-        "Authorization": f"Bearer {model.key}",
+        "Authorization": f"Bearer {key}",
     }
 
 

@@ -1,9 +1,11 @@
 """An HTTP/1.1 answer, taken apart as its bytes arrive (RFC 9112). No I/O.
 
-The head is read by h11. The body is cut here: h11 hands out one event per chunk, and Dify sends
-one chunk per token, which made it the dearest part of a token's way (measured: 15 us of 18).
+What a head means is h11's to say; one in the plainest form is read here. The body is cut here: h11
+hands out one event per chunk, and Dify sends one chunk per token, which made it the dearest part of
+a token's way (measured: 15 us of 18).
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
@@ -20,6 +22,23 @@ class BadAnswer(ValueError):
     body = b""
 
 
+class BadQuestion(ValueError):
+    """A head that HTTP does not allow, as one with a line break in a header, or not in ASCII."""
+
+
+def question_head(target: bytes, headers: Mapping[str, str]) -> bytes:
+    """The head of a POST as h11 writes and checks it, to which further headers, a blank line and
+    the body are to be added. Raises BadQuestion."""
+    try:
+        fields = [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
+        question = h11.Request(method="POST", target=target, headers=fields)
+        head = h11.Connection(h11.CLIENT).send(question)
+    except (h11.LocalProtocolError, UnicodeEncodeError) as exc:
+        raise BadQuestion("HTTP does not allow it") from exc  # their own words quote it
+    assert head is not None
+    return head.removesuffix(b"\r\n")
+
+
 class Answer:
     """Feed it bytes; it gives the status, the headers and the body.
 
@@ -33,15 +52,15 @@ class Answer:
         self.headers: Mapping[str, str] = {}
         self.complete = False
         self.reusable = False
-        self._head: h11.Connection | None = _new_head_parser()
+        self._head: h11.Connection | None = None
         self._body: _Chunked | _Counted | _UntilClose | None = None
 
     def feed(self, data: bytes) -> bytes:
         """Takes the next bytes; returns what of them is body. Raises BadAnswer."""
-        if self._head is not None:
-            data = self._feed_head(self._head, data)
         if self._body is None:
-            return b""
+            data = self._feed_head(data)
+            if self._body is None:
+                return b""
         if self.complete and data:
             self.reusable = False
             return b""
@@ -58,7 +77,13 @@ class Answer:
             raise BadAnswer("the connection closed in the middle of the answer")
         self.complete, self.reusable = True, False
 
-    def _feed_head(self, head: h11.Connection, data: bytes) -> bytes:
+    def _feed_head(self, data: bytes) -> bytes:
+        """Returns what of the data is body."""
+        if self._head is None and (plain := _plain_head(data)) is not None:
+            status, headers, end = plain
+            self._begin(status, headers, "1.1")
+            return data[end:]
+        head = self._head = self._head or _new_head_parser()
         try:
             head.receive_data(data)
             event = head.next_event()
@@ -69,16 +94,19 @@ class Answer:
             raise BadAnswer("it does not start like an HTTP answer") from exc
         if not isinstance(event, h11.Response):
             return b""
-        self.status = event.status_code
-        self.headers = _joined(event.headers)
-        self._body = _body_reader(self.status, self.headers)
-        self.reusable = (
-            event.http_version == b"1.1"
-            and "close" not in self.headers.get("connection", "").lower()
-            and not isinstance(self._body, _UntilClose)
-        )
+        self._begin(event.status_code, _joined(event.headers), event.http_version.decode())
         self._head = None  # an answer may run for long: what its head came with is not kept
         return head.trailing_data[0]
+
+    def _begin(self, status: int, headers: Mapping[str, str], version: str) -> None:
+        self.status = status
+        self.headers = headers
+        self._body = _body_reader(status, headers)
+        self.reusable = (
+            version == "1.1"
+            and "close" not in headers.get("connection", "").lower()
+            and not isinstance(self._body, _UntilClose)
+        )
 
 
 class _Chunked:
@@ -182,6 +210,31 @@ def _new_head_parser() -> h11.Connection:
     parser.send(_QUESTION)
     parser.send(_END_OF_QUESTION)
     return parser
+
+
+# A head as servers mostly send it, whole and in its canonical form. h11 would say the same of it.
+_PLAIN_HEAD = re.compile(
+    rb"HTTP/1\.1 ([2-5][0-9][0-9]) [ -~]*\r\n((?:[0-9A-Za-z-]+: [!-~]+(?: [!-~]+)*\r\n)+)\r\n"
+)
+_PLAIN_FIELD = re.compile(r"([^:]+): ([^\r]+)\r\n")
+
+
+def _plain_head(data: bytes) -> tuple[int, dict[str, str], int] | None:
+    """Status, headers and where the body begins, or None: then h11 has to look at it. That takes
+    50 us, a third of what the way of a question and its answer costs here."""
+    match = _PLAIN_HEAD.match(data)
+    if match is None:
+        return None
+    fields = _PLAIN_FIELD.findall(match[2].decode("ascii"))
+    headers = {name.lower(): value for name, value in fields}
+    length = headers.get("content-length", "0")
+    is_plain = (
+        len(headers) == len(fields)
+        and headers.get("transfer-encoding", "chunked") == "chunked"
+        and length.isdigit()
+        and len(length) <= 20
+    )
+    return (int(match[1]), headers, match.end()) if is_plain else None
 
 
 def _joined(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:

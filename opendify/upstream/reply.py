@@ -2,29 +2,26 @@
 
 import time
 from collections.abc import Generator
-from contextlib import suppress
 
 import httpcore
 import httpx
 
 from opendify.upstream.http1 import Answer, BadAnswer
+from opendify.upstream.kept import Loan
 from opendify.upstream.watch import UNWATCHED, Watch
 from opendify.upstream.watcher import Wait
-from opendify.upstream.wire import Wire
 
 
 class Reply:
     """Read by one who waits and watches (``read``), or by the watcher where nobody waits
     (``steps``). ``until`` is a time of ``time.monotonic``."""
 
-    def __init__(self, response: httpx.Response) -> None:
-        wire = response.extensions["network_stream"]
-        assert isinstance(wire, Wire)
-        self._wire = wire
-        self._response = response
+    def __init__(self, loan: Loan) -> None:
+        self._loan = loan
+        self._wire = loan.wire
         self._answer = Answer()
         self._body = b""
-        self._may_be_stale = wire.has_answered
+        self._may_be_stale = loan.wire.has_answered
 
     @property
     def is_stale(self) -> bool:
@@ -41,7 +38,7 @@ class Reply:
         except (BadAnswer, httpcore.ReadError, OSError) as exc:
             raise httpx.ReadError(str(exc)) from exc
         finally:
-            self._close()
+            self._end()
         answer = self._answer
         return httpx.Response(answer.status, headers=dict(answer.headers), content=self._body)
 
@@ -54,7 +51,7 @@ class Reply:
         except (BadAnswer, httpcore.ReadError, OSError):
             return 0
         finally:
-            self._close()
+            self._end()
         return self._answer.status
 
     def _take(self, data: bytes | None) -> None:
@@ -64,11 +61,8 @@ class Reply:
             self._may_be_stale = False
             self._body += self._answer.feed(data)
 
-    def _close(self) -> None:
+    def _end(self) -> None:
         if self._answer.complete and self._answer.reusable:
-            self._wire.give_back()
-            with suppress(httpx.HTTPError):
-                self._response.read()
+            self._loan.give_back()
         else:
-            self._wire.let_go()
-        self._response.close()
+            self._loan.drop()

@@ -2,17 +2,15 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import httpcore
-import httpx
 
 from opendify import errors, sse
 from opendify.dify.failures import parse_refusal, to_error
 from opendify.upstream.http1 import Answer, BadAnswer
+from opendify.upstream.kept import Loan
 from opendify.upstream.watch import UNWATCHED, Watch
-from opendify.upstream.wire import Wire
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +27,11 @@ REUSE_RACE_SECONDS = 1.0
 
 class EventStream:
     """The events of one answer, read until what is in its ``watch`` ends it. Whoever gets one must
-    close it."""
+    close it. ``send`` puts the question on its way, with True a second time."""
 
     def __init__(
         self,
-        send: Callable[[], httpx.Response],
+        send: Callable[[bool], Loan],
         model: str,
         read_timeout: float,
         watch: Watch,
@@ -42,14 +40,12 @@ class EventStream:
         self._model = model
         self._read_timeout = read_timeout
         self.watch = watch
-        self._response: httpx.Response | None = None
-        self._connect()
+        self._connect(is_repeat=False)
 
-    def _connect(self) -> None:
-        self._response = self._send()
-        wire = self._response.extensions["network_stream"]
-        assert isinstance(wire, Wire)
-        self._wire = wire
+    def _connect(self, is_repeat: bool) -> None:
+        loan = self._send(is_repeat)
+        self._loan: Loan | None = loan
+        self._wire = loan.wire
         self._answer = Answer()
         self._is_events = False
         self._decoder = sse.Decoder()
@@ -114,7 +110,7 @@ class EventStream:
         if not (self._may_reconnect and self._wire.has_answered and waited < REUSE_RACE_SECONDS):
             return False
         self.close()
-        self._connect()
+        self._connect(is_repeat=True)
         self._may_reconnect = False
         return True
 
@@ -181,22 +177,6 @@ class EventStream:
 
     def close(self) -> None:
         """Frees the connection: for reuse when the answer was read to its end, else for good."""
-        response, self._response = self._response, None
-        if response is None:
-            return
-        if self._answer.complete and self._answer.reusable:
-            self._wire.give_back()
-            with _closing_errors_logged():
-                for _ in response.stream:  # type: ignore[union-attr]  # the stand-in's end
-                    pass
-        else:
-            self._wire.let_go()
-        response.close()
-
-
-@contextmanager
-def _closing_errors_logged() -> Iterator[None]:
-    try:
-        yield
-    except httpx.HTTPError as exc:
-        log.debug("closing a connection failed: %s", type(exc).__name__)
+        loan, self._loan = self._loan, None
+        if loan is not None:
+            loan.end(self._answer.complete and self._answer.reusable)

@@ -4,8 +4,9 @@ A thread that is blocked in a read can neither see its caller leave nor tell it 
 still to come. So the answer to a request that accepts an event stream is *handed over*: httpx and
 its pool choose the connection, make TLS, go through proxies and write the request; then they are
 given a stand-in head at once, and the real bytes, head included, are read from the Wire by
-whoever asked, with one ``poll`` for Dify, the caller and the clock. ``give_back`` lets the pool
-have the connection again. All other requests pass through unchanged.
+whoever asked, with one ``poll`` for Dify, the caller and the clock. Then further questions can be
+written to it (``ask``); ``give_back`` lets the pool have the connection again. All other requests
+pass through unchanged.
 
 httpcore's pool may close a connection that it takes for idle while another thread begins to use
 it: it looks, and closes a moment later. So a Wire that is handed over does not heed it, and one
@@ -13,6 +14,7 @@ that was closed before it could be written to says so, that the request is sent 
 """
 
 import select
+import socket
 import ssl
 import time
 from collections.abc import Iterable
@@ -41,9 +43,14 @@ class StaleConnection(httpcore.ReadError):
 
 
 class Wire(httpcore.NetworkStream):
-    """One connection, as httpcore's network stream and as the place where answers are read."""
+    """One connection, as httpcore's network stream and as the place where answers are read.
 
-    def __init__(self, stream: httpcore.NetworkStream) -> None:
+    ``idle_seconds`` is how long it may be kept between two questions, 0 where that is httpcore's
+    business only: a proxy that is asked with whole addresses, and TLS inside TLS.
+    """
+
+    def __init__(self, stream: httpcore.NetworkStream, idle_seconds: float) -> None:
+        self.idle_seconds = idle_seconds
         self._stream = stream
         self._stand_in = b""
         self._unsent_head = b""
@@ -80,6 +87,8 @@ class Wire(httpcore.NetworkStream):
         if is_first:
             self._stand_in = _STAND_IN_HEAD
             self._is_handed_over = True  # before it is looked whether it is closed: see close
+            if not buffer.startswith(b"POST /"):
+                self.idle_seconds = 0.0
         if self._is_closed and (is_first or not self._is_handed_over):
             self._stand_in = b""
             self.let_go()
@@ -95,8 +104,35 @@ class Wire(httpcore.NetworkStream):
             self._is_handed_over = False
             raise
 
+    def is_quiet(self) -> bool:
+        """Whether a connection that is not asked is as the last answer left it: neither at its end
+        nor with bytes that nobody asked for."""
+        tls = self.get_extra_info("ssl_object")
+        if self._is_closed or (tls is not None and tls.pending()):
+            return False
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLIN)
+        return not poll.poll(0)
+
+    def ask(self, question: bytes, timeout: float | None) -> None:
+        """Writes a further question, head and body, after an answer that was read to its end.
+
+        Mostly the system takes it whole; else httpcore waits for it. Raises httpcore.WriteTimeout.
+        A connection that has ended says so when it is read, as after httpcore's own writing: what
+        Dify said before it closed is an answer.
+        """
+        self.has_answered = True
+        self._answering = None
+        try:
+            sent = _send_at_once(self.get_extra_info("socket"), question)
+            if sent < len(question):
+                self._stream.write(question[sent:], timeout)
+        except (httpcore.WriteError, OSError):
+            pass
+
     def close(self) -> None:
         self._is_closed = True
+        self.idle_seconds = 0.0
         if not self._is_handed_over:
             self._stream.close()
 
@@ -113,7 +149,9 @@ class Wire(httpcore.NetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> "Wire":
-        return Wire(self._stream.start_tls(ssl_context, server_hostname, timeout))
+        stream = self._stream.start_tls(ssl_context, server_hostname, timeout)
+        is_nested = self.get_extra_info("ssl_object") is not None
+        return Wire(stream, 0.0 if is_nested else self.idle_seconds)
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
@@ -142,6 +180,14 @@ class Wire(httpcore.NetworkStream):
         self.has_answered = True
         self._stand_in = _STAND_IN_END
         self.let_go()
+
+
+def _send_at_once(sock: socket.socket, data: bytes) -> int:
+    """Returns how many bytes a socket takes without waiting. Raises OSError."""
+    try:
+        return sock.send(data)
+    except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        return 0
 
 
 class _Answering:
@@ -192,7 +238,8 @@ class _Answering:
 class Backend(httpcore.NetworkBackend):
     """Opens connections as httpcore does, each as a Wire."""
 
-    def __init__(self) -> None:
+    def __init__(self, idle_seconds: float) -> None:
+        self._idle_seconds = idle_seconds
         self._backend = httpcore.SyncBackend()
 
     def connect_tcp(
@@ -203,7 +250,8 @@ class Backend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> Wire:
-        return Wire(self._backend.connect_tcp(host, port, timeout, local_address, socket_options))
+        stream = self._backend.connect_tcp(host, port, timeout, local_address, socket_options)
+        return Wire(stream, self._idle_seconds)
 
 
 class Transport(httpx.HTTPTransport):
@@ -219,4 +267,4 @@ class Transport(httpx.HTTPTransport):
         super().__init__(limits=limits, proxy=proxy, verify=verify)
         # httpcore's pools take a backend; httpx's transport, which makes the pool, does not pass
         # one on.
-        self._pool._network_backend = Backend()
+        self._pool._network_backend = Backend(limits.keepalive_expiry or 0.0)

@@ -267,6 +267,7 @@ DEFECTS = [
         "    def _refused(self) -> errors.DifyError:\n        answer = self._answer\n",
         "    def _refused(self) -> errors.DifyError:\n        answer = self._answer\n"
         "        if 300 <= answer.status < 400:\n"
+        "            httpx = __import__('httpx')\n"
         "            with __import__('contextlib').suppress(httpx.HTTPError):\n"
         "                httpx.post(answer.headers['location'], timeout=0.2)\n",
     ),
