@@ -102,8 +102,10 @@ class Chat:
         self._conversation_id = ""
         self._before: str | None = None
         self._claimed_from = ""
-        is_remembered = bool(place.chat_id) or finds_by_history
-        self._told = continuity.hear(Heard(), place.history) if is_remembered else Heard()
+        self._is_remembered = bool(place.chat_id) or finds_by_history
+        history = place.history if self._is_remembered else ()
+        self._texts = continuity.text_digests(history)
+        self._told = continuity.hear(Heard(), history, texts=self._texts)
         self._heard = self._told
         self._is_settled = False
 
@@ -170,19 +172,19 @@ class Chat:
         """The turn is complete: ``turn`` is the question and the answer, or, where an answer was
         continued, nothing but the whole of that answer in the place of its first part."""
         self._is_settled = True
-        if not self._conversation_id:
+        if not self._conversation_id or not self._is_remembered:
             return
-        history = self._place.history
-        is_continued_answer = turn[0].role == "assistant"
-        if is_continued_answer:
-            history = history[:-1]
-            self._heard = continuity.hear(Heard(), history)
-        heard = continuity.hear(self._heard, turn, self._place.answer_id)
+        before, texts = self._heard, continuity.text_digests(turn)
+        if turn[0].role == "assistant":  # which was the last of the history, in part
+            history, known = self._place.history[:-1], self._texts[:-1]
+            before = continuity.hear(Heard(), history, texts=known)
+            exchange, named = [*history, *turn], [*known, *texts]
+        else:
+            exchange, named = [*turn], texts
+        heard = continuity.hear(before, turn, self._place.answer_id, texts)
         if self._place.chat_id:
             self._store.move(self._key, self._key, self._conversation_id, heard.encode())
-            return
-        name = continuity.exchange_name([*history, *turn] if is_continued_answer else turn)
-        if self._finds_by_history and name:
+        elif name := continuity.exchange_name(exchange, named):
             self._keep(self._owner.key(f"~{name}"), heard.encode())
 
     def _keep(self, key: str, heard: str) -> None:
@@ -234,7 +236,9 @@ class Chat:
         """The key under which the chat is kept; "" where nothing can be kept of it."""
         if self._place.chat_id:
             return self._owner.key(self._place.chat_id)
-        name = continuity.exchange_name(self._place.history) if self._finds_by_history else ""
+        if not self._finds_by_history:
+            return ""
+        name = continuity.exchange_name(self._place.history, self._texts)
         return self._owner.key(f"~{name}") if name else ""
 
     def _names(self) -> list[str]:

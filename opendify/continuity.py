@@ -73,12 +73,21 @@ def decode(word: str) -> Heard | None:
     return Heard(chain, tuple(items), answer)
 
 
-def hear(heard: Heard, messages: Sequence[Message], answer_id: str = "") -> Heard:
+def text_digests(messages: Sequence[Message]) -> list[str]:
+    """The digests of their texts, for those who need them twice."""
+    return [_text_digest(message) for message in messages]
+
+
+def hear(
+    heard: Heard,
+    messages: Sequence[Message],
+    answer_id: str = "",
+    texts: Sequence[str] | None = None,
+) -> Heard:
     """What has been heard after these messages as well; ``answer_id`` is the client's name for
-    the last of them."""
+    the last of them, ``texts`` are their text digests, where these were made already."""
     chain, items = heard.chain, list(heard.items)
-    for message in messages:
-        text = _text_digest(message)
+    for message, text in zip(messages, texts or text_digests(messages), strict=True):
         chain = _digest(f"{chain}|{text}")[:_CHAIN_DIGITS]
         files = f"+{_files_digest(message.attachments)}" if message.attachments else ""
         items.append(text[:_ITEM_DIGITS] + files)
@@ -107,13 +116,14 @@ def continues(
     return is_named if named else not _begins(heard, told)
 
 
-def exchange_name(history: Sequence[Message]) -> str:
+def exchange_name(history: Sequence[Message], texts: Sequence[str] | None = None) -> str:
     """A name for the last exchange of a history, under which the conversations of clients
-    without chat ids are kept; "" where the history does not end with an answer to somebody."""
+    without chat ids are kept; "" where the history does not end with an answer to somebody.
+    ``texts`` are the text digests of the history, where these were made already."""
     if not _holds_an_exchange(history):
         return ""
     asked = max(i for i, message in enumerate(history) if message.role == "user")
-    return _digest("|".join(_text_digest(message) for message in history[asked:]))[:32]
+    return _digest("|".join(texts[asked:] if texts else text_digests(history[asked:])))[:32]
 
 
 def _holds_an_exchange(history: Sequence[Message]) -> bool:

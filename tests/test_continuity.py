@@ -221,6 +221,13 @@ def test_hearing_in_parts_is_hearing_at_once(first: list[Message], second: list[
     assert hear(hear(Heard(), first), second) == hear(Heard(), [*first, *second])
 
 
+@given(dialogues)
+def test_digests_that_were_made_already_say_the_same(messages: list[Message]) -> None:
+    texts = continuity.text_digests(messages)
+    assert hear(Heard(), messages, texts=texts) == hear(Heard(), messages)
+    assert exchange_name(messages, texts) == exchange_name(messages)
+
+
 @given(dialogues.filter(bool))
 def test_what_is_written_is_read_back(messages: list[Message]) -> None:
     heard = hear(Heard(), messages)
