@@ -15,7 +15,7 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
 from bench.subjects import end_with_parent
@@ -25,10 +25,9 @@ from opendify.config.models import Model
 from opendify.config.settings import load_settings
 from opendify.dify.events import Event, MessageEnded
 from opendify.dify.payloads import parse_event, parse_payload
-from opendify.dify.pieces import parse_piece
+from opendify.dify.pieces import parse_pieces
 from opendify.openai import answers
 from opendify.telling.narration import Narration
-from opendify.telling.tellings import Telling
 from opendify.upstream.http1 import Answer
 
 READ_BYTES = 64 * 1024
@@ -56,16 +55,9 @@ class Stream:
     def move(self) -> bool:
         """Passes on what has come; whether there is more to come."""
         data = self.dify.recv(READ_BYTES)
-        told: list[Telling] = []
-        is_over = not data
-        for raw in self._decoder.feed(self._answer.feed(data)):
-            event = _event(raw)
-            if isinstance(event, MessageEnded):
-                told += self._narration.end(event)
-                is_over = True
-            elif event is not None:
-                told += self._narration.tell(event)
-        self._send(self._writer.write(told), is_over)
+        events = _events(self._decoder.feed(self._answer.feed(data)))
+        is_over = not data or (bool(events) and isinstance(events[-1], MessageEnded))
+        self._send(self._writer.write(self._narration.tell_all(events)), is_over)
         return not is_over
 
     def close(self) -> None:
@@ -124,8 +116,16 @@ def _question(asked: Mapping[str, object], model: Model) -> bytes:
     return (head + rest).encode() + body
 
 
-def _event(raw: bytes) -> Event | None:
-    return parse_piece(raw) or parse_event(parse_payload(raw))
+def _events(payloads: Iterable[bytes]) -> list[Event]:
+    events: list[Event] = []
+    rest = iter(payloads)
+    raw: bytes | None = b""
+    while raw is not None:
+        texts, raw = parse_pieces(rest)
+        events += texts
+        event = parse_event(parse_payload(raw)) if raw else None
+        events += [event] if event else []
+    return events
 
 
 def _chunk(data: bytes) -> bytes:

@@ -131,7 +131,12 @@ ONLY_IN = {
         "opendify.upstream.wire",
     },
     "h11": {"opendify.upstream.http1"},
-    "msgspec": {"opendify.dify.pieces", "opendify.sse"},
+    "msgspec": {
+        "opendify.dify.events",
+        "opendify.dify.pieces",
+        "opendify.sse",
+        "opendify.telling.tellings",
+    },
     "dotenv": {"opendify.config.environment"},
     "limits": {"opendify.limits.rates"},
     "jwt": {"opendify.openwebui"},

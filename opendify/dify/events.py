@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:
@@ -17,10 +19,10 @@ class Usage:
     total_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
+class Text(msgspec.Struct, frozen=True, gc=False):
     """The next piece of the answer. ``node`` is the node of the graph that speaks, empty where
-    Dify does not tell; ``event`` is Dify's name for the piece."""
+    Dify does not tell; ``event`` is Dify's name for the piece. A Struct, since there is one for
+    each token that comes alone, and a frozen dataclass takes ten times as long to make."""
 
     text: str
     node: str = ""

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from opendify.dify.events import Usage
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
-    """The next piece of the answer's text."""
+class Said(msgspec.Struct, frozen=True, gc=False):
+    """The next piece of the answer's text. A Struct for the reason for which a Text is one."""
 
     text: str
 

@@ -18,7 +18,7 @@ from opendify.dify.events import (
 )
 from opendify.dify.failures import Refusal, to_error
 from opendify.dify.payloads import NotAnEvent, Payload, collect_ids, parse_event, parse_payload
-from opendify.dify.pieces import parse_pieces
+from opendify.dify.pieces import parse_piece, parse_pieces
 from opendify.upstream.client import DifyClient
 from opendify.upstream.stream import EventStream
 from opendify.upstream.watch import UNWATCHED
@@ -142,6 +142,9 @@ class Turn:
 
     def _take_all(self, payloads: list[bytes], events: list[Event]) -> None:
         """Adds what the payloads ask of us to ``events``, to the end of the answer."""
+        if len(payloads) == 1 and self._is_named and (text := parse_piece(payloads[0])):
+            events.append(text)  # the short way of a token that comes alone
+            return
         rest = iter(payloads)
         while not self.ended and self._failure is None:
             if self._is_named:

@@ -1,0 +1,85 @@
+"""What of an answer came together does not show in the bytes that its caller gets."""
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any, cast
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from opendify import errors, sse
+from opendify.chunks import ChunkWriter
+from opendify.config.models import Model
+from opendify.dify.events import Event, MessageEnded
+from opendify.openai import answers
+from opendify.telling.narration import Narration
+from opendify.telling.tellings import Ending
+from opendify.upstream.http1 import Answer
+from opendify.upstream.stream import EventStream
+from opendify.upstream.turn import Turn
+from tests.fake_dify import LAST_CHUNK, STREAM_HEAD, chunk
+from tests.test_any_cut import BODIES, KINDS, Body
+from tests.test_narration import OneByOne
+from tests.test_recorded_answers import mode_of
+
+HEAD = answers.Head("chatcmpl-1", 1, "m")
+
+
+class Arriving:
+    """An answer's events, by the pieces in which its bytes come."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._answer = Answer()
+        self._decoder = sse.Decoder()
+
+    def read(self, until: float) -> list[bytes] | None:
+        for piece in self._pieces:
+            if payloads := self._decoder.feed(self._answer.feed(piece)):
+                return payloads
+        return None
+
+
+def told(
+    pieces: Iterator[bytes], narrate: Callable[..., Narration], mode: str, **settings: Any
+) -> tuple[bytes, str, Ending]:
+    """The bytes for the caller, the fault that they end with, and what is known at the end."""
+    stops = settings.pop("stops")
+    model = Model("m", "k", "b", **settings)
+    narration = narrate(model, mode, lambda url, name, kind: f"our/{name}", stops, "auto")
+    turn = Turn(cast(Any, None), model, mode, "u", cast(EventStream, Arriving(pieces)))
+    writer, written = ChunkWriter(HEAD), b""
+    try:
+        events: list[Event] = []
+        while not (narration.is_cut or (events and isinstance(events[-1], MessageEnded))):
+            events = turn.next(float("inf"))
+            written += writer.write(narration.tell_all(events))
+    except errors.DifyError as exc:
+        return written, exc.message, narration.ending
+    return written, "", narration.ending
+
+
+@given(
+    body=BODIES,
+    repeated=st.sampled_from([1, 1, 20]),
+    size=st.sampled_from([0, 0, 4096, 601]),
+    cuts=st.lists(st.floats(0, 1), max_size=4),
+    kind=st.sampled_from([*KINDS]),
+    stops=st.sampled_from([(), (), ("STOP",), ("tok3", "\n\n")]),
+)
+@settings(max_examples=100, deadline=None)
+def test_a_burst_is_told_as_if_each_byte_had_come_alone(
+    body: Body, repeated: int, size: int, cuts: list[float], kind: str, stops: tuple[str, ...]
+) -> None:
+    blocks = [block + b"\n\n" for block in body.said.split(b"\n\n") if block]
+    at = len(blocks) // 2
+    blocks[at:at] = blocks[max(0, at - 1) : at] * (repeated - 1)
+    said = b"".join(blocks)[:12_000]
+    parts = [said[at : at + size] for at in range(0, len(said), size)] if size else blocks
+    raw = STREAM_HEAD + b"".join(map(chunk, parts)) + LAST_CHUNK
+    places = [0, *sorted(round(cut * len(raw)) for cut in cuts), len(raw)]
+    together = (raw[a:b] for a, b in pairwise(places) if a < b)
+    apart = (raw[at : at + 1] for at in range(len(raw)))
+    chosen = KINDS[kind] | {"stops": stops}
+    mode = mode_of(body.name)
+    assert told(together, Narration, mode, **chosen) == told(apart, OneByOne, mode, **chosen)
