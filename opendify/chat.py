@@ -1,19 +1,17 @@
 """The story of one chat request: it is asked, and its answer is given whole or in chunks."""
 
-from collections.abc import Callable, Iterator, Mapping
-from itertools import chain
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from opendify import errors, openwebui, sse, tasks, translate
 from opendify.chores import Chores, LocalAnswer
 from opendify.chunks import ChunkWriter
 from opendify.config.models import Model
-from opendify.dify.events import MessageEnded
 from opendify.exchange import Caller, Exchange, Parts
 from opendify.openai import answers
 from opendify.openai.requests import ChatRequest
-from opendify.telling.narration import Narration
-from opendify.telling.tellings import Ending, Said, SaidInTurn, Telling, Thought, Voided
+from opendify.steps import NEEDS_THREAD, Steps
+from opendify.telling.tellings import Ending, Said, SaidInTurn, Thought, Voided
 
 # What a request is answered with: by Dify, or without it.
 Asked = Exchange | LocalAnswer
@@ -63,17 +61,19 @@ class ChatService:
         said: list[str] = []
         thought: list[str] = []
         narration = exchange.new_narration()
-        for telling in chain.from_iterable(_tellings(exchange, narration, float("inf"))):
-            match telling:
-                case Said(text):
-                    said.append(text)
-                case SaidInTurn(texts):
-                    said += texts
-                case Thought(text):
-                    thought.append(text)
-                case Voided():
-                    said.clear()
-                    thought.clear()
+        while not narration.has_ended:
+            exchange.wait(float("inf"))
+            for telling in narration.tell_all(exchange.take()):
+                match telling:
+                    case Said(text):
+                        said.append(text)
+                    case SaidInTurn(texts):
+                        said += texts
+                    case Thought(text):
+                        thought.append(text)
+                    case Voided():
+                        said.clear()
+                        thought.clear()
         ending = narration.ending
         exchange.settle("".join(said), ending.usage, narration.is_cut)
         answer = answers.completion(
@@ -86,7 +86,7 @@ class ChatService:
         )
         return answer | _extension(exchange, ending)
 
-    def stream(self, exchange: Asked) -> Iterator[bytes]:
+    def stream(self, exchange: Asked) -> Steps[bytes]:
         """The event stream of an answer, up to its last chunk: what came together leaves together,
         each as soon as it is known, and a comment where nothing comes for long.
 
@@ -94,13 +94,22 @@ class ChatService:
         """
         while not exchange.has_begun:
             yield sse.KEEP_ALIVE
+            yield NEEDS_THREAD
             exchange.hold(KEEP_ALIVE_SECONDS)
         head = self._head(exchange)
         yield sse.encode(answers.chunk(head, {"role": "assistant", "content": ""}))
         narration = exchange.new_narration()
         writer = ChunkWriter(head)
-        for tellings in _tellings(exchange, narration, KEEP_ALIVE_SECONDS):
-            yield writer.write(tellings) or sse.KEEP_ALIVE
+        while not narration.has_ended:
+            is_readable = yield exchange.wait(KEEP_ALIVE_SECONDS)
+            events = exchange.take(is_readable)
+            if is_readable and not narration.is_told_at_once(events):
+                yield NEEDS_THREAD
+            if told := narration.tell_all(events):
+                yield writer.write(told)
+            elif not (events or is_readable):
+                yield sse.KEEP_ALIVE
+        yield NEEDS_THREAD
         ending = narration.ending
         exchange.settle(writer.said(), ending.usage, narration.is_cut)
         delta = {"annotations": ending.annotations} if ending.annotations else {}
@@ -117,18 +126,6 @@ class ChatService:
             model=exchange.request.model,
             include_usage=exchange.request.include_usage,
         )
-
-
-def _tellings(exchange: Asked, narration: Narration, patience: float) -> Iterator[list[Telling]]:
-    """What the answer tells, by what came together; nothing whenever nothing came for
-    ``patience`` seconds."""
-    while not narration.is_cut:
-        events = exchange.wait(patience)
-        told = narration.tell_all(events)
-        if told or not events:
-            yield told
-        if events and isinstance(events[-1], MessageEnded):
-            return
 
 
 def _extension(exchange: Asked, ending: Ending) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from opendify.dify.apps import App
 from opendify.dify.events import Event, Ids, MessageEnded, Text, Usage
 from opendify.exchange import Caller, Exchange, Parts, owner_of
 from opendify.openai.requests import ChatRequest
+from opendify.steps import NEEDS_THREAD, Wait
 from opendify.telling.narration import Narration
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,11 @@ class LocalAnswer:
     def hold(self, seconds: float) -> None:
         """There is nothing to wait for."""
 
-    def wait(self, seconds: float) -> list[Event]:
+    def wait(self, seconds: float) -> Wait:
+        """There is nothing to wait for."""
+        return NEEDS_THREAD
+
+    def take(self, is_readable: bool | None = None) -> list[Event]:
         """All events, at once."""
         return [Text(self._text), MessageEnded()]
 

@@ -18,6 +18,7 @@ from opendify.files.intake import Prepared
 from opendify.inputs import Facts
 from opendify.openai.messages import Message
 from opendify.openai.requests import ChatRequest
+from opendify.steps import AT_ONCE, NEEDS_THREAD, Wait
 from opendify.telling import citations
 from opendify.telling.narration import Narration
 from opendify.upstream.client import DifyClient
@@ -104,6 +105,7 @@ class Exchange:
         self._is_open = False
         self._may_have_run = True
         self._held: list[Event] = []
+        self._until = 0.0
         self._app = parts.directory.app(model)
         self._prepared = self._as_the_app_is_now(self._prepare)
         self._chat = self._new_chat()
@@ -146,16 +148,28 @@ class Exchange:
             if self._turn.begun_at is not None:
                 until = min(until, self._turn.begun_at + HOLD_SECONDS_OF_A_RUN)
 
-    def wait(self, seconds: float) -> list[Event]:
-        """The events that came next, together; none when none comes for so long.
+    def wait(self, seconds: float) -> Wait:
+        """What ``take`` is going to wait for: the next events, for so long at most."""
+        self._until = self._until or time.monotonic() + seconds
+        if self._held or not self._is_open:  # with the first of them, the chat is remembered
+            return NEEDS_THREAD
+        return self._turn.wait(self._until)
 
-        Raises CallerGone and DifyError.
-        """
-        events, self._held = self._held, []
-        until = time.monotonic() + seconds
-        while not events and time.monotonic() < until:
-            events = self._next(until)
-        return events
+    def take(self, is_readable: bool | None = None) -> list[Event]:
+        """The events that came next, together; none when none came for as long as ``wait`` said, or
+        where what ``is_readable`` are none. Raises CallerGone and DifyError."""
+        until, self._until = self._until, 0.0
+        if self._held:
+            events, self._held = self._held, []
+            return events
+        if is_readable:
+            events = self._next(AT_ONCE)
+            self._until = 0.0 if events else until  # the wait goes on
+            return events
+        while time.monotonic() < until:
+            if events := self._next(until):
+                return events
+        return []
 
     def settle(self, said: str, usage: Usage | None, is_cut: bool) -> None:
         """The answer is complete: remembers what its conversation has heard by now. One that
@@ -211,7 +225,7 @@ class Exchange:
             raise
         if events and not self._is_open:
             self._is_open = True
-            self._chat.opened(self._turn.ids.conversation_id)
+            self._chat.opened(self.ids.conversation_id)
         return events
 
     def _ask(self) -> None:

@@ -3,10 +3,13 @@
 import hashlib
 import os
 import select
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qs
+
+from opendify.steps import NEEDS_THREAD, Steps, Wait, without_waits
 
 
 class Answer:
@@ -37,12 +40,50 @@ def app(environ: dict[str, Any], start_response: Any) -> Any:
         seconds = float(query["seconds"])
         ending = environ.get("opendify.ending") if path == "stream" else None
         return Answer(stream(seconds, ending), path)
+    if path == "steps":
+        return Stepped(ticking(int(query["ticks"]), float(query["until"]), query.get("end", "")))
     if path == "big":
         return Answer((bytes(65536) for _ in range(16 * 64)), path)
     if path == "unread":
         return [b"refused"]
     body = environ["wsgi.input"].read()
     return [f"{environ['REQUEST_METHOD']} /{path} {len(body)} {digest(body)}".encode()]
+
+
+class Stepped:
+    """A body that a loop can take."""
+
+    def __init__(self, steps: Steps[bytes]) -> None:
+        self.steps = steps
+
+    def __iter__(self) -> Iterator[bytes]:
+        return without_waits(self.steps)
+
+    def close(self) -> None:
+        os.write(2, b"closed steps\n")
+
+
+def ticking(ticks: int, until: float, end: str) -> Steps[bytes]:
+    """Says by whom each tick was given on: one every 50 ms, and none after the last, for which it
+    still waits, ``until`` seconds from then at most."""
+    reader, writer = os.pipe()
+    try:
+        yield b"begun\n"
+        for tick in range(ticks + 1):
+            if tick < ticks:
+                threading.Timer(0.05, os.write, (writer, b".")).start()
+            is_readable = yield Wait(reader, time.monotonic() + until)
+            if not is_readable:
+                yield b"time is up\n"
+                break
+            os.read(reader, 1)
+            if end == "raise":
+                raise RuntimeError("the secret reason")
+            yield f"tick {threading.current_thread().name}\n".encode()
+        yield NEEDS_THREAD
+        yield f"end {threading.current_thread().name}\n".encode()
+    finally:
+        os.close(reader)
 
 
 def digest(body: bytes) -> str:

@@ -2,6 +2,7 @@
 every stream has one end."""
 
 import json
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from opendify.conversations import ConversationStore
 from tests import schemas
 from tests.conftest import made_app
 from tests.fake_dify import CLOSE, LAST_CHUNK, STREAM_HEAD, FakeDify, Step, chunk, recording
+from tests.stepping import Packets, looped
 from tests.streams import read_stream
 from tests.test_recorded_answers import NAMES, mode_of
 
@@ -125,6 +127,49 @@ BODIES = st.builds(
     st.lists(st.tuples(PLACES, st.sampled_from(SPLICED), st.booleans()), max_size=4),
     st.none() | PLACES,
 )
+
+
+@given(
+    body=BODIES,
+    size=st.sampled_from([1_000_000, 4096, 601, 97, 13]),
+    kind=st.sampled_from([*KINDS]),
+    stops=st.sampled_from([None, "STOP", ["tok3", "\n\n"]]),
+)
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_a_loop_gives_what_a_thread_gives(
+    api: FlaskClient,
+    far: FakeDify,
+    body: Body,
+    size: int,
+    kind: str,
+    stops: list[str] | str | None,
+) -> None:
+    said, end = body.said, b"" if body.cut is None else CLOSE
+    blocks = said.split(b"\n\n")
+    chunks = b"".join(chunk(block + b"\n\n") for block in blocks[:-1])
+    raw = STREAM_HEAD + chunks + (LAST_CHUNK if body.cut is None else b"")
+    question: dict[str, Any] = {
+        "model": f"{mode_of(body.name)} {kind}",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "stop": stops,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    far.requests.clear()
+    far.answer = lambda request: [raw, end]
+    whole = api.post("/v1/chat/completions", json=question, buffered=True)
+    packets = Packets(raw, size, end)
+    far.answer = lambda request: packets
+    status, given = looped(api.application, question, packets)
+    assert status == whole.status_code
+    assert anonymous(given) == anonymous(whole.data)
+
+
+def anonymous(body: bytes) -> bytes:
+    """Without what is different where a stop sequence ends the answer before Dify has told it."""
+    return re.sub(rb'"(created|id|[a-z_]+_id)":("[^"]*"|\d+),?', b"", body)
 
 
 @given(

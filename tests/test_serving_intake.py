@@ -230,7 +230,7 @@ def test_listening_sockets_are_found_in_the_process_that_has_them() -> None:
 
 TURN = """
 import os, sys
-from opendify.serving.departure import OneAtATime
+from opendify.serving.retirement import OneAtATime
 
 turn = OneAtATime(None)
 for _ in range(3):  # what ends lets go

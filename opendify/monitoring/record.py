@@ -20,7 +20,8 @@ class Record:
     ``model`` is what was asked for, and in the end UNKNOWN_MODEL where there is none of that name;
     ``streamed`` is what was asked for, ``is_streaming`` what is done; times are of
     ``time.monotonic``; ``tokens`` are those that Dify has counted, by kind; ``ended`` is OK,
-    CALLER_GONE or the code of an error, "" until then."""
+    CALLER_GONE or the code of an error, "" until then; ``is_complete`` is whether all of the answer
+    was taken."""
 
     id: str
     method: str
@@ -34,6 +35,7 @@ class Record:
     ended_at: float = 0.0
     ended: str = ""
     is_upstream_error: bool = False
+    is_complete: bool = False
     tokens: Mapping[str, int] = field(default_factory=dict)
 
     @property

@@ -1,10 +1,8 @@
 """When a worker that was told to end has to be gone, and how running answers learn of it."""
 
 import contextlib
-import fcntl
 import math
 import os
-import tempfile
 import time
 from collections.abc import Iterable
 
@@ -88,21 +86,6 @@ class Departure:
     @property
     def _left(self) -> float:
         return self.ends_at - time.monotonic()
-
-
-class OneAtATime:
-    """A lock among the processes that are forked after it is made. Who takes it keeps it to its
-    own end, of whatever kind."""
-
-    def __init__(self, folder: str | None) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115, open to the end
-
-    def take(self) -> bool:
-        try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        return True
 
 
 def inodes(descriptors: Iterable[int]) -> set[int]:

@@ -8,14 +8,14 @@ on is Gunicorn's.
 
 import contextlib
 import errno
-import resource
 import selectors
 import socket
-import sys
 import time
 import uuid
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
+from functools import partial
 from types import FrameType
 from typing import Any, ClassVar
 
@@ -25,10 +25,13 @@ from gunicorn.http.message import Request
 from gunicorn.http.wsgi import Response, default_environ
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
 
-from opendify.serving import pages
+from opendify.serving import pages, system
+from opendify.serving.answer import Answer
 from opendify.serving.board import Board
 from opendify.serving.connection import Connection
-from opendify.serving.departure import Departure, Ending, OneAtATime, inodes
+from opendify.serving.departure import Departure, Ending, inodes
+from opendify.serving.moving import new_moving
+from opendify.serving.retirement import OneAtATime, Retirement
 from opendify.serving.waiting import Waiting
 
 _DEFAULT_BODY_LIMIT = 64 * 1024 * 1024
@@ -38,7 +41,6 @@ _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _REST_SECONDS = 0.25
 # How often a worker looks whether all others are full too.
 _LOOK_SECONDS = 0.05
-_MOST_DESCRIPTORS = 65536
 # How often the main loop tells the master that it turns, and looks whether there is one.
 _SIGN_SECONDS = 0.25
 
@@ -52,7 +54,7 @@ class Worker(ThreadWorker):
 
     poller: selectors.BaseSelector
     tpool: ThreadPoolExecutor
-    _retirement: ClassVar[OneAtATime | None] = None
+    _leaves: ClassVar[OneAtATime | None] = None
     _common_board: ClassVar[Board | None] = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -64,11 +66,9 @@ class Worker(ThreadWorker):
         self._busy: set[Connection] = set()
         self._rests_until = 0.0
         self._signs_at = 0.0
-        # Gunicorn's own way would stop accepting at once.
-        self._retires_at, self.max_requests = self.max_requests, sys.maxsize
-        self._is_retiring = False
-        if self.cfg.max_requests and Worker._retirement is None:  # in the master
-            Worker._retirement = OneAtATime(self.cfg.worker_tmp_dir)
+        if self.cfg.max_requests and self.cfg.workers > 1 and Worker._leaves is None:
+            Worker._leaves = OneAtATime(self.cfg.worker_tmp_dir)  # in the master
+        self._retirement = Retirement(self.max_requests, self._leaves, self.log)
         Worker._common_board = self._board = Worker._common_board or Board(self.cfg.workers)
         self._row = self._board.claim()
         # With sendfile, a caller that does not read holds its thread for ever.
@@ -89,9 +89,9 @@ class Worker(ThreadWorker):
             self.ppid,
             inodes(listener.fileno() for listener in self.sockets),
         )
-        _raise_descriptor_limit()
+        system.raise_descriptor_limit()
         for listener in self.sockets:
-            _let_accept_wait_for_data(listener.sock)
+            system.let_accept_wait_for_data(listener.sock)
         super().init_process()
 
     def load_wsgi(self) -> None:
@@ -117,14 +117,16 @@ class Worker(ThreadWorker):
         queue = self.method_queue
         self.poller.register(queue.fileno(), selectors.EVENT_READ, queue.run_callbacks)
         self._waiting = self._new_waiting()
+        self._moving = new_moving(self._resume, self.poller)
         self._names = {listener: listener.getsockname() for listener in self.sockets}
         while self.alive and self._has_master():
             self._board.tell(self._row, has_room=self._has_room(self._wanted))
             accepts = self._accepts()
             self.set_accept_enabled(accepts)
             looks = not accepts and self._has_room(self.cfg.threads)
-            self._turn(_LOOK_SECONDS if looks else 1.0)
-            self._mind_retirement()
+            self._take_turn(_LOOK_SECONDS if looks else 1.0)
+            if self._retirement.is_due(self.nr, not (self._waiting or self._busy)):
+                self.alive = False
         self._board.tell(self._row, has_room=False)
         self.alive = False
         self.set_accept_enabled(False)
@@ -132,8 +134,8 @@ class Worker(ThreadWorker):
         self._clean_up()
 
     def _new_waiting(self) -> Waiting:
-        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        most = min(self.cfg.worker_connections - self.cfg.threads, descriptors // 4)
+        most = self.cfg.worker_connections - self.cfg.threads
+        most = min(most, system.descriptor_limit() // 4)
         most_bytes = _LARGEST_BODIES * self._body_limit
         return Waiting(self.poller, self.log, self._start, max(1, most), most_bytes)
 
@@ -146,8 +148,12 @@ class Worker(ThreadWorker):
         self.notify()
         return bool(self.is_parent_alive())
 
-    def _turn(self, patience: float) -> None:
-        self.wait_for_and_dispatch_events(min(self._waiting.patience, patience))
+    def _take_turn(self, patience: float) -> None:
+        patience = min(self._waiting.patience, patience)
+        if not self._moving:
+            self.wait_for_and_dispatch_events(patience)
+        elif self._moving.turn(time.monotonic() + patience):
+            self.wait_for_and_dispatch_events(0)
         self._waiting.sweep()
 
     def _has_room(self, places: int) -> bool:
@@ -161,7 +167,8 @@ class Worker(ThreadWorker):
         is_full = not self._has_room(self._wanted)
         others_do = is_full and self._board.has_room()
         # At 0, answers close their connections: the next request may come where there is room.
-        self.max_keepalived = 0 if others_do or self._is_retiring else self.cfg.worker_connections
+        keeps = not (others_do or self._retirement.has_begun)
+        self.max_keepalived = self.cfg.worker_connections if keeps else 0
         return not others_do and self._has_room(self.cfg.threads)
 
     def accept(self, listener: socket.socket) -> None:
@@ -196,9 +203,19 @@ class Worker(ThreadWorker):
         self._busy.add(conn)
         self.enqueue_req(conn)
 
-    def finish_request(self, conn: Connection, fs: "Future[bool]") -> None:
-        self._busy.discard(conn)
+    def _resume(self, answer: Answer) -> None:
+        """Gives an answer that the loop had moved to a thread again."""
+        fs = self.tpool.submit(self._go_on, answer)
+        fs.add_done_callback(
+            lambda fut: self.method_queue.defer(self.finish_request, answer.conn, fut)
+        )
+
+    def finish_request(self, conn: Connection, fs: "Future[bool | Answer]") -> None:
         failure = None if fs.cancelled() else fs.exception()
+        if not fs.cancelled() and failure is None and isinstance(answer := fs.result(), Answer):
+            self._move(answer)
+            return
+        self._busy.discard(conn)
         if failure is not None:
             self.log.error("A request ended its thread", exc_info=failure)
         if fs.cancelled() or failure is not None or not fs.result():
@@ -212,18 +229,59 @@ class Worker(ThreadWorker):
             return
         self._waiting.keep(conn, left)
 
-    def handle_request(self, req: Request, conn: Connection) -> bool:
+    def _move(self, answer: Answer) -> None:
+        if self._moving is None or self._ending.has_come():
+            self._resume(answer)
+        else:
+            self._moving.add(answer)
+
+    def handle_request(self, req: Request, conn: Connection) -> bool | Answer:
+        """Answers a request, in a thread. An Answer is what the loop is to go on with, a truth
+        value whether the connection may carry another request."""
         if conn.has_continued:
             req._expected_100_continue = False
+        self.cfg.pre_request(self, req)
+        self.nr += 1
+        is_possible, end = self._moving is not None, partial(self._end, req)
+        answer = Answer(req, conn, self.cfg, self.log, end, is_possible)
+        if not self.alive or not self.cfg.keepalive or not self.max_keepalived:
+            answer.resp.force_close()
+        return self._outcome(answer, lambda: answer.begin(self.wsgi))
+
+    def _go_on(self, answer: Answer) -> bool | Answer:
         try:
-            return bool(super().handle_request(req, conn))
+            return self._keepalive_after(answer.conn, self._outcome(answer, answer.go_on))
+        except OSError as exc:
+            self.log.debug("A caller has gone in the middle of its answer: %s", exc)
+            return False
+
+    def _outcome(self, answer: Answer, give: Callable[[], bool]) -> bool | Answer:
+        try:
+            if not give():
+                return answer
         except BlockingIOError:
             self.log.info("A client that does not read its answer is left")
             return False
+        except OSError:
+            raise
+        except (Exception, SystemExit):
+            if not answer.resp.headers_sent:
+                raise
+            self.log.exception("Error handling request")
+            return False
+        return not answer.resp.should_close()
 
-    def _keepalive_after(self, conn: Connection, keepalive: bool) -> bool:
+    def _end(self, req: Request, environ: dict[str, Any], resp: Response) -> None:
+        try:
+            self.cfg.post_request(self, req, environ, resp)
+        except Exception:
+            self.log.exception("Exception in post_request hook")
+
+    def _keepalive_after(self, conn: Connection, outcome: bool | Answer) -> bool | Answer:
+        if isinstance(outcome, Answer):
+            return outcome
         # What is left of a body that was not collected would hold the thread until it comes.
-        return bool(conn.intake.is_whole and super()._keepalive_after(conn, keepalive))
+        return bool(conn.intake.is_whole and super()._keepalive_after(conn, outcome))
 
     def handle_error(
         self, req: Request | None, client: socket.socket, addr: Any, exc: BaseException
@@ -246,43 +304,25 @@ class Worker(ThreadWorker):
         with contextlib.suppress(OSError):
             client.sendall(pages.page(status, request_id))
 
-    def _mind_retirement(self) -> None:
-        """A worker that reached max_requests goes on until it has nothing to do, so that nobody
-        waits for its successor. One that is never idle stops accepting at twice that number, and
-        only while all others accept."""
-        if self.nr < self._retires_at:
-            return
-        if not self._is_retiring:
-            self._is_retiring = True
-            self.log.info("Autorestarting worker when it is idle.")
-        if not (self._waiting or self._busy) or self._is_overdue():
-            self.alive = False
-
-    def _is_overdue(self) -> bool:
-        if self.nr < 2 * self._retires_at or self.cfg.workers < 2:
-            return False
-        if self._retirement is None or not self._retirement.take():
-            return False
-        self.log.info("This worker was never idle; it leaves new connections to others.")
-        return True
-
     def _drain(self) -> None:
         for listener in self.sockets:  # else the kernel takes connections that nobody accepts
             listener.close()
         self._waiting.hasten(time.monotonic() + STOP_KEEPALIVE_LINGER)
-        if not (self._departure.was_told or self._is_retiring):
+        if not (self._departure.was_told or self._retirement.has_begun):
             self._departure.hasten()
         while (self._waiting or self._busy) and not self._departure.is_over:
             self.notify()
             self._departure.look()
             if self._departure.must_end and self._busy:
                 self._end_answers()
-            self._turn(_REST_SECONDS)
+            self._take_turn(_REST_SECONDS)
 
     def _end_answers(self) -> None:
         if not self._ending.has_come():
             self.log.info("Ending the requests that still run: %d", len(self._busy))
             self._ending.come()
+        if self._moving:
+            self._moving.release_all()
         if self._departure.must_cut:
             for conn in self._busy:
                 with contextlib.suppress(OSError):
@@ -292,26 +332,11 @@ class Worker(ThreadWorker):
         self.tpool.shutdown(wait=False, cancel_futures=True)
         for conn in self._waiting:
             self._waiting.drop(conn)
+        if self._moving is not None:
+            self._moving.close()
         self.poller.close()
         if not self._busy:  # else threads will still write to it
             self.method_queue.close()
-
-
-def _let_accept_wait_for_data(listener: socket.socket) -> None:
-    """For a second: a connection is then accepted with its request, when it is known whether there
-    is a thread for it. Linux and TCP only."""
-    option = getattr(socket, "TCP_DEFER_ACCEPT", None)
-    if option is not None and listener.family != socket.AF_UNIX:
-        listener.setsockopt(socket.IPPROTO_TCP, option, 1)
-
-
-def _raise_descriptor_limit() -> None:
-    """A stream needs two, and many systems start with 1024, of which a process may have more."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _is_plain(cfg: Config) -> bool:

@@ -59,6 +59,7 @@ class Narration:
         citation_form: str,
     ) -> None:
         self.ending = Ending()
+        self.has_ended = False
         self._model = model
         self._mode = mode
         self._citation_form = citation_form
@@ -145,6 +146,7 @@ class Narration:
 
     def end(self, event: MessageEnded) -> list[Telling]:
         """What is told last; ``ending`` is complete afterwards."""
+        self.has_ended = True
         told = self._tell_heard(self._characters.rest())
         told += [t for splitter in self._splitters.values() for t in self._pieces(splitter.close())]
         told += self._tell_outputs()

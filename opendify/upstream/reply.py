@@ -6,10 +6,10 @@ from collections.abc import Generator
 import httpcore
 import httpx
 
+from opendify.steps import Wait
 from opendify.upstream.http1 import Answer, BadAnswer
 from opendify.upstream.kept import Loan
 from opendify.upstream.watch import UNWATCHED, Watch
-from opendify.upstream.watcher import Wait
 
 
 class Reply:

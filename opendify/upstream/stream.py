@@ -8,6 +8,7 @@ import httpcore
 
 from opendify import errors, sse
 from opendify.dify.failures import parse_refusal, to_error
+from opendify.steps import Wait
 from opendify.upstream.http1 import Answer, BadAnswer
 from opendify.upstream.kept import Loan
 from opendify.upstream.watch import UNWATCHED, Watch
@@ -27,7 +28,12 @@ REUSE_RACE_SECONDS = 1.0
 
 class EventStream:
     """The events of one answer, read until what is in its ``watch`` ends it. Whoever gets one must
-    close it. ``send`` puts the question on its way, with True a second time."""
+    close it. ``send`` puts the question on its way, with True a second time.
+
+    ``wait`` is what ``read`` waits for, but that it also ends at ``dead_at``, a time of
+    ``time.monotonic``; where it ``is_at_hand``, there is nothing to wait for, or nothing that shows
+    on the descriptor.
+    """
 
     def __init__(
         self,
@@ -46,30 +52,33 @@ class EventStream:
         loan = self._send(is_repeat)
         self._loan: Loan | None = loan
         self._wire = loan.wire
+        self._is_secure = loan.wire.get_extra_info("ssl_object") is not None
         self._answer = Answer()
         self._is_events = False
         self._decoder = sse.Decoder()
         self._refusal = b""
         self._failure: errors.DifyError | None = None
         self._may_reconnect = True
-        self._silent_since = time.monotonic()
+        self.is_at_hand = False
+        self.dead_at = time.monotonic() + self._read_timeout
+        self.wait = Wait(loan.wire.fileno(), self.dead_at)
 
     def read(self, until: float) -> list[bytes] | None:
         """The payloads of the events that arrive next, an empty list when none came by ``until``.
 
-        ``until`` is a time of ``time.monotonic``. None is the end of the stream. Raises
-        CallerGone, ServerStopping, and DifyError for every other way in which an answer can fail
-        to come; what came before a fault is handed out first.
+        ``until`` is a time of ``time.monotonic``, or AT_ONCE for one who knows that something is
+        there. None is the end of the stream. Raises CallerGone, ServerStopping, and DifyError for
+        every other way in which an answer can fail to come; what came before a fault is handed out
+        first.
         """
         while self._failure is None and not self._answer.complete:
-            dead_at = self._silent_since + self._read_timeout
-            data = self._receive(min(until, dead_at))
+            data = self._receive(min(until, self.dead_at))
             now = time.monotonic()
             if data is not None:
-                self._silent_since = now
+                self.dead_at = now + self._read_timeout
                 if payloads := self._events(data):
                     return payloads
-            elif now >= dead_at:
+            elif now >= self.dead_at:
                 raise errors.DifyTimeout(
                     f"Dify has sent nothing for {self._read_timeout:g} seconds; "
                     "the answer was given up."
@@ -106,7 +115,7 @@ class EventStream:
         answer before can be in that state, and it shows at once: a Dify that dies later may have
         begun the run.
         """
-        waited = time.monotonic() - self._silent_since
+        waited = time.monotonic() - (self.dead_at - self._read_timeout)
         if not (self._may_reconnect and self._wire.has_answered and waited < REUSE_RACE_SECONDS):
             return False
         self.close()
@@ -116,6 +125,9 @@ class EventStream:
 
     def _events(self, data: bytes) -> list[bytes]:
         body = self._body(data) if data else b""
+        self.is_at_hand = self._answer.complete or self._failure is not None
+        if self._is_secure:
+            self.is_at_hand = self.is_at_hand or not self._wire.is_told_by_poll
         if not self._answer.status:
             return []
         if not self._is_events:

@@ -19,10 +19,11 @@ from opendify.dify.events import (
 from opendify.dify.failures import Refusal, to_error
 from opendify.dify.payloads import NotAnEvent, Payload, collect_ids, parse_event, parse_payload
 from opendify.dify.pieces import parse_piece, parse_pieces
+from opendify.steps import NEEDS_THREAD, Wait
 from opendify.upstream.client import DifyClient
 from opendify.upstream.stream import EventStream
 from opendify.upstream.watch import UNWATCHED
-from opendify.upstream.watcher import Steps, Wait
+from opendify.upstream.watcher import Steps
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,11 @@ class Turn:
         """
         events: list[Event] = []
         if self._failure is None:
-            payloads = self._read(min(until, self._deadline))
+            try:
+                payloads = self._stream.read(min(until, self._deadline))
+            except errors.DifyError:
+                self._has_failed = True
+                raise
             if payloads is None or (not payloads and time.monotonic() >= self._deadline):
                 return [self._without_message_end()]
             self._take_all(payloads, events)
@@ -81,12 +86,13 @@ class Turn:
             raise self._failure
         return events
 
-    def _read(self, until: float) -> list[bytes] | None:
-        try:
-            return self._stream.read(until)
-        except errors.DifyError:
-            self._has_failed = True
-            raise
+    def wait(self, until: float) -> Wait:
+        """What ``next`` waits for, until then at most."""
+        stream = self._stream
+        if self._failure is not None or stream.is_at_hand:
+            return NEEDS_THREAD
+        stream.wait.until = min(until, self._deadline, stream.dead_at)
+        return stream.wait
 
     def close(self, afterwards: Callable[[], None] | None = None) -> None:
         """Frees the connection, and stops the run where its end was not seen.

@@ -10,8 +10,9 @@ import select
 import threading
 import time
 from collections.abc import Generator
-from dataclasses import dataclass
 from queue import SimpleQueue
+
+from opendify.steps import Wait
 
 log = logging.getLogger(__name__)
 
@@ -20,14 +21,6 @@ MOST = 128
 
 # What TLS holds back shows on no descriptor, so all are looked at now and then.
 _LOOK_SECONDS = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Until the descriptor is readable, but not beyond a time of ``time.monotonic``."""
-
-    descriptor: int
-    until: float
 
 
 # Goes on after each Wait, mostly with something to read; never blocks for long.

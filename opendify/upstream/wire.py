@@ -23,6 +23,7 @@ from typing import Any
 import httpcore
 import httpx
 
+from opendify.steps import AT_ONCE
 from opendify.upstream.watch import Watch
 
 READ_BYTES = 64 * 1024
@@ -160,12 +161,18 @@ class Wire(httpcore.NetworkStream):
         """The descriptor to poll for an answer that was handed over."""
         return int(self._stream.get_extra_info("socket").fileno())
 
+    @property
+    def is_told_by_poll(self) -> bool:
+        """Whether its descriptor shows everything that can be received next."""
+        return self._answering is not None and self._answering.is_told_by_poll
+
     def receive(self, until: float, watch: Watch) -> bytes | None:
         """The next bytes of an answer that was handed over.
 
-        ``until`` is a time of ``time.monotonic``. Returns None when nothing came in time, or only a
-        part of a TLS record, and b"" at the end of the connection. Raises CallerGone and
-        ServerStopping when ``watch`` tells that first, and httpcore.ReadError.
+        ``until`` is a time of ``time.monotonic``; AT_ONCE is for one who has polled, and then
+        ``watch`` is not looked at. Returns None when nothing came in time, or only a part of a TLS
+        record, and b"" at the end of the connection. Raises CallerGone and ServerStopping when
+        ``watch`` tells that first, and httpcore.ReadError.
         """
         answering = self._answering
         if answering is None or answering.watch is not watch:
@@ -211,7 +218,7 @@ class _Answering:
     def receive(self, until: float) -> bytes | None:
         if self._is_nested and (ahead := self._read_ahead()) is not None:
             return ahead
-        if (self._tls is None or not self._tls.pending()) and not self._wait(until):
+        if until != AT_ONCE and not self._is_pending() and not self._wait(until):
             return None
         try:
             if self._is_nested:
@@ -228,6 +235,13 @@ class _Answering:
             return self._stream.read(READ_BYTES, timeout=_MOMENT)
         except httpcore.ReadTimeout:
             return None
+
+    @property
+    def is_told_by_poll(self) -> bool:
+        return not (self._is_nested or self._is_pending())
+
+    def _is_pending(self) -> bool:
+        return self._tls is not None and self._tls.pending() > 0
 
     def _wait(self, until: float) -> bool:
         ready = self._poll.poll(max(0.0, until - time.monotonic()) * 1000)

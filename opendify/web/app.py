@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -18,11 +18,13 @@ from opendify.exchange import Caller
 from opendify.monitoring.record import CALLER_GONE, Record
 from opendify.openai import answers
 from opendify.openai.requests import ChatRequest, parse_chat_request
+from opendify.steps import NEEDS_THREAD, Steps
 from opendify.upstream.directory import Directory
 from opendify.upstream.watch import Watch
 from opendify.web.access import Access, add_door, refuse_key
 from opendify.web.body import json_body
-from opendify.web.recording import current_record
+from opendify.web.recording import current_record, to_first_byte
+from opendify.web.stepped import SteppedResponse
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +123,9 @@ def _answer(service: ChatService, exchange: Asked, record: Record) -> Response:
     if exchange.request.stream:
         exchange.hold(HOLD_SECONDS)
         record.is_streaming = True
-        response = Response(_events(service, exchange, record), headers=_STREAM_HEADERS)
+        response: Response = SteppedResponse(
+            _events(service, exchange, record), headers=_STREAM_HEADERS
+        )
     else:
         response = jsonify(service.gather(exchange))
         if exchange.ids.message_id:
@@ -133,21 +137,26 @@ def _answer(service: ChatService, exchange: Asked, record: Record) -> Response:
     return response
 
 
-def _events(service: ChatService, exchange: Asked, record: Record) -> Iterator[bytes]:
+def _events(service: ChatService, exchange: Asked, record: Record) -> Steps[bytes]:
+    steps = service.stream(exchange)
     try:
-        yield from service.stream(exchange)
+        yield from to_first_byte(steps, record)
+        yield from steps  # nothing of ours between a token and its caller
     except errors.CallerGone:
         record.ended = CALLER_GONE
         return
     except errors.OpenDifyError as exc:
+        yield NEEDS_THREAD  # to write to the log
         record.failed(exc)
         log.warning("an answer failed code=%s dify_code=%s", exc.code, exc.dify_code)
         yield sse.encode(exc.body())
     except Exception:
+        yield NEEDS_THREAD
         log.exception("unexpected error in a stream")
         record.failed(_internal_error())
         yield sse.encode(_internal_error().body())
     yield sse.DONE
+    record.is_complete = True
 
 
 def _close(exchange: Asked, record: Record) -> None:

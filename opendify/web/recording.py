@@ -12,6 +12,8 @@ from opendify import sse
 from opendify.logs import log_fields, request_id
 from opendify.monitoring.record import CALLER_GONE, OK, UNKNOWN_MODEL, Record
 from opendify.request_ids import parse_request_id
+from opendify.steps import NEEDS_THREAD, Steps, Wait, without_waits
+from opendify.web.stepped import SteppedBody
 
 log = logging.getLogger("opendify.requests")
 
@@ -42,6 +44,21 @@ def current_record() -> Record:
     """The record of the request that is being served; of no use where none is made."""
     record: Record = request.environ.get(_KEY) or Record("", request.method, 0.0)
     return record
+
+
+def to_first_byte(steps: Steps[bytes], record: Record) -> Steps[bytes]:
+    """The steps to the first that counts as a byte of the answer. Whoever takes them must have a
+    thread; the rest is taken from ``steps``."""
+    for step in steps:
+        if not isinstance(step, Wait):
+            is_first = step != sse.KEEP_ALIVE
+            if is_first:
+                record.first_byte_at = time.monotonic()
+            yield step
+            if is_first:
+                return
+        else:
+            yield NEEDS_THREAD
 
 
 def _note_route(endpoint: str | None, values: Any) -> None:
@@ -80,6 +97,8 @@ class _Recording:
             raise
         if record.is_streaming:
             _tell(self._observer.stream_began, record)
+        if isinstance(body, SteppedBody):
+            return _SteppedBody(body, record, self._end)
         return _Body(body, record, self._end)
 
     def _end(self, record: Record) -> None:
@@ -102,33 +121,38 @@ def _tell(observer: Callable[[Record], None], record: Record) -> None:
 
 
 class _Body:
-    """The body of an answer. Whoever takes it must close it; before its end, only one whose
-    caller has gone is closed."""
+    """The body of an answer. Whoever takes it must close it; before its end, only one whose caller
+    has gone is closed."""
 
     def __init__(
-        self, pieces: Iterable[bytes], record: Record, end: Callable[[Record], None]
+        self, body: Iterable[bytes], record: Record, end: Callable[[Record], None]
     ) -> None:
-        self._pieces = pieces
+        self._body = body
         self._record = record
         self._end = end
-        self._is_complete = False
 
     def __iter__(self) -> Iterator[bytes]:
-        pieces = iter(self._pieces)
-        for piece in pieces:
-            if piece and piece != sse.KEEP_ALIVE:
-                self._record.first_byte_at = time.monotonic()
-                yield piece
-                break
+        for piece in self._body:
+            self._record.first_byte_at = self._record.first_byte_at or time.monotonic()
             yield piece
-        yield from pieces  # nothing of ours between a token and its caller
-        self._is_complete = True
+        self._record.is_complete = True
 
     def close(self) -> None:
         try:
-            if hasattr(self._pieces, "close"):
-                self._pieces.close()
+            if hasattr(self._body, "close"):
+                self._body.close()
         finally:
-            if not self._is_complete:
+            if not self._record.is_complete:
                 self._record.ended = self._record.ended or CALLER_GONE
             self._end(self._record)
+
+
+class _SteppedBody(_Body):
+    """One whose steps note what is recorded of them, so that each costs nothing here."""
+
+    def __init__(self, body: SteppedBody, record: Record, end: Callable[[Record], None]) -> None:
+        super().__init__(body, record, end)
+        self.steps = body.steps
+
+    def __iter__(self) -> Iterator[bytes]:
+        return without_waits(self.steps)
