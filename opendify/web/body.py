@@ -23,10 +23,11 @@ def json_body(or_else: Any = None) -> Any:
 
     Raises InvalidRequest, UnsupportedMediaType, and an HTTPException where it is too large.
     """
-    data = _received()
+    environ = request.environ
+    data = _received(environ)
     if not data.strip() and or_else is not None:
         return or_else
-    _require_plain_json()
+    _require_plain_json(environ)
     try:
         return _decoded(data.decode("utf-8-sig"))
     except UnicodeError as exc:
@@ -37,8 +38,8 @@ def json_body(or_else: Any = None) -> Any:
         raise errors.InvalidRequest("The request body is not valid JSON.") from exc
 
 
-def _received() -> bytes:
-    environ, limit = request.environ, request.max_content_length
+def _received(environ: Mapping[str, Any]) -> bytes:
+    limit = request.max_content_length
     length = _usual_length(environ, limit)
     try:
         if length is not None:
@@ -78,8 +79,7 @@ def _read(stream: Any, length: int) -> bytes:
     return data
 
 
-def _require_plain_json() -> None:
-    environ = request.environ
+def _require_plain_json(environ: Mapping[str, Any]) -> None:
     if environ.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
         raise errors.UnsupportedMediaType("Send the body as it is, without Content-Encoding.")
     if environ.get("CONTENT_TYPE", "") in _USUAL_TYPES:
