@@ -143,8 +143,9 @@ DEFECTS = [
         "An answer waits for the end of the connection",
         _STRANGE + "held-open-streamed",
         "opendify/chat.py",
-        "                told += narration.end(event)\n                break\n",
-        "                told += narration.end(event) + exchange.wait(20)\n                break\n",
+        "        exchange.settle(writer.said(), ending.usage, narration.is_cut)\n",
+        "        exchange._next(float('inf'))\n"
+        "        exchange.settle(writer.said(), ending.usage, narration.is_cut)\n",
     ),
     Defect(
         _NEVER_SILENT,
