@@ -103,9 +103,11 @@ class ChatService:
         while not narration.has_ended:
             is_readable = yield exchange.wait(KEEP_ALIVE_SECONDS)
             events = exchange.take(is_readable)
-            if is_readable and not narration.is_told_at_once(events):
+            told = narration.tell_at_once(events) if is_readable else None
+            if told is None:
                 yield NEEDS_THREAD
-            if told := narration.tell_all(events):
+                told = narration.tell_all(events)
+            if told:
                 yield writer.write(told)
             elif not (events or is_readable):
                 yield sse.KEEP_ALIVE

@@ -69,7 +69,9 @@ class Answer:
         try:
             step = self._steps.send(IS_READABLE)  # type: ignore[attr-defined]
             while not isinstance(step, Wait):
-                self._offer(step)
+                if step:
+                    self.resp.sent += len(step)
+                    self._outlet.offer(_in_chunk(step) if self.resp.chunked else step)
                 step = next(self._steps)
             self.wait = step
             return step.descriptor >= 0 and not self._outlet.held
@@ -118,13 +120,6 @@ class Answer:
         is_framed = self.resp.response_length is None
         return self._may_leave_thread and is_framed and not step.needs_thread
 
-    def _offer(self, piece: bytes) -> None:
-        """As Gunicorn's response writes a piece, without all that only concerns other answers."""
-        if piece:
-            self.resp.sent += len(piece)
-            framed = b"%X\r\n%b\r\n" % (len(piece), piece) if self.resp.chunked else piece
-            self._outlet.offer(framed)
-
     def _finish(self) -> None:
         try:
             if self._body is None:
@@ -136,3 +131,7 @@ class Answer:
                 self._body.close()
         finally:
             self._end(self._environ, self.resp)
+
+
+def _in_chunk(piece: bytes) -> bytes:
+    return b"%X\r\n%b\r\n" % (len(piece), piece)

@@ -23,9 +23,9 @@ class Outlet:
 
     def offer(self, data: bytes) -> None:
         """Sends what the caller has place for, holds the rest, and never waits. Raises OSError."""
-        self.held += data
+        data = self.held + data
         try:
-            sent = self._sock.send(self.held, socket.MSG_DONTWAIT)
+            sent = self._sock.send(data, socket.MSG_DONTWAIT)
         except BlockingIOError:
-            return
-        self.held = self.held[sent:]
+            sent = 0
+        self.held = data[sent:]

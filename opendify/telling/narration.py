@@ -101,6 +101,15 @@ class Narration:
             text = "".join(splitter.held for splitter in self._splitters.values()) + text
         return (is_whole or "(" not in text) and self._wording.is_free_of_links(text)
 
+    def tell_at_once(self, events: Sequence[Event]) -> list[Telling] | None:
+        """What ``tell_all`` gives, where that calls no ``link``; else None, and nothing is told."""
+        if len(events) == 1:
+            event = events[0]
+            if isinstance(event, Text) and self._is_passed_by(event, event.text):
+                self._pass_on(event, event.text)
+                return [Said(event.text)] if event.text else []
+        return self.tell_all(events) if self.is_told_at_once(events) else None
+
     def tell_all(self, events: Iterable[Event]) -> list[Telling]:
         """What events that came together give the caller, in order, to the end of the answer: up to
         a MessageEnded, or to where a stop sequence cuts it."""

@@ -121,17 +121,19 @@ class _Chunked:
         self._in_trailers = False
 
     def feed(self, data: bytes) -> bytes:
-        data = self._pending + data
         pieces: list[bytes] = []
         try:
-            self._cut(data, pieces)
+            position = 0
+            if not (self._pending or self._left or self._after_chunk or self._in_trailers):
+                position = _cut_whole_chunks(data, 0, pieces)
+            if position < len(data):
+                self._cut(self._pending + data, position, pieces)
         except BadAnswer as exc:
             exc.body = b"".join(pieces)
             raise
-        return b"".join(pieces)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def _cut(self, data: bytes, pieces: list[bytes]) -> None:
-        position = 0
+    def _cut(self, data: bytes, position: int, pieces: list[bytes]) -> None:
         while position < len(data) and not self.complete:
             if self._left:
                 piece = data[position : position + self._left]
