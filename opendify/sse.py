@@ -67,6 +67,14 @@ class Decoder:
             self._keep()
         return payloads
 
+    def only_payload(self, data: bytes) -> bytes | None:
+        """The payload of the next bytes where they are just one event of one line of data, as most
+        are, and so change nothing. Else None: then they are for ``feed``."""
+        end = len(data) - 2
+        if self._pending or self._cr_seen or data.find(b"\n") != end or b"\r" in data:
+            return None
+        return data[6:end] if data.startswith(b"data: ") and data.endswith(b"\n") else None
+
     def _keep(self) -> None:
         self._searched = max(0, len(self._pending) - 1)
         if len(self._pending) > MAX_EVENT_BYTES:

@@ -72,7 +72,8 @@ def ticking(ticks: int, until: float, end: str) -> Steps[bytes]:
         for tick in range(ticks + 1):
             if tick < ticks:
                 threading.Timer(0.05, os.write, (writer, b".")).start()
-            is_readable = yield Wait(reader, time.monotonic() + until)
+            patience = 60.0 if tick < ticks else until
+            is_readable = yield Wait(reader, time.monotonic() + patience)
             if not is_readable:
                 yield b"time is up\n"
                 break

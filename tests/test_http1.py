@@ -136,13 +136,14 @@ def test_any_chunking_of_any_body_in_any_pieces_gives_the_body(
     assert answer.reusable
 
 
-def outcome(pieces: Iterable[bytes]) -> tuple[bytes, str, bool, bool]:
+def outcome(pieces: Iterable[bytes], *, is_quick: bool = False) -> tuple[bytes, str, bool, bool]:
     """What is read of an answer: its body, what is wrong with it, whether it is whole and its
-    connection reusable."""
+    connection reusable. ``is_quick``: what is only a chunk is taken as that."""
     answer, body, wrong = Answer(), [], ""
     try:
         for piece in pieces:
-            body.append(answer.feed(piece))
+            only = answer.only_chunk(piece) if is_quick else None
+            body.append(answer.feed(piece) if only is None else only)
         if not answer.complete:
             answer.end()
     except BadAnswer as exc:
@@ -176,12 +177,20 @@ def test_chunks_sound_or_not_are_read_the_same_together_and_byte_by_byte(
     chunks: list[tuple[bytes, int, int, bytes]], filling: bytes, end: bytes, cuts: list[float]
 ) -> None:
     raw = OK + b"Transfer-Encoding: chunked\r\n\r\n"
-    for head, size, off, closing in chunks:
-        raw += head % max(0, size + off) + (filling * size)[:size] + closing
-    raw += end
+    raw += b"".join(alone(chunks, filling)) + end
     places = [0, *sorted(round(cut * len(raw)) for cut in cuts), len(raw)]
     pieces = [raw[a:b] for a, b in pairwise(places) if a < b]
     assert outcome(pieces) == outcome(byte_by_byte(raw))
+    assert outcome(pieces, is_quick=True) == outcome(pieces)
+    apart = [OK + b"Transfer-Encoding: chunked\r\n\r\n", *alone(chunks, filling), end]
+    assert outcome(filter(None, apart), is_quick=True) == outcome(byte_by_byte(raw))
+
+
+def alone(chunks: list[tuple[bytes, int, int, bytes]], filling: bytes) -> list[bytes]:
+    return [
+        head % max(0, size + off) + (filling * size)[:size] + closing
+        for head, size, off, closing in chunks
+    ]
 
 
 ROW = (b"12c\r\n" + b"x" * 300 + b"\r\n") * 10
@@ -195,6 +204,20 @@ BETWEEN = [
     pytest.param(b"-12c\r\n" + b"x" * 300 + b"\r\n", id="a negative size"),
     pytest.param(b"\r\n", id="an empty line"),
 ]
+
+
+def test_one_chunk_changes_nothing_and_all_else_is_not_only_one() -> None:
+    answer = Answer()
+    assert answer.only_chunk(b"1\r\nx\r\n") is None
+    answer.feed(OK + b"Transfer-Encoding: chunked\r\n\r\n")
+    assert answer.only_chunk(b"1\r\nx\r\n") == b"x"
+    for other in (b"1\r\nx", b"1\r\nx\r\n1\r\ny\r\n", b"2\r\nx\r\n", b"0\r\n\r\n", b"", b"z\r\n"):
+        assert answer.only_chunk(other) is None
+    assert answer.feed(b"3\r\nx") == b"x"
+    assert answer.only_chunk(b"1\r\nx\r\n") is None
+    assert answer.feed(b"yz\r\n0\r\n\r\n") == b"yz"
+    assert answer.complete
+    assert answer.only_chunk(b"1\r\nx\r\n") is None
 
 
 @pytest.mark.parametrize("fault", BETWEEN)

@@ -31,6 +31,7 @@ from opendify.telling.made_files import MadeFiles
 from opendify.telling.progress import Progress
 from opendify.telling.reasoning import Piece, ReasoningSplitter, split
 from opendify.telling.tellings import Ending, Said, SaidInTurn, Shown, Telling, Thought, Voided
+from opendify.telling.tokens import total_usage
 from opendify.telling.wording import Wording
 
 # Nodes that every graph has and that do no work worth showing.
@@ -76,6 +77,7 @@ class Narration:
         self._progress = Progress(model)
         self._node_usage: list[Usage] = []
         self._run: RunFinished | None = None
+        self._passed_on: Text | Texts | None = None  # what was told last, where that was passed on
 
     @property
     def is_cut(self) -> bool:
@@ -103,11 +105,10 @@ class Narration:
 
     def tell_at_once(self, events: Sequence[Event]) -> list[Telling] | None:
         """What ``tell_all`` gives, where that calls no ``link``; else None, and nothing is told."""
-        if len(events) == 1:
-            event = events[0]
-            if isinstance(event, Text) and self._is_passed_by(event, event.text):
-                self._pass_on(event, event.text)
-                return [Said(event.text)] if event.text else []
+        event = events[0] if len(events) == 1 else None
+        if isinstance(event, Text) and self._goes_on(event):
+            self._pass_on(event, event.text)
+            return [Said(event.text)] if event.text else []
         return self.tell_all(events) if self.is_told_at_once(events) else None
 
     def tell_all(self, events: Iterable[Event]) -> list[Telling]:
@@ -124,6 +125,7 @@ class Narration:
 
     def tell(self, event: Event) -> list[Telling]:  # noqa: C901 one match over a closed set
         """What this event gives the caller, in order."""
+        self._passed_on = None
         match event:
             case Text():
                 return self._tell_text(event)
@@ -169,7 +171,7 @@ class Narration:
             told += self._add(_NOTES.get(self._run.status, ""))
         told += self._cite(event.resources)
         told += self._progress.over()
-        self.ending.usage = self._usage(event.usage)
+        self.ending.usage = total_usage(event.usage, self._node_usage, self._run)
         return told
 
     def _tell_texts(self, event: Texts) -> list[Telling]:
@@ -194,6 +196,15 @@ class Narration:
             and self._wording.is_passed_by(text)
         )
 
+    def _goes_on(self, event: Text) -> bool:
+        """Whether this is passed by: where the text before it was, the same is known of all but
+        the text itself."""
+        last, text = self._passed_on, event.text
+        if last is None or last.node != event.node or last.event != event.event:
+            return self._is_passed_by(event, text)
+        is_whole = text.isascii() or self._characters.is_passed_by(text)
+        return is_whole and self._wording.is_passed_by(text)
+
     def _is_told_whole(self, event: Text | Texts) -> bool:
         """Whether this is all for the answer, and cannot be a repetition."""
         return (
@@ -203,6 +214,7 @@ class Narration:
         )
 
     def _pass_on(self, event: Text | Texts, text: str) -> None:
+        self._passed_on = event
         self._agent_spoke = event.event == "agent_message"
         if text:
             self._heard.add(event.node, text)
@@ -336,12 +348,3 @@ class Narration:
         self.ending.annotations = cited.annotations
         told: list[Telling] = [Shown(event) for event in cited.events]
         return told + self._add(cited.markdown)
-
-    def _usage(self, told: Usage | None) -> Usage | None:
-        """Dify's own sum, else that of the nodes, else the run's total."""
-        if told is not None and told.total_tokens:
-            return told
-        total = self._run.total_tokens if self._run else 0
-        prompt = sum(usage.prompt_tokens for usage in self._node_usage)
-        total = max(total, sum(usage.total_tokens for usage in self._node_usage))
-        return Usage(prompt, total - prompt, total) if total else told

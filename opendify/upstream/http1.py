@@ -69,6 +69,20 @@ class Answer:
         self.reusable = self.reusable and not self._body.surplus
         return body
 
+    def only_chunk(self, data: bytes) -> bytes | None:
+        """What of the next bytes is body where they are just one chunk, as most that Dify sends
+        are, and so change nothing. Else None: then they are for ``feed``."""
+        if not (isinstance(self._body, _Chunked) and self._body.is_between_chunks):
+            return None
+        end = data.find(b"\n", 0, _LONGEST_SHORT_LINE)
+        try:
+            closing = end + 1 + _short_chunk_size(data[:end])
+        except BadAnswer:
+            return None
+        if end < 0 or closing == end + 1 or data[closing:] != b"\r\n":
+            return None
+        return data[end + 1 : closing]
+
     def end(self) -> None:
         """Takes note that the connection has ended. Raises BadAnswer when that was too early."""
         if self._body is None:
@@ -115,6 +129,7 @@ class _Chunked:
     def __init__(self) -> None:
         self.complete = False
         self.surplus = False
+        self.is_between_chunks = True
         self._pending = b""
         self._left = 0  # bytes of the current chunk, its closing CRLF not counted
         self._after_chunk = False
@@ -124,7 +139,7 @@ class _Chunked:
         pieces: list[bytes] = []
         try:
             position = 0
-            if not (self._pending or self._left or self._after_chunk or self._in_trailers):
+            if self.is_between_chunks:
                 position = _cut_whole_chunks(data, 0, pieces)
             if position < len(data):
                 self._cut(self._pending + data, position, pieces)
@@ -150,6 +165,8 @@ class _Chunked:
             self._line(data[position:end])
             position = end + 1
         self._pending = data[position:]
+        begun = self._pending or self._left or self._after_chunk or self._in_trailers
+        self.is_between_chunks = not (begun or self.complete)
         self.surplus = self.complete and bool(self._pending)
         if not self.complete:
             _check_length(self._pending)
@@ -273,7 +290,7 @@ def _cut_whole_chunks(data: bytes, position: int, pieces: list[bytes]) -> int:
     where the next begins. Raises BadAnswer."""
     if len(data) - position > _MANY:
         position = _cut_row(data, position, pieces)
-    while (end := data.find(b"\n", position, position + 20)) >= 0:
+    while (end := data.find(b"\n", position, position + _LONGEST_SHORT_LINE)) >= 0:
         closing = end + 1 + _short_chunk_size(data[position:end])
         if closing == end + 1 or data[closing : closing + 2] != b"\r\n":
             break
@@ -312,5 +329,6 @@ def _cut_row(data: bytes, position: int, pieces: list[bytes]) -> int:
 # of a piece of text are, which has some 300 bytes in all.
 _SIZES_BETWEEN = {b"\r\n%x\r\n" % size: size for size in range(0x100, 0x1000)}
 
+_LONGEST_SHORT_LINE = 20
 # The sizes of a stream's chunks are much alike.
 _short_chunk_size = lru_cache(1024)(_chunk_size)

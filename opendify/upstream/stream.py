@@ -8,7 +8,7 @@ import httpcore
 
 from opendify import errors, sse
 from opendify.dify.failures import parse_refusal, to_error
-from opendify.steps import Wait
+from opendify.steps import AT_ONCE, Wait
 from opendify.upstream.http1 import Answer, BadAnswer
 from opendify.upstream.kept import Loan
 from opendify.upstream.watch import UNWATCHED, Watch
@@ -24,6 +24,8 @@ DRAIN_SECONDS = 0.05
 # How long after a question the end of a kept connection can still mean that Dify had closed it
 # before the question came.
 REUSE_RACE_SECONDS = 1.0
+
+_BROKEN_OFF = "The connection to Dify broke in the answer."
 
 
 class EventStream:
@@ -66,10 +68,9 @@ class EventStream:
     def read(self, until: float) -> list[bytes] | None:
         """The payloads of the events that arrive next, an empty list when none came by ``until``.
 
-        ``until`` is a time of ``time.monotonic``, or AT_ONCE for one who knows that something is
-        there. None is the end of the stream. Raises CallerGone, ServerStopping, and DifyError for
-        every other way in which an answer can fail to come; what came before a fault is handed out
-        first.
+        ``until`` is a time of ``time.monotonic``. None is the end of the stream. Raises
+        CallerGone, ServerStopping, and DifyError for every other way in which an answer can fail
+        to come; what came before a fault is handed out first.
         """
         while self._failure is None and not self._answer.complete:
             data = self._receive(min(until, self.dead_at))
@@ -89,13 +90,24 @@ class EventStream:
             raise self._failure
         return None
 
+    def take(self) -> list[bytes] | None:
+        """What ``read`` gives, to one who has polled: who is in ``watch`` is not looked at."""
+        try:
+            data = self._wire.take()
+        except (httpcore.ReadError, OSError) as exc:
+            raise errors.DifyBroken(_BROKEN_OFF) from exc
+        if not data:
+            return self.read(AT_ONCE)
+        self.dead_at = time.monotonic() + self._read_timeout
+        return self._events(data)
+
     def _receive(self, until: float) -> bytes | None:
         try:
             data = self._wire.receive(until, self.watch)
         except (httpcore.ReadError, OSError) as exc:
             if self._reconnect():
                 return b""
-            raise errors.DifyBroken("The connection to Dify broke in the answer.") from exc
+            raise errors.DifyBroken(_BROKEN_OFF) from exc
         if data == b"":
             if self._reconnect():
                 return b""
@@ -124,10 +136,17 @@ class EventStream:
         return True
 
     def _events(self, data: bytes) -> list[bytes]:
+        self.is_at_hand = self._is_secure and not self._wire.is_told_by_poll
+        if self._is_events and (chunk := self._answer.only_chunk(data)) is not None:
+            payload = self._decoder.only_payload(chunk)
+            if payload is not None:
+                return [payload]
+        return self._general_events(data)
+
+    def _general_events(self, data: bytes) -> list[bytes]:
         body = self._body(data) if data else b""
-        self.is_at_hand = self._answer.complete or self._failure is not None
-        if self._is_secure:
-            self.is_at_hand = self.is_at_hand or not self._wire.is_told_by_poll
+        if self._answer.complete or self._failure is not None:
+            self.is_at_hand = True
         if not self._answer.status:
             return []
         if not self._is_events:

@@ -19,7 +19,7 @@ from opendify.dify.events import (
 from opendify.dify.failures import Refusal, to_error
 from opendify.dify.payloads import NotAnEvent, Payload, collect_ids, parse_event, parse_payload
 from opendify.dify.pieces import parse_piece, parse_pieces
-from opendify.steps import NEEDS_THREAD, Wait
+from opendify.steps import AT_ONCE, NEEDS_THREAD, Wait
 from opendify.upstream.client import DifyClient
 from opendify.upstream.stream import EventStream
 from opendify.upstream.watch import UNWATCHED
@@ -66,8 +66,9 @@ class Turn:
         self._deadline = float("inf")
 
     def next(self, until: float) -> list[Event]:
-        """The events that came next, together; none when none came by ``until`` (a time of
-        ``time.monotonic``), and also earlier, when Dify has only shown that it works.
+        """The events that came next, together; none when none came by ``until``, a time of
+        ``time.monotonic`` or AT_ONCE for one who has polled, and also earlier, when Dify has only
+        shown that it works.
 
         Not to be called after the last one. Raises CallerGone, ServerStopping and DifyError; what
         came before a failure is handed out first.
@@ -75,7 +76,11 @@ class Turn:
         events: list[Event] = []
         if self._failure is None:
             try:
-                payloads = self._stream.read(min(until, self._deadline))
+                payloads = (
+                    self._stream.take()
+                    if until == AT_ONCE
+                    else self._stream.read(min(until, self._deadline))
+                )
             except errors.DifyError:
                 self._has_failed = True
                 raise

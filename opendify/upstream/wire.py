@@ -23,7 +23,6 @@ from typing import Any
 import httpcore
 import httpx
 
-from opendify.steps import AT_ONCE
 from opendify.upstream.watch import Watch
 
 READ_BYTES = 64 * 1024
@@ -166,13 +165,17 @@ class Wire(httpcore.NetworkStream):
         """Whether its descriptor shows everything that can be received next."""
         return self._answering is not None and self._answering.is_told_by_poll
 
+    def take(self) -> bytes | None:
+        """What ``receive`` has found before, or polled for: nothing else is looked at, and nothing
+        waited for."""
+        return None if self._answering is None else self._answering.take()
+
     def receive(self, until: float, watch: Watch) -> bytes | None:
         """The next bytes of an answer that was handed over.
 
-        ``until`` is a time of ``time.monotonic``; AT_ONCE is for one who has polled, and then
-        ``watch`` is not looked at. Returns None when nothing came in time, or only a part of a TLS
-        record, and b"" at the end of the connection. Raises CallerGone and ServerStopping when
-        ``watch`` tells that first, and httpcore.ReadError.
+        ``until`` is a time of ``time.monotonic``. Returns None when nothing came in time, or only a
+        part of a TLS record, and b"" at the end of the connection. Raises CallerGone and
+        ServerStopping when ``watch`` tells that first, and httpcore.ReadError.
         """
         answering = self._answering
         if answering is None or answering.watch is not watch:
@@ -218,8 +221,11 @@ class _Answering:
     def receive(self, until: float) -> bytes | None:
         if self._is_nested and (ahead := self._read_ahead()) is not None:
             return ahead
-        if until != AT_ONCE and not self._is_pending() and not self._wait(until):
+        if not self._is_pending() and not self._wait(until):
             return None
+        return self.take()
+
+    def take(self) -> bytes | None:
         try:
             if self._is_nested:
                 return self._stream.read(READ_BYTES, timeout=_RECORD_SECONDS)
