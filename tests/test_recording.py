@@ -140,3 +140,14 @@ def test_a_keep_alive_is_not_the_first_byte(
     response = post(api, stream=True)
     assert response.data.startswith(b": keep-alive")
     assert lines()[0]["first_byte"] >= 0.5
+
+
+def test_an_error_that_comes_after_comments_only_is_the_first_byte(
+    api: FlaskClient, dify: FakeDify, lines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("opendify.web.app.HOLD_SECONDS", 0.05)
+    monkeypatch.setattr("opendify.chat.KEEP_ALIVE_SECONDS", 0.1)
+    dify.answers = [[*streamed(PING, 0.5)[:-1], CLOSE]]
+    response = post(api, stream=True)
+    assert response.data.startswith(b": keep-alive") and b'"error"' in response.data
+    assert lines()[0]["first_byte"] >= 0.5

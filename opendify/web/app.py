@@ -23,7 +23,7 @@ from opendify.upstream.directory import Directory
 from opendify.upstream.watch import Watch
 from opendify.web.access import Access, add_door, refuse_key
 from opendify.web.body import json_body
-from opendify.web.recording import current_record, to_first_byte
+from opendify.web.recording import current_record, note_byte, to_first_byte
 from opendify.web.stepped import SteppedResponse
 
 log = logging.getLogger(__name__)
@@ -147,16 +147,21 @@ def _events(service: ChatService, exchange: Asked, record: Record) -> Steps[byte
         return
     except errors.OpenDifyError as exc:
         yield NEEDS_THREAD  # to write to the log
-        record.failed(exc)
         log.warning("an answer failed code=%s dify_code=%s", exc.code, exc.dify_code)
-        yield sse.encode(exc.body())
+        yield _failure(exc, record)
     except Exception:
         yield NEEDS_THREAD
         log.exception("unexpected error in a stream")
-        record.failed(_internal_error())
-        yield sse.encode(_internal_error().body())
+        yield _failure(_internal_error(), record)
     yield sse.DONE
     record.is_complete = True
+
+
+def _failure(error: errors.OpenDifyError, record: Record) -> bytes:
+    """The event that tells of it."""
+    record.failed(error)
+    note_byte(record)
+    return sse.encode(error.body())
 
 
 def _close(exchange: Asked, record: Record) -> None:

@@ -53,12 +53,17 @@ def to_first_byte(steps: Steps[bytes], record: Record) -> Steps[bytes]:
         if not isinstance(step, Wait):
             is_first = step != sse.KEEP_ALIVE
             if is_first:
-                record.first_byte_at = time.monotonic()
+                note_byte(record)
             yield step
             if is_first:
                 return
         else:
             yield NEEDS_THREAD
+
+
+def note_byte(record: Record) -> None:
+    """There is a byte of the answer now, perhaps the first."""
+    record.first_byte_at = record.first_byte_at or time.monotonic()
 
 
 def _note_route(endpoint: str | None, values: Any) -> None:
@@ -133,7 +138,7 @@ class _Body:
 
     def __iter__(self) -> Iterator[bytes]:
         for piece in self._body:
-            self._record.first_byte_at = self._record.first_byte_at or time.monotonic()
+            note_byte(self._record)
             yield piece
         self._record.is_complete = True
 
