@@ -1,6 +1,6 @@
 """What the caller gets of an answer's events, one story a row."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -640,16 +640,30 @@ def one_by_one(tellings: Sequence[Telling]) -> list[Telling]:
     return pieces
 
 
+def told_in_the_loop(narration: Narration, events: Sequence[Event]) -> list[Telling]:
+    """What is not told at once is told by a thread."""
+    told = narration.tell_at_once(events)
+    return narration.tell_all(events) if told is None else told
+
+
+@pytest.mark.parametrize("told", [Narration.tell_all, told_in_the_loop])
+@hypothesis.example(
+    groups=[[Text("a")], [Texts(("b", "\ud83d"))], [Text("c")]], mode="chat", stops=(), settings={}
+)
 @given(groups=GROUPS, mode=APPS, stops=STOPS, settings=SETTINGS)
 @hypothesis.settings(max_examples=500)
 def test_what_came_together_is_told_as_if_it_had_come_one_by_one(
-    groups: list[list[Event]], mode: str, stops: tuple[str, ...], settings: dict[str, str]
+    told: Callable[[Narration, Sequence[Event]], list[Telling]],
+    groups: list[list[Event]],
+    mode: str,
+    stops: tuple[str, ...],
+    settings: dict[str, str],
 ) -> None:
     model = Model("m", "k", "b", **settings)
     quick, general = (kind(model, mode, link, stops, "auto") for kind in (Narration, OneByOne))
     for events in groups:
         apart = [each for event in events for each in apart_from_each_other(event)]
-        assert one_by_one(quick.tell_all(events)) == general.tell_all(apart)
+        assert one_by_one(told(quick, events)) == general.tell_all(apart)
         if quick.is_cut or any(isinstance(event, MessageEnded) for event in events):
             break
     assert quick.ending == general.ending

@@ -181,7 +181,7 @@ class Narration:
             return [SaidInTurn(tuple(filter(None, event.texts)))] if text else []
         told: list[Telling] = []
         for each in event.texts:
-            told += self._tell_text(Text(each, event.node, event.event))
+            told += self.tell(Text(each, event.node, event.event))
             if self.is_cut:
                 break
         return told
