@@ -70,14 +70,15 @@ bind = f"[{_host}]:{_port}" if ":" in _host else f"{_host}:{_port}"
 workers = _number("GUNICORN_WORKERS", 1 if _development else _cores() * 2 + 1)
 
 # Flask is served synchronously, a thread a request: with more than one thread Gunicorn uses its
-# threaded worker for this class. A stream holds its thread to the end.
+# threaded worker for this class, in which a stream holds its thread to the end.
 worker_class = "sync"
 threads = _number("GUNICORN_THREADS", 128)
 # A worker accepts up to this many connections; those beyond its threads would wait behind whole
 # streams while other workers have threads free. The rest is for idle kept-alive connections.
 worker_connections = threads + 16
-# A worker of ours takes no connection that it has no thread for, and gives threads to whole
-# requests only, so it can hold many that are idle or slow. Without this line, the above serves.
+# A worker of ours takes no connection that it has no thread for, gives threads to whole requests
+# only, so that it can hold many that are idle or slow, and needs none for a stream that waits for
+# Dify. Without this line, the above serves.
 worker_class, worker_connections = "opendify.serving.worker.Worker", threads + 1000
 
 # With threads this is no limit on a request: it ends a worker whose main loop is stuck.
