@@ -29,6 +29,9 @@ _HTTP = f"{_CALLERS}::test_what_is_no_good_http_is_refused_or_hung_up_on -k "
 _SECRETS = "tests/faults/test_secrets.py"
 _STORE = "tests/faults/test_store.py"
 _CAPACITY = "tests/faults/test_capacity.py"
+_WAITING = "tests/faults/test_waiting.py"
+_OF_THE_LOOP = "tests/test_moving.py"
+_OF_KEPT = "tests/test_kept.py"
 
 _APP = "opendify/web/app.py"
 _BODIES = "opendify/web/body.py"
@@ -40,6 +43,10 @@ _ERRORS = "opendify/errors.py"
 _EXCHANGE = "opendify/exchange.py"
 _WATCH = "opendify/upstream/watch.py"
 _WORKER = "opendify/serving/worker.py"
+_MOVING = "opendify/serving/moving.py"
+_ANSWER = "opendify/serving/answer.py"
+_RETIREMENT = "opendify/serving/retirement.py"
+_KEPT_OPEN = "opendify/upstream/kept.py"
 _CHATS = "opendify/chats.py"
 
 _NEVER_SILENT = "Never silent"
@@ -95,16 +102,16 @@ DEFECTS = [
         "The error event has choices",
         _CUT + "cut-closed-streamed",
         _APP,
-        "exc.dify_code)\n        yield sse.encode(exc.body())",
-        'exc.dify_code)\n        yield sse.encode(exc.body() | {"choices": []})',
+        "return sse.encode(error.body())",
+        'return sse.encode(error.body() | {"choices": []})',
     ),
     Defect(
         _NEVER_SILENT,
         "A stream that breaks just ends",
         _CUT + "cut-reset-streamed",
         _APP,
-        "        yield sse.encode(exc.body())\n    except Exception:",
-        "        return\n    except Exception:",
+        "        yield _failure(exc, record)\n",
+        "        return\n",
     ),
     Defect(
         _NEVER_SILENT,
@@ -162,6 +169,30 @@ DEFECTS = [
         "opendify/sse.py",
         'return data.replace(b"\\r\\n", b"\\n").replace(b"\\r", b"\\n")',
         "return data",
+    ),
+    Defect(
+        _NEVER_SILENT,
+        "No comment comes where nothing else does",
+        f"{_WAITING}::test_who_waits_long_is_told_that_the_answer_still_comes -k silent",
+        "opendify/chat.py",
+        "elif not (events or is_readable):",
+        "elif False:",
+    ),
+    Defect(
+        _NEVER_SILENT,
+        "Pings of Dify put the comment off",
+        f"{_WAITING}::test_who_waits_long_is_told_that_the_answer_still_comes -k pinging",
+        _EXCHANGE,
+        "self._until = 0.0 if events else until",
+        "self._until = 0.0",
+    ),
+    Defect(
+        _NEVER_SILENT,
+        "What a caller has no place for in the loop is dropped",
+        f"{_OF_THE_LOOP}::test_who_does_not_read_keeps_nobody_waiting_and_loses_nothing",
+        "opendify/serving/outlet.py",
+        "self.held = data[sent:]",
+        'self.held = b""',
     ),
     # --- the table -----------------------------------------------------------------------------
     Defect(
@@ -302,16 +333,32 @@ DEFECTS = [
         "Silence has no end",
         _FIRST + "silent-after-ping-whole",
         _STREAM,
-        "dead_at = self._silent_since + self._read_timeout",
-        "dead_at = self._silent_since + 30 * self._read_timeout",
+        "self.dead_at = now + self._read_timeout",
+        "self.dead_at = now + 30 * self._read_timeout",
     ),
     Defect(
         _TIMEOUTS,
         "Pings are no life: an answer may take no longer than the read timeout",
         _STRANGE + "many-pings",
         _STREAM,
-        "                self._silent_since = now\n",
+        "                self.dead_at = now + self._read_timeout\n",
         "                pass\n",
+    ),
+    Defect(
+        _TIMEOUTS,
+        "The loop looks at no time",
+        _CUT + "cut-silence-streamed",
+        _MOVING,
+        "        self._first_until = min(self._first_until, answer.wait.until)\n",
+        "",
+    ),
+    Defect(
+        _TIMEOUTS,
+        "The loop looks at the time of the first of its answers only",
+        f"{_WAITING}::test_silence_ends_for_each_in_its_time",
+        _MOVING,
+        "self._first_until = min(waits, default=math.inf)",
+        "self._first_until = math.inf",
     ),
     Defect(
         _TIMEOUTS,
@@ -356,6 +403,30 @@ DEFECTS = [
     ),
     Defect(
         _ONCE,
+        "A kept connection is used whatever Dify has said or done on it since",
+        f"{_OF_KEPT}::test_a_connection_on_which_something_came_unasked_is_never_used",
+        _KEPT_OPEN,
+        " and loan.wire.is_quiet():",
+        ":",
+    ),
+    Defect(
+        _ONCE,
+        "A kept connection is used though its time is over",
+        f"{_OF_KEPT}::test_a_connection_that_is_over_is_not_used_though_it_is_not_closed_yet",
+        _KEPT_OPEN,
+        "if time.monotonic() < loan.expires_at and ",
+        "if ",
+    ),
+    Defect(
+        _ONCE,
+        "A kept connection is not closed when its time is over",
+        f"{_OF_KEPT}::test_an_idle_connection_is_closed_in_time_though_nothing_is_asked",
+        _KEPT_OPEN,
+        "loan.expires_at = time.monotonic() + loan.wire.idle_seconds",
+        "loan.expires_at = time.monotonic() + 60 * loan.wire.idle_seconds",
+    ),
+    Defect(
+        _ONCE,
         "x-should-retry is not sent",
         f"{_RETRIES}::test_a_real_client_does_not_run_a_turn_twice -k told-500",
         _APP,
@@ -388,6 +459,22 @@ DEFECTS = [
         _WATCH,
         "if self.caller is not None:",
         "if False:",
+    ),
+    Defect(
+        _GONE,
+        "The loop does not watch the caller's socket",
+        f"{_LEAVING}::test_the_run_is_stopped_once -k silent-streamed",
+        _MOVING,
+        "        self._poll.register(caller, select.EPOLLRDHUP)",
+        "        pass",
+    ),
+    Defect(
+        _GONE,
+        "The loop goes on with a caller who takes nothing",
+        f"{_WAITING}::test_who_takes_nothing_is_left",
+        _ANSWER,
+        "return step.descriptor >= 0 and not self._outlet.held",
+        "return step.descriptor >= 0",
     ),
     Defect(
         _GONE,
@@ -472,6 +559,14 @@ DEFECTS = [
     ),
     Defect(
         _END,
+        "Answers in the loop are not told of the end",
+        f"{_SHUTDOWN}::test_sigterm_ends_long_answers_with_an_error_and_a_stop",
+        _WORKER,
+        "            self._moving.release_all()\n",
+        "            pass\n",
+    ),
+    Defect(
+        _END,
         "A service that ends does not refuse new connections",
         f"{_SHUTDOWN}::test_sigterm_lets_short_answers_end",
         _WORKER,
@@ -490,17 +585,16 @@ DEFECTS = [
         _END,
         "max_requests ends a worker at once",
         f"{_SHUTDOWN}::test_max_requests_cuts_no_stream",
-        _WORKER,
-        "if not (self._waiting or self._busy) or self._is_overdue():\n"
-        "            self.alive = False",
-        "if True:\n            sys.exit(0)",
+        _RETIREMENT,
+        "return is_idle or self._is_overdue(answered)",
+        "sys.exit(0)",
     ),
     Defect(
         _END,
         "max_requests replaces no worker",
         f"{_SHUTDOWN}::test_max_requests_cuts_no_stream",
-        _WORKER,
-        "if self.nr < self._retires_at:",
+        _RETIREMENT,
+        "if answered < self._max_requests:",
         "if True:",
     ),
     Defect(
@@ -625,22 +719,23 @@ DEFECTS = [
             f"The {what} is no part of whose a chat is",
             f"{_SECRETS}::test_a_conversation_is_nobody_else_s -k {case}",
             _CHATS,
-            "parts = [self.caller, self.model, self.user, chat]",
-            f"parts = [{parts}]",
+            "(self.caller, self.model, self.user, chat)",
+            f"({parts})",
         )
         for what, case, parts in (
             ("user", "user-in-other-letters", "self.caller, self.model, '', chat"),
             ("model", "model", "self.caller, '', self.user, chat"),
             ("key", "key", "'', self.model, self.user, chat"),
+            ("chat", "chat", "self.caller, self.model, self.user, ''"),
         )
     ],
     Defect(
         _ISOLATION,
         "The parts of a name run into one another",
-        f"{_SECRETS}::test_a_conversation_is_nobody_else_s -k chat",
+        f"{_SECRETS}::test_no_other_user_and_chat_have_the_same_name",
         _CHATS,
-        "parts = [self.caller, self.model, self.user, chat]",
-        "parts = [self.caller, self.model, self.user, '']",
+        "_quoted = json.JSONEncoder(ensure_ascii=False).encode",
+        "_quoted = '\"{}\"'.format",
     ),
     # --- keys ----------------------------------------------------------------------------------
     Defect(
@@ -664,8 +759,8 @@ DEFECTS = [
         "An ordinary key is an operator's",
         f"{_SECRETS}::test_an_ordinary_key_opens_nothing_of_the_operator_s",
         "opendify/web/access.py",
-        "return self._callers.admin_keys.hold(_key())",
-        "return self._callers.identify(_key()) is not None",
+        "return bool(keys) and keys.hold(_key())",
+        "return bool(keys) and self._callers.identify(_key()) is not None",
     ),
     Defect(
         _KEYS,
@@ -698,8 +793,9 @@ DEFECTS = [
         "The headers of a request are logged",
         f"{_SECRETS}::test_nothing_secret_is_in_the_log -k info-json",
         _APP,
-        "    headers = request.headers\n",
-        '    headers = request.headers\n    log.info("headers %s", dict(headers))\n',
+        "    headers = openwebui.Told(environ)\n",
+        "    headers = openwebui.Told(environ)\n"
+        '    log.info("headers %s", dict(request.headers))\n',
     ),
     Defect(
         _LOGS,
@@ -791,7 +887,7 @@ DEFECTS = [
         "The pool is smaller than the threads",
         f"{_CAPACITY}::test_the_pool_is_as_large_as_the_threads",
         "main.py",
-        "_connections = 2 * gunicorn_config.threads + watcher.MOST + 16",
+        "_connections = 2 * gunicorn_config.threads + watcher.MOST + kept.MOST + 16",
         "_connections = 100",
     ),
 ]

@@ -64,6 +64,19 @@ def test_a_conversation_is_nobody_else_s(
     assert turn(shared, chaos, **mine), "it is continued by its owner"
 
 
+def test_no_other_user_and_chat_have_the_same_name(
+    shared: service.Service, chaos: Chaos, user: str
+) -> None:
+    """However they are written."""
+    mine = MINE | {"user": user, "chat": 'a","b'}
+    first = {**question("trailers", user), "messages": HISTORY[:1]}
+    headers = {"X-OpenWebUI-Chat-Id": mine["chat"], **bearer("key-1")}
+    assert ask(shared, first, headers).status == 200
+    other = mine | {"user": f'{user}","a', "chat": "b"}
+    assert turn(shared, chaos, **other) == "", "somebody continued another's conversation"
+    assert turn(shared, chaos, **mine), "it is continued by its owner"
+
+
 # --- keys --------------------------------------------------------------------------------------
 
 ANN, BOB, ADMIN = "sk-of-ann-0123456789", "sk-of-bob-0123456789", "adm-of-eve-0123456789"
