@@ -77,10 +77,28 @@ class Waiting:
         return len(self._fresh)
 
     def welcome(self, conn: Connection) -> None:
-        """Takes a new connection, whose request mostly is there already."""
-        self._fresh[conn] = time.monotonic() + self._fresh_seconds
-        self._add(conn)
-        self._on_readable(conn, conn.sock)
+        """Takes a new connection. Its request mostly is there already, and then it never waits."""
+        try:
+            data = conn.receive()
+            if data:
+                self._fresh_seconds = _FRESH_SECONDS
+                conn.take(data, time.monotonic())
+        except BlockingIOError:
+            self._fresh[conn] = time.monotonic() + self._fresh_seconds
+            self._add(conn)
+        except OSError:
+            conn.close()
+        else:
+            self._sort(conn, bool(data))
+
+    def _sort(self, conn: Connection, has_sent: bool) -> None:
+        if not has_sent:
+            conn.close()
+        elif conn.intake.stage is Stage.READY:
+            self._start(conn)
+        else:
+            self._add(conn)
+            self._judge(conn)
 
     def keep(self, conn: Connection, left: bytes) -> None:
         """Takes a connection that awaits its next request, of which ``left`` came already."""
@@ -174,6 +192,9 @@ class Waiting:
             self._log.exception("There is no place for the body of a request")
             self._refuse(conn, 503)
             return
+        self._judge(conn)
+
+    def _judge(self, conn: Connection) -> None:
         match conn.intake.stage:
             case Stage.READY:
                 self._hand_over(conn)
