@@ -58,7 +58,7 @@ class Moving:
                 self._release_expired(now)
             if now >= until:
                 return False
-            ready = self._poll.poll(min(until, self._first_until) - now)
+            ready = self._poll.poll(max(0.0, min(until, self._first_until) - now))
             if self._move(ready):
                 return True
         return False
