@@ -21,7 +21,8 @@ AT_ONCE = 0.0
 @dataclass(slots=True, eq=False)
 class Wait:
     """Until the descriptor is readable, but not beyond a time of ``time.monotonic``. Below 0 it is
-    none: what follows may take long in other ways, and only a thread may go on."""
+    none: what follows may take long in other ways, and only a thread may go on. It is the same in
+    all Waits of an answer that a thread has not gone on with in between."""
 
     descriptor: int
     until: float = AT_ONCE

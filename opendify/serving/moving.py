@@ -41,12 +41,16 @@ class Moving:
         return len(self._answers)
 
     def add(self, answer: Answer) -> None:
-        """Takes an answer from its thread."""
+        """Takes an answer from its thread; gives it another where the system can watch no more."""
         source, caller = answer.wait.descriptor, answer.conn.sock.fileno()
         self._answers[answer] = source, caller
         self._sources[source] = self._callers[caller] = answer
-        self._poll.register(source, select.EPOLLIN)
-        self._poll.register(caller, select.EPOLLRDHUP)  # and what is always told: HUP, ERR
+        try:
+            self._poll.register(source, select.EPOLLIN)
+            self._poll.register(caller, select.EPOLLRDHUP)  # and what is always told: HUP, ERR
+        except OSError:
+            self._release(answer)
+            return
         self._first_until = min(self._first_until, answer.wait.until)
 
     def turn(self, until: float) -> bool:

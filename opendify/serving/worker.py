@@ -1,9 +1,9 @@
 """Gunicorn's threaded worker, which here gives threads to whole requests only.
 
 The main loop collects each request without a thread, so that slow callers hold memory for a while
-and nothing else, and it accepts a connection only when a thread is free for it, so that the next
-one goes to another worker. The last threads are for when no worker has others. All from the parser
-on is Gunicorn's.
+and nothing else; gives on what an answer waits for; and accepts a connection only when fewer are
+answered than there are threads, so that the next one goes to another worker. The last threads are
+for when no worker has others. The parser and the form of answers are Gunicorn's.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from datetime import datetime
 from functools import partial
 from types import FrameType
@@ -32,6 +32,7 @@ from opendify.serving.connection import Connection
 from opendify.serving.departure import Departure, Ending, inodes
 from opendify.serving.moving import new_moving
 from opendify.serving.retirement import OneAtATime, Retirement
+from opendify.serving.threads import Threads
 from opendify.serving.waiting import Waiting
 
 _DEFAULT_BODY_LIMIT = 64 * 1024 * 1024
@@ -53,7 +54,7 @@ class Worker(ThreadWorker):
     """
 
     poller: selectors.BaseSelector
-    tpool: ThreadPoolExecutor
+    tpool: Threads
     _leaves: ClassVar[OneAtATime | None] = None
     _common_board: ClassVar[Board | None] = None
 
@@ -93,6 +94,9 @@ class Worker(ThreadWorker):
         for listener in self.sockets:
             system.let_accept_wait_for_data(listener.sock)
         super().init_process()
+
+    def get_thread_pool(self) -> Threads:
+        return Threads(self.cfg.threads)
 
     def load_wsgi(self) -> None:
         super().load_wsgi()
@@ -157,10 +161,8 @@ class Worker(ThreadWorker):
         self._waiting.sweep()
 
     def _has_room(self, places: int) -> bool:
-        expected = len(self._busy) + self._waiting.fresh()
-        if expected >= places:
-            return False
-        return not self._rests_until or time.monotonic() >= self._rests_until
+        is_full = len(self._busy) + self._waiting.fresh() >= places
+        return not is_full and time.monotonic() >= self._rests_until
 
     def _accepts(self) -> bool:
         """A connection that this worker can only refuse to serve goes to one that can serve it."""
