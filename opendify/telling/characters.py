@@ -13,7 +13,7 @@ class CharacterJoiner:
 
     def is_passed_by(self, text: str) -> bool:
         """Whether this text, in whatever pieces, comes back from ``feed`` as it is."""
-        return not self._half and _is_whole(text)
+        return not self._half and (text.isascii() or _is_whole(text))
 
     def feed(self, text: str) -> str:
         """Takes the next piece; returns what is whole."""
@@ -31,7 +31,7 @@ class CharacterJoiner:
 
 def _is_whole(text: str) -> bool:
     try:
-        _ = text.isascii() or text.encode()
+        text.encode()
     except UnicodeEncodeError:
         return False
     return True

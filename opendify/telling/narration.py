@@ -202,8 +202,7 @@ class Narration:
         last, text = self._passed_on, event.text
         if last is None or last.node != event.node or last.event != event.event:
             return self._is_passed_by(event, text)
-        is_whole = text.isascii() or self._characters.is_passed_by(text)
-        return is_whole and self._wording.is_passed_by(text)
+        return self._characters.is_passed_by(text) and self._wording.is_passed_by(text)
 
     def _is_told_whole(self, event: Text | Texts) -> bool:
         """Whether this is all for the answer, and cannot be a repetition."""

@@ -12,7 +12,7 @@ from opendify import sse
 from opendify.logs import log_fields, request_id
 from opendify.monitoring.record import CALLER_GONE, OK, UNKNOWN_MODEL, Record
 from opendify.request_ids import parse_request_id
-from opendify.steps import NEEDS_THREAD, Steps, Wait, without_waits
+from opendify.steps import NEEDS_THREAD, Steps, Wait
 from opendify.web.stepped import SteppedBody
 
 log = logging.getLogger("opendify.requests")
@@ -50,15 +50,14 @@ def to_first_byte(steps: Steps[bytes], record: Record) -> Steps[bytes]:
     """The steps to the first that counts as a byte of the answer. Whoever takes them must have a
     thread; the rest is taken from ``steps``."""
     for step in steps:
-        if not isinstance(step, Wait):
-            is_first = step != sse.KEEP_ALIVE
-            if is_first:
-                note_byte(record)
-            yield step
-            if is_first:
-                return
-        else:
+        if isinstance(step, Wait):
             yield NEEDS_THREAD
+        elif step == sse.KEEP_ALIVE:
+            yield step
+        else:
+            note_byte(record)
+            yield step
+            return
 
 
 def note_byte(record: Record) -> None:
@@ -103,7 +102,7 @@ class _Recording:
         if record.is_streaming:
             _tell(self._observer.stream_began, record)
         if isinstance(body, SteppedBody):
-            return _SteppedBody(body, record, self._end)
+            return _Stepped(body, record, self._end)
         return _Body(body, record, self._end)
 
     def _end(self, record: Record) -> None:
@@ -152,7 +151,7 @@ class _Body:
             self._end(self._record)
 
 
-class _SteppedBody(_Body):
+class _Stepped(_Body):
     """One whose steps note what is recorded of them, so that each costs nothing here."""
 
     def __init__(self, body: SteppedBody, record: Record, end: Callable[[Record], None]) -> None:
@@ -160,4 +159,4 @@ class _SteppedBody(_Body):
         self.steps = body.steps
 
     def __iter__(self) -> Iterator[bytes]:
-        return without_waits(self.steps)
+        return iter(self._body)
