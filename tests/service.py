@@ -1,5 +1,6 @@
 """OpenDify as an operator runs it: real Gunicorn, real sockets, in a folder of its own."""
 
+import json
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -31,6 +33,11 @@ class Service:
     def workers(self) -> list[int]:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         return [int(pid) for pid in children.split()]
+
+    def threads(self) -> int:
+        """How many threads its only worker has."""
+        (worker,) = self.workers()
+        return len(list(Path(f"/proc/{worker}/task").iterdir()))
 
     def stop(self, sig: signal.Signals = signal.SIGTERM, timeout: float = 40) -> int:
         if self.process.poll() is None:
@@ -110,3 +117,13 @@ def receive_until(connection: socket.socket, word: bytes) -> bytes:
         assert piece, received
         received += piece
     return received
+
+
+def sent(service: Service, content: Any) -> socket.socket:
+    """The connection on which a question for a stream was sent."""
+    body = {"model": "tiny", "stream": True, "messages": [{"role": "user", "content": content}]}
+    data = json.dumps(body).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
+    caller = socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2])), 10)
+    caller.sendall(head.encode() + data)
+    return caller

@@ -129,15 +129,29 @@ BODIES = st.builds(
 )
 
 
+STOPS = st.sampled_from([None, "STOP", ["tok3", "\n\n"]])
+STREAMED: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
+SETTINGS = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def asked(body: Body, kind: str, stops: list[str] | str | None) -> dict[str, Any]:
+    """The question that is answered with what Dify says, whole unless it is STREAMED."""
+    return {
+        "model": f"{mode_of(body.name)} {kind}",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "stop": stops,
+    }
+
+
 @given(
     body=BODIES,
     size=st.sampled_from([1_000_000, 4096, 601, 97, 13]),
     kind=st.sampled_from([*KINDS]),
-    stops=st.sampled_from([None, "STOP", ["tok3", "\n\n"]]),
+    stops=STOPS,
 )
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@SETTINGS
 def test_a_loop_gives_what_a_thread_gives(
     api: FlaskClient,
     far: FakeDify,
@@ -150,13 +164,7 @@ def test_a_loop_gives_what_a_thread_gives(
     blocks = said.split(b"\n\n")
     chunks = b"".join(chunk(block + b"\n\n") for block in blocks[:-1])
     raw = STREAM_HEAD + chunks + (LAST_CHUNK if body.cut is None else b"")
-    question: dict[str, Any] = {
-        "model": f"{mode_of(body.name)} {kind}",
-        "messages": [{"role": "user", "content": "Hi"}],
-        "stop": stops,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
+    question = asked(body, kind, stops) | STREAMED
     far.requests.clear()
     far.answer = lambda request: [raw, end]
     whole = api.post("/v1/chat/completions", json=question, buffered=True)
@@ -176,11 +184,9 @@ def anonymous(body: bytes) -> bytes:
     body=BODIES,
     size=st.sampled_from([1_000_000, 4096, 601, 97]),
     kind=st.sampled_from([*KINDS]),
-    stops=st.sampled_from([None, "STOP", ["tok3", "\n\n"]]),
+    stops=STOPS,
 )
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@SETTINGS
 def test_a_stream_says_what_the_whole_answer_says(
     api: FlaskClient,
     far: FakeDify,
@@ -193,13 +199,9 @@ def test_a_stream_says_what_the_whole_answer_says(
     packets: list[Step] = [chunk(said[at : at + size]) for at in range(0, len(said), size)]
     far.requests.clear()
     far.answer = lambda request: [STREAM_HEAD, *packets, end]
-    question: dict[str, Any] = {
-        "model": f"{mode_of(body.name)} {kind}",
-        "messages": [{"role": "user", "content": "Hi"}],
-        "stop": stops,
-    }
+    question = asked(body, kind, stops)
     whole = api.post("/v1/chat/completions", json=question, buffered=True)
-    question |= {"stream": True, "stream_options": {"include_usage": True}}
+    question |= STREAMED
     response = api.post("/v1/chat/completions", json=question, buffered=True)
     if response.status_code != 200:
         schemas.assert_error(response.json)

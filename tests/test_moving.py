@@ -1,6 +1,5 @@
 """Answers that the main loop of a worker gives on: real processes and sockets."""
 
-import json
 import re
 import socket
 import threading
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.fake_dify import Chat, FakeDify, Request, Step, chunk, streamed
-from tests.service import Service, free_variables, receive_until, running
+from tests.service import Service, free_variables, receive_until, running, sent
 
 SOON = 10.0
 
@@ -47,26 +46,11 @@ def stepped(service: Service, query: str, version: str = "1.1") -> socket.socket
     return sock
 
 
-def asking(service: Service, content: str = "Hi") -> socket.socket:
-    """A question, once its answer has begun."""
-    body = {"model": "tiny", "stream": True, "messages": [{"role": "user", "content": content}]}
-    data = json.dumps(body).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
-    sock = connected(service)
-    sock.sendall(head.encode() + data)
-    return sock
-
-
 def rest_of(sock: socket.socket) -> bytes:
     received = b""
     while data := sock.recv(1 << 16):
         received += data
     return received
-
-
-def threads_of(service: Service) -> int:
-    (worker,) = service.workers()
-    return len(list(Path(f"/proc/{worker}/task").iterdir()))
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -122,9 +106,9 @@ def test_streams_that_wait_for_dify_hold_no_thread(service: Service, dify: FakeD
     dify.answer = answer
     callers = []
     for _ in range(20):
-        callers.append(asking(service))
+        callers.append(sent(service, "Hi"))
         receive_until(callers[-1], b"One")
-    assert threads_of(service) < 12
+    assert service.threads() < 12
     go_on.set()
     for caller in callers:
         given = receive_until(caller, b"0\r\n\r\n")
@@ -152,9 +136,9 @@ def test_who_does_not_read_keeps_nobody_waiting_and_loses_nothing(
         yield from streamed(Chat().end())[1:]
 
     dify.answer = answer
-    with asking(service, "much") as lazy:
+    with sent(service, "much") as lazy:
         given = receive_until(lazy, b"000000")
-        with asking(service) as other:
+        with sent(service, "Hi") as other:
             receive_until(other, b"[DONE]")
         given += receive_until(lazy, b"[DONE]")
     assert [int(n) for n in re.findall(rb"(\d{6})x{1000}", given)] == list(range(4000))
@@ -164,7 +148,7 @@ def test_an_answer_given_on_by_the_loop_ends_with_its_server(
     service: Service, dify: FakeDify
 ) -> None:
     dify.answer = lambda request: streamed(Chat().text("Hello"), 60.0)
-    with asking(service) as caller:
+    with sent(service, "Hi") as caller:
         receive_until(caller, b"Hello")
         service.process.terminate()
         given = receive_until(caller, b"[DONE]")

@@ -1,16 +1,14 @@
 """Callers who leave, many at once or before a Dify that is slow to stop: nothing waits for that."""
 
 import base64
-import json
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from tests.fake_dify import CLOSE, Chat, FakeDify, Request, Step, Steps, refused, streamed
-from tests.service import Service, free_variables, running
+from tests.service import Service, free_variables, running, sent
 
 FOREVER = 60.0
 
@@ -26,25 +24,11 @@ def asking(service: Service) -> socket.socket:
     return caller
 
 
-def sent(service: Service, content: Any) -> socket.socket:
-    body = {"model": "tiny", "stream": True, "messages": [{"role": "user", "content": content}]}
-    data = json.dumps(body).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
-    caller = socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2])), 10)
-    caller.sendall(head.encode() + data)
-    return caller
-
-
 def wait_for(condition: Callable[[], object], seconds: float = 5) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.02)
-
-
-def threads_of(service: Service) -> int:
-    (worker,) = service.workers()
-    return len(list(Path(f"/proc/{worker}/task").iterdir()))
 
 
 def variables(dify: FakeDify, **more: str) -> dict[str, str]:
@@ -58,17 +42,17 @@ def test_many_who_leave_at_once_are_all_stopped_on_threads_that_go_on(
     settings = variables(dify, GUNICORN_THREADS="32", MAX_CONCURRENT_STREAMS="24")
     with running(tmp_path, settings) as service:
         callers = [asking(service) for _ in range(24)]
-        before = threads_of(service)
+        before = service.threads()
         for caller in callers:
             caller.close()
         wait_for(lambda: len(dify.stopped()) == 24)
         most = before + 24 + 1  # whom the loop gave on to had no thread before; one listens to Dify
-        assert threads_of(service) <= most
+        assert service.threads() <= most
         again = [asking(service) for _ in range(24)]
         for caller in again:
             caller.close()
         wait_for(lambda: len(dify.stopped()) == 48)
-        assert threads_of(service) <= most
+        assert service.threads() <= most
         assert "Traceback" not in service.output()
 
 
