@@ -159,6 +159,7 @@ app = create_app(
     settings.max_body_bytes,
     capacity,
     now=time.time,
+    max_text_bytes=settings.max_text_bytes,
     user_secret=settings.openwebui_jwt_secret,
 )
 add_cors(app, settings.cors_origins)

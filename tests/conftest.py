@@ -141,6 +141,7 @@ def made_app(
     bring_dify_key: bool = False,
     relay: Relay | None = None,
     max_body_bytes: int = 1024 * 1024,
+    max_text_bytes: int = 1024 * 1024,
     capacity: Capacity | None = None,
 ) -> Iterator[Flask]:
     """An application as main.py makes it."""
@@ -160,7 +161,9 @@ def made_app(
     callers = Callers(accounts, parse_keys(admin_keys), models, limits, bring_dify_key)
     access = Access(callers, gate)
     places = capacity or Capacity(100, {})
-    application = create_app(service, directory, access, max_body_bytes, places, now=now)
+    application = create_app(
+        service, directory, access, max_body_bytes, places, now=now, max_text_bytes=max_text_bytes
+    )
     administration = Administration(store, models, client, now=now)
     add_operator_routes(application, administration, access)
     metrics = Metrics(len(models))

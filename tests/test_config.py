@@ -42,6 +42,7 @@ def test_two_variables_are_enough() -> None:
         admin_keys=Keys(),
         read_timeout=35,
         max_body_bytes=64 * 1024 * 1024,
+        max_text_bytes=8 * 1024 * 1024,
         mapping_max_age_days=0,
         mapping_max_entries=100_000,
         public_base_url="",
@@ -82,6 +83,7 @@ VALUES = [
         id="MAX_CONCURRENT_STREAMS",
     ),
     pytest.param({"MAX_BODY_MB": "2"}, "max_body_bytes", 2 * 1024 * 1024, id="MAX_BODY_MB"),
+    pytest.param({"MAX_TEXT_MB": "2"}, "max_text_bytes", 2 * 1024 * 1024, id="MAX_TEXT_MB"),
     pytest.param(
         {"MAPPING_MAX_AGE_DAYS": "30"}, "mapping_max_age_days", 30, id="MAPPING_MAX_AGE_DAYS"
     ),
@@ -133,6 +135,7 @@ NUMBERS = {
     **SERVER_NUMBERS,
     "DIFY_READ_TIMEOUT": (1, 3600),
     "MAX_BODY_MB": (1, 1024),
+    "MAX_TEXT_MB": (1, 1024),
     "MAPPING_MAX_AGE_DAYS": (0, 36500),
     "MAPPING_MAX_ENTRIES": (1, 10_000_000),
     "FILE_CACHE_MB": (1, 1_000_000),

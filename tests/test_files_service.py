@@ -70,6 +70,19 @@ def ask(service: Service, *parts: object) -> str:
     return str(response.json()["choices"][0]["message"]["content"])
 
 
+def test_large_files_of_a_turn_are_uploaded(service: Service, dify: FakeDify) -> None:
+    """Together larger than the text of a body may be, and each far larger than a block of it."""
+    sizes = [20_000_000, 9_000_001, 70_002]
+    parts = []
+    for size in sizes:
+        data = base64.b64encode(SENT + os.urandom(size - len(SENT))).decode()
+        url = f"data:image/png;base64,{data}"
+        parts.append({"type": "image_url", "image_url": {"url": url}})
+    assert "Here" in ask(service, *parts)
+    uploads = [one for one in dify.requests if one.path == "/v1/files/upload"]
+    assert [len(one.body) // 1000 for one in uploads] == [size // 1000 for size in sizes]
+
+
 def open_files(service: Service) -> list[str]:
     found = []
     for worker in service.workers():

@@ -137,6 +137,7 @@ ONLY_IN = {
     "msgspec": {
         "opendify.dify.events",
         "opendify.dify.pieces",
+        "opendify.openai.json_object",
         "opendify.sse",
         "opendify.telling.tellings",
     },

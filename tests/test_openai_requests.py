@@ -8,14 +8,15 @@ from hypothesis import strategies as st
 
 from opendify.errors import InvalidRequest
 from opendify.openai.messages import Message
-from opendify.openai.requests import IGNORED_FIELDS, ChatRequest, Extras, parse_chat_request
+from opendify.openai.requests import IGNORED_FIELDS, ChatRequest, Extras
+from tests.bodies import to_request
 
 HI = {"role": "user", "content": "Hi"}
 SCHEMAS = Path(__file__).parent / "data" / "openai-chat-schemas.json"
 
 
 def parsed(**fields: Any) -> ChatRequest:
-    return parse_chat_request({"model": "tiny", "messages": [HI], **fields})
+    return to_request({"model": "tiny", "messages": [HI], **fields})
 
 
 def test_the_smallest_request_has_all_defaults() -> None:
@@ -182,6 +183,24 @@ REFUSED = [
     pytest.param({"files": {}}, "files", id="files an object"),
     pytest.param({"files": ["f"]}, "files", id="a file that is a string"),
     pytest.param({"files": [{"type": "image"}]}, "files", id="a file that Dify would drop"),
+    pytest.param(
+        {"metadata": {"inputs": '{"a":' + "[" * 120 + "]" * 120 + "}"}},
+        "metadata.inputs",
+        id="inputs that are deep, as text",
+    ),
+    pytest.param(
+        {"metadata": {"inputs": '{"a":' + "[" * 940 + "]" * 940 + "}"}},
+        "metadata.inputs",
+        id="deeper",
+    ),
+    pytest.param(
+        {"metadata": {"inputs": '{"a":[' + "[]," * 200_000 + "0]}"}},
+        "metadata.inputs",
+        id="inputs that are many, as text",
+    ),
+    pytest.param(
+        {"metadata": {"inputs": '{"a":1e999}'}}, "metadata.inputs", id="an endless number, as text"
+    ),
     pytest.param({"metadata": {"inputs": "{"}}, "metadata.inputs", id="inputs that are no JSON"),
     pytest.param({"metadata": {"inputs": "[]"}}, "metadata.inputs", id="inputs that are a list"),
     pytest.param({"workflow_id": "../../messages?a="}, "workflow_id", id="a way out of a path"),
@@ -211,15 +230,15 @@ def test_what_would_make_the_answer_wrong_is_refused_by_name(
 @pytest.mark.parametrize("body", [None, True, 5, 1.5, "x", [], [{}]], ids=repr)
 def test_a_body_that_is_no_object_is_refused(body: Any) -> None:
     with pytest.raises(InvalidRequest):
-        parse_chat_request(body)
+        to_request(body)
 
 
 def test_a_model_or_messages_that_are_absent_are_named() -> None:
     with pytest.raises(InvalidRequest) as caught:
-        parse_chat_request({"messages": [HI]})
+        to_request({"messages": [HI]})
     assert caught.value.param == "model"
     with pytest.raises(InvalidRequest) as caught:
-        parse_chat_request({"model": "tiny"})
+        to_request({"model": "tiny"})
     assert caught.value.param == "messages"
 
 
@@ -279,7 +298,7 @@ MESSAGES = st.fixed_dictionaries(
 @given(body=JSON_VALUES)
 def test_any_json_value_is_a_request_or_an_invalid_request(body: Any) -> None:
     try:
-        assert isinstance(parse_chat_request(body), ChatRequest)
+        assert isinstance(to_request(body), ChatRequest)
     except InvalidRequest as exc:
         assert exc.message
 
@@ -292,7 +311,7 @@ def test_any_value_of_any_field_is_a_request_or_an_invalid_request(
     fields: dict[str, Any], messages: Any
 ) -> None:
     try:
-        request = parse_chat_request({"model": "tiny", **fields, "messages": messages})
+        request = to_request({"model": "tiny", **fields, "messages": messages})
     except InvalidRequest as exc:
         assert exc.message
         return

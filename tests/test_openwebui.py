@@ -8,12 +8,13 @@ from werkzeug.datastructures import EnvironHeaders, Headers
 
 from opendify import openwebui
 from opendify.errors import UserNotVerified
-from opendify.openai.requests import ChatRequest, parse_chat_request
+from opendify.openai.requests import ChatRequest
+from tests.bodies import to_request
 
 
 def request(**fields: Any) -> ChatRequest:
     body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], **fields}
-    return parse_chat_request(body)
+    return to_request(body)
 
 
 CHATS = [

@@ -12,8 +12,8 @@ from opendify.files.intake import Prepared
 from opendify.inputs import Facts
 from opendify.openai.answers import Tokens
 from opendify.openai.messages import Message
-from opendify.openai.requests import parse_chat_request
 from opendify.translate import MAX_HISTORY_CHARACTERS, Dialogue, to_dialogue
+from tests.bodies import to_request
 
 CONTINUE = "Please continue your last answer exactly where it stopped."
 SYSTEM = Message("system", "Be brief.")
@@ -68,7 +68,7 @@ def asked(
     settings: dict[str, Any] | None = None,
     **fields: Any,
 ) -> dict[str, Any]:
-    request = parse_chat_request({"model": "tiny", "messages": raw(*messages), **fields})
+    request = to_request({"model": "tiny", "messages": raw(*messages), **fields})
     model = Model("tiny", "app-x", "http://dify/v1", **(settings or {}))
     dialogue = to_dialogue(request.messages)
     facts = Facts("u", system=dialogue.system)

@@ -139,7 +139,7 @@ BODIES = [
     pytest.param(b'"text"', None, id="a string"),
     pytest.param(b'{"model":"tiny","messages":[{"role":"user","content":NaN}]}', None, id="NaN"),
     pytest.param(b'{"model":"tiny","temperature":Infinity}', None, id="Infinity"),
-    pytest.param(b'{"n":' + b"9" * 5000 + b"}", None, id="an endless number"),
+    pytest.param(b'{"n":' + b"9" * 5000 + b"}", "model", id="an endless number"),
     pytest.param(b"[" * 100_000, None, id="endless nesting"),
     pytest.param(b'{"a":' * 100_000, None, id="endless nesting of objects"),
     pytest.param(
@@ -147,11 +147,11 @@ BODIES = [
         + b"[" * 120
         + b"]" * 120
         + b"}}",
-        None,
+        "inputs",
         id="nesting that Python could follow",
     ),
     pytest.param(b"\xff\xfe{}", None, id="bytes that are no text"),
-    pytest.param('{"model":"tïny"}'.encode("latin-1"), None, id="Latin-1"),
+    pytest.param('{"model":"tïny"}'.encode("latin-1"), "model", id="Latin-1"),
     pytest.param('{"model":"tiny"}'.encode("utf-16"), None, id="UTF-16"),
     pytest.param(
         b'{"model":"tiny","messages":[{"role":"user","content":"\\ud83d"}]}',
@@ -168,7 +168,7 @@ BODIES = [
     pytest.param(b'{"model":"tiny","messages":[]}', "messages", id="empty messages"),
     pytest.param(
         b'{"model":"tiny","messages":[{"role":"user","content":1e999}]}',
-        None,
+        "messages",
         id="a number beyond all numbers",
     ),
 ]
@@ -510,7 +510,9 @@ def test_a_fault_of_ours_is_a_500_that_tells_nothing(
         Callers((), Keys(), {"tiny": Model("tiny", KEY, "")}, NO_LIMITS),
         Gate(Rates(None, 1), Slots(None, 1)),
     )
-    app = create_app(broken, broken, open_to_all, 1024, Capacity(1, {}), now=time.time)
+    app = create_app(
+        broken, broken, open_to_all, 1024, Capacity(1, {}), now=time.time, max_text_bytes=1024
+    )
     response = app.test_client().post(PATH, json={"model": "tiny", "messages": HI}, buffered=True)
     assert response.status_code == 500
     assert error_of(response)["code"] == "internal_error"

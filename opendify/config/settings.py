@@ -73,6 +73,7 @@ class Settings:
     admin_keys: Keys
     read_timeout: float
     max_body_bytes: int
+    max_text_bytes: int
     max_concurrent_streams: int
     mapping_max_age_days: float
     mapping_max_entries: int
@@ -133,6 +134,7 @@ def load_settings(
         ),
         read_timeout=reader.number("DIFY_READ_TIMEOUT", 35, 1, 3600),
         max_body_bytes=reader.number("MAX_BODY_MB", 64, 1, 1024) * 1024 * 1024,
+        max_text_bytes=reader.number("MAX_TEXT_MB", 8, 1, 1024) * 1024 * 1024,
         max_concurrent_streams=reader.max_concurrent_streams(),
         mapping_max_age_days=reader.number("MAPPING_MAX_AGE_DAYS", 0, 0, 36500),
         mapping_max_entries=reader.number("MAPPING_MAX_ENTRIES", 100_000, 1, 10_000_000),

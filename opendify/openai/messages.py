@@ -161,9 +161,9 @@ def _located(url: Any, kind: str, path: str, name: str) -> Attachment:
     if scheme.startswith(("http://", "https://")):
         return Attachment(kind, url=url, name=name, path=path)
     if scheme.startswith("data:"):
-        media_type, comma, data = url[5:].partition(",")
-        media_type, *options = media_type.split(";")
-        if comma and data and "base64" in options:
+        comma = url.find(",", 5)  # what follows it can be tens of megabytes: it is copied once
+        media_type, *options = url[5 : max(5, comma)].split(";")
+        if "base64" in options and (data := url[comma + 1 :]):
             return Attachment(kind, data=data, media_type=media_type.lower(), name=name, path=path)
     elif isinstance(url, str) and url and kind == "file":
         return Attachment(kind, data=url, name=name, path=path)

@@ -4,13 +4,13 @@ Which fields are obeyed, which are accepted and named as ignored, and which are 
 ignoring them would make the answer wrong, is decided here and nowhere else.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from opendify.errors import InvalidRequest
+from opendify.openai.json_object import JsonObject, parse_nested
 from opendify.openai.messages import Message, parse_messages
 
 # Fields that Dify has no counterpart for: they are set in the Dify app. In the order in which the
@@ -95,10 +95,8 @@ class ChatRequest:
     ignored: tuple[str, ...]
 
 
-def parse_chat_request(body: Any) -> ChatRequest:
-    """Checks a decoded JSON body. Raises InvalidRequest, which names the field."""
-    if not isinstance(body, dict):
-        raise InvalidRequest("The request body must be a JSON object.")
+def parse_chat_request(body: JsonObject) -> ChatRequest:
+    """Checks a body. Raises InvalidRequest and RequestTooLarge, which name the field."""
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise InvalidRequest("'model' must name a model; GET /v1/models lists them.", param="model")
@@ -106,7 +104,7 @@ def parse_chat_request(body: Any) -> ChatRequest:
     metadata = _object(body, "metadata")
     return ChatRequest(
         model=model,
-        messages=parse_messages(body.get("messages")),
+        messages=_parse_messages(body),
         stream=_boolean(body, "stream"),
         include_usage=_boolean(_object(body, "stream_options"), "include_usage", "stream_options."),
         user=_name(body, "user"),
@@ -119,13 +117,19 @@ def parse_chat_request(body: Any) -> ChatRequest:
     )
 
 
-def _ignored(body: dict[str, Any]) -> tuple[str, ...]:
+def _parse_messages(body: JsonObject) -> tuple[Message, ...]:
+    messages = parse_messages(body.with_files("messages"))
+    body.check_text("messages", sum(len(message.text) for message in messages))
+    return messages
+
+
+def _ignored(body: JsonObject) -> tuple[str, ...]:
     if _IGNORED.isdisjoint(body):
         return ()
     return tuple(name for name in IGNORED_FIELDS if body.get(name) is not None)
 
 
-def _refuse_what_would_answer_wrongly(body: dict[str, Any]) -> None:
+def _refuse_what_would_answer_wrongly(body: Mapping[str, Any]) -> None:
     count = body.get("n")
     if count is not None and (isinstance(count, bool) or count != 1):
         raise InvalidRequest("'n' must be 1: Dify gives one answer to a question.", param="n")
@@ -152,7 +156,7 @@ def _forces_a_tool(choice: Any) -> bool:
     return choice is not None and choice not in ("auto", "none")
 
 
-def _parse_extras(body: dict[str, Any], metadata: Mapping[str, Any]) -> Extras:
+def _parse_extras(body: Mapping[str, Any], metadata: Mapping[str, Any]) -> Extras:
     if not metadata and _EXTRAS.isdisjoint(body):
         return _NO_EXTRAS
     return Extras(
@@ -171,12 +175,7 @@ def _metadata_inputs(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
     may be JSON in a text."""
     raw = metadata.get("inputs")
     if isinstance(raw, str):
-        try:
-            raw = json.loads(raw)
-        except (ValueError, RecursionError):
-            raise InvalidRequest(
-                "'metadata.inputs' must be an object, or the JSON of one.", param="metadata.inputs"
-            ) from None
+        raw = parse_nested(raw, "metadata.inputs")
     whole = _object({"inputs": raw}, "inputs", "metadata.")
     start = "inputs."
     single = {k.removeprefix(start): v for k, v in metadata.items() if k.startswith(start)}

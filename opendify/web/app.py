@@ -45,15 +45,18 @@ def create_app(
     max_body_bytes: int,
     capacity: Capacity,
     now: Callable[[], float],
+    max_text_bytes: int,
     user_secret: str = "",
 ) -> Flask:
-    """The application. ``now`` gives epoch seconds; where there is a ``user_secret``, only people
+    """The application. ``max_text_bytes`` limits a body without the content of files.
+    ``now`` gives epoch seconds; where there is a ``user_secret``, only people
     are served for whom Open WebUI vouches with it. Nothing is opened before the first
     request. The routes of other rooms are added to it."""
     app = Flask(__name__, static_folder=None)
     # A redirect would name the address as Host tells it, perhaps without TLS: a key would follow
     app.url_map.merge_slashes = False
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
+    app.config["MAX_TEXT_BYTES"] = max_text_bytes
     app.config["MAX_CONCURRENT_STREAMS"] = capacity.most
     app.json.ensure_ascii = False  # type: ignore[attr-defined]
     app.json.sort_keys = False  # type: ignore[attr-defined]

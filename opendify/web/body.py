@@ -1,41 +1,33 @@
 """Reading the body of a request."""
 
-import json
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from flask import abort, request
+from flask import abort, current_app, request
 from gunicorn.http.errors import ParseException
 
 from opendify import errors
-
-# Deeper than any client means it, and less deep than Python can follow in every room.
-MAX_DEPTH = 100
+from opendify.openai.json_object import JsonObject, parse_object
 
 _USUAL_TYPES = ("", "application/json")
 # Of a length that is not absurd: Python refuses to read a number of thousands of digits.
 _MOST_DIGITS = 18
 
 
-def json_body(or_else: Any = None) -> Any:
-    """The decoded body; ``or_else``, where it is given, for none.
+def json_body(may_be_empty: bool = False) -> JsonObject:
+    """The JSON object in the body; an empty body is an object without fields if
+    ``may_be_empty``.
 
-    Raises InvalidRequest, UnsupportedMediaType, and an HTTPException where it is too large.
+    Raises InvalidRequest, RequestTooLarge, UnsupportedMediaType, and an HTTPException if the body
+    is larger than MAX_CONTENT_LENGTH.
     """
     environ = request.environ
     data = _received(environ)
-    if not data.strip() and or_else is not None:
-        return or_else
+    max_text_bytes: int = current_app.config["MAX_TEXT_BYTES"]
+    if may_be_empty and not data.strip():
+        return parse_object(b"{}", max_text_bytes)
     _require_plain_json(environ)
-    try:
-        return _decoded(data.decode("utf-8-sig"))
-    except UnicodeError as exc:
-        raise errors.InvalidRequest("The request body is not valid UTF-8 text.") from exc
-    except RecursionError as exc:
-        raise errors.InvalidRequest("The request body is nested too deeply.") from exc
-    except ValueError as exc:
-        raise errors.InvalidRequest("The request body is not valid JSON.") from exc
+    return parse_object(data, max_text_bytes)
 
 
 def _received(environ: Mapping[str, Any]) -> bytes:
@@ -88,42 +80,3 @@ def _require_plain_json(environ: Mapping[str, Any]) -> None:
         raise errors.UnsupportedMediaType(
             "Send JSON, with the header Content-Type: application/json."
         )
-
-
-def _decoded(text: str) -> Any:
-    body = _decoder.decode(text)
-    if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(body):
-        raise RecursionError
-    if "\\u" in text:
-        json.dumps(body, ensure_ascii=False).encode()  # half a surrogate pair is not text
-    return body
-
-
-def _is_deep(body: Any) -> bool:
-    level = [body]
-    for _ in range(MAX_DEPTH):
-        level = [inner for outer in level for inner in _inside(outer)]
-        if not level:
-            return False
-    return True
-
-
-def _inside(value: Any) -> Iterable[Any]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):  # 1e999, which no JSON to Dify could carry
-        raise ValueError(text)
-    return number
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(name)
-
-
-# json.loads makes one for each call that asks for anything unusual.
-_decoder = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)

@@ -1,5 +1,6 @@
 """The routes for operators: which conversations are kept."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from flask import Flask, Response, jsonify, request
@@ -34,7 +35,7 @@ def add_operator_routes(app: Flask, administration: Administration, access: Acce
     @app.post("/v1/conversation/cleanup")
     def cleanup() -> Response:
         access.require_admin()
-        return jsonify(administration.cleanup(_max_age_days(json_body(or_else={}))))
+        return jsonify(administration.cleanup(_max_age_days(json_body(may_be_empty=True))))
 
 
 def _limit() -> int:
@@ -54,8 +55,8 @@ def _flag(name: str) -> bool:
     return value == "true"
 
 
-def _max_age_days(body: Any) -> float:
-    days = body.get("max_age_days", DEFAULT_MAX_AGE_DAYS) if isinstance(body, dict) else None
+def _max_age_days(body: Mapping[str, Any]) -> float:
+    days = body.get("max_age_days", DEFAULT_MAX_AGE_DAYS)
     if isinstance(days, bool) or not isinstance(days, int | float) or not 0 <= days <= 36500:
         raise errors.InvalidRequest(
             "'max_age_days' must be a number of days from 0 to 36500.", param="max_age_days"

@@ -24,6 +24,7 @@ _RETRIES = "tests/faults/test_retries.py"
 _LEAVING = "tests/faults/test_leaving.py"
 _SHUTDOWN = "tests/faults/test_shutdown.py"
 _CALLERS = "tests/faults/test_callers.py"
+_WEIGHTS = "tests/faults/test_bodies.py"
 _BODY = f"{_CALLERS}::test_a_bad_body_is_refused -k "
 _HTTP = f"{_CALLERS}::test_what_is_no_good_http_is_refused_or_hung_up_on -k "
 _SECRETS = "tests/faults/test_secrets.py"
@@ -35,6 +36,7 @@ _OF_KEPT = "tests/test_kept.py"
 
 _APP = "opendify/web/app.py"
 _BODIES = "opendify/web/body.py"
+_OBJECTS = "opendify/openai/json_object.py"
 _STREAM = "opendify/upstream/stream.py"
 _TURN = "opendify/upstream/turn.py"
 _CLIENT = "opendify/upstream/client.py"
@@ -610,26 +612,34 @@ DEFECTS = [
     # --- bad callers ---------------------------------------------------------------------------
     Defect(
         _BAD,
-        "NaN is taken",
-        _BODY + "nan-in-a-field",
-        _BODIES,
-        "parse_constant=_refuse_constant, ",
-        "",
-    ),
-    Defect(
-        _BAD,
         "Deep nesting is a 500",
-        _BODY + "deep-and-closed",
-        _BODIES,
-        "except RecursionError as exc:",
-        "except ZeroDivisionError as exc:",
+        _BODY + "deep-inputs",
+        _OBJECTS,
+        'except RecursionError as exc:\n        raise InvalidRequest("The request body',
+        'except ZeroDivisionError as exc:\n        raise InvalidRequest("The request body',
     ),
     Defect(
         _BAD,
-        "Half a surrogate pair is taken",
+        "Half a surrogate pair is a 500",
         _BODY + "half-a-pair",
-        _BODIES,
-        'if "\\\\u" in text:',
+        _OBJECTS,
+        'except _MALFORMED as exc:\n        kind = "JSON" if _is_utf8(data) else',
+        'except ZeroDivisionError as exc:\n        kind = "JSON" if _is_utf8(data) else',
+    ),
+    Defect(
+        _BAD,
+        "Lists of nothing take as much memory as they like",
+        f"{_WEIGHTS}::test_a_body_costs_what_it_weighs -k values-within",
+        _OBJECTS,
+        "if _count_outside_strings(data) > MAX_VALUES:",
+        "if False:",
+    ),
+    Defect(
+        _BAD,
+        "A text may be as large as files are",
+        f"{_WEIGHTS}::test_a_body_costs_what_it_weighs -k bytes-that",
+        _OBJECTS,
+        "if len(data) - sum(_file_sizes(data)) > max_text_bytes:",
         "if False:",
     ),
     Defect(

@@ -1,0 +1,18 @@
+"""Request bodies as the application gets them."""
+
+import json
+from typing import Any
+
+from opendify.openai.json_object import JsonObject, parse_object
+from opendify.openai.requests import ChatRequest, parse_chat_request
+
+MAX_TEXT_BYTES = 8 * 1024 * 1024
+
+
+def to_object(value: Any) -> JsonObject:
+    return parse_object(json.dumps(value).encode(), MAX_TEXT_BYTES)
+
+
+def to_request(value: Any) -> ChatRequest:
+    """What is asked for by a body of this value."""
+    return parse_chat_request(to_object(value))
