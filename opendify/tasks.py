@@ -51,7 +51,7 @@ def recognise(request: ChatRequest, header_task: str) -> str:
     told = header_task.strip()
     if told and not told.startswith("{{"):
         return told if told in _SHAPES or told in _PLAIN_KINDS else UNKNOWN
-    if request.stream or "tools" in request.ignored or len(request.messages) != 1:
+    if request.stream or request.has_tools or len(request.messages) != 1:
         return ""
     (message,) = request.messages
     prompt = message.text.lstrip()

@@ -382,9 +382,12 @@ IGNORED = [
     pytest.param({}, None, id="nothing"),
     pytest.param({"temperature": 0.5}, "temperature", id="one"),
     pytest.param(
-        {"tools": [], "max_tokens": 5, "temperature": 1}, "temperature, max_tokens, tools", id="all"
+        {"mine": 1, "tools": [{}], "max_tokens": 5, "temperature": 0},
+        "temperature, max_tokens, tools, mine",
+        id="several",
     ),
-    pytest.param({"mine": 1, "名": 2}, None, id="names that the caller invented"),
+    pytest.param({"temperature": 1, "tools": [], "seed": None}, None, id="what asks for nothing"),
+    pytest.param({"名": 2, "a\r\nb: c": 1, "é": 1}, None, id="names that a header cannot hold"),
 ]
 
 

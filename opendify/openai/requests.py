@@ -5,8 +5,9 @@ ignoring them would make the answer wrong, is decided here and nowhere else.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from itertools import islice
 from typing import Any
 
 from opendify.errors import InvalidRequest
@@ -49,7 +50,34 @@ IGNORED_FIELDS = (
     "web_search_options",
 )
 _IGNORED = frozenset(IGNORED_FIELDS)
+# Values that equal OpenAI's default, or that change nothing for an app without client tools.
+_AUTO: tuple[Any, ...] = ("auto", "none", {"type": "auto"}, {"type": "none"})
+_DEFAULTS: Mapping[str, tuple[Any, ...]] = {
+    "temperature": (1,),
+    "top_p": (1,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "tools": ([],),
+    "tool_choice": _AUTO,
+    "parallel_tool_calls": (True,),
+    "functions": ([],),
+    "function_call": _AUTO,
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "reasoning_effort": ("medium",),
+    "verbosity": ("medium",),
+    "service_tier": ("auto",),
+    "store": (False,),
+}
+# A longer value cannot be a default, so it is not decoded for the comparison.
+_MAX_DEFAULT_BYTES = 256
 
+# Limits of the header that names ignored fields, because callers can invent names.
+MAX_IGNORED_NAMES = 20
+_NAMEABLE = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
@@ -72,6 +100,19 @@ class Extras:
 
 _EXTRAS = frozenset(one.name for one in fields(Extras))
 _NO_EXTRAS = Extras()
+_OBEYED = _EXTRAS | {
+    "model",
+    "messages",
+    "stream",
+    "stream_options",
+    "n",
+    "user",
+    "safety_identifier",
+    "metadata",
+    "chat_id",
+    "stop",
+}
+_KNOWN = _OBEYED | _IGNORED
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +120,8 @@ class ChatRequest:
     """What the caller asks for.
 
     ``user`` and ``chat_id`` are what the body says of them, empty where it says nothing;
-    ``ignored`` names the known fields that have no effect.
+    ``has_tools`` is whether it has a list of tools, be it empty. ``ignored`` names the
+    fields that have no effect here, OpenAI's first; it fits into a header.
     """
 
     model: str
@@ -92,6 +134,7 @@ class ChatRequest:
     chat_id: str
     stop: tuple[str, ...]
     extras: Extras
+    has_tools: bool
     ignored: tuple[str, ...]
 
 
@@ -113,8 +156,14 @@ def parse_chat_request(body: JsonObject) -> ChatRequest:
         chat_id=_name(metadata, "chat_id", "metadata.") or _name(body, "chat_id"),
         stop=_parse_stop(body.get("stop")),
         extras=_parse_extras(body, metadata),
-        ignored=_ignored(body),
+        has_tools=_is_given(body, "tools"),
+        ignored=nameable((*_ignored(body), *_unknown(body))),
     )
+
+
+def nameable(names: Iterable[str]) -> tuple[str, ...]:
+    """The first MAX_IGNORED_NAMES of the names that are safe in a header."""
+    return tuple(islice(filter(_NAMEABLE.fullmatch, names), MAX_IGNORED_NAMES))
 
 
 def _parse_messages(body: JsonObject) -> tuple[Message, ...]:
@@ -123,10 +172,27 @@ def _parse_messages(body: JsonObject) -> tuple[Message, ...]:
     return messages
 
 
-def _ignored(body: JsonObject) -> tuple[str, ...]:
+def _ignored(body: JsonObject) -> Iterable[str]:
     if _IGNORED.isdisjoint(body):
         return ()
-    return tuple(name for name in IGNORED_FIELDS if body.get(name) is not None)
+    return (name for name in IGNORED_FIELDS if _differs(body, name))
+
+
+def _unknown(body: JsonObject) -> Iterable[str]:
+    names = (name for name in body if name not in _KNOWN and _NAMEABLE.fullmatch(name))
+    return (name for name in names if _differs(body, name))
+
+
+def _differs(body: JsonObject, name: str) -> bool:
+    """Whether the field has a value other than null and OpenAI's default."""
+    return _is_given(body, name, *_DEFAULTS.get(name, ()))
+
+
+def _is_given(body: JsonObject, name: str, *defaults: Any) -> bool:
+    if body.size(name) > _MAX_DEFAULT_BYTES:
+        return True
+    value = body.get(name)
+    return value is not None and value not in defaults
 
 
 def _refuse_what_would_answer_wrongly(body: Mapping[str, Any]) -> None:
