@@ -1,6 +1,7 @@
 """The story of one chat request: it is asked, and its answer is given whole or in chunks."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from opendify import errors, openwebui, sse, tasks, translate
@@ -9,7 +10,7 @@ from opendify.chunks import ChunkWriter
 from opendify.config.models import Model
 from opendify.exchange import Caller, Exchange, Parts
 from opendify.openai import answers
-from opendify.openai.requests import ChatRequest
+from opendify.openai.requests import ChatRequest, nameable
 from opendify.steps import NEEDS_THREAD, Steps
 from opendify.telling.tellings import Ending, Said, SaidInTurn, Thought, Voided
 
@@ -51,6 +52,8 @@ class ChatService:
     def ask(self, request: ChatRequest, caller: Caller) -> Asked:
         """Puts the question on its way to Dify. Raises CallerGone, CallerError and DifyError."""
         model = find_model(request.model, caller.models)
+        if replaced := translate.to_ignored_inputs(request, model):
+            request = replace(request, ignored=nameable((*replaced, *request.ignored)))
         if kind := tasks.recognise(request, caller.task):
             return self._chores.ask(kind, request, model, caller)
         is_temporary = openwebui.is_temporary(caller.chat_id)

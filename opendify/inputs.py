@@ -15,6 +15,8 @@ from opendify.errors import InvalidRequest
 
 _TEXT_KINDS = ("text-input", "paragraph")
 _FACT = re.compile(r"\{(user|role|chat_id|system)\}")
+# A request must not set these facts through its own inputs.
+_IDENTITY = re.compile(r"\{(user|role|chat_id)\}")
 _TEXT_NAMES = ("query", "input", "text", "question", "prompt", "message")
 
 
@@ -31,6 +33,12 @@ class Facts:
 def fill(configured: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
     """The operator's inputs, with the facts in the place of their names, at any depth."""
     return {name: _filled(value, facts) for name, value in configured.items()}
+
+
+def reserved(configured: Mapping[str, Any]) -> frozenset[str]:
+    """The names of the operator's inputs whose values hold ``{user}``, ``{role}`` or
+    ``{chat_id}``, at any depth. A request must not replace them."""
+    return frozenset(name for name, value in configured.items() if _holds_identity(value))
 
 
 def complete(inputs: Mapping[str, Any], form: Sequence[FormField]) -> dict[str, Any]:
@@ -93,6 +101,14 @@ def _filled(value: Any, facts: Facts) -> Any:
     if isinstance(value, str):
         return _FACT.sub(lambda match: str(getattr(facts, match[1])), value)
     return value
+
+
+def _holds_identity(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_identity, value.values()))
+    if isinstance(value, list):
+        return any(map(_holds_identity, value))
+    return isinstance(value, str) and _IDENTITY.search(value) is not None
 
 
 def _is_empty(value: Any) -> bool:

@@ -80,7 +80,7 @@ def to_question(
     turn = "\n\n".join(filter(None, (dialogue.turn, prepared.spoken))) or files_only_query
     if turn != dialogue.turn:
         dialogue = replace(dialogue, turn=turn)
-    filled = inputs.fill(model.inputs, facts) | dict(request.extras.inputs)
+    filled = _fill_inputs(request, model, facts)
     if dialogue.system and model.system.startswith("input:"):
         filled[model.system.removeprefix("input:")] = dialogue.system
     takes_history = model.history.startswith("input:") and not conversation_id
@@ -100,6 +100,13 @@ def to_question(
     return Question(path, body)
 
 
+def to_ignored_inputs(request: ChatRequest, model: Model) -> tuple[str, ...]:
+    """The inputs of the request that have no effect because they are reserved in MODEL_CONFIG,
+    each as ``inputs.<name>``."""
+    reserved = inputs.reserved(model.inputs)
+    return tuple(f"inputs.{name}" for name in request.extras.inputs if name in reserved)
+
+
 def to_tokens(usage: Usage | None) -> Tokens:
     """OpenAI's counts; zeros where Dify told none."""
     if usage is None:
@@ -116,6 +123,13 @@ def to_extension(ids: Ids) -> dict[str, Any]:
         "workflow_run_id": ids.workflow_run_id,
     }
     return {name: value for name, value in named.items() if value}
+
+
+def _fill_inputs(request: ChatRequest, model: Model, facts: inputs.Facts) -> dict[str, Any]:
+    """The inputs of the request over those of the operator, except the operator's reserved ones."""
+    filled = inputs.fill(model.inputs, facts)
+    own = {name: filled[name] for name in inputs.reserved(model.inputs)}
+    return {**filled, **request.extras.inputs, **own}
 
 
 def _chat_body(

@@ -32,6 +32,23 @@ def test_the_callers_facts_fill_the_operators_inputs_once() -> None:
     assert inputs.fill({"s": "{system}"}, FACTS) == {"s": "Be brief."}
 
 
+RESERVED = [
+    pytest.param("{user}", True, id="user"),
+    pytest.param("{role}", True, id="role"),
+    pytest.param("chat {chat_id}!", True, id="chat_id, within a text"),
+    pytest.param({"deep": ["x", {"er": "{user}"}]}, True, id="at any depth"),
+    pytest.param("{system}", False, id="what the caller says anyway"),
+    pytest.param({"{user}": "x"}, False, id="a name is no value"),
+    pytest.param("{users} { user }", False, id="other names"),
+    pytest.param(7, False, id="a number"),
+]
+
+
+@pytest.mark.parametrize(("value", "is_reserved"), RESERVED)
+def test_what_tells_who_asks_is_the_operator_s(value: Any, is_reserved: bool) -> None:
+    assert inputs.reserved({"who": value, "other": "x"}) == ({"who"} if is_reserved else set())
+
+
 def test_defaults_of_the_form_fill_what_is_empty() -> None:
     fields = form(
         city={"kind": "text-input", "required": True, "default": "Oslo"},

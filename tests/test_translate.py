@@ -157,6 +157,33 @@ def test_inputs_of_the_request_win_over_those_of_the_model() -> None:
     assert asked(ASKED, settings=settings, **fields)["inputs"] == {"a": 1, "b": 3, "c": 5}
 
 
+IMPOSTORS = [
+    pytest.param({"inputs": {"who": "victim"}}, id="inputs"),
+    pytest.param({"inputs": {"who": None}}, id="null"),
+    pytest.param({"metadata": {"inputs": {"who": "victim"}}}, id="metadata.inputs"),
+    pytest.param({"metadata": {"inputs": '{"who": "victim"}'}}, id="metadata.inputs as text"),
+    pytest.param({"metadata": {"inputs.who": "victim"}}, id="metadata, one by one"),
+]
+
+
+@pytest.mark.parametrize("fields", IMPOSTORS)
+def test_inputs_that_tell_who_asks_are_not_the_caller_s_to_set(fields: dict[str, Any]) -> None:
+    settings = {"inputs": {"who": "{user}", "tone": "warm"}}
+    assert asked(ASKED, settings=settings, **fields)["inputs"] == {"who": "u", "tone": "warm"}
+    request = to_request({"model": "tiny", "messages": raw(ASKED), **fields})
+    model = Model("tiny", "app-x", "http://dify/v1", **settings)
+    assert translate.to_ignored_inputs(request, model) == ("inputs.who",)
+
+
+def test_other_inputs_of_the_request_are_not_ignored() -> None:
+    settings = {"inputs": {"who": "{user}", "tone": "warm", "system": "{system}"}}
+    request = to_request(
+        {"model": "tiny", "messages": raw(ASKED), "inputs": {"tone": "cold", "system": "x", "a": 1}}
+    )
+    model = Model("tiny", "app-x", "http://dify/v1", **settings)
+    assert translate.to_ignored_inputs(request, model) == ()
+
+
 def test_the_inputs_of_a_model_are_sent_on_every_turn_and_stay_as_they_are() -> None:
     inputs = {"a": 1}
     settings = {"inputs": inputs, **INPUT}

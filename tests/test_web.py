@@ -392,6 +392,42 @@ IGNORED = [
 
 
 @STREAM_AND_WHOLE
+@pytest.mark.parametrize("chat_id", ["c1", ""], ids=["a chat", "a single question"])
+def test_who_asks_is_the_operator_s_to_say(
+    http: httpx.Client,
+    store: ConversationStore,
+    dify: FakeDify,
+    tmp_path: Path,
+    stream: bool,
+    chat_id: str,
+) -> None:
+    """The request is answered, and the answer names what of it had no effect."""
+    own = {"who": "{user}", "role": "{role}", "deep": {"chat": ["{chat_id}"]}, "tone": "warm"}
+    models = {"tiny": Model("tiny", KEY, dify.base, inputs=own)}
+    fields = {
+        "inputs": {"who": "victim", "tone": "cold"},
+        "metadata": {"inputs.role": "admin", "inputs": {"deep": 1}},
+        "temperature": 0,
+    }
+    headers = {"X-OpenWebUI-User-Id": "u1", "X-OpenWebUI-User-Role": "user"}
+    if chat_id:
+        headers["X-OpenWebUI-Chat-Id"] = chat_id
+    with made_app(http, store, models, tmp_path) as app:
+        response = post(app.test_client(), stream=stream, headers=headers, **fields)
+    assert response.status_code == 200
+    (asked,) = dify.asked()
+    assert asked.json["inputs"] == {
+        "who": "u1",
+        "role": "user",
+        "deep": {"chat": [chat_id]},
+        "tone": "cold",
+    }
+    named = response.headers["X-OpenDify-Ignored"].split(", ")
+    assert sorted(named[:3]) == ["inputs.deep", "inputs.role", "inputs.who"]
+    assert named[3:] == ["temperature"]
+
+
+@STREAM_AND_WHOLE
 @pytest.mark.parametrize(("fields", "header"), IGNORED)
 def test_what_has_no_effect_is_named_once(
     api: FlaskClient, fields: dict[str, Any], header: str | None, stream: bool
