@@ -2,17 +2,19 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from opendify import errors, openwebui, sse, tasks, translate
 from opendify.chores import Chores, LocalAnswer
-from opendify.chunks import ChunkWriter
+from opendify.chunks import ChatStreamWriter
 from opendify.config.models import Model
 from opendify.exchange import Caller, Exchange, Parts
 from opendify.openai import answers
 from opendify.openai.requests import ChatRequest, nameable
 from opendify.steps import NEEDS_THREAD, Steps
-from opendify.telling.tellings import Ending, Said, SaidInTurn, Thought, Voided
+from opendify.telling.file_links import FileLinkResolver, is_resolved
+from opendify.telling.tellings import Completion, ReasoningDelta, Reset, TextDelta
 
 # What a request is answered with: by Dify, or without it.
 Asked = Exchange | LocalAnswer
@@ -61,33 +63,34 @@ class ChatService:
 
     def gather(self, exchange: Asked) -> dict[str, Any]:
         """The whole answer. Raises CallerGone and DifyError."""
-        said: list[str] = []
-        thought: list[str] = []
-        narration = exchange.new_narration()
-        while not narration.has_ended:
+        texts: list[str] = []
+        reasoning: list[str] = []
+        renderer = exchange.new_renderer()
+        links = FileLinkResolver(exchange.link)
+        while not renderer.has_ended:
             exchange.wait(float("inf"))
-            for telling in narration.tell_all(exchange.take()):
-                match telling:
-                    case Said(text):
-                        said.append(text)
-                    case SaidInTurn(texts):
-                        said += texts
-                    case Thought(text):
-                        thought.append(text)
-                    case Voided():
-                        said.clear()
-                        thought.clear()
-        ending = narration.ending
-        exchange.settle("".join(said), ending.usage, narration.is_cut)
+            rendered = [renderer.feed(event) for event in exchange.take()]
+            for delta in chain.from_iterable(map(links.resolve, rendered)):
+                match delta:
+                    case TextDelta(text):
+                        texts.append(text)
+                    case ReasoningDelta(text):
+                        reasoning.append(text)
+                    case Reset():
+                        texts.clear()
+                        reasoning.clear()
+        completion = renderer.completion
+        text = "".join(texts)
+        exchange.settle(text, completion.usage, renderer.is_cut)
         answer = answers.completion(
             self._head(exchange),
-            "".join(said),
-            ending.finish_reason,
-            translate.to_tokens(ending.usage),
-            reasoning="".join(thought),
-            annotations=ending.annotations,
+            text,
+            completion.finish_reason,
+            translate.to_tokens(completion.usage),
+            reasoning="".join(reasoning),
+            annotations=completion.annotations,
         )
-        return answer | _extension(exchange, ending)
+        return answer | _extension(exchange, completion)
 
     def stream(self, exchange: Asked) -> Steps[bytes]:
         """The event stream of an answer, up to its last chunk: what came together leaves together,
@@ -101,27 +104,27 @@ class ChatService:
             exchange.hold(KEEP_ALIVE_SECONDS)
         head = self._head(exchange)
         yield sse.encode(answers.chunk(head, {"role": "assistant", "content": ""}))
-        narration = exchange.new_narration()
-        writer = ChunkWriter(head)
-        while not narration.has_ended:
+        renderer = exchange.new_renderer()
+        links = FileLinkResolver(exchange.link)
+        writer = ChatStreamWriter(head)
+        while not renderer.has_ended:
             is_readable = yield exchange.wait(KEEP_ALIVE_SECONDS)
             events = exchange.take(is_readable)
-            told = narration.tell_at_once(events) if is_readable else None
-            if told is None:
-                yield NEEDS_THREAD
-                told = narration.tell_all(events)
-            if told:
-                yield writer.write(told)
+            rendered = [renderer.feed(event) for event in events]
+            if not all(map(is_resolved, rendered)):
+                yield NEEDS_THREAD  # to fetch files
+            if deltas := [*chain.from_iterable(map(links.resolve, rendered))]:
+                yield writer.write(deltas)
             elif not (events or is_readable):
                 yield sse.KEEP_ALIVE
         yield NEEDS_THREAD
-        ending = narration.ending
-        exchange.settle(writer.said(), ending.usage, narration.is_cut)
-        delta = {"annotations": ending.annotations} if ending.annotations else {}
-        last = answers.chunk(head, delta, ending.finish_reason) | _extension(exchange, ending)
-        yield sse.encode(last)
-        if head.include_usage and ending.usage is not None:
-            yield sse.encode(answers.usage_chunk(head, translate.to_tokens(ending.usage)))
+        completion = renderer.completion
+        exchange.settle(writer.text(), completion.usage, renderer.is_cut)
+        delta = {"annotations": completion.annotations} if completion.annotations else {}
+        last = answers.chunk(head, delta, completion.finish_reason)
+        yield sse.encode(last | _extension(exchange, completion))
+        if head.include_usage and completion.usage is not None:
+            yield sse.encode(answers.usage_chunk(head, translate.to_tokens(completion.usage)))
 
     def _head(self, exchange: Asked) -> answers.Head:
         ids = exchange.ids
@@ -133,10 +136,10 @@ class ChatService:
         )
 
 
-def _extension(exchange: Asked, ending: Ending) -> dict[str, Any]:
+def _extension(exchange: Asked, completion: Completion) -> dict[str, Any]:
     extension = translate.to_extension(exchange.ids)
-    if ending.resources:
-        extension["retriever_resources"] = list(ending.resources)
-    if ending.run_status:
-        extension["status"] = ending.run_status
+    if completion.resources:
+        extension["retriever_resources"] = list(completion.resources)
+    if completion.run_status:
+        extension["status"] = completion.run_status
     return {"dify": extension}

@@ -18,7 +18,7 @@ from opendify.dify.events import Event, Ids, MessageEnded, Text, Usage
 from opendify.exchange import Caller, Exchange, Parts, owner_of
 from opendify.openai.requests import ChatRequest
 from opendify.steps import NEEDS_THREAD, Wait
-from opendify.telling.narration import Narration
+from opendify.telling.narration import ResponseRenderer
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +42,13 @@ class LocalAnswer:
         self._model = replace(model, reasoning="inline")
         self._text = text
 
-    def new_narration(self) -> Narration:
-        """How this answer is told."""
-        return Narration(self._model, "", _no_link, self.request.stop, "off")
+    def new_renderer(self) -> ResponseRenderer:
+        """Renders this answer."""
+        return ResponseRenderer(self._model, "", self.request.stop, "off")
+
+    def link(self, url: str, name: str, kind: str) -> str:
+        """No file is Dify's here: addresses stay as they are."""
+        return ""
 
     def hold(self, seconds: float) -> None:
         """There is nothing to wait for."""
@@ -155,7 +159,3 @@ class Chores:
 
     def _call(self, model: Model, method: str, path: str, **content: Any) -> Any:
         return self._parts.client.call(model, method, path, CALL_SECONDS, **content)
-
-
-def _no_link(url: str, name: str, kind: str) -> str:
-    return ""

@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TypeVar
 
 from opendify import errors, translate
@@ -20,7 +19,7 @@ from opendify.openai.messages import Message
 from opendify.openai.requests import ChatRequest
 from opendify.steps import AT_ONCE, NEEDS_THREAD, Wait
 from opendify.telling import citations
-from opendify.telling.narration import Narration
+from opendify.telling.narration import ResponseRenderer
 from opendify.upstream.client import DifyClient
 from opendify.upstream.directory import Directory
 from opendify.upstream.disposal import delete_conversation
@@ -126,16 +125,19 @@ class Exchange:
         """Whether Dify has said anything but that it is alive."""
         return self._turn.begun_at is not None
 
-    def new_narration(self) -> Narration:
-        """How the events of this exchange are told to its caller."""
+    def new_renderer(self) -> ResponseRenderer:
+        """Renders the events of this exchange for its caller."""
         streamed, caller = self.request.stream, self._caller
-        return Narration(
+        return ResponseRenderer(
             self._model,
             self._app.mode,
-            partial(self._parts.relay.link, self._model),
             self.request.stop,
             citations.form_for(self._model.citations, caller.in_open_webui, streamed),
         )
+
+    def link(self, url: str, name: str, kind: str) -> str:
+        """The address under which callers reach a file of Dify's; may fetch it, and block."""
+        return self._parts.relay.link(self._model, url, name, kind)
 
     def hold(self, seconds: float) -> None:
         """Waits until Dify has said what decides the status of the answer, at most so long.

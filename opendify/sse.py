@@ -4,7 +4,6 @@ What an event says is not this room's business: payloads go in and out as bytes 
 """
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -67,14 +66,6 @@ class Decoder:
             self._keep()
         return payloads
 
-    def only_payload(self, data: bytes) -> bytes | None:
-        """The payload of the next bytes where they are just one event of one line of data, as most
-        are, and so change nothing. Else None: then they are for ``feed``."""
-        end = len(data) - 2
-        if self._pending or self._cr_seen or data.find(b"\n") != end or b"\r" in data:
-            return None
-        return data[6:end] if data.startswith(b"data: ") and data.endswith(b"\n") else None
-
     def _keep(self) -> None:
         self._searched = max(0, len(self._pending) - 1)
         if len(self._pending) > MAX_EVENT_BYTES:
@@ -117,9 +108,3 @@ class Template:
     def fill(self, text: str) -> bytes:
         """The event with this text in its place."""
         return self._before + _STRINGS.encode(text) + self._after
-
-    def fill_each(self, texts: Sequence[str]) -> bytes:
-        """The events with each of these texts, at least one, in turn."""
-        between = self._after + self._before
-        strings = _STRINGS.encode_lines(texts)  # each with a line end, of which JSON has no other
-        return (self._before + strings.replace(b"\n", between)).removesuffix(self._before)

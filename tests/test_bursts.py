@@ -1,6 +1,6 @@
 """What of an answer came together does not show in the bytes that its caller gets."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, cast
 
@@ -8,18 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opendify import errors, sse
-from opendify.chunks import ChunkWriter
+from opendify.chunks import ChatStreamWriter
 from opendify.config.models import Model
-from opendify.dify.events import Event, MessageEnded
 from opendify.openai import answers
-from opendify.telling.narration import Narration
-from opendify.telling.tellings import Ending
+from opendify.telling.file_links import FileLinkResolver
+from opendify.telling.narration import ResponseRenderer
+from opendify.telling.tellings import Completion
 from opendify.upstream.http1 import Answer
 from opendify.upstream.stream import EventStream
 from opendify.upstream.turn import Turn
 from tests.fake_dify import LAST_CHUNK, STREAM_HEAD, chunk
 from tests.test_any_cut import BODIES, KINDS, Body
-from tests.test_narration import OneByOne
 from tests.test_recorded_answers import mode_of
 
 HEAD = answers.Head("chatcmpl-1", 1, "m")
@@ -40,23 +39,21 @@ class Arriving:
         return None
 
 
-def told(
-    pieces: Iterator[bytes], narrate: Callable[..., Narration], mode: str, **settings: Any
-) -> tuple[bytes, str, Ending]:
-    """The bytes for the caller, the fault that they end with, and what is known at the end."""
+def rendered(pieces: Iterator[bytes], mode: str, **settings: Any) -> tuple[bytes, str, Completion]:
+    """The bytes for the caller, the failure that they end with, and what is known at the end."""
     stops = settings.pop("stops")
     model = Model("m", "k", "b", **settings)
-    narration = narrate(model, mode, lambda url, name, kind: f"our/{name}", stops, "auto")
+    renderer = ResponseRenderer(model, mode, stops, "auto")
+    links = FileLinkResolver(lambda url, name, kind: f"our/{name}")
     turn = Turn(cast(Any, None), model, mode, "u", cast(EventStream, Arriving(pieces)))
-    writer, written = ChunkWriter(HEAD), b""
+    writer, written = ChatStreamWriter(HEAD), b""
     try:
-        events: list[Event] = []
-        while not (narration.is_cut or (events and isinstance(events[-1], MessageEnded))):
-            events = turn.next(float("inf"))
-            written += writer.write(narration.tell_all(events))
+        while not renderer.has_ended:
+            for event in turn.next(float("inf")):
+                written += writer.write(links.resolve(renderer.feed(event)))
     except errors.DifyError as exc:
-        return written, exc.message, narration.ending
-    return written, "", narration.ending
+        return written, exc.message, renderer.completion
+    return written, "", renderer.completion
 
 
 @given(
@@ -68,7 +65,7 @@ def told(
     stops=st.sampled_from([(), (), ("STOP",), ("tok3", "\n\n")]),
 )
 @settings(max_examples=100, deadline=None)
-def test_a_burst_is_told_as_if_each_byte_had_come_alone(
+def test_a_burst_gives_the_same_bytes_as_if_each_byte_had_come_alone(
     body: Body, repeated: int, size: int, cuts: list[float], kind: str, stops: tuple[str, ...]
 ) -> None:
     blocks = [block + b"\n\n" for block in body.said.split(b"\n\n") if block]
@@ -82,4 +79,4 @@ def test_a_burst_is_told_as_if_each_byte_had_come_alone(
     apart = (raw[at : at + 1] for at in range(len(raw)))
     chosen = KINDS[kind] | {"stops": stops}
     mode = mode_of(body.name)
-    assert told(together, Narration, mode, **chosen) == told(apart, OneByOne, mode, **chosen)
+    assert rendered(together, mode, **chosen) == rendered(apart, mode, **chosen)

@@ -7,46 +7,43 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opendify import sse
-from opendify.chunks import ChunkWriter
+from opendify.chunks import ChatStreamWriter
 from opendify.openai import answers
-from opendify.telling.tellings import Said, SaidInTurn, Shown, Telling, Thought, Voided
+from opendify.telling.tellings import Delta, ReasoningDelta, Reset, TextDelta, UiEvent
 
 TEXTS = st.text() | st.sampled_from(
     [sse.PLACE, 'a",', ',"', "\n", "\r\n", '"content":""', "\\", "\u2028", "\x7f", "</s>"]
 )
 HEADS = st.builds(answers.Head, TEXTS, st.integers(0), TEXTS, st.booleans())
-TELLINGS: st.SearchStrategy[Telling] = st.one_of(
-    st.builds(Said, TEXTS),
-    st.builds(SaidInTurn, st.lists(TEXTS, min_size=1).map(tuple)),
-    st.builds(Thought, TEXTS),
-    st.builds(Voided, st.booleans()),
-    st.builds(Shown, st.dictionaries(st.text(), st.text(), max_size=2)),
+DELTAS: st.SearchStrategy[Delta] = st.one_of(
+    st.builds(TextDelta, TEXTS),
+    st.builds(ReasoningDelta, TEXTS),
+    st.builds(Reset, st.booleans()),
+    st.builds(UiEvent, st.dictionaries(st.text(), st.text(), max_size=2)),
 )
 
 
-def the_long_way(head: answers.Head, telling: Telling) -> list[dict[str, Any]]:
-    match telling:
-        case Said(text):
-            return [answers.chunk(head, {"content": text})]
-        case SaidInTurn(texts):
-            return [answers.chunk(head, {"content": text}) for text in texts]
-        case Thought(text):
-            return [answers.chunk(head, {"reasoning_content": text})]
-        case Shown(event):
-            return [answers.chunk(head, {"content": ""}) | {"event": event}]
-        case Voided(was):
-            return [answers.chunk(head, {"content": "\n\n" if was else ""})]
+def whole_chunk(head: answers.Head, delta: Delta) -> dict[str, Any]:
+    match delta:
+        case TextDelta(text):
+            return answers.chunk(head, {"content": text})
+        case ReasoningDelta(text):
+            return answers.chunk(head, {"reasoning_content": text})
+        case UiEvent(event):
+            return answers.chunk(head, {"content": ""}) | {"event": event}
+        case Reset(had_text):
+            return answers.chunk(head, {"content": "\n\n" if had_text else ""})
 
 
-@given(HEADS, st.lists(TELLINGS))
-def test_what_is_told_together_is_the_events_one_after_the_other(
-    head: answers.Head, tellings: list[Telling]
+@given(HEADS, st.lists(DELTAS))
+def test_deltas_that_came_together_are_events_one_after_the_other(
+    head: answers.Head, deltas: list[Delta]
 ) -> None:
-    whole = [chunk for telling in tellings for chunk in the_long_way(head, telling)]
-    writer = ChunkWriter(head)
-    assert writer.write(tellings) == b"".join(map(sse.encode, whole))
-    said = [chunk["choices"][0]["delta"].get("content", "") for chunk in whole]
-    assert writer.said() == "".join(said)
+    chunks = [whole_chunk(head, delta) for delta in deltas]
+    writer = ChatStreamWriter(head)
+    assert writer.write(deltas) == b"".join(map(sse.encode, chunks))
+    texts = [chunk["choices"][0]["delta"].get("content", "") for chunk in chunks]
+    assert writer.text() == "".join(texts)
 
 
 @given(TEXTS)

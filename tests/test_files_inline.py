@@ -1,10 +1,13 @@
 """Links to Dify's files in a text that comes in pieces."""
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from opendify.files.inline import MAX_ADDRESS, MAX_FILES, LinkRewriter
+from opendify.files.links import FileLink, in_markdown
 
 UUID = "0ccfe981-f968-4678-80ae-335266227dac"
 SIGNED = "timestamp=1795460797&nonce=05d3&sign=a6CT-Ew0b%3D"
@@ -12,18 +15,19 @@ TOOL = f"/files/tools/{UUID}.png?{SIGNED}"
 UPLOAD = f"https://dify.example/files/{UUID}/file-preview?{SIGNED}"
 
 
-def rewriter(met: list[tuple[str, str, str]] | None = None) -> LinkRewriter:
-    def link(url: str, name: str, kind: str) -> str:
-        if met is not None:
-            met.append((url, name, kind))
-        return f"https://ai.example/{name} {kind}"
-
-    return LinkRewriter(link)
+def resolved(parts: Sequence[str | FileLink]) -> str:
+    """The text with each file under an address of ours."""
+    return "".join(
+        part
+        if isinstance(part, str)
+        else in_markdown(f"https://ai.example/{part.name} {part.kind}")
+        for part in parts
+    )
 
 
 def rewritten(*pieces: str) -> str:
-    one = rewriter()
-    return "".join(one.feed(piece) for piece in pieces) + one.flush()
+    one = LinkRewriter()
+    return "".join(resolved(one.feed(piece)) for piece in pieces) + one.flush()
 
 
 @pytest.mark.parametrize(
@@ -68,17 +72,12 @@ def test_every_other_text_stays_as_it_is(text: str) -> None:
     assert rewritten(*text) == text
 
 
-def test_what_was_met_is_told() -> None:
-    met: list[tuple[str, str, str]] = []
-    one = rewriter(met)
-    one.feed(f"![cat.png]({TOOL}) [a.pdf]({UPLOAD}) [b](https://x.example/)")
-    assert met == [(TOOL, "cat.png", "image"), (UPLOAD, "a.pdf", "file")]
+def test_the_files_are_found_with_their_names() -> None:
+    one = LinkRewriter()
+    parts = one.feed(f"![cat.png]({TOOL}) [a.pdf]({UPLOAD}) [b](https://x.example/)")
+    files = [part for part in parts if isinstance(part, FileLink)]
+    assert files == [FileLink(TOOL, "cat.png", "image"), FileLink(UPLOAD, "a.pdf", "file")]
     assert one.seen == {TOOL.partition("?")[0], UPLOAD.partition("?")[0]}
-
-
-def test_a_link_that_cannot_be_made_stays_difys() -> None:
-    one = LinkRewriter(lambda url, name, kind: "")
-    assert one.feed(f"[a]({TOOL})") == f"[a]({TOOL})"
 
 
 def test_a_text_has_so_many_files_and_no_more() -> None:
@@ -88,13 +87,13 @@ def test_a_text_has_so_many_files_and_no_more() -> None:
 
 @pytest.mark.parametrize("text", ["Hello [a]", "x = a[0](1)", "[a](mailto:", "[a](hello", "](x"])
 def test_nothing_is_held_but_what_may_be_a_file(text: str) -> None:
-    assert rewriter().feed(text) == text
+    assert LinkRewriter().feed(text) == [text]
 
 
 def test_only_the_address_is_held() -> None:
-    one = rewriter()
-    assert one.feed("see [a](https://x.exam") == "see [a]("
-    assert one.feed("ple/b) and") == "https://x.example/b) and"
+    one = LinkRewriter()
+    assert one.feed("see [a](https://x.exam") == ["see [a]("]
+    assert one.feed("ple/b) and") == ["https://x.example/b) and"]
 
 
 _TEXTS = st.lists(
@@ -116,6 +115,7 @@ def test_where_the_text_is_cut_does_not_matter(text: str, data: st.DataObject) -
 
 
 @given(_TEXTS)
-def test_without_links_to_make_the_text_is_unchanged(text: str) -> None:
-    one = LinkRewriter(lambda url, name, kind: "")
-    assert one.feed(text) + one.flush() == text
+def test_nothing_but_addresses_is_taken_out_of_the_text(text: str) -> None:
+    one = LinkRewriter()
+    parts = [*one.feed(text), one.flush()]
+    assert "".join(part if isinstance(part, str) else part.url for part in parts) == text

@@ -1,6 +1,6 @@
 """What the caller gets of an answer's events, one story a row."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,11 +23,11 @@ from opendify.dify.events import (
     Replaced,
     RunFinished,
     Text,
-    Texts,
     Usage,
 )
-from opendify.telling.narration import Narration
-from opendify.telling.tellings import Ending, Said, SaidInTurn, Shown, Telling, Thought, Voided
+from opendify.telling.file_links import FileLinkResolver, is_resolved
+from opendify.telling.narration import ResponseRenderer
+from opendify.telling.tellings import Completion, ReasoningDelta, Reset, TextDelta, UiEvent
 
 UUID = "0ccfe981-f968-4678-80ae-335266227dac"
 SIGNED = "timestamp=1&nonce=2&sign=3"
@@ -38,48 +38,45 @@ SHOWN_CAT = "![cat.png](our/cat.png)"
 
 
 @dataclass
-class Told:
-    said: str = ""
-    thought: str = ""
-    shown: list[Any] = field(default_factory=list)
+class Rendered:
+    text: str = ""
+    reasoning: str = ""
+    ui_events: list[Any] = field(default_factory=list)
     streamed: str = ""
-    ending: Ending = field(default_factory=Ending)
+    completion: Completion = field(default_factory=Completion)
 
 
 def link(url: str, name: str, kind: str) -> str:
     return f"our/{name or kind}"
 
 
-def narrate(  # noqa: C901 one match over a closed set
+def render(
     events: Sequence[Event],
     mode: str = "chat",
     stops: Sequence[str] = (),
     form: str = "auto",
     **settings: str,
-) -> Told:
-    """Tells the events as ChatService does; the last one is a MessageEnded."""
-    narration = Narration(Model("m", "k", "b", **settings), mode, link, stops, form)
-    told = Told(ending=narration.ending)
+) -> Rendered:
+    """Renders the events as ChatService does."""
+    renderer = ResponseRenderer(Model("m", "k", "b", **settings), mode, stops, form)
+    links = FileLinkResolver(link)
+    rendered = Rendered(completion=renderer.completion)
     for event in events:
-        if narration.is_cut:
-            event = MessageEnded()
-        is_last = isinstance(event, MessageEnded)
-        for telling in narration.end(event) if is_last else narration.tell(event):
-            match telling:
-                case Said(text):
+        for delta in links.resolve(renderer.feed(event)):
+            match delta:
+                case TextDelta(text):
                     assert text
-                    told.said += text
-                    told.streamed += text
-                case Thought(text):
-                    told.thought += text
-                case Shown(shown):
-                    told.shown.append(shown)
-                case Voided(was):
-                    told.said = told.thought = ""
-                    told.streamed += "\n\n" if was else ""
-        if is_last:
-            break
-    return told
+                    rendered.text += text
+                    rendered.streamed += text
+                case ReasoningDelta(text):
+                    rendered.reasoning += text
+                case UiEvent(shown):
+                    rendered.ui_events.append(shown)
+                case Reset(had_text):
+                    rendered.text = rendered.reasoning = ""
+                    rendered.streamed += "\n\n" if had_text else ""
+    assert renderer.has_ended
+    return rendered
 
 
 def run(*events: Event, outputs: dict[str, Any] | None = None, status: str = "succeeded") -> Any:
@@ -171,14 +168,20 @@ WORKFLOWS = [
 def test_a_workflow_tells_its_outputs_once(
     events: list[Event], settings: dict[str, str], expected: str
 ) -> None:
-    assert narrate(events, mode="workflow", **settings).said == expected
+    assert render(events, mode="workflow", **settings).text == expected
 
 
 END = MessageEnded()
 CHATS: list[tuple[str, list[Event], dict[str, Any], str, str]] = [
     ("text", [Text("Hi"), Text(" 你好"), END], {}, "Hi 你好", ""),
-    ("halves of a character", [Text("a"), Texts(("\ud83d", "\ude00b")), END], {}, "a😀b", ""),
-    ("half a character", [Texts(("a", "\ud83d")), Texts(("b", "c")), END], {}, "a\ufffdbc", ""),
+    ("halves of a character", [Text("a"), Text("\ud83d"), Text("\ude00b"), END], {}, "a😀b", ""),
+    (
+        "half a character",
+        [Text("a"), Text("\ud83d"), Text("b"), Text("c"), END],
+        {},
+        "a\ufffdbc",
+        "",
+    ),
     ("thinking", [Text("<thi"), Text("nk>Hm</think>Hi"), END], {}, "Hi", "Hm"),
     (
         "thinking inline",
@@ -358,8 +361,8 @@ CHATS: list[tuple[str, list[Event], dict[str, Any], str, str]] = [
 def test_an_answer_is_told(
     events: list[Event], settings: dict[str, Any], said: str, thought: str
 ) -> None:
-    told = narrate(events, **settings)
-    assert (told.said, told.thought) == (said, thought)
+    rendered = render(events, **settings)
+    assert (rendered.text, rendered.reasoning) == (said, thought)
 
 
 def spoken(text: str) -> Text:
@@ -447,38 +450,38 @@ AGENTS: list[tuple[str, list[Event], dict[str, str], str, str]] = [
 def test_an_agent_shows_its_steps_and_repeats_nothing(
     events: list[Event], settings: dict[str, str], said: str, thought: str
 ) -> None:
-    told = narrate(events, mode="agent-chat", **settings)
-    assert (told.said, told.thought) == (said, thought)
+    rendered = render(events, mode="agent-chat", **settings)
+    assert (rendered.text, rendered.reasoning) == (said, thought)
 
 
 NODE = NodeFinished(Usage(10, 5, 15), "stop")
-ENDINGS: list[tuple[str, list[Event], Ending]] = [
-    ("what Dify sums", [NODE, MessageEnded(Usage(1, 2, 3))], Ending(usage=Usage(1, 2, 3))),
+ENDINGS: list[tuple[str, list[Event], Completion]] = [
+    ("what Dify sums", [NODE, MessageEnded(Usage(1, 2, 3))], Completion(usage=Usage(1, 2, 3))),
     (
         "zeros are no sum",
         [NODE, NODE, MessageEnded(Usage(0, 0, 0))],
-        Ending(usage=Usage(20, 10, 30)),
+        Completion(usage=Usage(20, 10, 30)),
     ),
-    ("zeros are all there is", [MessageEnded(Usage(0, 0, 0))], Ending(usage=Usage(0, 0, 0))),
-    ("no count at all", [MessageEnded()], Ending()),
-    ("only a total", run(), Ending(usage=Usage(0, 7, 7), run_status="succeeded")),
-    ("the nodes' sum", run(NODE), Ending(usage=Usage(10, 5, 15), run_status="succeeded")),
-    ("too long", [NodeFinished(None, "length"), END], Ending("length")),
+    ("zeros are all there is", [MessageEnded(Usage(0, 0, 0))], Completion(usage=Usage(0, 0, 0))),
+    ("no count at all", [MessageEnded()], Completion()),
+    ("only a total", run(), Completion(usage=Usage(0, 7, 7), run_status="succeeded")),
+    ("the nodes' sum", run(NODE), Completion(usage=Usage(10, 5, 15), run_status="succeeded")),
+    ("too long", [NodeFinished(None, "length"), END], Completion("length")),
     (
         "the last node counts",
         [NodeFinished(None, "length"), NODE, MessageEnded(Usage(1, 1, 2))],
-        Ending(usage=Usage(1, 1, 2)),
+        Completion(usage=Usage(1, 1, 2)),
     ),
-    ("moderated", [Replaced("x"), NodeFinished(None, "length"), END], Ending("content_filter")),
+    ("moderated", [Replaced("x"), NodeFinished(None, "length"), END], Completion("content_filter")),
     (
         "stopped by a limit",
         [RunFinished("stopped", 0, {}, "Max steps 500 reached."), END],
-        Ending("length", run_status="stopped"),
+        Completion("length", run_status="stopped"),
     ),
     (
         "stopped by somebody",
         [RunFinished("stopped", 0, {}, "Workflow stopped by user."), END],
-        Ending(run_status="stopped"),
+        Completion(run_status="stopped"),
     ),
 ]
 
@@ -486,8 +489,8 @@ ENDINGS: list[tuple[str, list[Event], Ending]] = [
 @pytest.mark.parametrize(
     ("events", "expected"), [r[1:] for r in ENDINGS], ids=[r[0] for r in ENDINGS]
 )
-def test_an_answer_ends(events: list[Event], expected: Ending) -> None:
-    assert narrate(events).ending == expected
+def test_an_answer_ends(events: list[Event], expected: Completion) -> None:
+    assert render(events).completion == expected
 
 
 def status(text: str, done: bool) -> dict[str, Any]:
@@ -496,20 +499,20 @@ def status(text: str, done: bool) -> dict[str, Any]:
 
 def test_progress_is_shown_until_the_text_comes() -> None:
     nodes = [NodeStarted("Start", "start"), NodeStarted("Search", "tool"), Text("Hi"), END]
-    told = narrate(nodes, progress="status")
-    assert told.shown == [status("Search", False), status("", True)]
-    assert narrate(nodes, progress="reasoning").thought == "Search\n"
-    assert narrate(nodes).shown == []
-    silent = narrate([NodeStarted("", "tool"), END], progress="status")
-    assert silent.shown == [status("tool", False), status("", True)]
+    rendered = render(nodes, progress="status")
+    assert rendered.ui_events == [status("Search", False), status("", True)]
+    assert render(nodes, progress="reasoning").reasoning == "Search\n"
+    assert render(nodes).ui_events == []
+    silent = render([NodeStarted("", "tool"), END], progress="status")
+    assert silent.ui_events == [status("tool", False), status("", True)]
 
 
 def test_sources_come_last_and_in_one_form() -> None:
     sources = MessageEnded(resources=({"document_name": "Manual.pdf", "content": "p"},))
     listed = "Hi\n\n**Sources**\n\n1. Manual.pdf"
-    assert narrate([Text("Hi"), sources]).said == listed
-    assert narrate([Text("Hi ###"), sources], stops=["###"]).said == "Hi "
-    assert narrate([Text("Hi"), sources], form="events").shown[0]["type"] == "source"
+    assert render([Text("Hi"), sources]).text == listed
+    assert render([Text("Hi ###"), sources], stops=["###"]).text == "Hi "
+    assert render([Text("Hi"), sources], form="events").ui_events[0]["type"] == "source"
 
 
 PIECES = st.lists(
@@ -549,25 +552,54 @@ def test_how_the_text_is_cut_changes_nothing(
     text = "".join(pieces)
     cut = [text[at : at + size] for at in range(0, len(text), size)]
     whole, parts = (
-        narrate([*map(Text, texts), END], stops=stops, reasoning=reasoning)
+        render([*map(Text, texts), END], stops=stops, reasoning=reasoning)
         for texts in ([text], cut)
     )
-    assert parts.said == parts.streamed == whole.said
-    assert whole.thought.startswith(parts.thought)
+    assert parts.text == parts.streamed == whole.text
+    assert whole.reasoning.startswith(parts.reasoning)
     if not stops:
-        assert parts.thought == whole.thought
+        assert parts.reasoning == whole.reasoning
 
 
-def test_what_came_together_is_told_to_the_end_of_the_answer() -> None:
-    narration = Narration(Model("m", "k", "b"), "chat", link, ("STOP",), "auto")
-    assert narration.tell_all([]) == []
-    assert narration.tell_all([Text("a"), Text("bST")]) == [Said("a"), Said("b")]
-    assert narration.tell_all([Text("OP"), Text("c")]) == []
-    assert narration.is_cut
-    uncut = Narration(Model("m", "k", "b"), "chat", link, (), "auto")
-    told = uncut.tell_all([Text("a"), CAT, MessageEnded(Usage(1, 2, 3)), Text("b")])
-    assert told == [Said("a"), Said(f"\n\n{SHOWN_CAT}")]
-    assert uncut.ending.usage == Usage(1, 2, 3)
+def test_nothing_follows_the_end_of_the_answer() -> None:
+    renderer = ResponseRenderer(Model("m", "k", "b"), "chat", ("STOP",), "auto")
+    assert renderer.feed(Text("a")) == [TextDelta("a")]
+    assert renderer.feed(Text("bST")) == [TextDelta("b")]
+    assert renderer.feed(Text("OP")) == []
+    assert renderer.is_cut
+    assert renderer.has_ended
+    assert renderer.feed(Text("c")) == renderer.feed(MessageEnded()) == []
+    uncut = ResponseRenderer(Model("m", "k", "b"), "chat", (), "auto")
+    events = [Text("a"), CAT, MessageEnded(Usage(1, 2, 3)), Text("b")]
+    deltas = [delta for event in events for delta in uncut.feed(event)]
+    assert FileLinkResolver(link).resolve(deltas) == [TextDelta(f"a\n\n{SHOWN_CAT}")]
+    assert uncut.completion.usage == Usage(1, 2, 3)
+
+
+def test_a_file_is_linked_to_while_dify_still_gives_it_out() -> None:
+    asked: list[str] = []
+
+    def asked_link(url: str, name: str, kind: str) -> str:
+        asked.append(url)
+        return f"our/{name}"
+
+    links = FileLinkResolver(asked_link)
+    renderer = ResponseRenderer(Model("m", "k", "b"), "chat", (), "auto")
+    assert links.resolve(renderer.feed(CAT)) == []
+    assert asked == [CAT.url]
+    assert links.resolve(renderer.feed(MessageEnded())) == [TextDelta(SHOWN_CAT)]
+    assert asked == [CAT.url]
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"), [("", CAT_IN_TEXT), ("our/a b", "![cat](our/a%20b)")]
+)
+def test_a_link_that_cannot_be_made_stays_difys(address: str, expected: str) -> None:
+    renderer = ResponseRenderer(Model("m", "k", "b"), "chat", (), "auto")
+    links = FileLinkResolver(lambda url, name, kind: address)
+    deltas = renderer.feed(Text(CAT_IN_TEXT))
+    assert not is_resolved(deltas)
+    assert links.resolve(deltas) == [TextDelta(expected)]
 
 
 LINK_PARTS = ["]", "(", "](", ")", f"/files/tools/{UUID}.png?", SIGNED, CAT_IN_TEXT]
@@ -589,8 +621,6 @@ NODES = st.sampled_from(["", "", "", "node"])
 EVENT_NAMES = st.sampled_from(["message", "message", "message", "agent_message", "message_file"])
 ANY_EVENT: st.SearchStrategy[Event] = st.one_of(
     st.builds(Text, TEXT, NODES, EVENT_NAMES),
-    st.builds(Texts, st.lists(TEXT, min_size=1, max_size=4).map(tuple), NODES, EVENT_NAMES),
-    st.builds(Texts, st.lists(st.sampled_from("ab "), min_size=1, max_size=4).map(tuple)),
     st.sampled_from(
         [
             Reasoning("](", "node"),
@@ -604,7 +634,7 @@ ANY_EVENT: st.SearchStrategy[Event] = st.one_of(
         ]
     ),
 )
-GROUPS = st.lists(st.lists(ANY_EVENT, min_size=1, max_size=3), max_size=8)
+EVENTS = st.lists(ANY_EVENT, max_size=20)
 SETTINGS = st.fixed_dictionaries(
     {
         "reasoning": st.sampled_from(["split", "inline", "drop"]),
@@ -615,161 +645,14 @@ STOPS = st.sampled_from([(), ("STOP",), ("](/", "<"), ("\n\n",)])
 APPS = st.sampled_from(["chat", "workflow"])
 
 
-class OneByOne(Narration):
-    """The definition: each text goes through everything that may look for something in it."""
-
-    def _is_passed_by(self, event: Text | Texts, text: str) -> bool:
-        return False
-
-
-def apart_from_each_other(event: Event) -> list[Event]:
-    if isinstance(event, Texts):
-        return [Text(text, event.node, event.event) for text in event.texts]
-    return [event]
-
-
-def one_by_one(tellings: Sequence[Telling]) -> list[Telling]:
-    """Several pieces in turn are as many pieces."""
-    pieces: list[Telling] = []
-    for telling in tellings:
-        if isinstance(telling, SaidInTurn):
-            assert all(telling.texts)
-            pieces += map(Said, telling.texts)
-        else:
-            pieces.append(telling)
-    return pieces
-
-
-def told_in_the_loop(narration: Narration, events: Sequence[Event]) -> list[Telling]:
-    """What is not told at once is told by a thread."""
-    told = narration.tell_at_once(events)
-    return narration.tell_all(events) if told is None else told
-
-
-@pytest.mark.parametrize("told", [Narration.tell_all, told_in_the_loop])
-@hypothesis.example(
-    groups=[[Text("a")], [Texts(("b", "\ud83d"))], [Text("c")]], mode="chat", stops=(), settings={}
-)
-@given(groups=GROUPS, mode=APPS, stops=STOPS, settings=SETTINGS)
+@given(events=EVENTS, mode=APPS, stops=STOPS, settings=SETTINGS)
 @hypothesis.settings(max_examples=500)
-def test_what_came_together_is_told_as_if_it_had_come_one_by_one(
-    told: Callable[[Narration, Sequence[Event]], list[Telling]],
-    groups: list[list[Event]],
-    mode: str,
-    stops: tuple[str, ...],
-    settings: dict[str, str],
+def test_any_events_give_an_answer_that_ends(
+    events: list[Event], mode: str, stops: tuple[str, ...], settings: dict[str, str]
 ) -> None:
-    model = Model("m", "k", "b", **settings)
-    quick, general = (kind(model, mode, link, stops, "auto") for kind in (Narration, OneByOne))
-    for events in groups:
-        apart = [each for event in events for each in apart_from_each_other(event)]
-        assert one_by_one(told(quick, events)) == general.tell_all(apart)
-        if quick.is_cut or any(isinstance(event, MessageEnded) for event in events):
-            break
-    assert quick.ending == general.ending
-
-
-@given(groups=GROUPS, mode=APPS, stops=STOPS, settings=SETTINGS)
-@hypothesis.settings(max_examples=500)
-def test_what_is_told_at_once_asks_for_no_link(
-    groups: list[list[Event]], mode: str, stops: tuple[str, ...], settings: dict[str, str]
-) -> None:
-    asked: list[str] = []
-
-    def asked_link(url: str, name: str, kind: str) -> str:
-        asked.append(url)
-        return link(url, name, kind)
-
-    narration = Narration(Model("m", "k", "b", **settings), mode, asked_link, stops, "auto")
-    for events in groups:
-        is_told_at_once = narration.is_told_at_once(events)
-        before = len(asked)
-        narration.tell_all(events)
-        assert not (is_told_at_once and len(asked) > before)
-        if narration.is_cut or any(isinstance(event, MessageEnded) for event in events):
-            break
-
-
-AT_ONCE = [
-    ([Text("a"), Text(" (b) [c]")], True, "text of the node that speaks"),
-    ([Texts(("a", " (b)", " [c]"))], True, "texts of the node that speaks"),
-    ([Texts(("[a", "]", "("))], False, "a link in texts"),
-    ([], True, "nothing"),
-    ([Text("[a"), Text("](")], False, "a link"),
-    ([Text("[a]"), Text("(")], False, "a link in two texts"),
-    ([Text("a"), CAT], False, "a file"),
-    ([Text("a"), END], False, "the end"),
-    ([Text("a", "other"), Text("b", "other")], True, "text of another node"),
-    ([Text("a (b)", "other")], False, "what may be a link after what another node said"),
-]
-
-
-@pytest.mark.parametrize(
-    ("events", "expected"), [r[:2] for r in AT_ONCE], ids=[r[2] for r in AT_ONCE]
-)
-def test_only_text_without_links_is_told_at_once(events: list[Event], expected: bool) -> None:
-    narration = Narration(Model("m", "k", "b"), "chat", link, (), "auto")
-    narration.tell(Text("Hi."))
-    assert narration.is_told_at_once(events) is expected
-
-
-def test_text_is_told_at_once_where_thoughts_stay_in_it() -> None:
-    inline = Narration(Model("m", "k", "b", reasoning="inline"), "chat", link, (), "auto")
-    assert inline.is_told_at_once([Text("a (b)")])
-
-
-IN_BRACKETS = Text(f"(/files/tools/{UUID}.png?{SIGNED})")
-NOT_AT_ONCE: list[tuple[str, list[Event], list[Event], dict[str, Any]]] = [
-    ("a link that has begun", [Text("[a]")], [IN_BRACKETS], {}),
-    ("a link that goes on", [Text("[a](/files/")], [Text("tools/x)")], {}),
-    (
-        "a link held where a tag may come",
-        [Text(f"<think {CAT_IN_TEXT}")],
-        [Text("<")],
-        {},
-    ),
-    ("a link held for a stop sequence", [Text("[a]")], [IN_BRACKETS], {"stops": ["](x"]}),
-    (
-        "a link around a thought",
-        [Text("[a]"), NodeFinished(None, "", "")],
-        [Text("<think>Hm</think>"), IN_BRACKETS],
-        {},
-    ),
-    (
-        "a link around a repetition",
-        [Text("Hi "), spoken("[a]")],
-        [Text("a"), IN_BRACKETS],
-        {},
-    ),
-    (
-        "a link around a repetition, all at once",
-        [Text("Hi ")],
-        [spoken("[a]"), Text("a"), spoken(IN_BRACKETS.text)],
-        {},
-    ),
-    (
-        "a file of the run",
-        [Text("Hi "), *run(outputs={"p": CAT_FILE})[:1]],
-        [Text("STOP")],
-        {"mode": "workflow", "stops": ["STOP"]},
-    ),
-]
-
-
-@pytest.mark.parametrize(
-    ("before", "events", "settings"), [r[1:] for r in NOT_AT_ONCE], ids=[r[0] for r in NOT_AT_ONCE]
-)
-def test_what_asks_for_a_link_is_not_told_at_once(
-    before: list[Event], events: list[Event], settings: dict[str, Any]
-) -> None:
-    asked: list[str] = []
-    defaults: dict[str, Any] = {"mode": "chat", "stops": (), "citation_form": "auto"}
-    narration = Narration(
-        Model("m", "k", "b"),
-        link=lambda url, name, kind: asked.append(url) or "",
-        **defaults | settings,
-    )
-    narration.tell_all(before)
-    assert not narration.is_told_at_once(events)
-    narration.tell_all(events)
-    assert asked or events == [Text("tools/x)")]
+    rendered = render([*events, END], mode, stops, **settings)
+    assert rendered.streamed.endswith(rendered.text)
+    rendered.text.encode()
+    rendered.reasoning.encode()
+    if settings["progress"] == "status" and rendered.ui_events:
+        assert rendered.ui_events[-1]["data"]["done"]

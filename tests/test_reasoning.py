@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opendify.sse import Decoder
-from opendify.telling.reasoning import Piece, ReasoningSplitter, split
+from opendify.telling.reasoning import Piece, ReasoningParser, split
 from tests.fake_dify import recording
 
 DETAILS = (
@@ -135,7 +135,7 @@ def test_a_text_without_a_tag_comes_through_unchanged(text: str, data: st.DataOb
 
 @given(st.lists(TAGGED, min_size=1, max_size=4), st.data())
 def test_sections_are_split_each_for_itself(texts: list[str], data: st.DataObject) -> None:
-    splitter = ReasoningSplitter()
+    splitter = ReasoningParser()
     pieces = []
     for text in texts:
         pieces += splitter.section()
@@ -148,7 +148,7 @@ def test_sections_are_split_each_for_itself(texts: list[str], data: st.DataObjec
 
 @given(TAGGED, st.data())
 def test_what_is_returned_at_once_is_joined_by_kind(text: str, data: st.DataObject) -> None:
-    splitter = ReasoningSplitter()
+    splitter = ReasoningParser()
     for chunk in cut_up(text, data):
         pieces = splitter.feed(chunk)
         kinds = [piece.is_reasoning for piece in pieces]
@@ -157,7 +157,7 @@ def test_what_is_returned_at_once_is_joined_by_kind(text: str, data: st.DataObje
 
 
 def test_an_answer_without_a_tag_is_held_up_by_nothing() -> None:
-    splitter = ReasoningSplitter()
+    splitter = ReasoningParser()
     for chunk in ["H", "i <th", "ink>", "\n", "<", " \r"]:
         assert splitter.feed(chunk) == [Piece(chunk, False)]
     assert splitter.close() == []
@@ -192,12 +192,12 @@ def test_an_answer_without_a_tag_is_held_up_by_nothing() -> None:
     ],
 )
 def test_only_what_may_be_a_tag_is_held_back(chunks: list[str], pieces: list[list[Piece]]) -> None:
-    splitter = ReasoningSplitter()
+    splitter = ReasoningParser()
     assert [splitter.feed(chunk) for chunk in chunks] == pieces
 
 
 def test_a_new_section_gives_out_what_was_held_back() -> None:
-    splitter = ReasoningSplitter()
+    splitter = ReasoningParser()
     assert splitter.feed("<think") == []
     assert splitter.section() == [Piece("<think", False)]
     assert splitter.feed("<think>a\n") == [Piece("a", True)]
@@ -219,7 +219,7 @@ def test_a_new_section_gives_out_what_was_held_back() -> None:
     ],
 )
 def test_the_recorded_streams_are_split(version: str, app: str, answer: str) -> None:
-    splitter = ReasoningSplitter()
+    splitter = ReasoningParser()
     pieces: list[Piece] = []
     speaker = None
     for selector, text in recorded_texts(f"{version}/{app}/think_stream"):
@@ -247,7 +247,7 @@ def recorded_texts(name: str) -> Iterator[tuple[list[str], str]]:
 
 
 def fed(chunks: Iterable[str]) -> list[Piece]:
-    splitter = ReasoningSplitter()
+    splitter = ReasoningParser()
     return [piece for chunk in chunks for piece in splitter.feed(chunk)] + splitter.close()
 
 

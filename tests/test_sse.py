@@ -61,15 +61,6 @@ def decoded(*pieces: bytes) -> list[bytes]:
     return [payload for piece in pieces for payload in decoder.feed(piece)]
 
 
-def quickly_decoded(*pieces: bytes) -> list[bytes]:
-    """The same, where what is only an event of one line is taken as that."""
-    decoder, payloads = sse.Decoder(), []
-    for piece in pieces:
-        only = decoder.only_payload(piece)
-        payloads += decoder.feed(piece) if only is None else [only]
-    return payloads
-
-
 def byte_by_byte(data: bytes) -> list[bytes]:
     return [data[i : i + 1] for i in range(len(data))]
 
@@ -89,17 +80,6 @@ def test_a_stream_gives_its_payloads_however_it_is_cut_and_whatever_ends_its_lin
     assert decoded(*byte_by_byte(raw)) == payloads
     for position in range(len(raw) + 1):
         assert decoded(raw[:position], raw[position:]) == payloads
-        assert quickly_decoded(raw[:position], raw[position:]) == payloads
-
-
-@given(
-    st.lists(st.sampled_from([b"data: ", b"data:", b"x", b"\n", b"\n\n", b"\r", b":", b"id: 1"]))
-)
-def test_what_is_only_one_event_is_what_it_is_among_others(parts: list[bytes]) -> None:
-    whole = b"".join(parts)
-    pieces = [b"data: first\n\n", whole, b"data: y\n\n", b"\n"]
-    assert quickly_decoded(*pieces) == decoded(*byte_by_byte(b"".join(pieces)))
-    assert sse.Decoder().only_payload(b"data: x\n\n") == b"x"
 
 
 def test_an_event_is_handed_out_with_the_byte_that_completes_it() -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opendify.telling.stopping import StopCutter
+from opendify.telling.stopping import StopSequenceFilter
 
 TEXTS = [
     pytest.param([], "abc", "abc", False, id="no stop sequence"),
@@ -50,7 +50,7 @@ def test_the_earliest_place_of_any_sequence_ends_the_text(
 
 @given(st.lists(st.text("ab", min_size=1, max_size=5), max_size=4), st.lists(SMALL, max_size=10))
 def test_only_the_start_of_a_sequence_is_held_back(stops: list[str], chunks: list[str]) -> None:
-    cutter = StopCutter(stops)
+    cutter = StopSequenceFilter(stops)
     text = shown = ""
     for chunk in chunks:
         text += chunk
@@ -62,14 +62,14 @@ def test_only_the_start_of_a_sequence_is_held_back(stops: list[str], chunks: lis
 
 
 def test_text_is_shown_as_soon_as_it_can_be() -> None:
-    cutter = StopCutter(["\nUser:"])
+    cutter = StopSequenceFilter(["\nUser:"])
     chunks = ["Hi", "\n", "there\nU", "ser", " x", "\nUser:", "y"]
     shown = [cutter.feed(chunk) for chunk in chunks]
     assert shown == ["Hi", "", "\nthere", "", "\nUser x", "", ""]
 
 
 def test_nothing_follows_a_stop_sequence() -> None:
-    cutter = StopCutter(["."])
+    cutter = StopSequenceFilter(["."])
     assert cutter.feed("a") == "a"
     assert not cutter.hit
     assert cutter.feed("b.c") == "b"
@@ -84,6 +84,6 @@ def test_a_very_long_stop_sequence_is_no_trouble() -> None:
 
 
 def cut_off(stops: list[str], chunks: list[str]) -> tuple[str, bool]:
-    cutter = StopCutter(stops)
+    cutter = StopSequenceFilter(stops)
     shown = "".join(map(cutter.feed, chunks)) + cutter.close()
     return shown, cutter.hit

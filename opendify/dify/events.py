@@ -22,19 +22,9 @@ class Usage:
 class Text(msgspec.Struct, frozen=True, gc=False):
     """The next piece of the answer. ``node`` is the node of the graph that speaks, empty where
     Dify does not tell; ``event`` is Dify's name for the piece. A Struct, since there is one for
-    each token that comes alone, and a frozen dataclass takes ten times as long to make."""
+    each token, and a frozen dataclass takes ten times as long to make."""
 
     text: str
-    node: str = ""
-    event: str = "message"
-
-
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """The next pieces of the answer, at least one, that came together, of one ``node`` and under
-    one name: as many a Text."""
-
-    texts: tuple[str, ...]
     node: str = ""
     event: str = "message"
 
@@ -146,7 +136,6 @@ class Failed:
 
 Event = (
     Text
-    | Texts
     | Reasoning
     | Replaced
     | AgentStep

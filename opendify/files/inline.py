@@ -6,9 +6,8 @@ may be cut anywhere.
 """
 
 import re
-from collections.abc import Callable
 
-from opendify.files.links import find_dify_file, in_markdown
+from opendify.files.links import FileLink, find_dify_file
 
 MAX_ADDRESS = 2000
 
@@ -22,63 +21,54 @@ _MEMORY = 300
 
 
 class LinkRewriter:
-    """Puts addresses that callers can reach into a text as it comes.
+    """Finds the links to Dify's files in a text as it comes. ``seen`` are their addresses, without
+    the queries."""
 
-    ``link`` gives the address for one of Dify's, from that, the link's label and ``image`` or
-    ``file``; an empty one leaves Dify's. ``seen`` are the addresses of Dify's that were met,
-    without their queries.
-    """
-
-    def __init__(self, link: Callable[[str, str, str], str]) -> None:
-        self._link = link
+    def __init__(self) -> None:
         self._before = ""
         self._held = ""
-        self._made = 0
         self.seen: set[str] = set()
+        self._found = 0
 
-    def is_passed_by(self, text: str) -> bool:
-        """Whether this text, in whatever pieces, comes back from ``feed`` as it is: no link goes on
-        or begins in it."""
-        return not self._held and "](" not in self._before[-2:] + text
-
-    def pass_on(self, text: str) -> None:
-        """Takes such a text."""
-        self._before = (self._before + text)[-_MEMORY:]
-
-    def feed(self, text: str) -> str:
-        """What can be said now: an address that may be one of Dify's is held until its end."""
-        if self.is_passed_by(text):
-            self.pass_on(text)
-            return text
+    def feed(self, text: str) -> list[str | FileLink]:
+        """What is certain by now, in order: texts, and in the place of an address of Dify's the
+        file it leads to. An address that may be one of Dify's is held until its end."""
+        if not self._held and "](" not in self._before[-2:] + text:
+            self._before = (self._before + text)[-_MEMORY:]
+            return [text] if text else []
         text = self._before + self._held + text
-        said, at, end = "", len(self._before), len(text)
+        parts: list[str | FileLink] = []
+        at, end = len(self._before), len(text)
         for found in _LINK.finditer(text, max(0, at - len("]("))):
             if found.start(1) < at or not _may_be_a_file(found[1]):
                 continue
-            if found[2]:
+            if not found[2]:
+                end = found.start(1) if found.end() == len(text) else end
+            elif self._is_file(found[1]):
                 label = text[max(0, found.start() - _MEMORY) : found.start(1)]
-                said += text[at : found.start(1)] + self._reachable(found[1], label)
+                parts += [text[at : found.start(1)], _link(found[1], label)]
                 at = found.end(1)
-            elif found.end() == len(text):
-                end = found.start(1)
         self._held = text[end:]
         self._before = text[:end][-_MEMORY:]
-        return said + text[at:end]
+        return [part for part in (*parts, text[at:end]) if part]
 
     def flush(self) -> str:
         """What is held when no more comes."""
         rest, self._held = self._held, ""
         return rest
 
-    def _reachable(self, address: str, before: str) -> str:
-        if self._made == MAX_FILES or find_dify_file(address) is None:
-            return address
-        self._made += 1
+    def _is_file(self, address: str) -> bool:
+        if self._found == MAX_FILES or find_dify_file(address) is None:
+            return False
+        self._found += 1
         self.seen.add(address.partition("?")[0])
-        label = _LABEL.search(before)
-        name, kind = (label[2], "image" if label[1] else "file") if label else ("", "file")
-        reachable = self._link(address, name, kind)
-        return in_markdown(reachable) if reachable else address
+        return True
+
+
+def _link(address: str, before: str) -> FileLink:
+    label = _LABEL.search(before)
+    name, kind = (label[2], "image" if label[1] else "file") if label else ("", "file")
+    return FileLink(address, name, kind)
 
 
 def _may_be_a_file(address: str) -> bool:

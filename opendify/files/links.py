@@ -42,6 +42,21 @@ class DifyFile:
         return "" if self.upload_id else self.path.rpartition("/")[2]
 
 
+@dataclass(frozen=True, slots=True)
+class FileLink:
+    """A file that an answer links to: its address at Dify, the name that it was given (may be
+    empty) and Dify's word for its kind (``image``, ``document`` ...)."""
+
+    url: str
+    name: str
+    kind: str
+
+    @property
+    def shown_name(self) -> str:
+        """The name to show for it."""
+        return self.name or self.url.partition("?")[0].rpartition("/")[2]
+
+
 def root(base: str) -> str:
     """Where Dify's own links begin: the address of its API without ``/v1``."""
     return base.removesuffix("/v1")

@@ -5,19 +5,15 @@ escape of one surrogate. Neither half can stand in an answer; together they are 
 """
 
 
-class CharacterJoiner:
+class SurrogateJoiner:
     """Joins halves that stand at the ends of two pieces of text; U+FFFD is for one alone."""
 
     def __init__(self) -> None:
         self._half = ""
 
-    def is_passed_by(self, text: str) -> bool:
-        """Whether this text, in whatever pieces, comes back from ``feed`` as it is."""
-        return not self._half and (text.isascii() or _is_whole(text))
-
     def feed(self, text: str) -> str:
         """Takes the next piece; returns what is whole."""
-        if self.is_passed_by(text):
+        if not self._half and (text.isascii() or _is_whole(text)):
             return text
         text = self._half + text
         self._half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 _TELLING_END = 40
 
 
-class Heard:
+class Transcript:
     """The texts of each node of an answer."""
 
     def __init__(self) -> None:

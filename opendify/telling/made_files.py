@@ -1,31 +1,28 @@
-"""The files that an app makes, each shown once, however often Dify names it. No I/O."""
+"""The files that an app generates, each shown once, however often Dify names it. No I/O."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from opendify.dify.events import FileMade
 from opendify.files import links
-from opendify.telling.wording import Wording
+from opendify.files.links import FileLink
+from opendify.telling.tellings import FileFound
+from opendify.telling.wording import TextOutput
 
 
-class MadeFiles:
-    """A file is shown at the end, where the text has no link to it by then; but its address is
-    made at once, since Dify's link may be dead at the end."""
+class GeneratedFiles:
+    """A file is shown at the end, where the text has no link to it by then."""
 
-    def __init__(self, link: Callable[[str, str, str], str]) -> None:
-        self._link = link
-        self._shown: dict[str, tuple[FileMade, str]] = {}
+    def __init__(self) -> None:
+        self._found: dict[str, FileLink] = {}
 
-    def note(self, file: FileMade, wording: Wording) -> None:
+    def note(self, file: FileMade, text: TextOutput) -> list[FileFound]:
         """Dify has named this file."""
         identity = links.identity(file.url)
-        if identity in self._shown or wording.holds(file.url):
-            return
-        name = file.name or file.url.partition("?")[0].rpartition("/")[2]
-        address = self._link(file.url, file.name, file.kind)
-        self._shown[identity] = file, links.markdown(name, address, file.kind == "image")
+        if identity in self._found or text.holds(file.url):
+            return []
+        link = self._found[identity] = FileLink(file.url, file.name, file.kind)
+        return [FileFound(link)]
 
-    def unsaid(self, wording: Wording) -> Iterator[str]:
-        """Those that the text does not show, as markdown."""
-        for file, shown in self._shown.values():
-            if not wording.holds(file.url):
-                yield shown
+    def unlinked(self, text: TextOutput) -> Iterator[FileLink]:
+        """Those that the text does not link to."""
+        return (link for link in self._found.values() if not text.holds(link.url))

@@ -1,10 +1,10 @@
-"""How the events of an answer are told: what is said, what is thought, what is only shown.
+"""Renders the events of an answer as deltas: text, reasoning, and what a client shows beside them.
 
-The same telling serves streamed and gathered answers, so that they cannot differ. No I/O.
+Streamed and whole answers are rendered alike, so that they cannot differ. No I/O.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from opendify.config.models import Model
@@ -21,18 +21,24 @@ from opendify.dify.events import (
     Replaced,
     RunFinished,
     Text,
-    Texts,
     Usage,
 )
 from opendify.telling import citations, outputs
-from opendify.telling.characters import CharacterJoiner
-from opendify.telling.heard import Heard
-from opendify.telling.made_files import MadeFiles
+from opendify.telling.characters import SurrogateJoiner
+from opendify.telling.heard import Transcript
+from opendify.telling.made_files import GeneratedFiles
 from opendify.telling.progress import Progress
-from opendify.telling.reasoning import Piece, ReasoningSplitter, split
-from opendify.telling.tellings import Ending, Said, SaidInTurn, Shown, Telling, Thought, Voided
+from opendify.telling.reasoning import Piece, ReasoningParser, split
+from opendify.telling.tellings import (
+    Completion,
+    ReasoningDelta,
+    Rendered,
+    RenderedText,
+    Reset,
+    UiEvent,
+)
 from opendify.telling.tokens import total_usage
-from opendify.telling.wording import Wording
+from opendify.telling.wording import TextOutput
 
 # Nodes that every graph has and that do no work worth showing.
 _SILENT_NODES = ("start", "end", "answer")
@@ -46,304 +52,219 @@ _NOTES = {
 }
 
 
-class Narration:
-    """Tells one answer. ``link`` gives the address under which callers reach a file of Dify's, from
-    Dify's address, a name and Dify's word for its kind; ``mode`` is that of the app; ``stops`` are
-    the caller's stop sequences; ``citation_form`` comes from ``citations.form_for``."""
+class ResponseRenderer:
+    """Renders one answer. ``mode`` is that of the app; ``stops`` are the caller's stop sequences;
+    ``citation_form`` comes from ``citations.form_for``. ``completion`` is complete once
+    ``has_ended``."""
 
-    def __init__(
-        self,
-        model: Model,
-        mode: str,
-        link: Callable[[str, str, str], str],
-        stops: Sequence[str],
-        citation_form: str,
-    ) -> None:
-        self.ending = Ending()
+    def __init__(self, model: Model, mode: str, stops: Sequence[str], citation_form: str) -> None:
+        self.completion = Completion()
         self.has_ended = False
         self._model = model
         self._mode = mode
         self._citation_form = citation_form
-        self._characters = CharacterJoiner()
-        self._splitters: dict[str, ReasoningSplitter] = {"": ReasoningSplitter()}
-        self._wording = Wording(stops, link)
+        self._surrogates = SurrogateJoiner()
+        self._parsers: dict[str, ReasoningParser] = {"": ReasoningParser()}
+        self._text = TextOutput(stops)
         self._node = ""
-        self._heard = Heard()
+        self._transcript = Transcript()
         self._reasoned_nodes: set[str] = set()
         self._agent_spoke = False
         self._was_replaced = False
         self._is_thinking_inline = False
-        self._files = MadeFiles(link)
+        self._files = GeneratedFiles()
         self._progress = Progress(model)
         self._node_usage: list[Usage] = []
         self._run: RunFinished | None = None
-        self._passed_on: Text | Texts | None = None  # what was told last, where that was passed on
 
     @property
     def is_cut(self) -> bool:
         """Whether a stop sequence of the caller has ended the answer."""
-        return self._wording.is_cut
+        return self._text.is_cut
 
-    def is_told_at_once(self, events: Sequence[Event]) -> bool:
-        """Whether ``tell_all`` of these calls no ``link``, which may have to wait for Dify: whether
-        all of them are texts with which no link begins, goes on or ends."""
-        if self._run is not None:
-            return False
-        text, name, is_whole = "", "", True
-        for event in events:
-            if isinstance(event, Text):
-                text += event.text
-            elif isinstance(event, Texts):
-                text += "".join(event.texts)
-            else:
-                return False
-            name = name or event.event
-            is_whole = is_whole and event.event == name and self._is_told_whole(event)
-        if not is_whole:  # what is apart here can be side by side when it is told
-            text = "".join(splitter.held for splitter in self._splitters.values()) + text
-        return (is_whole or "(" not in text) and self._wording.is_free_of_links(text)
+    def feed(self, event: Event) -> list[Rendered]:
+        """What this event adds for the caller, in order. A MessageEnded, or a stop sequence, ends
+        the answer; nothing follows that."""
+        if self.has_ended:
+            return []
+        if isinstance(event, MessageEnded):
+            return self._finish(event)
+        deltas = self._render(event)
+        return deltas + self._finish(MessageEnded()) if self.is_cut else deltas
 
-    def tell_at_once(self, events: Sequence[Event]) -> list[Telling] | None:
-        """What ``tell_all`` gives, where that calls no ``link``; else None, and nothing is told."""
-        event = events[0] if len(events) == 1 else None
-        if isinstance(event, Text) and self._goes_on(event):
-            self._pass_on(event, event.text)
-            return [Said(event.text)] if event.text else []
-        return self.tell_all(events) if self.is_told_at_once(events) else None
-
-    def tell_all(self, events: Iterable[Event]) -> list[Telling]:
-        """What events that came together give the caller, in order, to the end of the answer: up to
-        a MessageEnded, or to where a stop sequence cuts it."""
-        told: list[Telling] = []
-        for event in events:
-            if isinstance(event, MessageEnded):
-                return told + self.end(event)
-            told += self.tell(event)
-            if self.is_cut:
-                return told + self.end(MessageEnded())
-        return told
-
-    def tell(self, event: Event) -> list[Telling]:  # noqa: C901 one match over a closed set
-        """What this event gives the caller, in order."""
-        self._passed_on = None
+    def _render(self, event: Event) -> list[Rendered]:  # noqa: C901 one match over a closed set
         match event:
             case Text():
-                return self._tell_text(event)
-            case Texts():
-                return self._tell_texts(event)
+                return self._render_text(event)
             case Reasoning(text, node):
                 self._reasoned_nodes.add(node)
-                return self._think(text)
+                return self._reason(text)
             case Replaced(text):
                 return self._replace(text)
             case AgentStep():
-                return self._tell_step(event)
+                return self._render_step(event)
             case FileMade():
-                self._files.note(event, self._wording)
+                return [*self._files.note(event, self._text)]
             case NodeStarted(title, kind) if kind not in _SILENT_NODES:
-                return self._progress.line(title or kind)
+                return [*self._progress.line(title or kind)]
             case NodeFinished():
-                return self._note_node(event)
+                return self._finish_node(event)
             case HumanInputNeeded(form, actions):
                 choices = f"\n\n({' / '.join(actions)})" if actions else ""
-                return self._add(f"{form}{choices}".strip())
+                return self._add_paragraph(f"{form}{choices}".strip())
             case Paused():
-                return self._add("(waiting for human input in Dify)")
+                return self._add_paragraph("(waiting for human input in Dify)")
             case RunFinished():
-                self._note_run(event)
+                self._finish_run(event)
             case _:
                 pass
         return []
 
-    def end(self, event: MessageEnded) -> list[Telling]:
-        """What is told last; ``ending`` is complete afterwards."""
+    def _finish(self, event: MessageEnded) -> list[Rendered]:
         self.has_ended = True
-        told = self._tell_heard(self._characters.rest())
-        told += [t for splitter in self._splitters.values() for t in self._pieces(splitter.close())]
-        told += self._tell_outputs()
-        told += self._end_inline_thinking()
-        told += self._spoken(self._wording.rest())
+        deltas = self._render_model_text(self._surrogates.rest())
+        deltas += [
+            delta for parser in self._parsers.values() for delta in self._pieces(parser.close())
+        ]
+        deltas += self._render_outputs()
+        deltas += self._end_inline_thinking()
+        deltas += self._emit(self._text.flush())
         for file in event.files:
-            self._files.note(file, self._wording)
-        for shown in self._files.unsaid(self._wording):
-            told += self._add(shown)
+            deltas += self._files.note(file, self._text)
+        for link in self._files.unlinked(self._text):
+            deltas += self._emit(self._text.add_file(link))
         if self._run is not None and self._mode == "workflow":
-            told += self._add(_NOTES.get(self._run.status, ""))
-        told += self._cite(event.resources)
-        told += self._progress.over()
-        self.ending.usage = total_usage(event.usage, self._node_usage, self._run)
-        return told
+            deltas += self._add_paragraph(_NOTES.get(self._run.status, ""))
+        deltas += self._cite(event.resources)
+        deltas += self._progress.over()
+        self.completion.usage = total_usage(event.usage, self._node_usage, self._run)
+        return deltas
 
-    def _tell_texts(self, event: Texts) -> list[Telling]:
-        text = "".join(event.texts)
-        if self._is_passed_by(event, text):
-            self._pass_on(event, text)
-            return [SaidInTurn(tuple(filter(None, event.texts)))] if text else []
-        told: list[Telling] = []
-        for each in event.texts:
-            told += self.tell(Text(each, event.node, event.event))
-            if self.is_cut:
-                break
-        return told
-
-    def _is_passed_by(self, event: Text | Texts, text: str) -> bool:
-        """Whether the text of this event is said as it is, with nothing before it, in whatever
-        pieces it came."""
-        return (
-            self._is_told_whole(event)
-            and not (self._is_thinking_inline or self._progress.is_open)
-            and self._characters.is_passed_by(text)
-            and self._wording.is_passed_by(text)
-        )
-
-    def _goes_on(self, event: Text) -> bool:
-        """Whether this is passed by: where the text before it was, the same is known of all but
-        the text itself."""
-        last, text = self._passed_on, event.text
-        if last is None or last.node != event.node or last.event != event.event:
-            return self._is_passed_by(event, text)
-        return self._characters.is_passed_by(text) and self._wording.is_passed_by(text)
-
-    def _is_told_whole(self, event: Text | Texts) -> bool:
-        """Whether this is all for the answer, and cannot be a repetition."""
-        return (
-            event.node == self._node
-            and (event.event == "agent_message" or not self._agent_spoke)
-            and (self._model.reasoning == "inline" or self._splitter.is_in_answer)
-        )
-
-    def _pass_on(self, event: Text | Texts, text: str) -> None:
-        self._passed_on = event
-        self._agent_spoke = event.event == "agent_message"
-        if text:
-            self._heard.add(event.node, text)
-            self._wording.pass_on(text)
-
-    def _tell_text(self, event: Text) -> list[Telling]:
-        if self._is_passed_by(event, event.text):
-            self._pass_on(event, event.text)
-            return [Said(event.text)] if event.text else []
-        told = self._turn_to(event.node)
-        text = self._characters.feed(event.text)
+    def _render_text(self, event: Text) -> list[Rendered]:
+        deltas = self._switch_to(event.node) if event.node != self._node else []
+        text = self._surrogates.feed(event.text)
         if event.event == "agent_message":
             self._agent_spoke = True
         elif self._agent_spoke and event.event == "message":
             # The new agents of Dify 1.15 repeat the whole answer at its end.
-            new = self._heard.new_in(text)
+            new = self._transcript.new_in(text)
             if new is not None:
                 text = new
-            else:  # what they said before was about their work
+            else:  # the text before was about their work
                 self._agent_spoke = False
-                told += self._pieces(self._splitter.section())
-                told += self._spoken(self._wording.begin_paragraph())
+                deltas += self._pieces(self._parser.section())
+                deltas += self._emit(self._text.begin_paragraph())
         if text:
-            self._heard.add(event.node, text)
-            told += self._tell_heard(text)
-        return told
+            self._transcript.add(event.node, text)
+            deltas += self._render_model_text(text)
+        return deltas
 
-    def _turn_to(self, node: str) -> list[Telling]:
-        """Another node speaks. Nodes that run side by side take turns in mid-sentence, and so a
-        thought that one has begun goes on when it is heard again."""
-        if node == self._node:
-            return []
-        told = self._pieces(self._splitter.pause())
+    def _switch_to(self, node: str) -> list[Rendered]:
+        """Another node writes. Nodes that run side by side take turns in mid-sentence, and so a
+        block of reasoning that one has begun goes on when its text goes on."""
+        deltas = self._pieces(self._parser.pause())
         self._node = node
-        self._splitters.setdefault(node, ReasoningSplitter())
-        return told
+        self._parsers.setdefault(node, ReasoningParser())
+        return deltas
 
     @property
-    def _splitter(self) -> ReasoningSplitter:
-        return self._splitters[self._node]
+    def _parser(self) -> ReasoningParser:
+        return self._parsers[self._node]
 
-    def _tell_heard(self, text: str) -> list[Telling]:
+    def _render_model_text(self, text: str) -> list[Rendered]:
         if self._model.reasoning == "inline":
-            return self._say(text)
-        return self._pieces(self._splitter.feed(text))
+            return self._write(text)
+        return self._pieces(self._parser.feed(text))
 
-    def _pieces(self, pieces: Sequence[Piece]) -> list[Telling]:
-        told: list[Telling] = []
+    def _pieces(self, pieces: Sequence[Piece]) -> list[Rendered]:
+        deltas: list[Rendered] = []
         for piece in pieces:
-            told += self._think(piece.text) if piece.is_reasoning else self._say(piece.text)
-        return told
+            deltas += self._reason(piece.text) if piece.is_reasoning else self._write(piece.text)
+        return deltas
 
-    def _say(self, text: str) -> list[Telling]:
-        return [*self._end_inline_thinking(), *self._spoken(self._wording.feed(text))]
+    def _write(self, text: str) -> list[Rendered]:
+        if self._is_thinking_inline:
+            return self._end_inline_thinking() + self._emit(self._text.feed(text))
+        return self._emit(self._text.feed(text))
 
-    def _add(self, paragraph: str) -> list[Telling]:
+    def _add_paragraph(self, paragraph: str) -> list[Rendered]:
         if not paragraph:
             return []
-        told = self._pieces(self._splitter.section())
-        told += self._end_inline_thinking()
-        return told + self._spoken(self._wording.add(paragraph))
+        deltas = self._pieces(self._parser.section())
+        deltas += self._end_inline_thinking()
+        deltas += self._emit(self._text.begin_paragraph())
+        return deltas + self._emit(self._text.insert(paragraph))
 
-    def _spoken(self, text: str) -> list[Telling]:
-        if not text:
-            return []
-        return [*self._progress.over(), Said(text)]
+    def _emit(self, texts: Iterable[RenderedText]) -> list[Rendered]:
+        deltas: list[Rendered] = [*texts]
+        return [*self._progress.over(), *deltas] if deltas and self._progress.is_open else deltas
 
-    def _think(self, text: str) -> list[Telling]:
+    def _reason(self, text: str) -> list[Rendered]:
         if not text or self._model.reasoning == "drop":
             return []
         if self._model.reasoning == "split":
             self._progress.after(text)
-            return [Thought(text)]
+            return [ReasoningDelta(text)]
         opening = "" if self._is_thinking_inline else "<think>\n"
         self._is_thinking_inline = True
-        return self._spoken(self._wording.insert(opening + text))
+        return self._emit(self._text.insert(opening + text))
 
-    def _end_inline_thinking(self) -> list[Telling]:
+    def _end_inline_thinking(self) -> list[Rendered]:
         if not self._is_thinking_inline:
             return []
         self._is_thinking_inline = False
-        return self._spoken(self._wording.insert("\n</think>\n\n"))
+        return self._emit(self._text.insert("\n</think>\n\n"))
 
-    def _replace(self, text: str) -> list[Telling]:
-        self.ending.finish_reason = "content_filter"
+    def _replace(self, text: str) -> list[Rendered]:
+        self.completion.finish_reason = "content_filter"
         self._was_replaced = True
         self._is_thinking_inline = False
-        self._splitters = {self._node: ReasoningSplitter()}
-        return [Voided(self._wording.void()), *self._say(text)]
+        self._parsers = {self._node: ReasoningParser()}
+        return [Reset(self._text.reset()), *self._write(text)]
 
-    def _tell_step(self, step: AgentStep) -> list[Telling]:
-        told = self._pieces(self._splitter.section()) if self._progress.is_new(step) else []
-        return told + self._progress.step(step, self._heard)
+    def _render_step(self, step: AgentStep) -> list[Rendered]:
+        deltas = self._pieces(self._parser.section()) if self._progress.is_new(step) else []
+        return deltas + self._progress.step(step, self._transcript)
 
-    def _note_node(self, node: NodeFinished) -> list[Telling]:
+    def _finish_node(self, node: NodeFinished) -> list[Rendered]:
         if node.usage is not None:
             self._node_usage.append(node.usage)
-        if node.finish_reason and self.ending.finish_reason in ("stop", "length"):
-            self.ending.finish_reason = "length" if node.finish_reason == "length" else "stop"
-        if node.node not in self._heard:
+        if node.finish_reason and self.completion.finish_reason in ("stop", "length"):
+            is_length = node.finish_reason == "length"
+            self.completion.finish_reason = "length" if is_length else "stop"
+        if node.node not in self._transcript:
             return []
-        splitter = self._splitters.get(node.node)  # none where what it had said was replaced
-        told = self._pieces(splitter.section()) if splitter else []
-        return told if node.node in self._reasoned_nodes else told + self._think(node.reasoning)
+        parser = self._parsers.get(node.node)  # none where its text was replaced
+        deltas = self._pieces(parser.section()) if parser else []
+        return (
+            deltas if node.node in self._reasoned_nodes else deltas + self._reason(node.reasoning)
+        )
 
-    def _note_run(self, run: RunFinished) -> None:
+    def _finish_run(self, run: RunFinished) -> None:
         self._run = run
-        self.ending.run_status = run.status
+        self.completion.run_status = run.status
         if run.status == "stopped" and _LIMIT.search(run.reason):
-            self.ending.finish_reason = "length"
+            self.completion.finish_reason = "length"
 
-    def _tell_outputs(self) -> list[Telling]:
+    def _render_outputs(self) -> list[Rendered]:
         if self._run is None or self._was_replaced:
             return []
-        told: list[Telling] = []
-        heard = self._heard.of_each()
-        if self._mode == "workflow" or not heard:
-            known = {*heard, *(split(text)[0] for text in heard), self._heard.of_all()}
+        deltas: list[Rendered] = []
+        streamed = self._transcript.of_each()
+        if self._mode == "workflow" or not streamed:
+            known = {*streamed, *(split(text)[0] for text in streamed), self._transcript.of_all()}
             text = outputs.text_of(self._run.outputs, known, self._model.output)
-            if text and heard:
-                told += self._spoken(self._wording.begin_paragraph())
-            told += self._tell_heard(text) + self._pieces(self._splitter.close())
+            if text and streamed:
+                deltas += self._emit(self._text.begin_paragraph())
+            deltas += self._render_model_text(text) + self._pieces(self._parser.close())
         for file in outputs.files_of(self._run.outputs):
             if self._mode == "workflow" or not file.was_uploaded:
-                self._files.note(file, self._wording)
-        return told
+                deltas += self._files.note(file, self._text)
+        return deltas
 
-    def _cite(self, resources: Sequence[Mapping[str, Any]]) -> list[Telling]:
-        self.ending.resources = resources
+    def _cite(self, resources: Sequence[Mapping[str, Any]]) -> list[Rendered]:
+        self.completion.resources = resources
         cited = citations.cite(resources, self._citation_form)
-        self.ending.annotations = cited.annotations
-        told: list[Telling] = [Shown(event) for event in cited.events]
-        return told + self._add(cited.markdown)
+        self.completion.annotations = cited.annotations
+        deltas: list[Rendered] = [UiEvent(event) for event in cited.events]
+        return deltas + self._add_paragraph(cited.markdown)

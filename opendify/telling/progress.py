@@ -4,8 +4,8 @@ No I/O.
 
 from opendify.config.models import Model
 from opendify.dify.events import AgentStep
-from opendify.telling.heard import Heard
-from opendify.telling.tellings import Telling, Thought, status
+from opendify.telling.heard import Transcript
+from opendify.telling.tellings import ReasoningDelta, Rendered, status
 
 
 class Progress:
@@ -19,23 +19,23 @@ class Progress:
         self._is_in_mid_line = False
 
     def is_new(self, step: AgentStep) -> bool:
-        """Whether nothing was told of this step before."""
+        """Whether this step was not seen before."""
         return step.id not in self._steps
 
-    def step(self, step: AgentStep, heard: Heard) -> list[Telling]:
-        """What is new in a step; not a thought that was ``heard`` as the answer."""
-        told: list[Telling] = []
+    def step(self, step: AgentStep, transcript: Transcript) -> list[Rendered]:
+        """What is new in a step; not a thought that is in the ``transcript`` already."""
+        deltas: list[Rendered] = []
         known = self._steps.get(step.id) or AgentStep(step.id, "", "", "", "")
         self._steps[step.id] = step
         if step.tool and not known.tool:
-            if step.thought.strip() and step.thought.strip() not in heard.of_all():
-                told += self._of_agent(step.thought.strip())
-            told += self._of_agent(f"{step.tool}({step.tool_input})")
+            if step.thought.strip() and step.thought.strip() not in transcript.of_all():
+                deltas += self._of_agent(step.thought.strip())
+            deltas += self._of_agent(f"{step.tool}({step.tool_input})")
         if step.observation and not known.observation:
-            told += self._of_agent(f"→ {step.observation}")
-        return told
+            deltas += self._of_agent(f"→ {step.observation}")
+        return deltas
 
-    def line(self, line: str) -> list[Telling]:
+    def line(self, line: str) -> list[Rendered]:
         """A line about what is done."""
         if self._model.progress == "reasoning":
             return [self._among_thoughts(line)]
@@ -44,7 +44,7 @@ class Progress:
             return [status(line, done=False)]
         return []
 
-    def over(self) -> list[Telling]:
+    def over(self) -> list[Rendered]:
         """There is text now, or the end."""
         was_open, self.is_open = self.is_open, False
         return [status("", done=True)] if was_open else []
@@ -53,12 +53,12 @@ class Progress:
         """Lines among the thoughts come after this one."""
         self._is_in_mid_line = not thought.endswith("\n")
 
-    def _of_agent(self, line: str) -> list[Telling]:
+    def _of_agent(self, line: str) -> list[Rendered]:
         if self._model.agent_steps == "reasoning":
             return [self._among_thoughts(line)]
         return self.line(line) if self._model.agent_steps == "progress" else []
 
-    def _among_thoughts(self, line: str) -> Thought:
+    def _among_thoughts(self, line: str) -> ReasoningDelta:
         start = "\n" if self._is_in_mid_line else ""
         self._is_in_mid_line = False
-        return Thought(f"{start}{line}\n")
+        return ReasoningDelta(f"{start}{line}\n")

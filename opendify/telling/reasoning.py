@@ -43,7 +43,7 @@ class Piece:
     is_reasoning: bool
 
 
-class ReasoningSplitter:
+class ReasoningParser:
     """Splits one answer, fed in any pieces; how it was cut does not show in what comes out.
 
     Every method returns what is certain by then, in order, with neighbours of one kind joined.
@@ -56,16 +56,6 @@ class ReasoningSplitter:
         self._held = ""
         self._reasoned = False
         self._separator = ""
-
-    @property
-    def held(self) -> str:
-        """What may be part of a tag, or go with one."""
-        return self._held
-
-    @property
-    def is_in_answer(self) -> bool:
-        """Whether all that comes is of the answer, to the end of the section."""
-        return self._place is _Place.ANSWER
 
     def feed(self, text: str) -> list[Piece]:
         """Takes the next text of the answer."""
@@ -153,7 +143,7 @@ class ReasoningSplitter:
 
 def split(text: str) -> tuple[str, str]:
     """The answer and the reasoning in a whole text of one section."""
-    splitter = ReasoningSplitter()
+    splitter = ReasoningParser()
     pieces = splitter.feed(text) + splitter.close()
     return _joined(pieces, is_reasoning=False), _joined(pieces, is_reasoning=True)
 

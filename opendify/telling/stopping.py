@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 
-class StopCutter:
+class StopSequenceFilter:
     """Passes a text on, fed in any pieces, up to the first place where a stop sequence stands.
 
     The sequence itself is left out, and nothing follows it. ``hit`` tells that it was found. Held
@@ -19,18 +19,6 @@ class StopCutter:
         self._longest_begun = max(map(len, self._stops), default=1) - 1
         self._any_stop = re.compile("|".join(map(re.escape, self._stops)))
         self._held = ""
-
-    @property
-    def held(self) -> str:
-        """What may be the start of a stop sequence."""
-        return self._held
-
-    def is_passed_by(self, text: str) -> bool:
-        """Whether this text, in whatever pieces, comes back from ``feed`` as it is: a stop sequence
-        neither goes on nor begins in it."""
-        if self._held or self.hit:
-            return False
-        return not self._stops or not any(first in text for first in self._first_characters)
 
     def feed(self, text: str) -> str:
         """Takes the next text; returns what can be shown by now."""

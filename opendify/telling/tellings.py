@@ -1,4 +1,4 @@
-"""What an answer can give its caller, piece by piece, and what is known at its end. No I/O."""
+"""What a renderer produces: the deltas of an answer, and what is known at its end. No I/O."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,47 +7,71 @@ from typing import Any
 import msgspec
 
 from opendify.dify.events import Usage
+from opendify.files.links import FileLink
 
 
-class Said(msgspec.Struct, frozen=True, gc=False):
-    """The next piece of the answer's text. A Struct for the reason for which a Text is one."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class SaidInTurn:
-    """The next pieces of the answer's text, at least one and none of them empty: as many a Said."""
-
-    texts: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Thought:
-    """The next piece of what is shown as reasoning."""
+class TextDelta(msgspec.Struct, frozen=True, gc=False):
+    """The next piece of the answer's text, never empty. A Struct, since there is one for each
+    token, and a frozen dataclass takes ten times as long to make."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class ReasoningDelta:
+    """The next piece of what is shown as reasoning, never empty."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class UiEvent:
     """Something that Open WebUI shows beside the answer: its ``status`` and ``source`` events."""
 
     event: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Voided:
-    """All that was said and thought is void; ``was`` is false when nothing was said."""
+class Reset:
+    """All text and reasoning so far is void; ``had_text`` is false when there was no text."""
 
-    was: bool
+    had_text: bool
 
 
-Telling = Said | SaidInTurn | Thought | Shown | Voided
+Delta = TextDelta | ReasoningDelta | UiEvent | Reset
+
+
+@dataclass(frozen=True, slots=True)
+class LinkTarget:
+    """An address in the model's own markdown that has to lead to this file."""
+
+    link: FileLink
+
+
+@dataclass(frozen=True, slots=True)
+class FileMarkdown:
+    """A file that is shown as markdown of its own."""
+
+    link: FileLink
+
+
+@dataclass(frozen=True, slots=True)
+class FileFound:
+    """A file whose FileMarkdown may follow: its address at Dify may be dead by then."""
+
+    link: FileLink
+
+
+# Resolved to text, or to nothing, by a file_links.FileLinkResolver.
+Unresolved = LinkTarget | FileMarkdown | FileFound
+
+RenderedText = TextDelta | LinkTarget | FileMarkdown
+
+Rendered = Delta | Unresolved
 
 
 @dataclass(slots=True)
-class Ending:
+class Completion:
     """How the answer ended, known after the last event."""
 
     finish_reason: str = "stop"
@@ -57,6 +81,6 @@ class Ending:
     run_status: str = ""
 
 
-def status(description: str, done: bool) -> Shown:
+def status(description: str, done: bool) -> UiEvent:
     """A line of progress, or its end."""
-    return Shown({"type": "status", "data": {"description": description, "done": done}})
+    return UiEvent({"type": "status", "data": {"description": description, "done": done}})

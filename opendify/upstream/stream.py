@@ -137,13 +137,6 @@ class EventStream:
 
     def _events(self, data: bytes) -> list[bytes]:
         self.is_at_hand = self._is_secure and not self._wire.is_told_by_poll
-        if self._is_events and (chunk := self._answer.only_chunk(data)) is not None:
-            payload = self._decoder.only_payload(chunk)
-            if payload is not None:
-                return [payload]
-        return self._general_events(data)
-
-    def _general_events(self, data: bytes) -> list[bytes]:
         body = self._body(data) if data else b""
         if self._answer.complete or self._failure is not None:
             self.is_at_hand = True

@@ -18,7 +18,6 @@ from opendify.dify.events import (
 )
 from opendify.dify.failures import Refusal, to_error
 from opendify.dify.payloads import NotAnEvent, Payload, collect_ids, parse_event, parse_payload
-from opendify.dify.pieces import parse_piece, parse_pieces
 from opendify.steps import AT_ONCE, NEEDS_THREAD, Wait
 from opendify.upstream.client import DifyClient
 from opendify.upstream.stream import EventStream
@@ -153,17 +152,8 @@ class Turn:
 
     def _take_all(self, payloads: list[bytes], events: list[Event]) -> None:
         """Adds what the payloads ask of us to ``events``, to the end of the answer."""
-        if len(payloads) == 1 and self._is_named and (text := parse_piece(payloads[0])):
-            events.append(text)  # the short way of a token that comes alone
-            return
-        rest = iter(payloads)
-        while not self.ended and self._failure is None:
-            if self._is_named:
-                texts, raw = parse_pieces(rest)
-                events += texts
-            else:
-                raw = next(rest, None)
-            if raw is None:
+        for raw in payloads:
+            if self.ended or self._failure is not None:
                 return
             if raw.strip():  # else a ping, where a gateway writes it out as an event of no data
                 self._take_raw(raw, events)

@@ -152,9 +152,9 @@ DEFECTS = [
         "An answer waits for the end of the connection",
         _STRANGE + "held-open-streamed",
         "opendify/chat.py",
-        "        exchange.settle(writer.said(), ending.usage, narration.is_cut)\n",
+        "        exchange.settle(writer.text(), completion.usage, renderer.is_cut)\n",
         "        exchange._next(float('inf'))\n"
-        "        exchange.settle(writer.said(), ending.usage, narration.is_cut)\n",
+        "        exchange.settle(writer.text(), completion.usage, renderer.is_cut)\n",
     ),
     Defect(
         _NEVER_SILENT,
