@@ -2,9 +2,9 @@ FROM python:3.11-slim AS build
 
 # A package index near you: --build-arg PIP_INDEX_URL=https://...
 ARG PIP_INDEX_URL
-COPY requirements.txt /tmp/requirements.txt
+COPY requirements.lock /tmp/requirements.lock
 RUN python -m venv /opt/venv \
-    && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -r /tmp/requirements.txt \
+    && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes -r /tmp/requirements.lock \
     && /opt/venv/bin/pip uninstall --yes --quiet pip setuptools
 
 

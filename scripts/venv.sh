@@ -29,12 +29,14 @@ venv_is_sound() {
 
 # What stamps .venv: where it is, and what the lists of requirements hold.
 describe_requirements() {
-  echo "$(pwd -P) $(cat requirements*.txt | cksum)"
+  echo "$(pwd -P) ${CI:-} $(cat requirements* | cksum)"
 }
 
-# install_requirements FILE: what FILE lists is in .venv afterwards. Quick when it already is.
+# install_requirements FILE: what FILE lists is in .venv afterwards; in continuous integration in
+# exactly the versions of its lock file. Quick when it already is.
 install_requirements() {
-  local python stamp=".venv/.installed-$1" wanted
+  local python stamp=".venv/.installed-$1" wanted list=(-r "$1")
+  [ "${CI:-}" != true ] || list=(--require-hashes -r "${1%.txt}.lock")
   wanted="$(describe_requirements)"
   if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && .venv/bin/python -c '' 2>/dev/null; then
     return
@@ -47,7 +49,7 @@ install_requirements() {
     "$python" -m venv --clear .venv || return
   fi
   echo "Installing $1 into .venv; this can take a minute." >&2
-  if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$1"; then
+  if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check "${list[@]}"; then
     echo "pip could not install $1 (its reason is above). Where the package index is slow or out" \
       "of reach, set PIP_INDEX_URL to a mirror near you, or HTTPS_PROXY." >&2
     return 69

@@ -513,3 +513,10 @@ def test_a_script_can_be_started_from_any_folder(script: str) -> None:
     text = (ROOT / script).read_text()
     assert text.startswith("#!/usr/bin/env bash\n")
     assert 'set -euo pipefail\ncd "$(dirname "${BASH_SOURCE[0]}")' in text
+
+
+def test_continuous_integration_installs_the_locked_versions(bare: Path) -> None:
+    put_venv(bare)
+    program = "set -euo pipefail; source scripts/venv.sh; install_requirements requirements.txt"
+    assert run_bare(bare, "bash", "-c", program, CI="true").returncode == 0
+    assert calls(bare)[0].endswith("--require-hashes -r requirements.lock")

@@ -86,7 +86,7 @@ def test_the_image_gets_everything_that_the_application_imports() -> None:
                     queue.append(f"{top}.py")
                 if (ROOT / top / "__init__.py").exists():
                     assert top in copied
-    assert seen | {"opendify", "requirements.txt"} <= copied
+    assert seen | {"opendify", "requirements.lock"} <= copied
 
 
 def test_one_version_everywhere() -> None:
