@@ -37,7 +37,7 @@ FLOORS = [
     ["opendify.chores"],
     ["opendify.chat"],
     ["opendify.web"],
-    ["main"],
+    ["main", "opendify.__main__"],
 ]
 
 # These compute and nothing else.
@@ -272,6 +272,7 @@ def test_the_environment_is_read_at_the_edge_only() -> None:
     readers -= {f"opendify.web.{room}" for room in ("access", "app", "body", "files", "recording")}
     assert readers == {
         "main",
+        "opendify.__main__",
         "opendify.config.environment",
         "opendify.config.__main__",
         "opendify.conversations.transfer",

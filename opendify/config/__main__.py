@@ -8,6 +8,7 @@ from opendify.config.settings import ConfigError, load_settings
 
 
 def main() -> int:
+    """Returns 0, or 78 (EX_CONFIG) after naming what is wrong on standard error."""
     try:
         load_environment()
         load_settings(os.environ, read_file)
@@ -17,4 +18,5 @@ def main() -> int:
     return 0
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""The command ``opendify``, also ``python -m opendify``."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from opendify import __version__
+from opendify.config.__main__ import main as check
+from opendify.conversations import transfer
+
+_ABOUT = """\
+An OpenAI-compatible proxy in front of Dify apps. Settings come from the environment
+and from .env in the current folder, which also holds data/.
+"""
+
+
+def main() -> int:
+    """Runs the command that the arguments name; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        "opendify", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    serve = commands.add_parser("serve", help="start the server; further arguments go to Gunicorn")
+    commands.add_parser("check", help="say whether the configuration is complete and valid")
+    commands.add_parser("transfer", help="copy the conversations to another store", add_help=False)
+    commands.add_parser("version", help="print the version")
+    chosen, rest = parser.parse_known_args()
+    if rest and chosen.command not in ("serve", "transfer"):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    match chosen.command:
+        case "serve":
+            return _serve(serve.prog, rest)
+        case "check":
+            return check()
+        case "transfer":
+            return transfer.main(rest, os.environ)
+    sys.stdout.write(f"{__version__}\n")
+    return 0
+
+
+def _serve(name: str, arguments: list[str]) -> int:
+    """Becomes Gunicorn, so that signals reach it."""
+    if status := check():
+        return status
+    folder = _server_folder()
+    config = ["--config", str(folder / "gunicorn_config.py"), "--pythonpath", str(folder)]
+    command = [sys.executable, "-m", "gunicorn", *config, *arguments, "main:app"]
+    os.execv(sys.executable, command)
+
+
+def _server_folder() -> Path:
+    """Where main.py and gunicorn_config.py are: beside the package, or in it where it is
+    installed from a wheel."""
+    package = Path(__file__).parent
+    installed = package / "_server"
+    return installed if installed.is_dir() else package.parent
+
+
+if __name__ == "__main__":
+    sys.exit(main())
