@@ -136,11 +136,7 @@ ONLY_IN = {
     "h11": {"opendify.upstream.http1"},
     "msgspec": {
         "opendify.dify.events",
-<<<<<<< HEAD
-        "opendify.dify.pieces",
         "opendify.openai.json_object",
-=======
->>>>>>> 78eea63 (Render every event of an answer through one path)
         "opendify.sse",
         "opendify.telling.tellings",
     },
