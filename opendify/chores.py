@@ -6,7 +6,7 @@ Dify itself has to say of the chat, and else with nothing, in the shape that was
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +34,7 @@ class LocalAnswer:
     """An answer that is complete already, told to its caller as that of an Exchange is."""
 
     has_begun = True
+    has_ended = True
     usage: Usage | None = None
 
     def __init__(self, request: ChatRequest, model: Model, text: str) -> None:
@@ -66,6 +67,13 @@ class LocalAnswer:
 
     def close(self) -> None:
         """Nothing is held."""
+
+    def end(self) -> None:
+        """There is no run in Dify."""
+
+    def when_over(self, callback: Callable[[], None]) -> None:
+        """Calls ``callback``: there is no run in Dify."""
+        callback()
 
 
 class Chores:

@@ -20,7 +20,7 @@ from opendify.openai.requests import ChatRequest
 from opendify.steps import AT_ONCE, NEEDS_THREAD, Wait
 from opendify.telling import citations
 from opendify.telling.narration import ResponseRenderer
-from opendify.upstream.client import DifyClient
+from opendify.upstream.client import STOP_TIMEOUT, DifyClient
 from opendify.upstream.directory import Directory
 from opendify.upstream.disposal import delete_conversation
 from opendify.upstream.presence import DifyPresence
@@ -102,6 +102,7 @@ class Exchange:
         self._is_throwaway = is_throwaway
         self._may_ask_anew = True
         self._is_open = False
+        self._is_closed = False
         self._may_have_run = True
         self._held: list[Event] = []
         self._until = 0.0
@@ -186,11 +187,32 @@ class Exchange:
             self._chat.settled([last, Message("assistant", said)])
 
     def close(self) -> None:
-        """Frees what the request holds; stops a run that has not ended."""
+        """Frees what the request holds; stops a run that has not ended. Twice is harmless."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         try:
             self._turn.close(self._throw_away if self._begins_what_is_thrown_away() else None)
         finally:
             self._chat.leave(has_run=self._may_have_run)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether Dify has sent the end of the answer; else its run may go on."""
+        return self._turn.ended
+
+    def end(self) -> None:
+        """Stops a run that may go on, and waits until Dify has confirmed it, for STOP_TIMEOUT at
+        most. To be called before the last bytes of an answer that failed, or that was cut at a
+        stop sequence: its run must not count beside the caller's next."""
+        if not self.has_ended:
+            self.close()
+            self._turn.await_end(STOP_TIMEOUT)
+
+    def when_over(self, callback: Callable[[], None]) -> None:
+        """Calls ``callback`` once, on any thread, when the run is over in Dify: it has ended, has
+        failed, or was stopped after ``close``. At once where that is so by now."""
+        self._turn.when_over(callback)
 
     def _throw_away(self) -> None:
         if self.ids.conversation_id:

@@ -115,6 +115,7 @@ ONLY_IN = {
         "opendify.web.monitoring",
         "opendify.web.operator",
         "opendify.web.recording",
+        "opendify.web.resources",
         "opendify.web.stepped",
     },
     "werkzeug": {"opendify.web.app", "opendify.web.files"},
@@ -265,7 +266,8 @@ def test_the_environment_is_read_at_the_edge_only() -> None:
             if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv"):
                 readers |= {name} if isinstance(node.value, ast.Name) else set()
     # request.environ is Flask's
-    readers -= {f"opendify.web.{room}" for room in ("access", "app", "body", "files", "recording")}
+    rooms = ("access", "app", "body", "files", "recording", "resources")
+    readers -= {f"opendify.web.{room}" for room in rooms}
     assert readers == {
         "main",
         "opendify.__main__",
@@ -282,6 +284,13 @@ def test_the_worker_and_the_application_do_not_know_each_other() -> None:
         for found in ours(name):
             if found != "opendify.steps":  # what the two have agreed upon
                 assert is_within(name, "opendify.serving") == is_within(found, "opendify.serving")
+
+
+def test_no_response_owns_what_its_request_holds() -> None:
+    """Werkzeug does not call ``call_on_close`` of every response; web/resources.py is the owner."""
+    for name in PATHS:
+        names = {node.attr for node in ast.walk(tree(name)) if isinstance(node, ast.Attribute)}
+        assert not names & {"call_on_close", "direct_passthrough"}, name
 
 
 def test_there_is_one_flask_app() -> None:

@@ -204,9 +204,12 @@ class DifyClient:
                 raise errors.DifyBroken("Dify packed a file that was asked for as it is.")
             yield _within(until, response.iter_raw())
 
-    def stop(self, model: Model, path: str, user: str) -> None:
-        """Stops a running answer: returns as soon as Dify is told. A failure is logged: nobody
-        waits for the outcome."""
+    def stop(
+        self, model: Model, path: str, user: str, then: Callable[[], None] = lambda: None
+    ) -> None:
+        """Stops a running answer: returns as soon as Dify is told. ``then`` is called, on any
+        thread, when Dify has answered, has not done so in time, or cannot be told: a failure is
+        logged."""
         request = self._http.build_request(
             "POST",
             f"{model.base}{path}",
@@ -217,16 +220,24 @@ class DifyClient:
         self._kept.give_one_back(_base_origin(model.base))
         try:
             reply = self._sent(model, request)
-        except errors.OpenDifyError as exc:
+        except BaseException as exc:
+            then()
+            if not isinstance(exc, errors.OpenDifyError):
+                raise
             log.warning("could not stop a run model=%s code=%s", model.name, exc.code)
         else:
-            self.watcher.watch(self._stopping(model, request, reply))
+            self.watcher.watch(self._stopping(model, request, reply, then))
 
-    def _stopping(self, model: Model, request: httpx.Request, reply: Reply) -> Steps:
+    def _stopping(
+        self, model: Model, request: httpx.Request, reply: Reply, then: Callable[[], None]
+    ) -> Steps:
         until = time.monotonic() + STOP_TIMEOUT
-        status = yield from reply.steps(until)
-        if not status and time.monotonic() < until:  # a kept connection that had ended: once more
-            status = yield from self._sent(model, request).steps(until)
+        try:
+            status = yield from reply.steps(until)
+            if not status and time.monotonic() < until:  # a kept connection that had ended
+                status = yield from self._sent(model, request).steps(until)
+        finally:
+            then()
         if 200 <= status < 300:
             self._on_stop(model.name)
         else:

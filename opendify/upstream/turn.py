@@ -4,6 +4,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError, wait
+from contextlib import suppress
 
 from opendify import errors
 from opendify.config.models import Model
@@ -62,6 +64,8 @@ class Turn:
         self._run_finished = False
         self._has_failed = False
         self._is_stopped = False
+        self._is_closed = False
+        self._over: Future[None] = Future()
         self._deadline = float("inf")
 
     def next(self, until: float) -> list[Event]:
@@ -104,16 +108,42 @@ class Turn:
         ``afterwards`` is called when the run is over, and may take its time. Where nothing is
         wrong but that nobody listens, the thread is not kept for that: the watcher listens, until
         Dify has named the run, and for a moment after the stop where Dify would else not keep what
-        it said.
+        it said. Twice is harmless.
         """
+        if self._is_closed:
+            return
+        self._is_closed = True
         if not self.ended:
             self._stop()
             if not self._has_failed:
                 self._client.watcher.watch(self._leave(afterwards))
                 return
-        self._release()
+        self._finish()
         if afterwards:
             afterwards()
+
+    def when_over(self, callback: Callable[[], None]) -> None:
+        """Calls ``callback`` once, on any thread, when the run is over in Dify as far as can be
+        known: it has ended or failed, Dify has answered the stop, or it is not read any more."""
+        if self.ended:
+            self._set_over()
+        self._over.add_done_callback(lambda _: callback())
+
+    def await_end(self, seconds: float) -> None:
+        """Waits, for so long at most, until the run is over."""
+        wait([self._over], seconds)
+
+    def _finish(self) -> None:
+        """Frees the connection. The run is over, unless Dify has still to answer its stop."""
+        try:
+            self._release()
+        finally:
+            if self.ended or not self._is_stopped:
+                self._set_over()
+
+    def _set_over(self) -> None:
+        with suppress(InvalidStateError):  # it has ended and was stopped, for example
+            self._over.set_result(None)
 
     def _release(self) -> None:
         if self.ended:
@@ -131,7 +161,7 @@ class Turn:
             if routes.keeps_only_what_is_read(self._mode):
                 yield from self._listen(SECONDS_AFTER_STOP, lambda: False)
         finally:
-            self._release()
+            self._finish()
             if afterwards:  # the watcher has others to look after meanwhile
                 threading.Thread(target=afterwards, name="afterwards", daemon=True).start()
 
@@ -148,7 +178,7 @@ class Turn:
         if self.ids.task_id:
             self._is_stopped = True
             path = routes.stop_path(self._mode, self.ids.task_id)
-            self._client.stop(self._model, path, self._user)
+            self._client.stop(self._model, path, self._user, self._set_over)
 
     def _take_all(self, payloads: list[bytes], events: list[Event]) -> None:
         """Adds what the payloads ask of us to ``events``, to the end of the answer."""

@@ -10,6 +10,7 @@ import select
 import threading
 import time
 from collections.abc import Generator
+from contextlib import suppress
 from queue import SimpleQueue
 
 from opendify.steps import Wait
@@ -21,7 +22,6 @@ MOST = 128
 
 # What TLS holds back shows on no descriptor, so all are looked at now and then.
 _LOOK_SECONDS = 0.5
-
 
 # Goes on after each Wait, mostly with something to read; never blocks for long.
 Steps = Generator[Wait, None, None]
@@ -44,15 +44,32 @@ class Watcher:
         return self._count
 
     def watch(self, steps: Steps) -> None:
-        """Takes over; the first step is made on the thread too."""
+        """Takes over; the first step is made on the thread too. Where the system has no thread or
+        descriptor for that, the steps are begun and ended at once, so that they free what they
+        hold."""
         with self._lock:
             self._count += 1
-            if self._thread is None or not self._thread.is_alive():
-                self._alarm = os.pipe()
-                self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
-                self._thread.start()
-            self._new.put(steps)
-            os.write(self._alarm[1], b"\0")
+            is_started = self._start()
+            if is_started:
+                self._new.put(steps)
+                os.write(self._alarm[1], b"\0")
+        if not is_started:
+            with suppress(StopIteration):  # what was never begun would run no ``finally``
+                next(steps)
+            self._end(steps)
+
+    def _start(self) -> bool:
+        """Whether there is a thread."""
+        if self._thread is not None and self._thread.is_alive():
+            return True
+        try:
+            self._alarm = os.pipe()
+            self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
+            self._thread.start()
+        except (OSError, RuntimeError) as exc:
+            log.error("what a caller has left behind cannot be watched: %s", exc)
+            return False
+        return True
 
     def _run(self) -> None:
         while True:
