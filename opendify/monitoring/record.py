@@ -11,6 +11,7 @@ from opendify import errors
 
 OK = "ok"
 CALLER_GONE = "caller_gone"
+SLOW_READER = "slow_reader"
 UNKNOWN_MODEL = "unknown"
 
 
@@ -20,8 +21,8 @@ class Record:
     ``model`` is what was asked for, and in the end UNKNOWN_MODEL where there is none of that name;
     ``streamed`` is what was asked for, ``is_streaming`` what is done; times are of
     ``time.monotonic``; ``tokens`` are those that Dify has counted, by kind; ``ended`` is OK,
-    CALLER_GONE or the code of an error, "" until then; ``is_complete`` is whether all of the answer
-    was taken."""
+    CALLER_GONE, SLOW_READER or the code of an error, "" until then; ``is_complete`` is whether all
+    of the answer was taken."""
 
     id: str
     method: str
