@@ -20,7 +20,7 @@ import httpx
 import gunicorn_config
 from opendify.administration import Administration
 from opendify.callers import Callers
-from opendify.capacity import Capacity
+from opendify.capacity import Capacity, max_files
 from opendify.chat import ChatService
 from opendify.config.environment import load_environment, read_file
 from opendify.config.proxies import proxies_for
@@ -151,6 +151,7 @@ access = Access(
 capacity = Capacity(
     settings.max_concurrent_streams,
     {name: model.max_streams for name, model in settings.models.items() if model.max_streams},
+    max_files(gunicorn_config.threads, settings.max_concurrent_streams),
 )
 app = create_app(
     service,

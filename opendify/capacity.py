@@ -1,6 +1,6 @@
-"""How much is answered at once in this process, in all and for each model."""
+"""How much is done at once in this process: answers, runs of each model, and files."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from threading import Lock
 
 from opendify import errors
@@ -8,60 +8,94 @@ from opendify import errors
 # Most answers take longer, but their ends are spread.
 RETRY_SECONDS = 2
 
+# Files are sent by the threads that answers leave free; a part of these is for everything else.
+_PART_FOR_THE_REST = 4
+_ANSWERS_PER_FILE = 4
+
+Release = Callable[[], None]
+
+_ANSWERS_TAKEN = "OpenDify is answering as many requests as it can; try again in a moment."
+_FILES_TAKEN = "OpenDify is sending as many files as it can; try again in a moment."
+
 
 class Capacity:
-    """Places for answers. ``most`` is how many there are, below the number of threads, so that
-    threads are left to say that all are taken; ``most_of`` is how many of them a model may have,
-    for those that have a limit."""
+    """Counts places. ``max_answers`` is how many answers there may be at once, below the number of
+    threads, so that threads are left to say that all are taken; ``max_runs`` is how many runs a
+    model may have at once in Dify, for the models that have a limit; ``max_files`` is how many
+    files may be sent at once.
 
-    def __init__(self, most: int, most_of: Mapping[str, int]) -> None:
-        self.most = most
-        self._most_of = most_of
-        self._taken: dict[str, int] = {}
-        self._total = 0
+    Each ``take_`` method raises Overloaded, at once, where no place is free; else it returns the
+    function that gives the place back. Calling that twice is harmless.
+    """
+
+    def __init__(
+        self, max_answers: int, max_runs: Mapping[str, int], max_files: int | None = None
+    ) -> None:
+        self.max_answers = max_answers
+        self._answers = _Places(max_answers, _ANSWERS_TAKEN)
+        self._files = _Places(max_answers if max_files is None else max_files, _FILES_TAKEN)
+        self._runs = {
+            model: _Places(
+                limit,
+                f"The model '{model}' is answering as many requests as it may; "
+                "try again in a moment.",
+            )
+            for model, limit in max_runs.items()
+        }
+
+    def take_answer(self) -> Release:
+        """For one answer, until it is sent."""
+        return self._answers.take()
+
+    def take_run(self, model: str) -> Release:
+        """For one run of this model, until it is over in Dify and its answer is sent."""
+        places = self._runs.get(model)
+        return places.take() if places is not None else _nothing_to_release
+
+    def take_file(self) -> Release:
+        """For one file, until it is sent."""
+        return self._files.take()
+
+
+def max_files(threads: int, max_answers: int) -> int:
+    """How many files a process with so many threads sends at once: fewer than it gives answers,
+    and only on threads that answers never need. One at least."""
+    free = threads - max_answers
+    rest = max(1, free // _PART_FOR_THE_REST)
+    return max(1, min(free - rest, max_answers // _ANSWERS_PER_FILE))
+
+
+class _Places:
+    def __init__(self, limit: int, refusal: str) -> None:
+        self._free = limit
+        self._refusal = refusal
         self._lock = Lock()
 
-    def place(self, model: str = "") -> "Place":
-        """A place to hold in a ``with`` block, while an answer is made and sent. Entering raises
-        Overloaded, at once, where there is none."""
-        return Place(self, model)
-
-    def take(self, model: str) -> None:
-        """Takes a place, or raises Overloaded."""
+    def take(self) -> Release:
         with self._lock:
-            taken = self._taken.get(model, 0)
-            if self._total >= self.most:
-                raise errors.Overloaded(
-                    "OpenDify is answering as many requests as it can; try again in a moment.",
-                    retry_after=RETRY_SECONDS,
-                )
-            if taken >= self._most_of.get(model, self.most):
-                raise errors.Overloaded(
-                    f"The model '{model}' is answering as many requests as it may; "
-                    "try again in a moment.",
-                    retry_after=RETRY_SECONDS,
-                )
-            self._taken[model] = taken + 1
-            self._total += 1
+            if self._free <= 0:
+                raise errors.Overloaded(self._refusal, retry_after=RETRY_SECONDS)
+            self._free -= 1
+        return _Place(self).release
 
-    def give_back(self, model: str) -> None:
-        """Gives back a place that was taken for this model."""
+    def give_back(self) -> None:
         with self._lock:
-            self._total -= 1
-            self._taken[model] -= 1
-            if not self._taken[model]:  # callers can make up any number of names
-                del self._taken[model]
+            self._free += 1
 
 
-class Place:
-    """A place for one answer, taken and given back by a ``with`` block."""
+class _Place:
+    """A place that is taken until it is released for the first time."""
 
-    def __init__(self, capacity: Capacity, model: str) -> None:
-        self._capacity = capacity
-        self._model = model
+    def __init__(self, places: _Places) -> None:
+        self._places: _Places | None = places
+        self._lock = Lock()
 
-    def __enter__(self) -> None:
-        self._capacity.take(self._model)
+    def release(self) -> None:
+        with self._lock:
+            places, self._places = self._places, None
+        if places is not None:
+            places.give_back()
 
-    def __exit__(self, *exc_info: object) -> None:
-        self._capacity.give_back(self._model)
+
+def _nothing_to_release() -> None:
+    """Where there is no limit, nothing was counted."""

@@ -25,6 +25,9 @@ HOLD_SECONDS = 10.0
 
 KEEP_ALIVE_SECONDS = 10.0
 
+# So much may leave together with the end of the answer, after which its place counts as free.
+_MAX_HELD_BYTES = 4 * 1024
+
 
 def find_model(name: str, models: Mapping[str, Model]) -> Model:
     """The model of this name among those that the caller may use. Raises ModelNotFound."""
@@ -122,7 +125,10 @@ class ChatService:
         exchange.settle(writer.text(), completion.usage, renderer.is_cut)
         delta = {"annotations": completion.annotations} if completion.annotations else {}
         last = answers.chunk(head, delta, completion.finish_reason)
-        yield sse.encode(last | _extension(exchange, completion))
+        data = sse.encode(last | _extension(exchange, completion))
+        yield data
+        if len(data) > _MAX_HELD_BYTES:
+            yield NEEDS_THREAD
         if head.include_usage and completion.usage is not None:
             yield sse.encode(answers.usage_chunk(head, translate.to_tokens(completion.usage)))
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from opendify import errors
-from opendify.capacity import Capacity
+from opendify.capacity import Capacity, max_files
 from tests import schemas
 from tests.fake_dify import Chat, FakeDify, streamed
 from tests.service import Service, free_variables, running
@@ -19,25 +19,49 @@ ALL_TAKEN = "OpenDify is answering as many requests as it can; try again in a mo
 MODEL_TAKEN = "The model 'tiny' is answering as many requests as it may; try again in a moment."
 
 
-def test_there_are_so_many_places_and_each_is_given_back() -> None:
-    capacity = Capacity(2, {})
+def test_there_are_so_many_places_and_each_is_given_back_once() -> None:
+    capacity = Capacity(2, {}, 1)
     for _ in range(3):
-        with capacity.place("a"), capacity.place("b"):
+        first, second = capacity.take_answer(), capacity.take_answer()
+        for _ in range(2):
             with pytest.raises(errors.Overloaded, match="as many requests as it can") as caught:
-                capacity.place("c").__enter__()
+                capacity.take_answer()
             assert caught.value.retry_after
-        with pytest.raises(RuntimeError, match="inside"), capacity.place("a"):
-            raise RuntimeError("inside")
-    assert not capacity._taken  # made-up names fill no memory
+        first()
+        first()
+        third = capacity.take_answer()
+        with pytest.raises(errors.Overloaded):
+            capacity.take_answer()
+        second()
+        third()
 
 
-def test_a_model_has_no_more_places_than_its_own_limit() -> None:
-    capacity = Capacity(4, {"a": 1})
-    with capacity.place("a"), capacity.place("b"), capacity.place("b"):
-        with pytest.raises(errors.Overloaded, match="The model 'a'"):
-            capacity.place("a").__enter__()
-        with capacity.place("b"):
-            pass
+def test_a_model_has_no_more_runs_than_its_own_limit() -> None:
+    capacity = Capacity(4, {"a": 1}, 1)
+    release = capacity.take_run("a")
+    with pytest.raises(errors.Overloaded, match="The model 'a'"):
+        capacity.take_run("a")
+    for _ in range(9):
+        capacity.take_run("b")
+    release()
+    capacity.take_run("a")
+
+
+def test_files_and_answers_do_not_take_places_from_one_another() -> None:
+    capacity = Capacity(1, {}, 1)
+    release, _ = capacity.take_file(), capacity.take_answer()
+    with pytest.raises(errors.Overloaded, match="as many files as it can"):
+        capacity.take_file()
+    release()
+    capacity.take_file()
+
+
+@pytest.mark.parametrize(
+    ("threads", "answers", "files"),
+    [(128, 112, 12), (48, 42, 5), (16, 8, 2), (128, 1, 1), (8, 7, 1), (2, 1, 1), (1, 1, 1)],
+)
+def test_files_have_threads_that_answers_never_need(threads: int, answers: int, files: int) -> None:
+    assert max_files(threads, answers) == files
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from opendify.limits.rates import Rates
 from opendify.limits.slots import Slot, Slots
 from tests import schemas
 from tests.conftest import made_app
-from tests.fake_dify import CLOSE, FOREVER, Chat, FakeDify, Request, Steps, streamed
+from tests.fake_dify import CLOSE, FOREVER, Chat, FakeDify, Request, Steps, refused, streamed
 from tests.redis_server import RedisServer, until
 from tests.service import Service, free_variables, running
 
@@ -230,15 +230,26 @@ def test_a_failed_answer_holds_no_slot(limited: FlaskClient, dify: FakeDify, ste
         assert ask(limited, "key-b", stream).data
 
 
-def test_a_stream_that_is_closed_early_holds_no_slot(limited: FlaskClient, dify: FakeDify) -> None:
-    for read in (False, True):
-        dify.answers.append(streamed(Chat().text("Hi"), FOREVER))
-        response = ask(limited, "key-b", stream=True, buffered=False)
-        assert response.status_code == 200
-        if read:
-            next(iter(response.response))
-        response.close()
-    assert ask(limited, "key-b").status_code == 200
+@pytest.mark.parametrize("is_read", [False, True])
+def test_a_stream_that_is_closed_early_holds_its_slot_until_it_is_stopped(
+    limited: FlaskClient, dify: FakeDify, is_read: bool
+) -> None:
+    go_on = threading.Event()
+
+    def stopped_late() -> Steps:
+        go_on.wait(10)
+        yield from refused(200, {"result": "success"})
+
+    dify.answers.append(streamed(Chat().text("Hi"), FOREVER))
+    dify.answer_stop = stopped_late()
+    response = ask(limited, "key-b", stream=True, buffered=False)
+    assert response.status_code == 200
+    if is_read:
+        next(iter(response.response))
+    response.close()
+    assert ask(limited, "key-b").status_code == 429
+    go_on.set()
+    until(lambda: ask(limited, "key-b").status_code == 200)
 
 
 def test_without_keys_all_are_one_caller(

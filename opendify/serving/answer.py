@@ -127,10 +127,12 @@ class Answer:
             with suppress(OSError):  # what was given before it broke
                 self._outlet.flush()
             self._log.access(self.resp, self._req, self._environ, datetime.now() - self._began)
-            if hasattr(self._body, "close"):
-                self._body.close()
         finally:
-            self._end(self._environ, self.resp)
+            try:
+                if hasattr(self._body, "close"):
+                    self._body.close()
+            finally:
+                self._end(self._environ, self.resp)
 
 
 def _in_chunk(piece: bytes) -> bytes:

@@ -24,6 +24,7 @@ from opendify.upstream.watch import Watch
 from opendify.web.access import Access, add_door, refuse_key
 from opendify.web.body import json_body
 from opendify.web.recording import current_record, note_byte, to_first_byte
+from opendify.web.resources import Resources, current_resources, own_resources
 from opendify.web.stepped import SteppedResponse
 
 log = logging.getLogger(__name__)
@@ -57,10 +58,11 @@ def create_app(
     app.url_map.merge_slashes = False
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
     app.config["MAX_TEXT_BYTES"] = max_text_bytes
-    app.config["MAX_CONCURRENT_STREAMS"] = capacity.most
+    app.config["MAX_CONCURRENT_STREAMS"] = capacity.max_answers
     app.json.ensure_ascii = False  # type: ignore[attr-defined]
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.ensure_sync = _as_it_is  # type: ignore[method-assign]
+    own_resources(app)
     add_door(app, access)
     _add_chat_routes(
         app,
@@ -93,19 +95,25 @@ def _add_chat_routes(
 ) -> None:
     @app.post("/v1/chat/completions")
     def chat_completions() -> Response:
-        record = current_record()
-        with ExitStack() as held:
-            held.callback(access.enter())
+        record, resources = current_record(), current_resources()
+        with ExitStack() as acquired:
+            acquired.callback(access.enter())
             chat_request = parse_chat_request(json_body())
             record.model, record.streamed = chat_request.model, chat_request.stream
             caller = caller_of(chat_request)
             model = find_model(chat_request.model, caller.models)
-            held.enter_context(capacity.place(model.name))
+            resources.add_permit(capacity.take_answer())
+            acquired.callback(capacity.take_run(model.name))
             exchange = service.ask(chat_request, caller)
-            held.callback(_close, exchange, record)
-            response = _answer(service, exchange, record)
-            response.call_on_close(held.pop_all().close)
-        return response
+            # A run that its caller has left goes on in Dify: it counts until it is over there.
+            run_permits = acquired.pop_all()
+            resources.add_permit(lambda: exchange.when_over(run_permits.close))
+        resources.add(lambda: _close(exchange, record))
+        try:
+            return _answer(service, exchange, record, resources)
+        except errors.DifyError:
+            exchange.end()
+            raise
 
 
 def _add_model_routes(app: Flask, directory: Directory, access: Access) -> None:
@@ -122,15 +130,18 @@ def _add_model_routes(app: Flask, directory: Directory, access: Access) -> None:
         return jsonify(_model(directory, known))
 
 
-def _answer(service: ChatService, exchange: Asked, record: Record) -> Response:
+def _answer(
+    service: ChatService, exchange: Asked, record: Record, resources: Resources
+) -> Response:
     if exchange.request.stream:
         exchange.hold(HOLD_SECONDS)
         record.is_streaming = True
         response: Response = SteppedResponse(
-            _events(service, exchange, record), headers=_STREAM_HEADERS
+            _events(service, exchange, record, resources), headers=_STREAM_HEADERS
         )
     else:
         response = jsonify(service.gather(exchange))
+        exchange.end()
         if exchange.ids.message_id:
             response.headers["X-Dify-Message-Id"] = exchange.ids.message_id
     if exchange.ids.conversation_id:
@@ -140,7 +151,9 @@ def _answer(service: ChatService, exchange: Asked, record: Record) -> Response:
     return response
 
 
-def _events(service: ChatService, exchange: Asked, record: Record) -> Steps[bytes]:
+def _events(
+    service: ChatService, exchange: Asked, record: Record, resources: Resources
+) -> Steps[bytes]:
     steps = service.stream(exchange)
     try:
         yield from to_first_byte(steps, record)
@@ -156,6 +169,10 @@ def _events(service: ChatService, exchange: Asked, record: Record) -> Steps[byte
         yield NEEDS_THREAD
         log.exception("unexpected error in a stream")
         yield _failure(_internal_error(), record)
+    if not exchange.has_ended:
+        yield NEEDS_THREAD  # what is told so far does not wait for Dify
+        exchange.end()
+    resources.release_permits()
     yield sse.DONE
     record.is_complete = True
 

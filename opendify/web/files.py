@@ -1,15 +1,22 @@
 """The route of file links. It asks for no key, since browsers send none with images: the link is
 signed instead."""
 
-from contextlib import ExitStack
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from urllib.parse import quote
 
 from flask import Flask, Response, request
 from werkzeug.http import dump_options_header
-from werkzeug.wsgi import wrap_file
+from werkzeug.wsgi import FileWrapper
 
 from opendify.capacity import Capacity
+from opendify.monitoring.record import SLOW_READER, Record
 from opendify.upstream.relay import Relay, Served
+from opendify.web.pacing import ReadsTooSlowly, paced, room_of
+from opendify.web.recording import current_record
+from opendify.web.resources import current_resources
+
+log = logging.getLogger(__name__)
 
 ENDPOINT = "file_content"
 
@@ -27,28 +34,35 @@ def add_file_routes(app: Flask, relay: Relay, capacity: Capacity) -> None:
 
     @app.get("/v1/files/<token>/content", endpoint=ENDPOINT)
     def file_content(token: str) -> Response:
-        with ExitStack() as held:
-            held.enter_context(capacity.place())
-            served = relay.open(token, request.args.get("sig", ""))
-            held.callback(served.file.close)
-            response = _response(served)
-            response.call_on_close(held.pop_all().close)
-        return response
+        resources = current_resources()
+        resources.add_permit(capacity.take_file())
+        served = relay.open(token, request.args.get("sig", ""))
+        resources.add(served.file.close)
+        return _response(served)
 
 
 def _response(served: Served) -> Response:
-    response = Response(
-        wrap_file(request.environ, served.file),
-        mimetype=served.media_type,
-        headers=_HARMLESS,
-        direct_passthrough=True,
-    )
+    response = Response(FileWrapper(served.file), mimetype=served.media_type, headers=_HARMLESS)
     response.content_length = served.size
     response.headers["Content-Disposition"] = _disposition(served)
     response.headers["Cache-Control"] = f"private, max-age={served.max_age}"
     response.set_etag(served.tag)
     response.make_conditional(request, accept_ranges=True, complete_length=served.size)
+    room = room_of(request.environ.get("gunicorn.socket"), response.content_length or 0)
+    pieces: Iterable[bytes] = response.response  # type: ignore[assignment]  # never text here
+    response.response = _at_pace(pieces, room, current_record())
     return response
+
+
+def _at_pace(
+    pieces: Iterable[bytes], room: Callable[[float], bool], record: Record
+) -> Iterator[bytes]:
+    try:
+        yield from paced(pieces, room)
+    except ReadsTooSlowly:
+        record.ended = SLOW_READER
+        log.warning("a file was not sent to its end: its caller reads too slowly")
+        raise
 
 
 def _disposition(served: Served) -> str:

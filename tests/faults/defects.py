@@ -499,8 +499,8 @@ DEFECTS = [
         "A run is stopped for another user",
         f"{_LEAVING}::test_the_run_is_stopped_once -k thinking",
         _TURN,
-        "self._client.stop(self._model, path, self._user)",
-        'self._client.stop(self._model, path, "somebody")',
+        "self._client.stop(self._model, path, self._user, self._set_over)",
+        'self._client.stop(self._model, path, "somebody", self._set_over)',
     ),
     Defect(
         _GONE,
@@ -889,7 +889,7 @@ DEFECTS = [
         "Places are never free again",
         f"{_CALLERS}::test_callers_that_do_not_read_keep_nobody_from_being_served",
         "opendify/capacity.py",
-        "self._taken[model] -= 1",
+        "self._free += 1",
         "pass",
     ),
     Defect(
