@@ -223,6 +223,49 @@ EVENTS = [
         id="message_end with a file of the question and one of the answer",
     ),
     pytest.param(
+        {
+            "event": "message_end",
+            **COMMON,
+            "files": [
+                {
+                    "related_id": "r",
+                    "type": "image",
+                    "url": "http://a/b.png",
+                    "remote_url": "http://a/b.png",
+                    "upload_file_id": "r",
+                    "transfer_method": "remote_url",
+                },
+                {
+                    "id": "x",
+                    "type": "image",
+                    "url": "http://a/c.png",
+                    "belongs_to": "user",
+                    "transfer_method": "tool_file",
+                },
+            ],
+        },
+        MessageEnded(),
+        id="message_end with files of the user, by address and by name",
+    ),
+    pytest.param(
+        {
+            "event": "message_end",
+            **COMMON,
+            "files": [
+                {
+                    "related_id": "r",
+                    "type": "image",
+                    "url": "http://a/b.png",
+                    "remote_url": "",
+                    "upload_file_id": "r",
+                    "transfer_method": "tool_file",
+                }
+            ],
+        },
+        MessageEnded(files=(FileMade("r", "image", "http://a/b.png"),)),
+        id="message_end with a file that a chat app made",
+    ),
+    pytest.param(
         {"event": "reasoning_chunk", **COMMON, "data": {"reasoning": "Let me think"}},
         Reasoning("Let me think"),
         id="reasoning_chunk",
@@ -273,7 +316,6 @@ def test_an_event_means_what_it_says(payload: dict[str, Any], event: Event | Non
         pytest.param(b'{"event":5}', id="a number for an event"),
         pytest.param(b'{"event":["message"]}', id="an array for an event"),
         pytest.param(b"\xff\xfe\xfd", id="no text"),
-        pytest.param(b'{"event":"\xff"}', id="a string that is no UTF-8"),
         pytest.param(b'{"event":' + b"[" * 200_000, id="endless nesting"),
         pytest.param(b'{"event":"x","n":' + b"9" * 5000 + b"}", id="an endless number"),
     ],
@@ -282,6 +324,36 @@ def test_a_payload_that_is_no_event_is_refused_without_quoting_it(raw: bytes) ->
     with pytest.raises(NotAnEvent) as caught:
         parse_payload(raw)
     assert str(caught.value) in ("not JSON", "no event name")
+
+
+BROKEN_UTF_8 = [
+    pytest.param(b"a\xffb", "a\ufffdb", id="a byte of no character"),
+    pytest.param(b"a\xe4\xbd", "a\ufffd", id="a character cut short"),
+    pytest.param(b"\xa0b", "\ufffdb", id="the end of one"),
+    pytest.param(b"a\xed\xa0\xbdb", "a\ufffd\ufffd\ufffdb", id="half a surrogate pair, as bytes"),
+    pytest.param(b"a\xc0\xafb", "a\ufffd\ufffdb", id="overlong"),
+]
+
+
+@pytest.mark.parametrize(("broken", "text"), BROKEN_UTF_8)
+@pytest.mark.parametrize(
+    "event",
+    [
+        b'"message","answer":"%b"',
+        b'"agent_message","answer":"%b"',
+        b'"text_chunk","data":{"text":"%b"}',
+        b'"message","answer":"fine","elsewhere":"%b"',
+        b'"mess%b"',
+    ],
+)
+def test_a_broken_character_is_lost_and_not_its_event(
+    event: bytes, broken: bytes, text: str
+) -> None:
+    payload = parse_payload(b'{"event":' + event % broken + b"}")
+    told = parse_event(payload)
+    if isinstance(told, Text) and told.text != "fine":
+        assert told.text == text
+    json.dumps(payload, ensure_ascii=False).encode()
 
 
 SURROGATES = [

@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 
 from opendify import errors
 from opendify.dify.events import Failed
-from opendify.dify.failures import MAX_MESSAGE, Refusal, parse_refusal, to_error
+from opendify.dify.failures import (
+    MAX_MESSAGE,
+    OTHER,
+    PAGE,
+    Refusal,
+    parse_refusal,
+    to_error,
+)
 from opendify.dify.payloads import parse_event, parse_payload
 from tests import schemas
 from tests.fake_dify import recorded_names, recorded_streams, recording
@@ -26,7 +33,7 @@ ERRORS = [
     pytest.param(
         401, "unauthorized", "Access token is invalid", errors.DifyAuthFailed, id="a wrong key"
     ),
-    pytest.param(401, "", "", errors.DifyAuthFailed, id="401 of a gateway"),
+    pytest.param(401, "", "", errors.DifyBroken, id="401 without a code"),
     pytest.param(
         403, "forbidden", "The app no longer exists.", errors.DifyAuthFailed, id="a deleted app"
     ),
@@ -37,7 +44,11 @@ ERRORS = [
         errors.DifyAuthFailed,
         id="a disabled API",
     ),
-    pytest.param(403, "", "", errors.DifyAuthFailed, id="403 of a gateway"),
+    pytest.param(403, "", "", errors.DifyBroken, id="403 without a code"),
+    pytest.param(422, "unprocessable_entity", "query: too long", errors.RejectedByDify, id="a 422"),
+    pytest.param(409, "conflict", "Already there", errors.RejectedByDify, id="a conflict"),
+    pytest.param(412, "human_input_form_submitted", "x", errors.RejectedByDify, id="a 412"),
+    pytest.param(422, "", "", errors.DifyBroken, id="422 of something that is not Dify"),
     pytest.param(404, "not_found", UNKNOWN, errors.ConversationUnknown, id="no conversation"),
     pytest.param(
         404, "not_found", "Conversation Not Exists.", errors.ConversationUnknown, id="as of 1.8"
@@ -241,14 +252,24 @@ def test_a_client_is_told_when_to_come_again(
 
 
 BODIES = [
-    pytest.param(b"", Refusal(400, "", ""), id="nothing"),
-    pytest.param(b"<html>x</html>", Refusal(400, "", ""), id="a page"),
-    pytest.param(b"null", Refusal(400, "", ""), id="null"),
-    pytest.param(b"[]", Refusal(400, "", ""), id="an array"),
-    pytest.param(b'"text"', Refusal(400, "", ""), id="a string"),
-    pytest.param(b"\xff", Refusal(400, "", ""), id="no text"),
-    pytest.param(b"[" * 200_000, Refusal(400, "", ""), id="endless nesting"),
-    pytest.param(b'{"code":5,"message":{}}', Refusal(400, "", ""), id="other types"),
+    pytest.param(b"", Refusal(400, "", "", foreign=OTHER), id="nothing"),
+    pytest.param(b"<html>x</html>", Refusal(400, "", "", foreign=PAGE), id="a page"),
+    pytest.param(b"null", Refusal(400, "", "", foreign=OTHER), id="null"),
+    pytest.param(b"[]", Refusal(400, "", "", foreign=OTHER), id="an array"),
+    pytest.param(b'"text"', Refusal(400, "", "", foreign=OTHER), id="a string"),
+    pytest.param(b"\xff", Refusal(400, "", "", foreign=OTHER), id="no text"),
+    pytest.param(b"[" * 200_000, Refusal(400, "", "", foreign=OTHER), id="endless nesting"),
+    pytest.param(b'{"code":5,"message":{}}', Refusal(400, "", "", foreign=OTHER), id="other types"),
+    pytest.param(
+        b'{"code":"invalid_param","message":"no \xff city"}',
+        Refusal(400, "invalid_param", "no \ufffd city"),
+        id="a broken character",
+    ),
+    pytest.param(
+        b'{"code":"invalid_param","message":"no \\ud83d city"}',
+        Refusal(400, "invalid_param", "no \ufffd city"),
+        id="half a character",
+    ),
     pytest.param(b'{"code":"c"}', Refusal(400, "c", ""), id="no message"),
     pytest.param(
         b'{"code":"invalid_param","message":"m","params":"inputs"}',
@@ -264,6 +285,52 @@ BODIES = [
 @pytest.mark.parametrize(("body", "refusal"), BODIES)
 def test_a_body_of_any_kind_is_read(body: bytes, refusal: Refusal) -> None:
     assert parse_refusal(400, {}, body) == refusal
+
+
+HTML = {"content-type": "text/html; charset=utf-8"}
+JSON = {"content-type": "application/json"}
+PAGE_BODY = b"<html><title>Attention Required! | Cloudflare</title></html>"
+
+# status, headers and body of an answer that is not Dify's; words of the error
+NOT_OF_DIFY = [
+    pytest.param(403, HTML, PAGE_BODY, "front of Dify refused the request", id="a firewall"),
+    pytest.param(401, HTML, b"", "a proxy that wants a password", id="a proxy's password"),
+    pytest.param(401, {}, PAGE_BODY, "(401, a page)", id="a page without a type"),
+    pytest.param(407, HTML, PAGE_BODY, "(407, a page)", id="a proxy's own status"),
+    pytest.param(405, HTML, PAGE_BODY, "(405, a page)", id="a method"),
+    pytest.param(403, JSON, b'{"message":"Forbidden"}', "front of Dify", id="JSON of a gateway"),
+    pytest.param(401, JSON, b'{"code":401,"message":"no"}', "front of Dify", id="a number"),
+    pytest.param(403, JSON, b'{"code":"AccessDenied"}', "front of Dify", id="a cloud's code"),
+    pytest.param(403, {}, b"", "front of Dify", id="nothing"),
+    pytest.param(502, HTML, PAGE_BODY, "something in front of it, failed (502", id="502"),
+    pytest.param(521, HTML, PAGE_BODY, "something in front of it, failed (521", id="521"),
+    pytest.param(
+        302, {"location": "https://login.example.com/x"}, b"", "a sign-in page (302)", id="login"
+    ),
+    pytest.param(307, {"location": "/oauth2/start?rd=/v1"}, b"", "a sign-in page", id="oauth"),
+    pytest.param(301, {"location": "https://dify.example.com/v1"}, b"", "redirects", id="https"),
+    pytest.param(
+        400,
+        HTML,
+        b"<html>400 The plain HTTP request was sent to HTTPS port</html>",
+        "https://",
+        id="nginx wants https",
+    ),
+    pytest.param(
+        400, {}, b"Client sent an HTTP request to an HTTPS server.\n", "https://", id="Go"
+    ),
+]
+
+
+@pytest.mark.parametrize(("status", "headers", "body", "words"), NOT_OF_DIFY)
+def test_what_is_not_of_dify_is_not_blamed_on_the_key(
+    status: int, headers: dict[str, str], body: bytes, words: str
+) -> None:
+    error = to_error(parse_refusal(status, headers, body), "tiny")
+    assert type(error) is errors.DifyBroken
+    assert words in error.message
+    assert "the key" not in error.message
+    assert "example.com" not in error.message
 
 
 SECRETS = [

@@ -5,12 +5,12 @@ Dify's codes carry little: a provider's rate limit, lost connection and wrong ke
 limit as 400 ``invalid_param``. So the text decides where the code does not.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from opendify import errors
+from opendify.dify.decoding import decode_whole
 
 MAX_MESSAGE = 1000
 
@@ -26,42 +26,98 @@ _WRONG_ROUTE = {"not_chat_app", "not_workflow_app", "not_completion_app", "app_u
 _NOT_READY = {"provider_not_initialize", "model_currently_not_support", "agent_not_published"}
 _MODEL_FAILED = {"completion_request_error", "run_failed"}
 
+# The form of Dify's own codes.
+_CODE = re.compile(r"[a-z][a-z0-9_]*")
+
+# What Dify refuses because of what the caller has sent: 422 where a body is not as it should be.
+_OF_THE_CALLER = (400, 406, 409, 412, 422)
+
+# How servers say that they expect TLS where a request came without: nginx, Apache, Go.
+_WANTS_TLS = re.compile(
+    rb"plain HTTP request was sent to HTTPS port|speaking plain HTTP to an SSL-enabled"
+    rb"|sent an HTTP request to an HTTPS server"
+)
+_SIGN_IN = re.compile(
+    r"log-?in|sign-?in|\bsso\b|oauth|saml|authorize|/auth\b|\bauth\.|\bcas\b|openid|accounts\."
+    r"|cloudflareaccess",
+    re.IGNORECASE,
+)
+
+PAGE = "a page"
+SIGN_IN_PAGE = "a sign-in page"
+WANTS_TLS = "a demand for https"
+OTHER = "no JSON of Dify's"
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """An answer of Dify that is no stream: HTTP status, and the code and message of its body.
 
     Both are empty where the body was not Dify's JSON; a page of some proxy is never quoted.
+    ``foreign`` is then what came in its place, one of the constants above: Dify's own refusals
+    have a ``code`` in all releases from 1.0 on (seen in 1.11.4, 1.13.2 and 1.16.1).
     """
 
     status: int
     code: str
     message: str
     retry_after: int | None = None
+    foreign: str = ""
 
 
 def parse_refusal(status: int, headers: Mapping[str, str], body: bytes) -> Refusal:
     """Reads an error answer; the names in ``headers`` are lower case."""
     try:
-        raw = json.loads(body)
-    except (ValueError, RecursionError):
+        raw = decode_whole(body)
+    except ValueError:
         raw = None
     raw = raw if isinstance(raw, dict) else {}
     code, message = raw.get("code"), raw.get("message")
+    code = code if isinstance(code, str) else ""
     after = headers.get("retry-after", "")
     return Refusal(
         status,
-        code if isinstance(code, str) else "",
+        code,
         message if isinstance(message, str) else "",
         min(int(after[:9]), 3600) if after.isascii() and after.isdigit() else None,
+        "" if _CODE.fullmatch(code) else _foreign(status, headers, body),
     )
+
+
+def wrong_kind(model: str, headers: Mapping[str, str], wanted: str) -> errors.DifyBroken:
+    """The error for an answer with status 200 that is not what was ``wanted``; the names in
+    ``headers`` are lower case."""
+    if _is_page(headers):
+        return errors.DifyBroken(
+            f"Dify's address answered model '{model}' with a page and no {wanted}: something in "
+            "front of Dify, such as a sign-in page or a firewall, or DIFY_API_BASE is not the "
+            "address of Dify's API, ending in /v1."
+        )
+    return errors.DifyBroken(
+        f"Dify answered model '{model}' with something that is no {wanted}. "
+        "Is DIFY_API_BASE the address of its API, ending in /v1?"
+    )
+
+
+def _is_page(headers: Mapping[str, str]) -> bool:
+    """Whether an answer is for people to look at, by its headers, whose names are lower case."""
+    return headers.get("content-type", "").lower().startswith(("text/html", "application/xhtml"))
+
+
+def _foreign(status: int, headers: Mapping[str, str], body: bytes) -> str:
+    if _WANTS_TLS.search(body):
+        return WANTS_TLS
+    if 300 <= status < 400 and _SIGN_IN.search(headers.get("location", "")):
+        return SIGN_IN_PAGE
+    return PAGE if _is_page(headers) or _PAGE.search(body[:1000].decode("latin-1")) else OTHER
 
 
 def to_error(refusal: Refusal, model: str) -> errors.DifyError:
     """The error to answer with, naming ``model`` where its operator has something to mend."""
     reason = _presentable(refusal.message)
     error = (
-        _by_code(refusal, model, reason)
+        (_by_what_came(refusal, model) if refusal.foreign else None)
+        or _by_code(refusal, model, reason)
         or _by_text(refusal, reason)
         or _by_status(refusal, model, reason)
     )
@@ -75,7 +131,7 @@ def _by_code(refusal: Refusal, model: str, reason: str) -> errors.DifyError | No
     code, status = refusal.code, refusal.status
     if code == "workflow_version_execution_not_allowed" or refusal.message.startswith(_NO_VERSION):
         return errors.RejectedByDify(reason or "Dify does not run this version of the workflow.")
-    if status in (401, 403) or code in _AUTH:
+    if code in _AUTH or (code and status in (401, 403)):
         return errors.DifyAuthFailed(
             f"Dify rejected the key of model '{model}' ({reason or status}). "
             "Its operator should check the key in MODEL_CONFIG and the app's API access in Dify."
@@ -116,19 +172,52 @@ def _by_status(refusal: Refusal, model: str, reason: str) -> errors.DifyError:
     if status >= 500:
         return errors.DifyBroken(f"Dify failed ({status}): {reason or 'it gave no reason'}")
     if 300 <= status < 400:
-        return errors.DifyBroken(
-            f"Dify's address redirects ({status}). The operator should put the final address "
-            "into DIFY_API_BASE (often https instead of http)."
-        )
+        return _redirected(refusal)
     if status == 413:
         return errors.FileTooLargeForDify(reason or "Dify refused the request as too large.")
     if status == 415:
         return errors.FileTypeRefusedByDify(reason or "Dify refused this type of file.")
-    if status == 400 and refusal.code:
+    if status in _OF_THE_CALLER and refusal.code:
         return errors.RejectedByDify(reason or "Dify refused the request without a reason.")
     return errors.DifyBroken(
         f"Dify answered model '{model}' with status {status}: "
         f"{reason or 'is DIFY_API_BASE the address of its API, ending in /v1?'}"
+    )
+
+
+def _by_what_came(refusal: Refusal, model: str) -> errors.DifyError | None:
+    """What something else than Dify has refused, where its status alone does not tell: a rate
+    limit, a size, or that nothing is behind it at the moment mean the same from everybody."""
+    what = f"{refusal.status}, {refusal.foreign}"
+    if refusal.foreign == WANTS_TLS:
+        return errors.DifyBroken(
+            f"Dify's address wants https ({refusal.status}). The operator should put https:// "
+            "instead of http:// into DIFY_API_BASE."
+        )
+    if refusal.status in (401, 402, 403, 405, 406, 407, 418, 451):
+        return errors.DifyBroken(
+            f"Something in front of Dify refused the request of model '{model}' ({what}): a "
+            "firewall or a proxy that wants a password, and not Dify's API. Its operator should "
+            "check what DIFY_API_BASE leads through, and that it ends in /v1."
+        )
+    is_told_by_dify = refusal.foreign == OTHER and refusal.message
+    if refusal.status >= 500 and refusal.status not in (503, 504) and not is_told_by_dify:
+        return errors.DifyBroken(
+            f"Dify, or something in front of it, failed ({what}): it is down, starting or broken."
+        )
+    return None
+
+
+def _redirected(refusal: Refusal) -> errors.DifyError:
+    if refusal.foreign == SIGN_IN_PAGE:
+        return errors.DifyBroken(
+            f"Dify's address leads to a sign-in page ({refusal.status}): something in front of "
+            "Dify wants people to sign in. Its operator should let OpenDify's requests to the API "
+            "through, or give DIFY_API_BASE an address behind it."
+        )
+    return errors.DifyBroken(
+        f"Dify's address redirects ({refusal.status}). The operator should put the final address "
+        "into DIFY_API_BASE (often https instead of http)."
     )
 
 

@@ -4,11 +4,11 @@ Seen on the wire of Dify 1.11.4 and 1.13.2; names and fields of the other releas
 source.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from opendify.dify.decoding import decode, may_have_halves, with_whole_characters
 from opendify.dify.events import (
     AgentStep,
     Event,
@@ -44,12 +44,12 @@ class NotAnEvent(ValueError):
 def parse_payload(raw: bytes) -> Payload:
     """The JSON object of one event. Raises NotAnEvent."""
     try:
-        payload = json.loads(raw)
-    except (ValueError, RecursionError) as exc:
+        payload = decode(raw)
+    except ValueError as exc:
         raise NotAnEvent("not JSON") from exc
     if not isinstance(payload, dict) or not isinstance(payload.get("event"), str):
         raise NotAnEvent("no event name")
-    if b"\\ud" in raw or b"\\uD" in raw:
+    if may_have_halves(raw):
         return _of_whole_characters(payload)
     return payload
 
@@ -106,7 +106,22 @@ def _file(told: Mapping[str, Any]) -> FileMade | None:
         kind=kind,
         url=url,
         name=as_string(told.get("filename")) or as_string(told.get("name")),
-        was_uploaded=told.get("transfer_method") == "local_file",
+        was_uploaded=_is_of_the_user(told),
+    )
+
+
+def _is_of_the_user(told: Mapping[str, Any]) -> bool:
+    """Whether the user gave this file to Dify, by upload or by its address.
+
+    Chat, agent and completion apps (1.13) list the files of the whole message, those of the
+    question too, in a form of its own, which has ``upload_file_id``: in it, what the app made is
+    always a ``tool_file``. In the files of a graph, an address may be any node's.
+    """
+    method = told.get("transfer_method")
+    return (
+        told.get("belongs_to") == "user"
+        or method == "local_file"
+        or (method == "remote_url" and "upload_file_id" in told)
     )
 
 
@@ -114,8 +129,7 @@ def _of_whole_characters(payload: Payload) -> Payload:
     """Up to 1.8 Dify escapes its JSON, and a model's token may be half of a surrogate pair, which
     nothing that we write can carry. Only a piece of text keeps its halves: the next piece may hold
     the other one."""
-    text = json.dumps(payload, ensure_ascii=False)
-    whole: Payload = json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+    whole: Payload = with_whole_characters(payload)
     if whole["event"] in _TEXTS and isinstance(payload.get("answer"), str):
         whole["answer"] = payload["answer"]
     chunk = as_object(payload.get("data")).get("text")
