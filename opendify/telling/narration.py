@@ -122,7 +122,7 @@ class ResponseRenderer:
 
     def _finish(self, event: MessageEnded) -> list[Rendered]:
         self.has_ended = True
-        deltas = self._render_model_text(self._surrogates.rest())
+        deltas = self._render_model_text(self._surrogates.rest() or self._last_thought())
         deltas += [
             delta for parser in self._parsers.values() for delta in self._pieces(parser.close())
         ]
@@ -139,6 +139,11 @@ class ResponseRenderer:
         deltas += self._progress.over()
         self.completion.usage = total_usage(event.usage, self._node_usage, self._run)
         return deltas
+
+    def _last_thought(self) -> str:
+        """The answer of an agent that has sent none as text: its last thought."""
+        is_empty = not (self._was_replaced or self.is_cut or self._transcript.of_all().strip())
+        return self._progress.last_thought() if is_empty else ""
 
     def _render_text(self, event: Text) -> list[Rendered]:
         deltas = self._switch_to(event.node) if event.node != self._node else []

@@ -35,6 +35,11 @@ class Progress:
             deltas += self._of_agent(f"→ {step.observation}")
         return deltas
 
+    def last_thought(self) -> str:
+        """The thought of the last step, where that used no tool."""
+        step = next(reversed(self._steps.values()), None)
+        return step.thought if step is not None and not step.tool else ""
+
     def line(self, line: str) -> list[Rendered]:
         """A line about what is done."""
         if self._model.progress == "reasoning":
