@@ -22,7 +22,7 @@ from opendify.administration import Administration
 from opendify.callers import Callers
 from opendify.capacity import Capacity, max_files
 from opendify.chat import ChatService
-from opendify.config.environment import load_environment, read_file
+from opendify.config.environment import check_certificates, load_environment, read_file
 from opendify.config.proxies import proxies_for
 from opendify.config.settings import ConfigError, load_settings
 from opendify.conversations.folder import warn_of_foreign_folder
@@ -42,6 +42,7 @@ from opendify.upstream.client import DifyClient
 from opendify.upstream.directory import Directory
 from opendify.upstream.pool import Client, Pools
 from opendify.upstream.relay import Relay
+from opendify.upstream.tls import new_ssl_context
 from opendify.upstream.uploads import Uploads
 from opendify.web.access import Access, warn_of_open_door
 from opendify.web.app import create_app
@@ -67,7 +68,7 @@ def _new_id() -> str:
 
 try:
     load_environment()
-    settings = load_settings(os.environ, read_file)
+    settings = load_settings(os.environ, read_file, check_certificates)
 except ConfigError as exc:
     if __name__ == "__main__":
         sys.exit(str(exc))
@@ -89,10 +90,14 @@ HTTP_CLIENT_CONFIG: HttpClientConfig = {
 }
 _limits = HTTP_CLIENT_CONFIG["limits"]
 _proxies = proxies_for({model.base for model in settings.models.values()}, os.environ)
+_tls = new_ssl_context(settings.authorities)
 
 http = Client(
-    transport=Pools(limits=_limits),
-    mounts={origin: Pools(limits=_limits, proxy=proxy) for origin, proxy in _proxies.items()},
+    transport=Pools(limits=_limits, ssl_context=_tls),
+    mounts={
+        origin: Pools(limits=_limits, proxy=proxy, ssl_context=_tls)
+        for origin, proxy in _proxies.items()
+    },
     timeout=HTTP_CLIENT_CONFIG["timeout"],
     follow_redirects=False,
     trust_env=False,
@@ -109,7 +114,9 @@ conversations, turn_locks = new_conversations(
 atexit.register(conversations.close)
 metrics = Metrics(len(settings.models))
 logging.getLogger("opendify").addHandler(LogCounter(metrics))
-client = DifyClient(http, settings.read_timeout, on_stop=metrics.run_stopped)
+client = DifyClient(
+    http, settings.read_timeout, on_stop=metrics.run_stopped, max_answer=settings.max_answer
+)
 directory = Directory(client, settings.models)
 readiness = Readiness(conversations, directory)
 relay = Relay(

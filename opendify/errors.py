@@ -25,6 +25,7 @@
     └── DifyError                   Dify, or the way to it, failed
         ├── DifyUnreachable         502  upstream_unreachable
         ├── DifyBroken              502  upstream_error        cut, not JSON, a redirect, a page
+        │   └── AnswerTooLong       502  answer_too_long       longer than the operator allows
         ├── DifyTimeout             504  upstream_timeout
         │   └── DifyNotConnected    504  upstream_timeout      nothing was asked yet
         ├── DifyUnavailable         503  upstream_unavailable
@@ -52,7 +53,7 @@ class OpenDifyError(Exception):
     ``message`` is for people and holds nothing secret; ``param`` names the field of the request;
     ``retry_after`` is in whole seconds. ``repeatable`` says whether a client may send the request
     again by itself: not where that is useless, nor where it would run a turn twice. ``dify_code``
-    is what Dify called it.
+    is what Dify called it; ``details`` are for the log only: they name hosts.
     """
 
     status: ClassVar[int] = 500
@@ -60,6 +61,7 @@ class OpenDifyError(Exception):
     default_code: ClassVar[str | None] = None
     repeatable = False
     dify_code = ""
+    details = ""
 
     def __init__(
         self,
@@ -207,6 +209,10 @@ class DifyUnreachable(DifyError):
 
 class DifyBroken(DifyError):
     pass
+
+
+class AnswerTooLong(DifyBroken):
+    default_code = "answer_too_long"
 
 
 class DifyTimeout(DifyError):

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
 from opendify.config.callers import Limits
-from opendify.config.environment import load_environment
+from opendify.config.environment import check_certificates, load_environment, read_file
 from opendify.config.models import SETTINGS, Model, parse_base, parse_models
 from opendify.config.settings import SERVER_NUMBERS, ConfigError, Settings, load_settings
 from opendify.config.values import BadValue
@@ -56,6 +57,8 @@ def test_two_variables_are_enough() -> None:
         server_port=5000,
         openwebui_jwt_secret="",
         max_concurrent_streams=112,
+        max_answer=16 * 1024 * 1024,
+        authorities="",
     )
 
 
@@ -581,3 +584,64 @@ def test_the_application_by_itself_says_what_is_wrong_and_nothing_else(tmp_path:
     )
     assert done.returncode == 1
     assert done.stderr.startswith("The configuration is not complete:\nMODEL_CONFIG is not set.")
+
+
+# --- files of authorities ----------------------------------------------------------------------
+
+AUTHORITY = trustme.CA().cert_pem.bytes().decode()
+DAMAGED = AUTHORITY[:200] + AUTHORITY[210:]
+
+
+def with_file(variable: str, path: Path) -> Settings:
+    return load_settings({**GOOD, variable: str(path)}, read_file, check_certificates)
+
+
+def test_the_authorities_of_the_operator_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "ca.pem"
+    path.write_text(f"# 我们的机构\n{AUTHORITY}\n# another\n{AUTHORITY}")
+    assert with_file("DIFY_CA_FILE", path).authorities == AUTHORITY * 2
+    assert with_file("SSL_CERT_FILE", path).authorities == ""
+
+
+BAD_FILES = [
+    pytest.param(None, "cannot be read (No such file", id="missing"),
+    pytest.param(b"", "holds no certificate", id="empty"),
+    pytest.param(b"hello", "holds no certificate", id="something else"),
+    pytest.param(b"\x30\x82\x01\xff\xfe", "openssl x509 -inform der", id="DER"),
+    pytest.param(AUTHORITY[:300].encode(), "holds no certificate", id="half of one"),
+    pytest.param(DAMAGED.encode(), "damaged", id="damaged"),
+    pytest.param((AUTHORITY + DAMAGED).encode(), "damaged", id="the second damaged"),
+]
+
+
+@pytest.mark.parametrize(("content", "words"), BAD_FILES)
+@pytest.mark.parametrize("variable", ["DIFY_CA_FILE", "SSL_CERT_FILE"])
+def test_a_bad_file_of_authorities_is_named_at_the_start(
+    tmp_path: Path, variable: str, content: bytes | None, words: str
+) -> None:
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        with_file(variable, path)
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{variable}: {path} ")
+    assert words in problem
+
+
+@pytest.mark.parametrize("variable", ["DIFY_CA_FILE", "SSL_CERT_FILE"])
+@pytest.mark.parametrize("command", [["-m", "opendify.config"], ["-c", "import main"]])
+def test_a_bad_file_of_authorities_stops_the_start(
+    tmp_path: Path, variable: str, command: list[str]
+) -> None:
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=tmp_path,
+        env={**environment(**GOOD), variable: "/nowhere/ca.pem"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert f"{variable}: /nowhere/ca.pem cannot be read" in done.stderr

@@ -100,6 +100,7 @@ def defaults_of_the_code(monkeypatch: pytest.MonkeyPatch, folder: Path) -> dict[
         "GUNICORN_MAX_REQUESTS": server["max_requests"],
         "GUNICORN_MAX_REQUESTS_JITTER": server["max_requests_jitter"],
         "GUNICORN_RELOAD": str(server["reload"]).lower(),
+        "MAX_ANSWER_MB": settings.max_answer // 1024**2,
         "MAX_BODY_MB": settings.max_body_bytes // 1024**2,
         "MAX_TEXT_MB": settings.max_text_bytes // 1024**2,
         "MAX_CONCURRENT_STREAMS": settings.max_concurrent_streams,

@@ -1,6 +1,7 @@
 """The environment of this process: what is set, and what ``.env`` adds to it."""
 
 import os
+import ssl
 from collections.abc import MutableMapping
 from pathlib import Path
 
@@ -38,3 +39,11 @@ def _read_dotenv() -> dict[str, str | None]:
 def read_file(path: str) -> str:
     """The text of a file that a variable names. Raises OSError and UnicodeError."""
     return Path(path).read_text(encoding="utf-8-sig")
+
+
+def check_certificates(pem: str) -> None:
+    """Raises ValueError, which says what is wrong, where one of the certificates is damaged."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem)
+    except (ssl.SSLError, ValueError) as exc:
+        raise ValueError("holds a certificate that is damaged") from exc

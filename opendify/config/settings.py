@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
+from opendify.config.ca_files import read_authorities
 from opendify.config.callers import (
     MOST,
     Account,
@@ -61,7 +62,8 @@ class ConfigError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the operator has set, checked. Times in seconds."""
+    """What the operator has set, checked. Times in seconds; ``max_answer`` is in characters, and
+    ``authorities`` are the certificates of DIFY_CA_FILE."""
 
     models: Mapping[str, Model]
     data_folder: str
@@ -72,6 +74,8 @@ class Settings:
     cors_origins: frozenset[str]
     admin_keys: Keys
     read_timeout: float
+    max_answer: int
+    authorities: str = field(repr=False)
     max_body_bytes: int
     max_text_bytes: int
     max_concurrent_streams: int
@@ -100,11 +104,14 @@ def _no_file(path: str) -> str:
 
 
 def load_settings(
-    environ: Mapping[str, str], read_file: Callable[[str], str] = _no_file
+    environ: Mapping[str, str],
+    read_file: Callable[[str], str] = _no_file,
+    check_certificates: Callable[[str], None] = lambda pem: None,
 ) -> Settings:
     """Reads all variables. Raises ConfigError, which names every problem at once.
 
-    ``read_file`` gives the text of a file that a variable names, or raises OSError.
+    ``read_file`` gives the text of a file that a variable names, or raises OSError;
+    ``check_certificates`` raises ValueError where a certificate in a text in PEM is damaged.
     """
     problems: list[str] = []
     environ = with_files(environ, read_file, problems)
@@ -133,6 +140,8 @@ def load_settings(
             "OPENDIFY_ADMIN_KEYS", environ.get("OPENDIFY_ADMIN_KEYS", ""), problems
         ),
         read_timeout=reader.number("DIFY_READ_TIMEOUT", 35, 1, 3600),
+        max_answer=reader.number("MAX_ANSWER_MB", 16, 1, 1024) * 1024 * 1024,
+        authorities=read_authorities(environ, read_file, check_certificates, problems),
         max_body_bytes=reader.number("MAX_BODY_MB", 64, 1, 1024) * 1024 * 1024,
         max_text_bytes=reader.number("MAX_TEXT_MB", 8, 1, 1024) * 1024 * 1024,
         max_concurrent_streams=reader.max_concurrent_streams(),
