@@ -363,7 +363,8 @@ def test_a_recorded_refusal_is_its_error(
 
 
 STATUSES = [
-    pytest.param(403, b"", (), errors.DifyAuthFailed, None, id="403"),
+    pytest.param(403, b"", (), errors.DifyBroken, None, id="403"),
+    pytest.param(401, b"<html>", (), errors.DifyBroken, None, id="401"),
     pytest.param(413, b"<html>", (), errors.FileTooLargeForDify, None, id="413"),
     pytest.param(429, b"", ("Retry-After: 9",), errors.RateLimited, 9, id="429"),
     pytest.param(503, b"<html>", ("Retry-After: 9",), errors.DifyUnavailable, 9, id="503"),

@@ -99,6 +99,15 @@ def wrong_kind(model: str, headers: Mapping[str, str], wanted: str) -> errors.Di
     )
 
 
+def packed(model: str, coding: str) -> errors.DifyBroken:
+    """The error for an answer that came in a ``coding`` that cannot be undone."""
+    return errors.DifyBroken(
+        f"Dify's answer to model '{model}' came compressed ({coding}), which OpenDify had asked "
+        "not to be done: a proxy in front of Dify does it. Its operator should switch compression "
+        "off there for the paths of Dify's API."
+    )
+
+
 def _is_page(headers: Mapping[str, str]) -> bool:
     """Whether an answer is for people to look at, by its headers, whose names are lower case."""
     return headers.get("content-type", "").lower().startswith(("text/html", "application/xhtml"))

@@ -10,19 +10,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
 from opendify import errors
 from opendify.config.models import Model
-from opendify.dify.failures import parse_refusal, to_error
+from opendify.dify.decoding import decode_whole
+from opendify.dify.failures import packed, parse_refusal, to_error, wrong_kind
 from opendify.request_ids import is_request_id
+from opendify.upstream import causes
+from opendify.upstream.causes import Cause
 from opendify.upstream.kept import Kept, Loan
 from opendify.upstream.question import Address, Content
 from opendify.upstream.reply import Reply
 from opendify.upstream.stream import EventStream
-from opendify.upstream.watch import Watch
+from opendify.upstream.unpacking import BadPacking, UnknownCoding, new_unpacker
+from opendify.upstream.watch import UNWATCHED, Watch
 from opendify.upstream.watcher import Steps, Watcher
 from opendify.upstream.wire import StaleConnection
 
@@ -32,19 +36,33 @@ CONNECT_TIMEOUT = 5.0
 CALL_TIMEOUT = 60.0
 STOP_TIMEOUT = 2.0
 
+# A Dify that restarts refuses connections for a moment. Nothing can have been begun on one that was
+# refused, so it is tried again for so long.
+RESTART_SECONDS = 2.0
+_SECONDS_BETWEEN_TRIES = 0.1
+
+# No answer to a call comes near this, unpacked: the longest has one message of a conversation.
+MAX_CALL_BYTES = 8 * 1024 * 1024
+
+DEFAULT_MAX_ANSWER = 16 * 1024 * 1024
+
+T = TypeVar("T")
+
 _JSON = {"Content-Type": "application/json"}
 
 
 class DifyClient:
     """Dify's app API. ``http`` is the pool; ``read_timeout`` is the silence, in seconds, after
     which a stream counts as dead (Dify pings every 10 s while it is alive); ``on_stop`` is told the
-    name of the model whenever a run was stopped; ``watcher`` reads what nobody waits for."""
+    name of the model whenever a run was stopped; ``max_answer`` is how long the text of an answer
+    may be, in characters; ``watcher`` reads what nobody waits for."""
 
     def __init__(
         self,
         http: httpx.Client,
         read_timeout: float,
         on_stop: Callable[[str], None] = lambda model: None,
+        max_answer: int = DEFAULT_MAX_ANSWER,
     ) -> None:
         self._http = http
         self._headers = {name: http.headers[name] for name in ("Connection", "User-Agent")}
@@ -52,6 +70,7 @@ class DifyClient:
             read_timeout, connect=CONNECT_TIMEOUT, pool=1.0
         ).as_dict()
         self.read_timeout = read_timeout
+        self.max_answer = max_answer
         self._on_stop = on_stop
         self.watcher = Watcher()
         self._kept = Kept()
@@ -79,18 +98,19 @@ class DifyClient:
             own["X-Trace-Id"] = trace_id
 
         def send(is_repeat: bool) -> Loan:
-            with _translated_errors():
+            with _translated_errors(model):
                 if address.takes_bytes and not is_repeat:
                     loan = self._kept.take(_base_origin(model.base))
                     if loan is not None:
                         loan.ask(address.question(own, content), self._stream_timeout["write"])
                         return loan
                 body = Content(content)
-                loan = self._lent(model, address.request(own, body, self._stream_timeout))
+                request = address.request(own, body, self._stream_timeout)
+                loan = _connected(lambda: self._lent(model, request), watch)
                 body.forget()
                 return loan
 
-        return EventStream(send, model.name, self.read_timeout, watch)
+        return EventStream(send, model, self.read_timeout, watch)
 
     def _new_address(self, base: str, path: str, key: str) -> Address:
         headers = _headers_of_what_is_handed_over(key)
@@ -102,19 +122,30 @@ class DifyClient:
         return self._versions.get(base, (0, 0))
 
     def call(
-        self, model: Model, method: str, path: str, timeout: float = CALL_TIMEOUT, **content: Any
+        self,
+        model: Model,
+        method: str,
+        path: str,
+        timeout: float = CALL_TIMEOUT,
+        patience: float = RESTART_SECONDS,
+        **content: Any,
     ) -> Any:
         """One call that is no stream; returns the decoded JSON of its answer, None for no body.
 
         ``content`` is what httpx takes (``json``, ``params``, ``data``, ``files``); ``timeout``
-        is in seconds. Raises DifyError.
+        is in seconds, and so is ``patience``, with a Dify that refuses connections. Raises
+        DifyError.
         """
-        headers = {"Authorization": f"Bearer {model.key}"}
+        headers = {"Authorization": f"Bearer {model.key}", "Accept-Encoding": "identity"}
         request = self._request(model, method, path, headers, timeout, **content)
         self._kept.give_one_back(_base_origin(model.base))
-        with _translated_errors():
-            response = self._send(request)
-        return self._decoded(model, f"{method} {path}", response)
+        with _translated_errors(model):
+            response = _connected(lambda: self._send(request, stream=True), UNWATCHED, patience)
+            try:
+                body = self._whole_body(model, response, time.monotonic() + timeout)
+            finally:
+                response.close()
+        return self._decoded(model, f"{method} {path}", response, body)
 
     def post(self, model: Model, path: str, watch: Watch, **content: Any) -> Any:
         """A POST that may take long, as ``call`` makes it, ended by what is in ``watch`` too."""
@@ -122,15 +153,15 @@ class DifyClient:
         request = self._request(model, "POST", path, headers, CALL_TIMEOUT, **content)
         until = time.monotonic() + CALL_TIMEOUT
         self._kept.give_one_back(_base_origin(model.base))
-        with _translated_errors():
-            reply = Reply(self._lent(model, request))
+        with _translated_errors(model):
+            reply = Reply(_connected(lambda: self._lent(model, request), watch))
             try:
                 response = reply.read(until, watch)
             except httpx.ReadError:
                 if not reply.is_stale:
                     raise
                 response = Reply(self._lent(model, request)).read(until, watch)
-        return self._decoded(model, f"POST {path}", response)
+        return self._decoded(model, f"POST {path}", response, response.content)
 
     def _request(
         self,
@@ -149,19 +180,45 @@ class DifyClient:
             **content,
         )
 
-    def _decoded(self, model: Model, what: str, response: httpx.Response) -> Any:
+    def _whole_body(self, model: Model, response: httpx.Response, until: float) -> bytes:
+        """The body of a short answer, unpacked. Raises DifyError and httpx.ReadTimeout."""
+        body = bytearray()
+        try:
+            unpacker = new_unpacker(response.headers)
+            for piece in response.iter_raw():
+                if time.monotonic() > until:
+                    raise httpx.ReadTimeout("the answer came too slowly")
+                if unpacker is None:
+                    body += piece
+                else:
+                    unpacker.feed(piece)
+                while unpacker is not None and unpacker.has_more and len(body) <= MAX_CALL_BYTES:
+                    body += unpacker.take()
+                if len(body) > MAX_CALL_BYTES:
+                    raise errors.DifyBroken(
+                        f"Dify's answer to a call of model '{model.name}' is larger than "
+                        f"{MAX_CALL_BYTES // 1024**2} MB."
+                    )
+        except UnknownCoding as exc:
+            raise packed(model.name, str(exc)) from exc
+        except BadPacking as exc:
+            raise errors.DifyBroken(f"Dify's answer is unreadable: {exc}.") from exc
+        return bytes(body)
+
+    def _decoded(self, model: Model, what: str, response: httpx.Response, body: bytes) -> Any:
         self._note_version(model.base, response.headers.get("x-version", ""))
+        headers = {name.lower(): value for name, value in response.headers.items()}
         if not response.is_success:
-            headers = {name.lower(): value for name, value in response.headers.items()}
-            raise to_error(
-                parse_refusal(response.status_code, headers, response.content), model.name
-            )
-        if not response.content:
+            refusal = parse_refusal(response.status_code, headers, body)
+            raise _about(to_error(refusal, model.name), model, response)
+        if not body:
             return None
         try:
-            return response.json()
-        except (ValueError, RecursionError) as exc:
-            raise errors.DifyBroken(f"Dify's answer to {what} is not JSON.") from exc
+            return decode_whole(body)
+        except ValueError as exc:
+            raise _about(
+                wrong_kind(model.name, headers, f"JSON ({what})"), model, response
+            ) from exc
 
     def _send(self, request: httpx.Request, stream: bool = False) -> httpx.Response:
         try:
@@ -193,13 +250,14 @@ class DifyClient:
         self._kept.give_one_back(_origin(url))
         timeout = httpx.Timeout(seconds, connect=CONNECT_TIMEOUT, pool=1.0)
         with (
-            _translated_errors(),
+            _translated_errors(model),
             self._http.stream(
                 "GET", url, headers=headers, timeout=timeout, follow_redirects=False
             ) as response,
         ):
             if response.status_code != 200:
-                raise to_error(parse_refusal(response.status_code, {}, b""), model.name)
+                refusal = parse_refusal(response.status_code, {}, b"")
+                raise _about(to_error(refusal, model.name), model, response)
             if response.headers.get("content-encoding", "identity") != "identity":
                 raise errors.DifyBroken("Dify packed a file that was asked for as it is.")
             yield _within(until, response.iter_raw())
@@ -244,7 +302,7 @@ class DifyClient:
             log.warning("could not stop a run model=%s status=%d", model.name, status)
 
     def _sent(self, model: Model, request: httpx.Request) -> Reply:
-        with _translated_errors():
+        with _translated_errors(model):
             return Reply(self._lent(model, request))
 
     def _note_version(self, base: str, told: str) -> None:
@@ -293,8 +351,29 @@ def _encoded(body: Mapping[str, Any]) -> bytes:
         ) from exc
 
 
+def _connected(send: Callable[[], T], watch: Watch, patience: float = RESTART_SECONDS) -> T:
+    """Does ``send``; again for so many seconds where the connection is refused. Raises CallerGone
+    and ServerStopping meanwhile."""
+    until = time.monotonic() + patience
+    while True:
+        try:
+            return send()
+        except httpx.ConnectError as exc:
+            cause = causes.find_cause(exc)
+            if cause is None or not cause.is_refusal or time.monotonic() >= until:
+                raise
+        watch.wait(_SECONDS_BETWEEN_TRIES)
+
+
+def _about(error: errors.DifyError, model: Model, response: httpx.Response) -> errors.DifyError:
+    """The error, with what the log is to say of the answer."""
+    content_type = response.headers.get("content-type", "")
+    error.details = causes.describe_answer(model, response.status_code, content_type)
+    return error
+
+
 @contextmanager
-def _translated_errors() -> Iterator[None]:
+def _translated_errors(model: Model) -> Iterator[None]:
     try:
         yield
     except httpx.PoolTimeout as exc:
@@ -302,10 +381,17 @@ def _translated_errors() -> Iterator[None]:
             "All connections to Dify are in use; try again in a moment.", retry_after=2
         ) from exc
     except httpx.ConnectTimeout as exc:
-        raise errors.DifyNotConnected("Dify could not be reached in time.") from exc
+        raise _caused(errors.DifyNotConnected, causes.CONNECT_TIMEOUT, model) from exc
     except httpx.TimeoutException as exc:
-        raise errors.DifyTimeout("Dify did not take or answer a request in time.") from exc
+        raise _caused(errors.DifyTimeout, causes.READ_TIMEOUT, model) from exc
+    except httpx.ProxyError as exc:
+        raise _caused(errors.DifyUnreachable, causes.of_proxy(str(exc)), model) from exc
     except httpx.HTTPError as exc:
-        raise errors.DifyUnreachable(
-            "Dify cannot be reached. Its operator should check DIFY_API_BASE and that Dify runs."
-        ) from exc
+        cause = causes.find_cause(exc) or causes.CLOSED
+        raise _caused(errors.DifyUnreachable, cause, model) from exc
+
+
+def _caused(kind: type[errors.DifyError], cause: Cause, model: Model) -> errors.DifyError:
+    error = kind(cause.message)
+    error.details = causes.describe(model, cause.log)
+    return error

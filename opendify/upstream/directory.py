@@ -174,7 +174,8 @@ class Directory:
                 self._ask(model)
             except errors.DifyError as exc:
                 self._put_off(model)
-                log.info("an app is not known model=%s code=%s", model.name, exc.code)
+                about = exc.details or f"model={model.name}"
+                log.info("an app is not known code=%s %s", exc.code, about)
 
     def _is_due(self, model: Model) -> bool:
         now = time.monotonic()

@@ -11,12 +11,19 @@ from opendify import errors
 from opendify.config.models import Model
 from opendify.dify import routes
 from opendify.dify.events import (
+    AgentStep,
     Event,
     Failed,
+    FileMade,
+    HumanInputNeeded,
     Ids,
     MessageEnded,
+    NodeFinished,
     Paused,
+    Reasoning,
+    Replaced,
     RunFinished,
+    Text,
 )
 from opendify.dify.failures import Refusal, to_error
 from opendify.dify.payloads import NotAnEvent, Payload, collect_ids, parse_event, parse_payload
@@ -36,6 +43,9 @@ SECONDS_TO_NAME_A_RUN = 60.0
 
 # Dify 1.13 keeps the partial answer of a stopped chat only where it is read to its end.
 SECONDS_AFTER_STOP = 2.0
+
+# What an event takes beside its texts, so that endlessly many empty ones are too long as well.
+_SIZE_OF_OBJECT = 200
 
 
 class Turn:
@@ -67,6 +77,7 @@ class Turn:
         self._is_closed = False
         self._over: Future[None] = Future()
         self._deadline = float("inf")
+        self._size = 0
 
     def next(self, until: float) -> list[Event]:
         """The events that came next, together; none when none came by ``until``, a time of
@@ -90,6 +101,8 @@ class Turn:
             if payloads is None or (not payloads and time.monotonic() >= self._deadline):
                 return [self._without_message_end()]
             self._take_all(payloads, events)
+            if self._size > self._client.max_answer:
+                self._fail(_too_long(self._client.max_answer))
         if self._failure is not None and not events:
             raise self._failure
         return events
@@ -190,12 +203,15 @@ class Turn:
 
     def _take_raw(self, raw: bytes, events: list[Event]) -> None:
         try:
-            self._take(parse_payload(raw), events)
+            self._take(parse_payload(raw), len(raw), events)
         except NotAnEvent as exc:
-            self._has_failed = True
-            self._failure = errors.DifyBroken(f"Dify sent an event that is unreadable ({exc}).")
+            self._fail(errors.DifyBroken(f"Dify sent an event that is unreadable ({exc})."))
 
-    def _take(self, payload: Payload, events: list[Event]) -> None:
+    def _fail(self, error: errors.DifyError) -> None:
+        self._has_failed = True
+        self._failure = error
+
+    def _take(self, payload: Payload, length: int, events: list[Event]) -> None:
         if self.begun_at is None:
             self.begun_at = time.monotonic()
         if not self._is_named:
@@ -208,8 +224,12 @@ class Turn:
             self._failure = to_error(refusal, self._model.name)
             return
         self.has_run = True
+        if isinstance(event, RunFinished | MessageEnded) and length > self._client.max_answer:
+            self._fail(_too_long(self._client.max_answer))
+            return
         if event is not None:
             events.append(event)
+            self._size += _size(event)
         if isinstance(event, RunFinished):
             self._run_finished = True
             self._deadline = time.monotonic() + SECONDS_FOR_MESSAGE_END
@@ -230,3 +250,28 @@ class Turn:
             raise errors.DifyBroken("Dify closed the stream before the end of the answer.")
         self.ended = True
         return MessageEnded()
+
+
+def _size(event: Event) -> int:
+    """How much of an event is kept to the end of the answer, in characters and about."""
+    match event:
+        case Text():
+            return len(event.text)
+        case Reasoning() | Replaced():
+            return len(event.text)
+        case AgentStep():
+            return _SIZE_OF_OBJECT + len(event.thought + event.tool_input + event.observation)
+        case FileMade():
+            return _SIZE_OF_OBJECT + len(event.url + event.name)
+        case HumanInputNeeded():
+            return _SIZE_OF_OBJECT + len(event.form) + sum(map(len, event.actions))
+        case NodeFinished():
+            return _SIZE_OF_OBJECT + len(event.reasoning)
+    return 0
+
+
+def _too_long(limit: int) -> errors.AnswerTooLong:
+    return errors.AnswerTooLong(
+        f"The answer of Dify is longer than {limit / 1024**2:g} MB and was stopped. The operator "
+        "of OpenDify can allow more with MAX_ANSWER_MB."
+    )

@@ -36,9 +36,13 @@ class Watch:
 
     def look(self) -> None:
         """Raises CallerGone and ServerStopping where that is so by now."""
+        self.wait(0)
+
+    def wait(self, seconds: float) -> None:
+        """Waits so long, less where CallerGone or ServerStopping is raised."""
         poll = select.poll()
         self.register(poll)
-        self.check(poll.poll(0))
+        self.check(poll.poll(seconds * 1000))
 
 
 UNWATCHED = Watch()

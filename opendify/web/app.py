@@ -163,7 +163,7 @@ def _events(
         return
     except errors.OpenDifyError as exc:
         yield NEEDS_THREAD  # to write to the log
-        log.warning("an answer failed code=%s dify_code=%s", exc.code, exc.dify_code)
+        log.warning("an answer failed %s", _for_log(exc))
         yield _failure(exc, record)
     except Exception:
         yield NEEDS_THREAD
@@ -240,10 +240,14 @@ def _to_nobody(exc: errors.CallerGone) -> Response:
     return Response(status=499)
 
 
+def _for_log(error: errors.OpenDifyError) -> str:
+    return f"code={error.code} dify_code={error.dify_code} {error.details}".rstrip()
+
+
 def _to_response(error: errors.OpenDifyError) -> Response:
     current_record().failed(error)
     if error.status >= 500:
-        log.warning("a request failed code=%s dify_code=%s", error.code, error.dify_code)
+        log.warning("a request failed %s", _for_log(error))
     response = jsonify(error.body())
     response.status_code = error.status
     if error.status == 401:

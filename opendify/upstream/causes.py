@@ -1,0 +1,201 @@
+"""Why a connection failed, by the exceptions behind the one that was raised.
+
+httpx and httpcore keep what the system or OpenSSL said as ``__cause__`` or ``__context__``. It is
+the one thing that tells an operator what to do.
+"""
+
+import errno
+import socket
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from opendify.config.models import Model
+
+_CHECK_BASE = "Its operator should check DIFY_API_BASE and that Dify runs."
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """``log`` is for operators, ``message`` for callers: it names no host. ``is_refusal`` is
+    whether nobody listened, so that nothing can have been begun."""
+
+    log: str
+    message: str
+    is_refusal: bool = False
+
+
+REFUSED = Cause(
+    "connection refused: nothing listens at this address; does Dify run, is the port right? "
+    "In a container, localhost is the container itself",
+    f"Dify cannot be reached: the connection was refused. {_CHECK_BASE}",
+    is_refusal=True,
+)
+UNKNOWN_HOST = Cause(
+    "the host name is not known to the name server; check the name, and in a container its network",
+    f"Dify cannot be reached: its host name is not known. {_CHECK_BASE}",
+)
+NO_NAME_SERVER = Cause(
+    "the name server does not answer, so the host name cannot be looked up",
+    "Dify cannot be reached: its host name cannot be looked up at the moment. Its operator should "
+    "check the name server.",
+)
+NO_ROUTE = Cause(
+    "no route to the host, or its network is unreachable",
+    f"Dify cannot be reached: there is no way to its network. {_CHECK_BASE}",
+)
+CONNECT_TIMEOUT = Cause(
+    "the connection was not accepted in time: a firewall drops it, or the host is down",
+    "Dify could not be reached in time. Its operator should check DIFY_API_BASE, firewalls and "
+    "that Dify runs.",
+)
+READ_TIMEOUT = Cause(
+    "no answer came in time",
+    "Dify did not take or answer a request in time.",
+)
+RESET = Cause(
+    "the connection was reset before an answer; is it https where DIFY_API_BASE says http?",
+    f"The connection to Dify was reset. {_CHECK_BASE}",
+)
+CLOSED = Cause(
+    "the connection was closed without an answer; is it https where DIFY_API_BASE says http?",
+    f"The connection to Dify was closed without an answer. {_CHECK_BASE}",
+)
+NO_TLS = Cause(
+    "there is no TLS at this address: it speaks plain http, or something else than HTTP. "
+    "DIFY_API_BASE probably has to begin with http://",
+    "Dify cannot be reached by https: its address speaks no TLS. Its operator should put http:// "
+    "instead of https:// into DIFY_API_BASE, or the right port.",
+)
+WANTS_TLS = Cause(
+    "this address speaks TLS: DIFY_API_BASE has to begin with https://",
+    "Dify cannot be reached by http: its address speaks TLS. Its operator should put https:// "
+    "instead of http:// into DIFY_API_BASE.",
+)
+UNTRUSTED = Cause(
+    "its certificate is signed by nobody who is trusted (self-signed, or by a private authority): "
+    "put the certificate of that authority into a file and name it in DIFY_CA_FILE",
+    "Dify cannot be reached: its certificate is signed by nobody who is trusted. Its operator "
+    "should set DIFY_CA_FILE.",
+)
+WRONG_NAME = Cause(
+    "its certificate is for another name than that in DIFY_API_BASE: use a name that is in the "
+    "certificate",
+    "Dify cannot be reached: its certificate is for another name. Its operator should put a name "
+    "that is in the certificate into DIFY_API_BASE.",
+)
+EXPIRED = Cause(
+    "its certificate has expired: renew it, and check the clock of this machine",
+    "Dify cannot be reached: its certificate has expired. Its operator should renew it.",
+)
+NOT_YET_VALID = Cause(
+    "its certificate is not valid yet: check the clocks of both machines",
+    "Dify cannot be reached: its certificate is not valid yet. Its operator should check the "
+    "clocks of both machines.",
+)
+BROKEN_OFF = Cause(
+    "the connection broke in the middle",
+    "The connection to Dify broke off.",
+)
+
+# By X509_V_ERR_*, x509_vfy.h of OpenSSL.
+_BY_VERIFY_CODE = {
+    9: NOT_YET_VALID,
+    10: EXPIRED,
+    18: UNTRUSTED,
+    19: UNTRUSTED,
+    20: UNTRUSTED,
+    21: UNTRUSTED,
+    27: UNTRUSTED,
+    62: WRONG_NAME,
+    64: WRONG_NAME,
+}
+
+# What OpenSSL says of bytes that are no TLS.
+_NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"}
+
+_BY_NUMBER = {
+    errno.ECONNREFUSED: REFUSED,
+    errno.EHOSTUNREACH: NO_ROUTE,
+    errno.ENETUNREACH: NO_ROUTE,
+    errno.ENETDOWN: NO_ROUTE,
+    errno.EHOSTDOWN: NO_ROUTE,
+    errno.ETIMEDOUT: CONNECT_TIMEOUT,
+    errno.ECONNRESET: RESET,
+    errno.ECONNABORTED: RESET,
+    errno.EPIPE: RESET,
+}
+
+# How a TLS alert begins, as servers send it that were asked without TLS; and how h11 quotes it.
+_ALERT = (b"\x15\x03", "\\x15\\x03")
+
+
+def find_cause(exc: BaseException) -> Cause | None:
+    """The cause that ``exc`` or one of the exceptions behind it names, None where none does."""
+    for each in _chain(exc):
+        if (cause := _cause(each)) is not None:
+            return cause
+    return None
+
+
+def describe(model: Model, cause: str) -> str:
+    """For the log: the model, its Dify's address without user and path, and the cause."""
+    parts = urlsplit(model.base)
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return f'model={model.name} address={parts.scheme}://{host}:{port} cause="{cause}"'
+
+
+def describe_answer(model: Model, status: int, content_type: str) -> str:
+    """The same of an answer that is not Dify's, or that Dify refuses with."""
+    shown = "".join(c for c in content_type[:80] if c.isascii() and c.isprintable() and c != '"')
+    return describe(model, f"status {status}, content type {shown or 'none'}")
+
+
+def of_proxy(said: str) -> Cause:
+    """That of a proxy on the way (HTTP_PROXY and the like), which said this."""
+    shown = "".join(c for c in said[:80] if c.isascii() and c.isprintable() and c != '"')
+    return Cause(
+        f"the proxy on the way to Dify made no connection ({shown}): check HTTP_PROXY, "
+        "HTTPS_PROXY, ALL_PROXY and NO_PROXY, and the proxy's user and password",
+        "Dify cannot be reached: the proxy on the way to it made no connection. Its operator "
+        "finds why in the log.",
+    )
+
+
+def is_alert(data: bytes) -> bool:
+    """Whether an answer that begins with these bytes is a TLS alert."""
+    return data.startswith(_ALERT[0])
+
+
+def _chain(exc: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while exc is not None and id(exc) not in seen:
+        seen.add(id(exc))
+        yield exc
+        exc = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
+
+
+def _cause(exc: BaseException) -> Cause | None:
+    match exc:
+        case ssl.SSLCertVerificationError():
+            return _BY_VERIFY_CODE.get(exc.verify_code) or _of_tls(exc.verify_message)
+        case ssl.SSLEOFError() | ssl.SSLZeroReturnError():
+            return _of_tls("closed by the other side")
+        case ssl.SSLError():
+            return NO_TLS if exc.reason in _NO_TLS else _of_tls(exc.reason or "")
+        case socket.gaierror():
+            return NO_NAME_SERVER if exc.errno == socket.EAI_AGAIN else UNKNOWN_HOST
+        case OSError():
+            return _BY_NUMBER.get(exc.errno or 0)
+    return WANTS_TLS if _ALERT[1] in str(exc) else None
+
+
+def _of_tls(reason: str) -> Cause:
+    said = reason.replace("_", " ").lower() or "no reason given"
+    return Cause(
+        f"no TLS connection could be made ({said})",
+        "Dify cannot be reached: no TLS connection to it could be made. Its operator finds why in "
+        "the log.",
+    )
