@@ -163,11 +163,12 @@ class FakeDify:
     connections: int = 0
     tells_of_its_app: bool = False
     host: str = "127.0.0.1"
+    port: int = 0  # any that is free
     tls: ssl.SSLContext | None = None
     answer_stop: Steps = field(default_factory=lambda: refused(200, {"result": "success"}))
 
     def __post_init__(self) -> None:
-        self._server = socket.create_server((self.host, 0), backlog=512)
+        self._server = socket.create_server((self.host, self.port), backlog=512)
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self._closed = threading.Event()

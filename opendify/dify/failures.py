@@ -84,17 +84,17 @@ def parse_refusal(status: int, headers: Mapping[str, str], body: bytes) -> Refus
     )
 
 
-def wrong_kind(model: str, headers: Mapping[str, str], wanted: str) -> errors.DifyBroken:
-    """The error for an answer with status 200 that is not what was ``wanted``; the names in
-    ``headers`` are lower case."""
+def wrong_kind(model: str, headers: Mapping[str, str], lack: str) -> errors.DifyBroken:
+    """The error for an answer with status 200 that is not what was asked for, as ``lack`` says:
+    "not JSON". The names in ``headers`` are lower case."""
     if _is_page(headers):
         return errors.DifyBroken(
-            f"Dify's address answered model '{model}' with a page and no {wanted}: something in "
-            "front of Dify, such as a sign-in page or a firewall, or DIFY_API_BASE is not the "
-            "address of Dify's API, ending in /v1."
+            f"Dify's address answered model '{model}' with a page, which is {lack}: it is of "
+            "something in front of Dify, such as a sign-in page or a firewall, or DIFY_API_BASE is "
+            "not the address of Dify's API, ending in /v1."
         )
     return errors.DifyBroken(
-        f"Dify answered model '{model}' with something that is no {wanted}. "
+        f"Dify answered model '{model}' with something that is {lack}. "
         "Is DIFY_API_BASE the address of its API, ending in /v1?"
     )
 

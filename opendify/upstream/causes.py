@@ -55,11 +55,13 @@ READ_TIMEOUT = Cause(
     "Dify did not take or answer a request in time.",
 )
 RESET = Cause(
-    "the connection was reset before an answer; is it https where DIFY_API_BASE says http?",
+    "the connection was reset before an answer; does DIFY_API_BASE begin with the right "
+    "one of http:// and https://?",
     f"The connection to Dify was reset. {_CHECK_BASE}",
 )
 CLOSED = Cause(
-    "the connection was closed without an answer; is it https where DIFY_API_BASE says http?",
+    "the connection was closed without an answer; does DIFY_API_BASE begin with the right "
+    "one of http:// and https://?",
     f"The connection to Dify was closed without an answer. {_CHECK_BASE}",
 )
 NO_TLS = Cause(
@@ -67,6 +69,12 @@ NO_TLS = Cause(
     "DIFY_API_BASE probably has to begin with http://",
     "Dify cannot be reached by https: its address speaks no TLS. Its operator should put http:// "
     "instead of https:// into DIFY_API_BASE, or the right port.",
+)
+NO_HANDSHAKE = Cause(
+    "the connection was closed when TLS began: this address speaks plain http, and DIFY_API_BASE "
+    "has to begin with http://, or a proxy or firewall does not let TLS through",
+    "Dify cannot be reached by https: its address speaks no TLS, or something in between does not "
+    "let it through. Its operator should check whether DIFY_API_BASE has to begin with http://.",
 )
 WANTS_TLS = Cause(
     "this address speaks TLS: DIFY_API_BASE has to begin with https://",
@@ -174,7 +182,7 @@ def _chain(exc: BaseException | None) -> Iterator[BaseException]:
     while exc is not None and id(exc) not in seen:
         seen.add(id(exc))
         yield exc
-        exc = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
+        exc = exc.__cause__ or exc.__context__  # httpcore raises "from None" what it has caught
 
 
 def _cause(exc: BaseException) -> Cause | None:
@@ -182,7 +190,7 @@ def _cause(exc: BaseException) -> Cause | None:
         case ssl.SSLCertVerificationError():
             return _BY_VERIFY_CODE.get(exc.verify_code) or _of_tls(exc.verify_message)
         case ssl.SSLEOFError() | ssl.SSLZeroReturnError():
-            return _of_tls("closed by the other side")
+            return NO_HANDSHAKE
         case ssl.SSLError():
             return NO_TLS if exc.reason in _NO_TLS else _of_tls(exc.reason or "")
         case socket.gaierror():

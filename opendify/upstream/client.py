@@ -217,7 +217,7 @@ class DifyClient:
             return decode_whole(body)
         except ValueError as exc:
             raise _about(
-                wrong_kind(model.name, headers, f"JSON ({what})"), model, response
+                wrong_kind(model.name, headers, f"not JSON ({what})"), model, response
             ) from exc
 
     def _send(self, request: httpx.Request, stream: bool = False) -> httpx.Response:

@@ -16,7 +16,7 @@ from typing import Any
 from opendify import errors
 from opendify.config.models import Model
 from opendify.dify.apps import App, parse_app
-from opendify.upstream.client import DifyClient
+from opendify.upstream.client import RESTART_SECONDS, DifyClient
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ class Directory:
             if self._closed.is_set():
                 return
             try:
-                self._ask(model)
+                self._ask(model, patience=0.0)  # it asks again soon
             except errors.DifyError as exc:
                 self._put_off(model)
                 about = exc.details or f"model={model.name}"
@@ -192,19 +192,28 @@ class Directory:
         known = self._entries.get(_name(model)) or _Entry(App(), now, 0.0)
         self._entries[_name(model)] = replace(known, until=now + UNTOLD_SECONDS)
 
-    def _ask(self, model: Model) -> _Entry:
+    def _ask(
+        self, model: Model, patience: float = RESTART_SECONDS, is_second: bool = False
+    ) -> _Entry:
         """Asks, or waits for the thread that does already: a burst of first requests is one
-        question."""
+        question. That thread may be less patient (see ``DifyClient.call``)."""
         with self._lock:
             asked = self._asking.get(_name(model))
             if asked is None:
                 answer: Future[_Entry] = Future()
                 self._asking[_name(model)] = answer
-        return self._ask_for_all(model, answer) if asked is None else asked.result()
-
-    def _ask_for_all(self, model: Model, answer: "Future[_Entry]") -> _Entry:
+        if asked is None:
+            return self._ask_for_all(model, answer, patience)
         try:
-            entry = self._asked(model)
+            return asked.result()
+        except errors.DifyUnreachable:
+            if is_second:
+                raise
+        return self._ask(model, patience, is_second=True)
+
+    def _ask_for_all(self, model: Model, answer: "Future[_Entry]", patience: float) -> _Entry:
+        try:
+            entry = self._asked(model, patience)
         except BaseException as exc:
             if isinstance(exc, errors.DifyError):
                 self._looks[model.base] = _Look(time.monotonic(), exc.code or "error")
@@ -218,12 +227,12 @@ class Directory:
             with self._lock:
                 del self._asking[_name(model)]
 
-    def _asked(self, model: Model) -> _Entry:
+    def _asked(self, model: Model, patience: float) -> _Entry:
         info = parameters = None
         trouble = silence = ""
         try:
-            info, _ = self._get(model, "/info")
-            parameters, trouble = self._get(model, "/parameters")
+            info, _ = self._get(model, "/info", patience)
+            parameters, trouble = self._get(model, "/parameters", patience)
         except errors.DifyNotConnected:
             raise
         except errors.DifyTimeout as exc:
@@ -246,10 +255,10 @@ class Directory:
             if len(self._entries) > len(self._models) + MOST_OF_CALLERS:
                 del self._entries[next(iter(self._entries))]
 
-    def _get(self, model: Model, path: str) -> tuple[Any, str]:
+    def _get(self, model: Model, path: str, patience: float) -> tuple[Any, str]:
         """What Dify tells, and the code of the error where it does not."""
         try:
-            return self._client.call(model, "GET", path, LOOKUP_TIMEOUT), ""
+            return self._client.call(model, "GET", path, LOOKUP_TIMEOUT, patience), ""
         except (errors.DifyUnreachable, errors.DifyTimeout):
             raise
         except errors.OpenDifyError as exc:

@@ -209,7 +209,7 @@ class EventStream:
     def _refused(self) -> errors.DifyError:
         answer = self._answer
         if answer.status == 200:
-            return self._of_answer(wrong_kind(self._model.name, answer.headers, "event stream"))
+            return self._of_answer(wrong_kind(self._model.name, answer.headers, "no event stream"))
         refusal = parse_refusal(answer.status, answer.headers, self._refusal)
         return self._of_answer(to_error(refusal, self._model.name))
 

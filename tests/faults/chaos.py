@@ -4,6 +4,7 @@ be told. Its faults are data: a case is a fault, not code.
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +34,15 @@ READ_TIMEOUT = 2
 # What must never be seen by a caller: it stands in the page of a gateway.
 PAGE_MARK = "internal-host-7"
 PAGE = f"<html><head><title>Oops</title></head><body>{PAGE_MARK} nginx/1.25</body></html>".encode()
+
+
+def _bomb(mebibytes: int) -> bytes:
+    """Gzip of so much of nothing, a thousandth of it."""
+    packer = zlib.compressobj(wbits=zlib.MAX_WBITS | 16)
+    return b"".join(packer.compress(bytes(1024**2)) for _ in range(mebibytes)) + packer.flush()
+
+
+BOMB = _bomb(512)
 
 
 def task_of(request: Request) -> str:
@@ -91,6 +101,23 @@ def _stream(*steps: Step) -> Answering:
 def _body(content: bytes, media_type: str, *headers: str) -> Answering:
     length = f"Content-Length: {len(content)}"
     return _plain(head(200, f"Content-Type: {media_type}", length, *headers) + content)
+
+
+def _body_of(status: int, content: bytes, media_type: str, *headers: str) -> Answering:
+    length = f"Content-Length: {len(content)}"
+    return _plain(head(status, f"Content-Type: {media_type}", length, *headers) + content)
+
+
+def _dripping(status: int) -> Answering:
+    """A page of which a little comes now and then, for longer than anybody waits."""
+
+    def answer(request: Request) -> Iterator[Step]:
+        yield head(status, "Content-Type: text/html", "Content-Length: 9999")
+        for _ in range(20 * READ_TIMEOUT):
+            yield b"x"
+            yield 0.5
+
+    return answer
 
 
 def _failed(code: str, message: str, status: int = 400) -> Answering:
@@ -164,8 +191,40 @@ REFUSALS = {
     ),
     "told-401": Fault(_told(401, "unauthorized", "Access token is invalid"), **_AUTH),
     "told-403": Fault(_told(403, "forbidden", "The app's API service is off"), **_AUTH),
-    "page-401": Fault(_page(401), **_AUTH),
-    "page-403": Fault(_page(403), **_AUTH),
+    "page-401": Fault(
+        _page(401, 'WWW-Authenticate: Basic realm="x"'), says="front of Dify refused the request"
+    ),
+    "page-403": Fault(_page(403), says="(403, a page)"),
+    "page-407": Fault(_page(407), says="(407, a page)"),
+    "json-403-of-a-gateway": Fault(
+        _body_of(403, b'{"message":"Forbidden"}', "application/json"), says="front of Dify"
+    ),
+    "sign-in-302": Fault(
+        _page(302, f"Location: https://login.{PAGE_MARK}/?next=/v1"), says="a sign-in page"
+    ),
+    "sign-in-307": Fault(_page(307, "Location: /oauth2/start"), says="a sign-in page"),
+    "moved-301": Fault(_page(301, f"Location: https://{PAGE_MARK}/v1"), says="redirects"),
+    "page-that-wants-tls": Fault(
+        _body_of(400, b"<html>The plain HTTP request was sent to HTTPS port</html>", "text/html"),
+        says="https://",
+    ),
+    "told-422": Fault(_told(422, "unprocessable_entity", "query: too long"), **_REJECTED),
+    "page-422": Fault(_page(422)),
+    "page-in-drops": Fault(_dripping(502), says="failed (502, a page)"),
+    "page-of-gigabytes": Fault(
+        _plain(head(502, "Content-Type: text/html"), *[b"<html>" + b"x" * 65536] * 100),
+        says="failed (502, a page)",
+    ),
+    "packed-refusal": Fault(
+        _body_of(
+            400,
+            gzip.compress(b'{"code":"invalid_param","message":"no city","status":400}'),
+            "application/json",
+            "Content-Encoding: gzip",
+        ),
+        **_REJECTED,
+    ),
+    "tls-alert": Fault(_plain(b"\x15\x03\x01\x00\x02\x02\x46", CLOSE), says="speaks TLS"),
     "told-429": Fault(_told(429, "too_many_requests", _rate_limit()), **_LIMITED),
     "told-429-later": Fault(
         _told(429, "too_many_requests", _rate_limit(), "Retry-After: 9"),
@@ -204,13 +263,20 @@ REFUSALS = {
         _told(415, "unsupported_file_type", "File type not allowed."),
         **(_REJECTED | {"status": 415, "code": "unsupported_file_type"}),
     ),
-    "packed": Fault(
-        _body(
-            gzip.compress(event(event="message", answer="Hello")),
-            "text/event-stream",
-            "Content-Encoding: gzip",
-        ),
-        says="no event stream",
+    "packed-in-br": Fault(
+        _body(b"\x0b\x02\x80Hello\x03", "text/event-stream", "Content-Encoding: br"),
+        says="compressed (br)",
+    ),
+    "packed-in-zstd": Fault(
+        _body(b"\x28\xb5\x2f\xfd", "text/event-stream", "Content-Encoding: zstd"),
+        says="compressed (zstd)",
+    ),
+    "packed-badly": Fault(
+        _body(b"\x1f\x8b\x08 no gzip", "text/event-stream", "Content-Encoding: gzip"),
+        says="not packed as it says",
+    ),
+    "packed-bomb": Fault(
+        _body(BOMB, "text/event-stream", "Content-Encoding: gzip"), says="times its size"
     ),
     "empty-stream": Fault(_stream()),
     "pings-and-the-end": Fault(_stream(PING, PING)),
@@ -274,6 +340,50 @@ CUTS = {
     "a-page": Fault(_after_text(chunk(b"data: " + PAGE + b"\n\n"), FOREVER), **_STOPPED),
     "enormous": Fault(
         _after_text(*[chunk(b"x" * 1024 * 1024)] * 34, FOREVER), **_STOPPED
+    ),
+    "endless": Fault(
+        _after_text(
+            *[lambda chat: chunk(chat.text("x" * 60_000))] * 20,
+            FOREVER,
+        ),
+        mid=True,
+        stops=True,
+        code="answer_too_long",
+        says="1 MB",
+    ),
+    "endless-thoughts": Fault(
+        _after_text(
+            *[
+                lambda chat: chunk(
+                    chat.event("reasoning_chunk", data={"reasoning": "x" * 60_000, "node_id": "n"})
+                )
+            ]
+            * 20,
+            FOREVER,
+        ),
+        mid=True,
+        stops=True,
+        code="answer_too_long",
+    ),
+    "endless-steps": Fault(
+        _after_text(
+            lambda chat: chunk(
+                b"".join(chat.event("agent_thought", id=str(i), tool="t") for i in range(8_000))
+            ),
+            FOREVER,
+        ),
+        mid=True,
+        stops=True,
+        code="answer_too_long",
+    ),
+    "enormous-outputs": Fault(
+        _after_text(
+            _in_chunk(name="workflow_finished", data={"outputs": {"text": "x" * 1_500_000}}),
+            FOREVER,
+        ),
+        mid=True,
+        stops=True,
+        code="answer_too_long",
     ),
     "silence": Fault(_after_text(FOREVER), **_STOPPED, **_TIMEOUT),
     "ping-and-silence": Fault(_after_text(chunk(PING), FOREVER), **_STOPPED, **_TIMEOUT),
@@ -351,6 +461,25 @@ def _pinging(chat: Chat) -> Iterator[Step]:
     yield chunk(_events(chat)) + LAST_CHUNK
 
 
+def _packed(content: bytes, coding: str, step: int = 1000) -> list[Step]:
+    first = STREAM_HEAD.replace(b"\r\n\r\n", f"\r\nContent-Encoding: {coding}\r\n\r\n".encode())
+    return [
+        first,
+        *(chunk(content[i : i + step]) for i in range(0, len(content), step)),
+        LAST_CHUNK,
+    ]
+
+
+def _flushed(chat: Chat) -> Iterator[Step]:
+    """As a proxy packs a stream that it passes on piece by piece."""
+    packer = zlib.compressobj(wbits=zlib.MAX_WBITS | 16)
+    yield STREAM_HEAD.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n")
+    for piece in (chat.text("All "), chat.text("is well"), chat.end()):
+        yield chunk(packer.compress(piece) + packer.flush(zlib.Z_SYNC_FLUSH))
+        yield 0.2
+    yield chunk(packer.flush()) + LAST_CHUNK
+
+
 def _unchunked(version: bytes, chat: Chat) -> list[Step]:
     first = b"HTTP/" + version + b" 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
     return [first + _events(chat), CLOSE]
@@ -386,6 +515,45 @@ STRANGE: dict[str, Answering] = {
             b'data: {"event": "from_the_future", "data": {"a": [1]}}\n\n',
             b"id: 7\nretry: 10\n\n",
             _events(chat),
+        )
+    ),
+    "packed": _whole(lambda chat: _packed(gzip.compress(_events(chat)), "gzip")),
+    "packed-byte-by-byte": _whole(
+        lambda chat: _packed(zlib.compress(_events(chat)), "deflate", step=1)
+    ),
+    "packed-as-it-comes": _whole(_flushed),
+    "broken-characters": _whole(
+        lambda chat: streamed(
+            chat.text("All "),
+            b'data: {"event":"message","answer":"is well","other":"\xff"}\n\n',
+            b'data: {"event":"node_started","data":{"title":"\xe4\xbd"}}\n\n',
+            b'data: {"event":"\xff"}\n\n',
+            chat.end(),
+        )
+    ),
+    "picture-of-the-user": _whole(
+        lambda chat: streamed(
+            chat.text("All is well"),
+            chat.event(
+                "message_end",
+                files=[
+                    {
+                        "type": "image",
+                        "transfer_method": "remote_url",
+                        "url": "http://x/y.png",
+                        "remote_url": "http://x/y.png",
+                        "related_id": "r",
+                        "upload_file_id": "r",
+                    }
+                ],
+            ),
+        )
+    ),
+    "thought-only": _whole(
+        lambda chat: streamed(
+            chat.event("agent_thought", id="a", thought="", tool=""),
+            chat.event("agent_thought", id="a", thought="All is well", tool=""),
+            chat.end(),
         )
     ),
     "trailers": _whole(

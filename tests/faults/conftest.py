@@ -60,6 +60,7 @@ def started(folder: Path, chaos: Chaos, **variables: str) -> Iterator[service.Se
         "GUNICORN_WORKERS": "1",
         "GUNICORN_THREADS": "48",
         "DIFY_READ_TIMEOUT": str(READ_TIMEOUT),
+        "MAX_ANSWER_MB": "1",
         "MODEL_CONFIG": json.dumps(chaos.models()),
         **variables,
     }

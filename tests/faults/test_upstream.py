@@ -1,21 +1,28 @@
 """What Dify, or the way to it, does wrong, and what the caller is told."""
 
 import json
+import re
 import socket
 import ssl
+import subprocess
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from time import sleep
 
 import httpx
 import pytest
 import trustme
 
 from tests import service
-from tests.fake_dify import FakeDify
-from tests.faults.calls import Answer, ask, question, until
-from tests.faults.chaos import CUTS, PAGE_MARK, REFUSALS, STRANGE, Chaos, Fault, key_of
+from tests.fake_dify import Chat, FakeDify, Request, Steps, head
+from tests.faults.calls import Answer, ask, asking, question, until
+from tests.faults.chaos import BOMB, CUTS, PAGE_MARK, REFUSALS, STRANGE, Chaos, Fault, key_of
+from tests.faults.conftest import started
 
 SLOW = ("many-pings", "slow-head")
 
@@ -95,7 +102,8 @@ def test_an_answer_that_is_cut_is_an_error(
 def check_stream(answer: Answer, fault: Fault) -> None:
     """The text that came, one error without choices, and the end; never a finish."""
     assert answer.status == 200
-    assert answer.said() == "Half an "
+    assert answer.said().rstrip("x") == "Half an "
+    assert len(answer.said()) < 1_200_000
     assert answer.finishes() == [], "a cut answer was called complete"
     assert [error["code"] for error in answer.stream_errors()] == [fault.code]
     assert "error" in json.loads(answer.events[-2])
@@ -145,45 +153,110 @@ def deaf_port(stack: ExitStack) -> int:
     return port
 
 
-@pytest.fixture(scope="module")
-def secure() -> Iterator[FakeDify]:
-    """A Dify with a certificate that nobody vouches for."""
+AUTHORITY = trustme.CA()
+LONG_AGO = datetime(2001, 1, 1, tzinfo=UTC)
+
+
+def secure_dify(
+    stack: ExitStack, authority: trustme.CA, name: str, not_after: datetime | None = None
+) -> FakeDify:
+    """A Dify with a certificate of this authority for this name."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    certificate = authority.issue_cert(name, not_before=LONG_AGO, not_after=not_after)
+    certificate.configure_cert(context)
     fake = FakeDify(tls=context)
-    yield fake
-    fake.close()
+    stack.callback(fake.close)
+    return fake
+
+
+@dataclass(frozen=True)
+class Way:
+    """How it is told: to the caller, and in the log as ``cause``."""
+
+    says: str
+    cause: str
+    status: int = 502
+    code: str = "upstream_unreachable"
+    retry: str = "true"
 
 
 WAYS = {
-    "refused": (502, "upstream_unreachable", "true"),
-    "unknown-name": (502, "upstream_unreachable", "true"),
-    "untrusted": (502, "upstream_unreachable", "true"),
-    "tls-to-plain": (502, "upstream_unreachable", "true"),
-    "deaf": (504, "upstream_timeout", "false"),
+    "refused": Way("the connection was refused", "connection refused"),
+    "unknown-name": Way("host name", "name server"),
+    "untrusted": Way("signed by nobody who is trusted", "name it in DIFY_CA_FILE"),
+    "self-signed": Way("signed by nobody who is trusted", "name it in DIFY_CA_FILE"),
+    "wrong-name": Way("certificate is for another name", "certificate is for another name"),
+    "expired": Way("certificate has expired", "certificate has expired"),
+    "tls-to-plain": Way("speaks no TLS", "no TLS at this address"),
+    "tls-to-silent": Way("speaks no TLS", "closed when TLS began"),
+    "deaf": Way("not be reached in time", "not accepted in time", 504, "upstream_timeout", "false"),
 }
 
 
 @pytest.fixture(scope="module")
-def lost(
-    chaos: Chaos, secure: FakeDify, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[service.Service]:
-    """A service whose models cannot be reached, each in its way."""
+def lost(chaos: Chaos, tmp_path_factory: pytest.TempPathFactory) -> Iterator[service.Service]:
+    """A service whose models cannot be reached, each in its way, but for ``trusted``."""
+    folder = tmp_path_factory.mktemp("lost")
+    AUTHORITY.cert_pem.write_to_path(str(folder / "ca.pem"))
     with ExitStack() as stack:
+        self_signed = FakeDify(tls=self_signed_context(folder))
+        stack.callback(self_signed.close)
         bases = {
             "refused": f"http://127.0.0.1:{service.free_port()}/v1",
             "unknown-name": "http://nobody.invalid/v1",
-            "untrusted": secure.base,
-            "tls-to-plain": chaos.dify.base.replace("http:", "https:"),
+            "untrusted": secure_dify(stack, trustme.CA(), "127.0.0.1").base,
+            "self-signed": self_signed.base,
+            "wrong-name": secure_dify(stack, AUTHORITY, "dify.example.com").base,
+            "expired": secure_dify(
+                stack, AUTHORITY, "127.0.0.1", LONG_AGO + timedelta(days=1)
+            ).base,
+            "tls-to-plain": f"https://127.0.0.1:{plain_port(stack)}/v1",
+            "tls-to-silent": chaos.dify.base.replace("http:", "https:"),
             "deaf": f"http://127.0.0.1:{deaf_port(stack)}/v1",
+            "trusted": secure_dify(stack, AUTHORITY, "127.0.0.1").base,
         }
         models = {
             name: {"key": key_of(name), "base": base, "type": "chat"}
             for name, base in bases.items()
         }
-        variables = {"MODEL_CONFIG": json.dumps(models), "GUNICORN_WORKERS": "1"}
-        folder = tmp_path_factory.mktemp("lost")
+        variables = {
+            "MODEL_CONFIG": json.dumps(models),
+            "GUNICORN_WORKERS": "1",
+            "DIFY_CA_FILE": "ca.pem",
+        }
         yield stack.enter_context(service.running(folder, variables))
+
+
+def plain_port(stack: ExitStack) -> int:
+    """A port of a server that answers in plain HTTP whatever it hears, as nginx does."""
+    listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                connection.recv(65536)
+                connection.sendall(head(400, "Content-Length: 0", "Connection: close"))
+
+    threading.Thread(target=serve, daemon=True).start()
+    stack.callback(listener.shutdown, socket.SHUT_RDWR)
+    return int(listener.getsockname()[1])
+
+
+def self_signed_context(folder: Path) -> ssl.SSLContext:
+    """Of a certificate that is its own authority, as ``openssl req -x509`` makes it."""
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1".split()
+    name = ["-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(
+        [*command, *name, "-keyout", key, "-out", certificate], check=True, capture_output=True
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return context
 
 
 @STREAMED_OR_NOT
@@ -191,21 +264,140 @@ def lost(
 def test_a_dify_that_cannot_be_reached(
     lost: service.Service, user: str, name: str, stream: bool
 ) -> None:
-    status, code, retry = WAYS[name]
+    way = WAYS[name]
     answer = ask(lost, question(name, user, stream=stream))
-    check_told(answer, Fault(lambda request: [], status, code, retry=retry), name)
+    fault = Fault(lambda request: [], way.status, way.code, retry=way.retry, says=way.says)
+    check_told(answer, fault, name)
+    for inside in ("127.0.0.1", "nobody.invalid", "dify.example.com"):
+        assert inside not in answer.text, "an address of the inside was told"
+    lines = [
+        line
+        for line in lost.output().splitlines()
+        if f"model={name} address=http" in line and way.cause in line
+    ]
+    assert lines, lost.output()
+    assert "app-secret" not in lost.output()
 
 
-def test_a_dify_that_speaks_tls_where_none_is_expected(
-    secure: FakeDify, tmp_path: Path, user: str
+def test_a_dify_of_an_authority_of_the_operator_is_trusted(
+    lost: service.Service, user: str
 ) -> None:
-    """It depends on who is quicker whether the question or the answer breaks."""
-    variables = service.free_variables(secure.base.replace("https:", "http:"))
-    with service.running(tmp_path, {**variables, "GUNICORN_WORKERS": "1"}) as running:
+    assert ask(lost, question("trusted", user)).said() == "Hello"
+
+
+def test_another_bundle_of_authorities_can_take_the_place_of_the_usual_one(
+    tmp_path: Path, user: str
+) -> None:
+    AUTHORITY.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    with ExitStack() as stack:
+        fake = secure_dify(stack, AUTHORITY, "127.0.0.1")
+        more = {"GUNICORN_WORKERS": "1", "SSL_CERT_FILE": str(tmp_path / "ca.pem")}
+        variables = {**service.free_variables(fake.base), **more}
+        running = stack.enter_context(service.running(tmp_path, variables))
+        assert ask(running, question("tiny", user)).said() == "Hello"
+
+
+def test_a_dify_that_speaks_tls_where_none_is_expected(tmp_path: Path, user: str) -> None:
+    """It depends on who is quicker whether the question or the answer breaks, and on the server
+    whether it says anything."""
+    with ExitStack() as stack:
+        secure = secure_dify(stack, AUTHORITY, "127.0.0.1")
+        variables = service.free_variables(secure.base.replace("https:", "http:"))
+        running = stack.enter_context(
+            service.running(tmp_path, {**variables, "GUNICORN_WORKERS": "1"})
+        )
         answer = ask(running, question("tiny", user))
+        output = running.output()
     assert answer.status == 502
     assert answer.error["code"] in ("upstream_unreachable", "upstream_error")
+    assert "DIFY_API_BASE" in answer.error["message"]
+    assert "https" in [line for line in output.splitlines() if "a request failed" in line][-1]
     check_clean(answer.text)
+
+
+def test_what_is_not_dify_is_in_the_log_with_status_type_and_model(
+    shared: service.Service, user: str
+) -> None:
+    assert ask(shared, question("page-403", user)).status == 502
+    wanted = 'cause="status 403, content type text/html"'
+    assert [
+        line
+        for line in shared.output().splitlines()
+        if "model=page-403 address=http://127.0.0.1:" in line and wanted in line
+    ]
+
+
+# --- a Dify that restarts ----------------------------------------------------------------------
+
+
+@STREAMED_OR_NOT
+def test_a_dify_that_restarts_is_waited_for(tmp_path: Path, user: str, stream: bool) -> None:
+    port = service.free_port()
+    variables = service.free_variables(f"http://127.0.0.1:{port}/v1")
+    with (
+        service.running(tmp_path, {**variables, "GUNICORN_WORKERS": "1"}) as running,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        asked = pool.submit(ask, running, question("tiny", user, stream=stream))
+        sleep(0.7)  # it is refused meanwhile
+        fake = FakeDify(port=port)
+        try:
+            assert asked.result().said() == "Hello"
+        finally:
+            fake.close()
+        assert len(fake.asked()) == 1
+
+
+def test_a_dify_that_stays_away_is_not_waited_for_when_the_caller_leaves(
+    tmp_path: Path, user: str
+) -> None:
+    variables = service.free_variables(f"http://127.0.0.1:{service.free_port()}/v1")
+    models = {"MODEL_CONFIG": '{"tiny":{"key":"app-secret-key","type":"chat"}}'}
+    with service.running(tmp_path, {**variables, **models, "GUNICORN_WORKERS": "1"}) as running:
+        ask(running, question("tiny", user))  # by now the app is known to be unknown
+        asking(running, question("tiny", user, stream=True)).close()
+        until(lambda: "499" in running.output(), 10, "the end of the request")
+
+
+# --- answers without measure -------------------------------------------------------------------
+
+
+def most_memory(running: service.Service) -> int:
+    """The most that its only worker has used, in MB."""
+    (worker,) = running.workers()
+    status = Path(f"/proc/{worker}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) // 1024  # type: ignore[index]
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/html"])
+@pytest.mark.parametrize("status", [200, 400, 500])
+def test_a_call_that_is_answered_with_a_bomb_takes_no_memory(
+    tmp_path: Path, user: str, status: int, content_type: str
+) -> None:
+    length = f"Content-Length: {len(BOMB)}"
+    bomb = head(status, f"Content-Type: {content_type}", "Content-Encoding: gzip", length) + BOMB
+
+    def answer(request: Request) -> Steps:
+        return Chat().says("Hello") if request.path == "/v1/chat-messages" else [bomb]
+
+    fake = FakeDify(answer=answer, tells_of_its_app=True)
+    try:
+        variables = service.free_variables(fake.base)
+        with service.running(tmp_path, {**variables, "GUNICORN_WORKERS": "1"}) as running:
+            assert ask(running, question("tiny", user)).status in (200, 502)
+            assert most_memory(running) < 250
+    finally:
+        fake.close()
+
+
+@STREAMED_OR_NOT
+@pytest.mark.parametrize("name", ["packed-bomb", "page-of-gigabytes", "cut-endless"])
+def test_an_answer_without_measure_takes_no_memory(
+    tmp_path: Path, chaos: Chaos, user: str, name: str, stream: bool
+) -> None:
+    with started(tmp_path, chaos) as running:
+        ask(running, question(name, user, stream=stream))
+        assert most_memory(running) < 250
 
 
 def test_health_and_models_do_not_depend_on_dify(lost: service.Service) -> None:
