@@ -1,9 +1,11 @@
+import gzip
 import json
 import logging
 import socket
 import ssl
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from opendify.config.models import Model
 from opendify.config.proxies import proxies_for
 from opendify.dify.events import Text
 from opendify.upstream import stream as stream_module
-from opendify.upstream.client import DifyClient
+from opendify.upstream.client import MAX_CALL_BYTES, DifyClient
 from opendify.upstream.stream import EventStream
 from opendify.upstream.turn import Turn
 from opendify.upstream.watch import UNWATCHED, Watch
@@ -282,6 +284,97 @@ def test_a_broken_answer_is_an_error_and_is_not_asked_for_again(
     error = failure(client, model)
     assert type(error) is errors.DifyBroken
     assert len(dify.asked()) == 1
+
+
+# --- calls -----------------------------------------------------------------------------------
+
+
+def answering(dify: FakeDify, status: int, body: bytes, *headers: str) -> None:
+    kind = ("Content-Type: application/json", f"Content-Length: {len(body)}", *headers)
+    dify.answer = lambda request: [head(status, *kind) + body]
+
+
+def test_a_call_asks_for_what_is_not_compressed(
+    dify: FakeDify, client: DifyClient, model: Model
+) -> None:
+    answering(dify, 200, b'{"a": 1}')
+    assert client.call(model, "GET", "/x") == {"a": 1}
+    assert dify.requests[0].headers["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+def test_a_call_that_is_answered_compressed_is_read(
+    dify: FakeDify, client: DifyClient, model: Model, coding: str
+) -> None:
+    whole = b'{"a": "\xff"}'
+    packed = gzip.compress(whole) if coding == "gzip" else zlib.compress(whole)
+    answering(dify, 200, packed, f"Content-Encoding: {coding}")
+    assert client.call(model, "GET", "/x") == {"a": "\ufffd"}
+
+
+@pytest.mark.parametrize("coding", ["br", "zstd"])
+def test_a_coding_that_cannot_be_undone_is_named(
+    dify: FakeDify, client: DifyClient, model: Model, coding: str
+) -> None:
+    answering(dify, 200, b"??", f"Content-Encoding: {coding}")
+    with pytest.raises(errors.DifyBroken, match=rf"\({coding}\).*switch compression off"):
+        client.call(model, "GET", "/x")
+
+
+def test_a_call_that_is_answered_with_too_much_is_an_error(
+    dify: FakeDify, client: DifyClient, model: Model
+) -> None:
+    answering(dify, 200, b'"' + b"x" * MAX_CALL_BYTES + b'"')
+    with pytest.raises(errors.DifyBroken, match="larger than 8 MB"):
+        client.call(model, "GET", "/x")
+
+
+def test_a_call_that_is_answered_in_drops_is_given_up(
+    dify: FakeDify, client: DifyClient, model: Model
+) -> None:
+    def drops() -> Iterator[Step]:
+        yield head(200, "Content-Type: application/json", "Content-Length: 999")
+        for _ in range(60):
+            yield b" "
+            yield 0.3
+
+    dify.answer = lambda request: drops()
+    begun = time.monotonic()
+    with pytest.raises(errors.DifyTimeout):
+        client.call(model, "GET", "/x", timeout=1.0)
+    assert time.monotonic() - begun < 10
+
+
+def test_a_call_to_a_dify_that_restarts_is_made_when_it_is_there(client: DifyClient) -> None:
+    port = free_port()
+    model = Model("tiny", KEY, f"http://127.0.0.1:{port}/v1")
+    late: list[FakeDify] = []
+
+    def start() -> None:
+        late.append(FakeDify(port=port, answer=lambda request: refused(200, {"a": 1})))
+
+    timer = threading.Timer(0.5, start)
+    timer.start()
+    try:
+        assert client.call(model, "GET", "/x") == {"a": 1}
+    finally:
+        timer.join()
+        late[0].close()
+
+
+@pytest.mark.parametrize("what", ["caller", "ending"])
+def test_nobody_waits_for_a_dify_that_restarts_in_vain(client: DifyClient, what: str) -> None:
+    model = Model("tiny", KEY, f"http://127.0.0.1:{free_port()}/v1")
+    left, right = socket.socketpair()
+    with left, right:
+        if what == "caller":
+            right.close()
+            watch = Watch(caller=left.fileno())
+        else:
+            right.sendall(b"!")
+            watch = Watch(ending=left.fileno())
+        with pytest.raises((errors.CallerGone, errors.ServerStopping)):
+            client.stream(model, "/chat-messages", BODY, watch)
 
 
 UNREADABLE = [
