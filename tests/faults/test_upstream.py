@@ -249,7 +249,8 @@ def plain_port(stack: ExitStack) -> int:
 def self_signed_context(folder: Path) -> ssl.SSLContext:
     """Of a certificate that is its own authority, as ``openssl req -x509`` makes it."""
     key, certificate = folder / "key.pem", folder / "certificate.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    command += ["-subj", "/CN=127.0.0.1"]
     name = ["-addext", "subjectAltName=IP:127.0.0.1"]
     subprocess.run(
         [*command, *name, "-keyout", key, "-out", certificate], check=True, capture_output=True
