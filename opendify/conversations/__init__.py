@@ -12,7 +12,8 @@ told in docs/decisions/0001-json-file-store.md.
 Redis, from the outside in: `redis_store`, `recollection` (what is known while it is away),
 `redis_shelf` (how mappings lie there) and `redis_link`. See docs/decisions/0004-redis-store.md.
 
-The turns of a chat wait for one another by `turn_locks` or `redis_locks`.
+The turns of a chat wait for one another by `turn_locks` or `redis_locks`; `processes` tells by
+them which processes are alive.
 """
 
 from opendify.conversations.contract import Conversations

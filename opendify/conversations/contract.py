@@ -49,6 +49,10 @@ class Conversations(Protocol):
         """The key that has the conversation, the least one where there are several."""
         ...
 
+    def owners(self, conversation_id: str) -> list[str]:
+        """All keys that have the conversation, sorted."""
+        ...
+
     def stats(self) -> Stats: ...
 
     def keys(self) -> list[str]:

@@ -64,10 +64,10 @@ class Ledger:
             self._glance()
             return self._known.entries.copy()
 
-    def owner(self, conversation_id: str) -> str | None:
+    def owners(self, conversation_id: str) -> list[str]:
         with self._memory:
             self._glance()
-            return self._known.owner(conversation_id)
+            return self._known.owners(conversation_id)
 
     def change(self, plan: Callable[[Entries], Patch]) -> Patch:
         """Make the change that `plan` derives from the newest entries; returns it.

@@ -44,8 +44,8 @@ class Memory:
         if len(self.unwritten) > most:
             self.call_written(self.first_unwritten(len(self.unwritten) - most))
 
-    def owner(self, conversation_id: str) -> str | None:
-        """The key that has the conversation, the least one where there are several."""
+    def owners(self, conversation_id: str) -> list[str]:
+        """The keys that have the conversation, sorted."""
         if self._owners is None:  # made when first asked for: most processes never are
             self._owners = Owners(self.entries)
         return self._owners.of(conversation_id)

@@ -12,10 +12,12 @@ class Owners:
         for key, mapping in entries.items():
             self._add(mapping.conversation_id, key)
 
-    def of(self, conversation_id: str) -> str | None:
-        """The key that has the conversation, the least one where there are several."""
+    def of(self, conversation_id: str) -> list[str]:
+        """The keys that have the conversation, sorted."""
         keys = self._keys.get(conversation_id)
-        return min(keys) if isinstance(keys, set) else keys
+        if keys is None:
+            return []
+        return sorted(keys) if isinstance(keys, set) else [keys]
 
     def follow(self, patch: Patch, entries: Entries) -> None:
         """Take note of a change that is about to be made to the entries."""

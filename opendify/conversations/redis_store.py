@@ -108,12 +108,17 @@ class RedisStore:
 
     def owner(self, conversation_id: str) -> str | None:
         """The key that has the conversation, the least one where there are several."""
+        return next(iter(self.owners(conversation_id)), None)
+
+    def owners(self, conversation_id: str) -> list[str]:
+        """All keys that have the conversation, sorted; those that this process remembers while
+        Redis is away, or has not written yet."""
         self._keep_the_unkept(_KEPT_AT_ONCE)
         try:
             keys = self._link.ask(lambda client: shelf.keys_of(client, conversation_id))
         except Away:
-            keys = self._remembered_keys(conversation_id)
-        return min(keys, default=None)
+            return sorted(self._remembered_keys(conversation_id))
+        return sorted(keys)
 
     def stats(self) -> Stats:
         """As far as they are known: those of this process's memory while Redis is away."""

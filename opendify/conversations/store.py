@@ -87,8 +87,12 @@ class ConversationStore:
 
     def owner(self, conversation_id: str) -> str | None:
         """The key that has the conversation, the least one where there are several."""
+        return next(iter(self.owners(conversation_id)), None)
+
+    def owners(self, conversation_id: str) -> list[str]:
+        """All keys that have the conversation, sorted."""
         self._keeper.start()
-        return self._ledger.owner(conversation_id)
+        return self._ledger.owners(conversation_id)
 
     def stats(self) -> Stats:
         self._keeper.start()
