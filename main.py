@@ -128,7 +128,6 @@ relay = Relay(
     now=time.time,
 )
 service = ChatService(
-    settings.models,
     Parts(
         client,
         directory,

@@ -44,15 +44,22 @@ class ChatService:
 
     def __init__(
         self,
-        models: Mapping[str, Model],
         parts: Parts,
         now: Callable[[], float],
         new_id: Callable[[], str],
     ) -> None:
         self._parts = parts
-        self._chores = Chores(models, parts)
+        self._chores = Chores(parts)
         self._now = now
         self._new_id = new_id
+
+    def answering_model(self, request: ChatRequest, caller: Caller) -> Model:
+        """The model whose app answers the request: for a background task it may be another than
+        the one that is asked for. Raises ModelNotFound."""
+        model = find_model(request.model, caller.models)
+        if tasks.recognise(request, caller.task):
+            return self._chores.answering_model(model, caller)
+        return model
 
     def ask(self, request: ChatRequest, caller: Caller) -> Asked:
         """Puts the question on its way to Dify. Raises CallerGone, CallerError and DifyError."""

@@ -6,7 +6,7 @@ Dify itself has to say of the chat, and else with nothing, in the shape that was
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,8 @@ _SECONDS_BETWEEN_LOOKS = 0.1
 
 # Dify asks a model for a name or for questions; nobody waits for them for long.
 CALL_SECONDS = 20.0
+
+_HELPER = "model:"
 
 
 class LocalAnswer:
@@ -77,30 +79,53 @@ class LocalAnswer:
 
 
 class Chores:
-    """Answers the background tasks of all models."""
+    """Answers background tasks."""
 
-    def __init__(self, models: Mapping[str, Model], parts: Parts) -> None:
-        self._models = models
+    def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self._complained: set[tuple[str, str]] = set()
+
+    def answering_model(self, model: Model, caller: Caller) -> Model:
+        """The model that answers the background tasks of this one for the caller, with a key: the
+        helper of its setting ``tasks``, else itself. Nobody gets a helper that they may not use."""
+        if not model.tasks.startswith(_HELPER):
+            return model
+        name = model.tasks.removeprefix(_HELPER)
+        helper = caller.models.get(name)
+        if helper is None:
+            self._complain(model.name, name, caller.name)
+            return model
+        return helper if helper.key else replace(helper, key=model.key)
 
     def ask(
         self, kind: str, request: ChatRequest, model: Model, caller: Caller
     ) -> Exchange | LocalAnswer:
         """The answer to a task of this kind. Raises CallerGone, CallerError and DifyError."""
-        treatment = model.tasks
+        treatment, answering = model.tasks, self.answering_model(model, caller)
         if not treatment:
             mode = self._parts.directory.app(model).mode
             treatment = tasks.treatment("", kind, mode)
+        elif treatment.startswith(_HELPER) and answering is model:
+            # A person waits to read a merged answer; the others serve the client alone.
+            treatment = "throwaway" if kind == tasks.MERGED_ANSWER else "local"
         log.info("a background task model=%s kind=%s by=%s", model.name, kind, treatment)
         if treatment == "local":
             return LocalAnswer(request, model, self._answer(kind, request, model, caller))
-        if treatment.startswith("model:"):
-            helper = self._models[treatment.removeprefix("model:")]
-            model = helper if helper.key else replace(helper, key=model.key)
         extras = replace(request.extras, conversation_id="", auto_generate_name=False)
         return Exchange(
-            replace(request, extras=extras), model, caller, self._parts, is_throwaway=True
+            replace(request, extras=extras), answering, caller, self._parts, is_throwaway=True
         )
+
+    def _complain(self, model: str, helper: str, caller: str) -> None:
+        if (model, caller) not in self._complained:
+            self._complained.add((model, caller))
+            log.warning(
+                "The background tasks of model '%s' are not answered by '%s' for the caller '%s', "
+                "who may not use it: OPENDIFY_API_KEYS.",
+                model,
+                helper,
+                caller,
+            )
 
     def _answer(self, kind: str, request: ChatRequest, model: Model, caller: Caller) -> str:
         content: str | list[str] = ""

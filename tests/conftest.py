@@ -153,7 +153,7 @@ def made_app(
     parts = Parts(
         client, directory, store, Uploads(client), locks, relay, now=now, files_only_query="Look."
     )
-    service = ChatService(models, parts, now=now, new_id=new_id)
+    service = ChatService(parts, now=now, new_id=new_id)
     problems: list[str] = []
     accounts = parse_accounts(api_keys, set(models), limits, problems)
     assert not problems

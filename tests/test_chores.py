@@ -16,8 +16,10 @@ import pytest
 from flask.testing import FlaskClient
 
 from opendify import chores
+from opendify.capacity import Capacity
 from opendify.config.models import Model
 from opendify.conversations.store import ConversationStore
+from tests.conftest import made_app
 from tests.fake_dify import FakeDify, refused
 from tests.openwebui import Recorded, recorded, task_body, task_prompt
 from tests.service import Service, free_port, running
@@ -160,6 +162,122 @@ def test_another_model_answers_for_one_that_should_not_run(
     assert deleted.headers["authorization"] == f"Bearer {models['org/model'].key}"
     assert deleted.json == {"user": "ada"}
     assert not talking.conversations
+
+
+ADA, CAROL = "key-ada-0123456789", "key-carol-0123456789"
+
+
+@pytest.fixture
+def served(
+    http: httpx.Client,
+    store: ConversationStore,
+    models: dict[str, Model],
+    tmp_path: Path,
+    talking: TalkingDify,
+) -> Iterator[FlaskClient]:
+    """Ada may use both models, Carol only the one whose tasks the other answers for; the helper
+    answers one request at a time, and Ada may ask thrice a minute."""
+    models["tiny"] = replace(models["tiny"], tasks="model:org/model")
+    callers = {
+        "ada": {"keys": ADA, "requests_per_minute": 3},
+        "carol": {"keys": CAROL, "models": ["tiny"]},
+    }
+    with made_app(
+        http,
+        store,
+        models,
+        tmp_path,
+        api_keys=json.dumps(callers),
+        capacity=Capacity(100, {"org/model": 1}),
+    ) as app:
+        yield app.test_client()
+
+
+def run_by_helper(dify: FakeDify, models: dict[str, Model]) -> list[bool]:
+    """Of the questions to Dify, whether they were asked with the helper's key."""
+    key = f"Bearer {models['org/model'].key}"
+    return [request.headers["authorization"] == key for request in dify.asked()]
+
+
+@pytest.mark.parametrize("header", [True, False], ids=["by header", "by shape"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_task_does_not_reach_a_model_that_the_caller_may_not_use(
+    served: FlaskClient,
+    dify: FakeDify,
+    models: dict[str, Model],
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+    header: bool,
+) -> None:
+    hers = {"Authorization": f"Bearer {CAROL}"} | ({"X_OpenWebUI_Task": kind} if header else {})
+    for _ in range(2):
+        assert set(json.loads(content(ask(served, task_body(kind), **hers)))) <= {
+            "title",
+            "follow_ups",
+            "tags",
+        }
+    assert not any(run_by_helper(dify, models))
+    warned = [r for r in caplog.records if r.levelname == "WARNING" and "org/model" in r.message]
+    assert len(warned) == 1
+    assert CAROL not in caplog.text
+    assert content(
+        ask(served, task_body(kind), Authorization=f"Bearer {ADA}", X_OpenWebUI_Task=kind)
+    )
+    assert run_by_helper(dify, models)[-1]
+
+
+@pytest.mark.parametrize("kind", ["anything", "function_calling", "emoji_generation"])
+def test_no_made_up_task_reaches_it_either(
+    served: FlaskClient, dify: FakeDify, models: dict[str, Model], kind: str
+) -> None:
+    hers = {"Authorization": f"Bearer {CAROL}", "X_OpenWebUI_Task": kind}
+    ask(served, turn("Write me a poem"), **hers)
+    assert run_by_helper(dify, models) == []
+
+
+def test_a_merged_answer_comes_from_the_model_itself_where_the_helper_is_not_the_caller_s(
+    served: FlaskClient, dify: FakeDify, models: dict[str, Model]
+) -> None:
+    hers = {"Authorization": f"Bearer {CAROL}", "X_OpenWebUI_Task": "moa_response_generation"}
+    assert content(ask(served, turn("Merge these"), **hers)) == "Answer 1"
+    assert run_by_helper(dify, models) == [False]
+
+
+def test_a_task_takes_a_place_of_the_model_that_answers_it_and_counts_for_its_caller(
+    served: FlaskClient, dify: FakeDify, models: dict[str, Model], talking: TalkingDify
+) -> None:
+    arrived, may_go_on = threading.Event(), threading.Event()
+
+    def slowly(request: Any) -> Any:
+        if request.path == "/v1/chat-messages":
+            arrived.set()
+            may_go_on.wait(20)
+        return talking(request)
+
+    dify.answer = slowly
+    hers, helping = {"Authorization": f"Bearer {ADA}"}, turn("Hi", model="org/model")
+    other = served.application.test_client()
+    first = threading.Thread(target=lambda: ask(other, helping, **hers))
+    first.start()
+    assert arrived.wait(20)
+    refused = task_of_ada(served)
+    may_go_on.set()
+    first.join(20)
+    assert (refused.status_code, refused.json["error"]["code"]) == (503, "overloaded")
+    assert "org/model" in refused.json["error"]["message"]
+    assert task_of_ada(served).status_code == 200
+    assert task_of_ada(served).status_code == 429  # the fourth of her requests in a minute
+
+
+def task_of_ada(api: FlaskClient) -> Any:
+    response = api.post(
+        "/v1/chat/completions",
+        json=task_body("tags_generation"),
+        headers={"Authorization": f"Bearer {ADA}", **HEADERS},
+        buffered=True,
+    )
+    response.close()
+    return response
 
 
 def test_titles_and_follow_ups_of_an_agent_come_from_dify_itself(

@@ -101,7 +101,7 @@ def _add_chat_routes(
             chat_request = parse_chat_request(json_body())
             record.model, record.streamed = chat_request.model, chat_request.stream
             caller = caller_of(chat_request)
-            model = find_model(chat_request.model, caller.models)
+            model = service.answering_model(chat_request, caller)
             resources.add_permit(capacity.take_answer())
             acquired.callback(capacity.take_run(model.name))
             exchange = service.ask(chat_request, caller)
