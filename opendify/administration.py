@@ -8,7 +8,7 @@ from urllib.parse import quote
 from opendify import errors
 from opendify.config.models import Model
 from opendify.conversations import Conversations, mapping
-from opendify.conversations.whose import count_by_model, to_whose
+from opendify.conversations.whose import count_by_model, is_chat, to_whose
 from opendify.upstream.client import DifyClient
 
 
@@ -30,14 +30,15 @@ class Administration:
     def counts(self) -> dict[str, Any]:
         """How many chats are remembered; while the store is away, those of one worker."""
         stats = self._conversations.stats()
+        chats = list(filter(is_chat, self._conversations.keys()))
         return {
-            "mapping_count": stats.count,
+            "mapping_count": len(chats),
             "oldest_mapping": stats.oldest,
             "newest_mapping": stats.newest,
             "timestamp": int(self._now()),
             "store": self._conversations.kind,
             "store_available": self._conversations.available,
-            "by_model": count_by_model(self._conversations.keys()),
+            "by_model": count_by_model(chats),
         }
 
     def listed(self, limit: int, chat_id: str | None) -> list[dict[str, Any]]:

@@ -1,9 +1,10 @@
 """Which turn follows which: what a Dify conversation has heard, kept as digests. No I/O.
 
 The history that a client sends is the truth. A conversation is fit to continue it when it has
-heard exactly that, or when the history is the end of what it has heard (clients that send only
-their last messages). Kept are a chained digest of everything and one short digest for each of the
-last messages; the texts themselves are not kept.
+heard exactly that, or when the history is the end of what it has heard, for clients that send
+only their last messages: who may send such a window, and how many exchanges it has to hold, is
+the caller's of this module to say. Kept are a chained digest of everything and one short digest
+for each of the last messages; the texts themselves are not kept.
 
 What the digests must stand, measured with Open WebUI 0.12: answers come back without their
 reasoning and trimmed; a turn with a file was wrapped in a retrieval prompt or an
@@ -21,6 +22,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from opendify.openai.messages import Attachment, Message
 
@@ -42,10 +44,13 @@ _SOURCE = re.compile(r"\d+\. .*|\s*")
 _CHAIN_DIGITS = 16
 _ITEM_DIGITS = 8
 _ANSWER_DIGITS = 8
+_MESSAGE_DIGITS = 8
+QUESTION_DIGITS = 16
 _WORD = re.compile(
     rf"[0-9a-f]{{{_CHAIN_DIGITS}}}"
     rf"(?::[0-9a-f]{{{_ITEM_DIGITS}}}(?:\+[0-9a-f]{{{_ITEM_DIGITS}}})?)*"
     rf"(?:@[0-9a-f]{{{_ANSWER_DIGITS}}})?"
+    rf"(?:#[0-9a-f]{{{_MESSAGE_DIGITS}}})?"
 )
 
 
@@ -53,24 +58,34 @@ _WORD = re.compile(
 class Heard:
     """What a conversation has heard. ``items`` are of its last messages: the digest of the text,
     and behind a plus sign that of the files. ``answer`` is the digest of the client's own name
-    for the last answer, "" where it told none."""
+    for the last answer, ``message`` that of Dify's id of it; "" where they were not given."""
 
     chain: str = ""
     items: tuple[str, ...] = ()
     answer: str = ""
+    message: str = ""
 
     def encode(self) -> str:
         """As one word, for the store."""
-        return ":".join((self.chain, *self.items)) + (f"@{self.answer}" if self.answer else "")
+        answer = f"@{self.answer}" if self.answer else ""
+        message = f"#{self.message}" if self.message else ""
+        return ":".join((self.chain, *self.items)) + answer + message
 
 
 def decode(word: str) -> Heard | None:
     """What ``encode`` has written; None where it is no such word."""
     if not _WORD.fullmatch(word):
         return None
-    told, _, answer = word.partition("@")
-    chain, *items = told.split(":")
-    return Heard(chain, tuple(items), answer)
+    rest, _, message = word.partition("#")
+    rest, _, answer = rest.partition("@")
+    chain, *items = rest.split(":")
+    return Heard(chain, tuple(items), answer, message)
+
+
+def unknown(conversation_id: str) -> Heard:
+    """A beginning that no history can be: of a conversation of which is not known what it has
+    heard."""
+    return Heard(_digest(f"unknown|{conversation_id}")[:_CHAIN_DIGITS])
 
 
 def text_digests(messages: Sequence[Message]) -> list[str]:
@@ -83,25 +98,34 @@ def hear(
     messages: Sequence[Message],
     answer_id: str = "",
     texts: Sequence[str] | None = None,
+    message_id: str = "",
 ) -> Heard:
     """What has been heard after these messages as well; ``answer_id`` is the client's name for
-    the last of them, ``texts`` are their text digests, where these were made already."""
+    the last of them and ``message_id`` Dify's, ``texts`` are their text digests, where these were
+    made already."""
     chain, items = heard.chain, list(heard.items)
     for message, text in zip(messages, texts or text_digests(messages), strict=True):
         chain = _digest(f"{chain}|{text}")[:_CHAIN_DIGITS]
         files = f"+{_files_digest(message.attachments)}" if message.attachments else ""
         items.append(text[:_ITEM_DIGITS] + files)
-    return Heard(chain, tuple(items[-KEPT_MESSAGES:]), _answer_digest(answer_id))
+    kept = tuple(items[-KEPT_MESSAGES:])
+    return Heard(chain, kept, _answer_digest(answer_id), message_digest(message_id))
 
 
 def continues(
-    heard: Heard, told: Heard, history: Sequence[Message], follows: str | None = None
+    heard: Heard,
+    told: Heard,
+    history: Sequence[Message],
+    follows: str | None = None,
+    min_exchanges: int = 1,
 ) -> bool:
     """Whether a conversation that has heard this is the one that the history tells of; ``told`` is
     what has been heard after that history.
 
     ``follows`` is the client's name for the answer that the turn comes after: "" for the first
-    turn of a chat, None where the client does not tell.
+    turn of a chat, None where the client does not tell. ``min_exchanges`` is how many exchanges
+    of a question and its answer a history must hold that is only the end of what was heard; 0
+    where only the whole history continues a conversation.
     """
     named = bool(heard.answer) and follows is not None
     is_named = named and heard.answer == _answer_digest(follows or "")
@@ -111,7 +135,9 @@ def continues(
         return False
     if told.chain == heard.chain:
         return True
-    if len(history) > len(heard.items) or not _holds_an_exchange(history):
+    if len(history) > len(heard.items) or not holds_an_exchange(history):
+        return False
+    if not min_exchanges or _exchanges(history) < min_exchanges:
         return False
     return is_named if named else not _begins(heard, told)
 
@@ -120,15 +146,21 @@ def exchange_name(history: Sequence[Message], texts: Sequence[str] | None = None
     """A name for the last exchange of a history, under which the conversations of clients
     without chat ids are kept; "" where the history does not end with an answer to somebody.
     ``texts`` are the text digests of the history, where these were made already."""
-    if not _holds_an_exchange(history):
+    if not holds_an_exchange(history):
         return ""
     asked = max(i for i, message in enumerate(history) if message.role == "user")
     return _digest("|".join(texts[asked:] if texts else text_digests(history[asked:])))[:32]
 
 
-def _holds_an_exchange(history: Sequence[Message]) -> bool:
+def holds_an_exchange(history: Sequence[Message]) -> bool:
+    """Whether somebody asked and the last message is an answer."""
     roles = [message.role for message in history]
     return "user" in roles and roles[-1] == "assistant"
+
+
+def _exchanges(history: Sequence[Message]) -> int:
+    """How many questions with their answers it holds."""
+    return sum((one.role, other.role) == ("user", "assistant") for one, other in pairwise(history))
 
 
 def _begins(heard: Heard, told: Heard) -> bool:
@@ -194,6 +226,16 @@ def _text_digest(message: Message) -> str:
 
 def _answer_digest(answer_id: str) -> str:
     return _digest(answer_id)[:_ANSWER_DIGITS] if answer_id else ""
+
+
+def question_digest(query: str) -> str:
+    """A digest of a query to Dify, which may come back without some of its blanks."""
+    return _digest("".join(query.replace("\0", "").split()))[:QUESTION_DIGITS]
+
+
+def message_digest(message_id: str) -> str:
+    """A digest of Dify's id of a message; "" for no id."""
+    return _digest(message_id)[:_MESSAGE_DIGITS] if message_id else ""
 
 
 def _files_digest(attachments: Sequence[Attachment]) -> str:

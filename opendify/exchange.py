@@ -3,13 +3,14 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from opendify import errors, translate
 from opendify.chats import Chat, Owner, Place
 from opendify.config.models import Model
 from opendify.conversations.contract import Conversations
+from opendify.conversations.processes import Processes
 from opendify.conversations.turn_locks import TurnLocks
 from opendify.dify import routes
 from opendify.dify.events import Event, Ids, NodeFinished, NodeStarted, RunFinished, Usage
@@ -20,6 +21,7 @@ from opendify.openai.requests import ChatRequest
 from opendify.steps import AT_ONCE, NEEDS_THREAD, Wait
 from opendify.telling import citations
 from opendify.telling.narration import ResponseRenderer
+from opendify.unsettled import Outcome
 from opendify.upstream.client import STOP_TIMEOUT, DifyClient
 from opendify.upstream.directory import Directory
 from opendify.upstream.disposal import delete_conversation
@@ -44,7 +46,8 @@ _MAY_HAVE_RUN = (errors.DifyBroken, errors.DifyTimeout, errors.RunFailed)
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who asks. ``name`` stands for the caller's key and never is the key; ``models`` are those
-    that the caller may use; ``chat_id`` is empty for a request that belongs to no chat; ``watch``
+    that the caller may use; ``is_named_user`` is false where all callers without a user share one
+    name; ``chat_id`` is empty for a request that belongs to no chat; ``watch``
     tells when to wait no longer; ``task`` is what the request's header says of a background task;
     ``trace_id`` names the request in Dify's traces. ``answer_id`` is the client's name for the
     answer, and ``follows`` for the one before, None where it does not tell."""
@@ -60,6 +63,7 @@ class Caller:
     trace_id: str = ""
     answer_id: str = ""
     follows: str | None = None
+    is_named_user: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,10 @@ class Parts:
     relay: Relay
     now: Callable[[], float]
     files_only_query: str
+    processes: Processes = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "processes", Processes(self.locks))
 
 
 class Exchange:
@@ -103,7 +111,7 @@ class Exchange:
         self._may_ask_anew = True
         self._is_open = False
         self._is_closed = False
-        self._may_have_run = True
+        self._outcome = Outcome.LEFT
         self._held: list[Event] = []
         self._until = 0.0
         self._app = parts.directory.app(model)
@@ -113,7 +121,7 @@ class Exchange:
             self._conversation_id = self._find_conversation()
             self._as_the_app_is_now(self._ask)
         except BaseException:
-            self._chat.leave(has_run=False)
+            self._chat.leave(Outcome.NOT_RUN)
             raise
 
     @property
@@ -182,9 +190,10 @@ class Exchange:
             return
         last = translate.to_spoken(self.request.messages)[-1]
         if last.role == "assistant":
-            self._chat.settled([Message("assistant", last.text + said)])
+            turn = [Message("assistant", last.text + said)]
         else:
-            self._chat.settled([last, Message("assistant", said)])
+            turn = [last, Message("assistant", said)]
+        self._chat.settled(turn, self.ids.message_id)
 
     def close(self) -> None:
         """Frees what the request holds; stops a run that has not ended. Twice is harmless."""
@@ -194,7 +203,7 @@ class Exchange:
         try:
             self._turn.close(self._throw_away if self._begins_what_is_thrown_away() else None)
         finally:
-            self._chat.leave(has_run=self._may_have_run)
+            self._chat.leave(Outcome.RUN if self.has_begun else self._outcome)
 
     @property
     def has_ended(self) -> bool:
@@ -242,7 +251,8 @@ class Exchange:
             if self._may_ask_anew and not self._turn.has_run and self._is_put_right(exc):
                 self._ask_anew()
                 return []
-            self._may_have_run = self.has_begun or isinstance(exc, _MAY_HAVE_RUN)
+            may_have_run = isinstance(exc, _MAY_HAVE_RUN)
+            self._outcome = Outcome.FAILED if may_have_run else Outcome.NOT_RUN
             exc.repeatable = exc.repeatable and not self.has_begun
             if isinstance(exc, errors.RejectedByDify | errors.DifyTimeout):
                 self._parts.directory.doubt(self._model)
@@ -325,14 +335,17 @@ class Exchange:
         return Chat(
             self._parts.conversations,
             self._parts.locks,
+            self._parts.processes,
             owner_of(caller, model),
             Place(
                 caller.chat_id if is_kept else "",
                 self._dialogue.history,
                 caller.answer_id,
                 self._followed_answer(),
+                _min_exchanges(caller),
             ),
             finds_by_history=is_kept and model.continuity == "auto",
+            is_recorded=remembers,
         )
 
     def _followed_answer(self) -> str | None:
@@ -348,12 +361,15 @@ class Exchange:
         caller, parts = self._caller, self._parts
         presence = DifyPresence(parts.client, self._model, self._app.mode, caller.user, parts.now)
         if explicit := self.request.extras.conversation_id:
-            self._chat.claim(explicit)
+            self._chat.claim(explicit, self._model.conversation_ids == "any")
             if not presence.of_used(explicit, 0):
                 raise errors.ConversationUnknown("Dify does not know this conversation.")
             return explicit
         until = time.monotonic() + parts.client.read_timeout
-        found = self._chat.find(until, self._is_left, presence)
+        query = translate.to_query(
+            self._dialogue, self._model, self._prepared, parts.files_only_query
+        )
+        found = self._chat.find(until, self._is_left, presence, query)
         if not found and not caller.chat_id and self._model.continuity == "off":
             self._dialogue = replace(self._dialogue, history=())
         return found
@@ -366,6 +382,18 @@ class Exchange:
 def owner_of(caller: Caller, model: Model) -> Owner:
     """Whom the chats of this caller with this model belong to."""
     return Owner(caller.name, model.name, caller.user)
+
+
+def _min_exchanges(caller: Caller) -> int:
+    """How many exchanges the end of a chat must hold to continue it; 0 where no end does.
+
+    Open WebUI always sends the whole history, so there an end is an edit. Where no chat is named,
+    two people may have ended theirs with the same words: only those of one user may be taken for
+    each other, and not after a mere "Thanks!".
+    """
+    if caller.chat_id:
+        return 0 if caller.in_open_webui else 1
+    return 2 if caller.is_named_user else 0
 
 
 def _decides(event: Event) -> bool:

@@ -77,9 +77,7 @@ def to_question(
     A conversation that Dify has (``conversation_id``) is sent the last turn alone; a new one is
     told what came before. Raises InvalidRequest where the app's form asks for more.
     """
-    turn = "\n\n".join(filter(None, (dialogue.turn, prepared.spoken))) or files_only_query
-    if turn != dialogue.turn:
-        dialogue = replace(dialogue, turn=turn)
+    dialogue = _with_files(dialogue, prepared, files_only_query)
     filled = _fill_inputs(request, model, facts)
     if dialogue.system and model.system.startswith("input:"):
         filled[model.system.removeprefix("input:")] = dialogue.system
@@ -107,6 +105,12 @@ def to_ignored_inputs(request: ChatRequest, model: Model) -> tuple[str, ...]:
     return tuple(f"inputs.{name}" for name in request.extras.inputs if name in reserved)
 
 
+def to_query(dialogue: Dialogue, model: Model, prepared: Prepared, files_only_query: str) -> str:
+    """The ``query`` of the question that ``to_question`` makes for a conversation that Dify has,
+    in an app that remembers."""
+    return _query(_with_files(dialogue, prepared, files_only_query), model, "any")
+
+
 def to_tokens(usage: Usage | None) -> Tokens:
     """OpenAI's counts; zeros where Dify told none."""
     if usage is None:
@@ -130,6 +134,11 @@ def _fill_inputs(request: ChatRequest, model: Model, facts: inputs.Facts) -> dic
     filled = inputs.fill(model.inputs, facts)
     own = {name: filled[name] for name in inputs.reserved(model.inputs)}
     return {**filled, **request.extras.inputs, **own}
+
+
+def _with_files(dialogue: Dialogue, prepared: Prepared, files_only_query: str) -> Dialogue:
+    turn = "\n\n".join(filter(None, (dialogue.turn, prepared.spoken))) or files_only_query
+    return replace(dialogue, turn=turn) if turn != dialogue.turn else dialogue
 
 
 def _chat_body(

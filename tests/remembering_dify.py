@@ -5,9 +5,12 @@ What a new conversation was told of the chat before counts as said in it.
 
 import re
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from tests.fake_dify import (
     CLOSE,
@@ -40,12 +43,37 @@ _CONTINUE = "Please continue your last answer exactly where it stopped."
 _REASONING = re.compile(r"<think>.*?</think>", re.DOTALL)
 
 
+NOT_TAKEN = {
+    "502": refused(502, b"<html><h1>502 Bad Gateway</h1></html>", "text/html"),
+    "504": refused(504, b"<html><h1>504 Gateway Time-out</h1></html>", "text/html"),
+    "500": refused(500, b"<html><h1>Internal Server Error</h1></html>", "text/html"),
+    "302": refused(302, b"<html>Found</html>", "text/html"),
+    "page": refused(200, b"<html>We are back soon.</html>", "text/html"),
+}
+"""What stands before a Dify that restarts, and answers in its place."""
+
+
 @dataclass
 class Conversation:
-    """``owner`` is the app's key and the user; ``said`` grows with every turn."""
+    """``owner`` is the app's key and the user; ``said`` grows with every turn, and ``messages``
+    are the turns as Dify lists them."""
 
     owner: tuple[str, str]
     said: list[Said] = field(default_factory=list)
+    messages: list[dict[str, Any]] = field(default_factory=list)
+
+    def note(self, query: str) -> dict[str, Any]:
+        """A new message, whose answer is empty until it is complete."""
+        self.messages.append(
+            {
+                "id": str(uuid.uuid4()),
+                "query": query,
+                "answer": "",
+                "status": "normal",
+                "created_at": int(time.time()),
+            }
+        )
+        return self.messages[-1]
 
 
 @dataclass(frozen=True)
@@ -64,8 +92,10 @@ class Arrival:
 @dataclass
 class RememberingDify:
     """``reply`` makes the pieces of the answer to a question. ``trouble`` holds what goes wrong
-    with the next questions: ``busy`` (refused) or ``cut`` (in the middle of the answer). ``modes``
-    are those of the apps, by their keys; an app that is not there is a chat."""
+    with the next questions: ``busy`` (refused), ``cut`` (in the middle of the answer), one of
+    NOT_TAKEN (a page of a gateway, and Dify has not heard the question) or one of them after
+    ``run `` (it has run, and the page came in the place of the answer). ``modes`` are those of the
+    apps, by their keys; an app that is not there is a chat."""
 
     reply: Callable[[str], list[str]]
     modes: dict[str, str] = field(default_factory=dict)
@@ -74,7 +104,7 @@ class RememberingDify:
     trouble: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def __call__(self, request: Request) -> Steps:
         path = request.path.removeprefix("/v1").partition("?")[0]
@@ -91,10 +121,7 @@ class RememberingDify:
                 self.conversations.pop(path.rpartition("/")[2], None)
                 return refused(204, b"")
             if path == "/messages":
-                known = re.search(r"conversation_id=([^&]+)", request.path)
-                found = known and self.conversations.get(known[1])
-                is_theirs = found and f"user={found.owner[1]}&" in f"{request.path}&"
-                return refused(200, {"data": [], "has_more": False}) if is_theirs else _UNKNOWN
+                return self._messages(request)
         return refused(200, {"result": "success", "name": "A name", "data": []})
 
     def new(self, id_: str, owner: tuple[str, str]) -> Conversation:
@@ -102,12 +129,25 @@ class RememberingDify:
         self.conversations[id_] = Conversation(owner)
         return self.conversations[id_]
 
+    def _messages(self, request: Request) -> Steps:
+        """The newest ones, oldest first, as recorded with 1.13.2."""
+        asked = {name: values[0] for name, values in parse_qs(urlsplit(request.path).query).items()}
+        found = self.conversations.get(asked.get("conversation_id", ""))
+        if found is None or found.owner != (request.headers["authorization"], asked["user"]):
+            return _UNKNOWN
+        limit = int(asked.get("limit", 20))
+        page = found.messages[-limit:]
+        has_more = len(found.messages) > limit
+        return refused(200, {"limit": limit, "has_more": has_more, "data": list(page)})
+
     def _run(self, request: Request) -> Steps:
         body = request.json
         owner = (request.headers["authorization"], body["user"])
         trouble = self.trouble.pop() if self.trouble else ""
         if trouble == "busy":
             return _BUSY
+        if trouble in NOT_TAKEN:
+            return NOT_TAKEN[trouble]
         id_ = body["conversation_id"] or str(uuid.uuid4())
         query = body["query"]
         if body["conversation_id"]:
@@ -123,13 +163,24 @@ class RememberingDify:
         before = tuple(conversation.said)
         is_new = not body["conversation_id"]
         self.arrivals.append(Arrival(body.get("trace_id", ""), owner, id_, is_new, before, query))
-        return self._answer(conversation, id_, query, trouble == "cut")
+        message = conversation.note(body["query"])
+        steps = self._answer(conversation, message, id_, query, trouble == "cut")
+        if trouble.startswith("run "):
+            for _ in steps:
+                pass
+            return NOT_TAKEN[trouble.removeprefix("run ")]
+        return steps
 
     def _answer(
-        self, conversation: Conversation, id_: str, query: str, cut: bool
+        self,
+        conversation: Conversation,
+        message: dict[str, Any],
+        id_: str,
+        query: str,
+        cut: bool,
     ) -> Iterator[Step]:
         """As Dify does: a turn whose answer does not come to its end stays, with an empty one."""
-        chat, pieces = Chat(conversation_id=id_), self.reply(query)
+        chat, pieces = Chat(id_, message["id"]), self.reply(query)
         answer = _REASONING.sub("", "".join(pieces))
         continued = query == _CONTINUE and conversation.said[-1:] and conversation.said[-1]
         said = [("user", query), ("assistant", "")]
@@ -142,6 +193,7 @@ class RememberingDify:
                 yield CLOSE
         with self._lock:
             conversation.said[place + 1] = ("assistant", answer)
+            message["answer"] = "".join(pieces)
             if continued and conversation.said[place - 1] == continued:
                 conversation.said[place - 1 : place + 2] = [("assistant", continued[1] + answer)]
         yield chunk(chat.end())

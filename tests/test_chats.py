@@ -96,7 +96,7 @@ def test_a_client_that_sends_its_last_messages_stays_in_one_conversation(
     client = Client(api)
     found = set()
     for number in range(6):
-        found.add(client.say(f"question {number}"))
+        found.add(client.say(f"question {number}", user="ada"))
         del client.messages[:-4]
     assert len(found) == 1
 
@@ -212,14 +212,23 @@ def test_an_answer_that_is_taken_back_from_a_chat_that_repeats_itself_is_known_b
     assert len(memory.arrivals[-1].before) == 2
 
 
-def test_the_only_exchange_of_a_chat_that_repeats_itself_is_its_end_when_it_is_named_so(
+def test_deleting_the_first_exchange_in_open_webui_begins_a_new_conversation(
     api: FlaskClient, memory: RememberingDify
 ) -> None:
     client = named(chat(api), "m1", "")
-    first = client.say("go on")
-    named(client, "m2", "m1").say("go on")
+    client.say("my secret is 1234")
+    named(client, "m2", "m1").say("two")
+    first = named(client, "m3", "m2").say("three")
     del client.messages[:2]
-    assert named(client, "m3", "m2").say("go on") == first
+    again = named(client, "m4", "m3").say("what is my secret?")
+    assert again != first
+    assert [text for _, text in memory.arrivals[-1].before] == [
+        "two",
+        "re two",
+        "three",
+        "re three",
+    ]
+    assert named(client, "m5", "m4").say("go on") == again
 
 
 # --- what is not certain to be in dify's memory -------------------------------------------------
@@ -246,8 +255,8 @@ def test_a_stop_sequence_that_does_not_come_changes_nothing(
 @pytest.mark.parametrize(
     ("steps", "status", "goes_on"),
     [
-        pytest.param([STREAM_HEAD, FOREVER], 504, False, id="silence"),
-        pytest.param([STREAM_HEAD], 502, False, id="an early end"),
+        pytest.param([STREAM_HEAD, FOREVER], 504, True, id="silence"),
+        pytest.param([STREAM_HEAD], 502, True, id="an early end"),
         pytest.param(
             refused(429, {"code": "too_many_requests", "message": "Too many", "status": 429}),
             429,
@@ -257,7 +266,7 @@ def test_a_stop_sequence_that_does_not_come_changes_nothing(
         pytest.param([head(503, "Content-Length: 0")], 503, True, id="unavailable"),
     ],
 )
-def test_where_a_turn_may_have_run_the_next_one_is_told_the_history(
+def test_a_question_that_dify_has_not_heard_costs_no_conversation(
     api: FlaskClient,
     dify: FakeDify,
     memory: RememberingDify,
@@ -304,6 +313,13 @@ def test_an_explicit_conversation_of_another_caller_is_unknown(
     assert len(memory.arrivals) == 1
 
 
+@pytest.fixture
+def any_conversation(models: dict[str, Model], dify: FakeDify) -> None:
+    """Conversations that were begun elsewhere may be named."""
+    models["tiny"] = Model("tiny", "app-secret-of-the-operator", dify.base, conversation_ids="any")
+
+
+@pytest.mark.usefixtures("any_conversation")
 def test_an_explicit_conversation_is_the_chat_s_from_then_on(
     api: FlaskClient, memory: RememberingDify
 ) -> None:
@@ -349,12 +365,12 @@ def test_a_chat_whose_conversation_a_temporary_chat_has_used_is_told_anew(
 def test_a_client_may_name_the_conversation_and_send_no_history(
     api: FlaskClient, memory: RememberingDify
 ) -> None:
-    client = chat(api)
-    first = client.say("one")
+    client, metadata = Client(api), {"chat_id": "chat-1"}
+    first = client.say("one", metadata=metadata)
     for text in ("two", "three"):
         client.messages = []
-        assert client.say(text, conversation_id=first) == first
-    assert client.say("four") == first  # by the end of what was heard
+        assert client.say(text, metadata=metadata, conversation_id=first) == first
+    assert client.say("four", metadata=metadata) == first  # by the end of what was heard
     assert len(memory.conversations) == 1
 
 
@@ -491,6 +507,7 @@ def test_a_conversation_lost_in_the_last_minutes_costs_one_error_and_no_more(
     assert hanging.arrivals[-1].before == (("user", "one"), ("assistant", "re one"))
 
 
+@pytest.mark.usefixtures("any_conversation")
 def test_an_explicit_conversation_that_is_lost_is_refused_before_it_can_hang(
     api: FlaskClient, dify: FakeDify, hanging: RememberingDify
 ) -> None:

@@ -39,11 +39,12 @@ from opendify.config.models import Model
 from opendify.conversations import Conversations, ConversationStore
 from opendify.conversations.redis_link import RedisLink
 from opendify.conversations.redis_store import RedisStore
+from opendify.upstream import presence
 from tests.conftest import made_app
 from tests.fake_dify import FakeDify
 from tests.openwebui import task_prompt
 from tests.redis_server import RedisServer
-from tests.remembering_dify import Arrival, RememberingDify, Said
+from tests.remembering_dify import NOT_TAKEN, Arrival, RememberingDify, Said
 
 WORDS = ["a", "b", "go on", "think", "new"]
 KEYS = {"tiny": "app-1", "org/model": "app-2"}
@@ -235,6 +236,33 @@ class Talks(RuleBasedStateMachine):
         """Nothing has run, so the chat goes on where it was."""
         self.fail(talk, text, who, "busy")
 
+    @rule(
+        talk=talks,
+        text=st.sampled_from(WORDS),
+        who=st.integers(0, 1),
+        page=st.sampled_from(sorted(NOT_TAKEN)),
+        has_run=st.booleans(),
+        is_killed=st.booleans(),
+    )
+    def restart_dify(
+        self, talk: Talk, text: str, who: int, page: str, has_run: bool, is_killed: bool
+    ) -> None:
+        """A page of a gateway in the place of the answer; where the question did not reach Dify,
+        the chat goes on where it was."""
+        self.fail(talk, text, who, f"run {page}" if has_run else page)
+        if is_killed:
+            self.forget_how_turns_ended()
+        if has_run:
+            talk.conversation_id = ""
+
+    def forget_how_turns_ended(self) -> None:
+        """As a worker leaves them that is killed in the middle of turns."""
+        store = self.store()
+        for key, mapping in list(store.entries()):
+            heard = mapping.heard.replace("-failed/", f"-{uuid.uuid4().hex[:16]}/")
+            store.put(key, mapping.conversation_id, heard)
+        store.close()
+
     @rule(talk=talks, words=st.tuples(st.sampled_from(WORDS), st.sampled_from(WORDS)))
     def twice_at_once(self, talk: Talk, words: tuple[str, str]) -> None:
         """Two turns of one chat; the client keeps the second."""
@@ -302,7 +330,8 @@ class Talks(RuleBasedStateMachine):
             talk, history, before = expected.talk, heard(expected.history), heard(arrival.before)
             assert arrival.owner == (f"Bearer {KEYS[talk.model]}", talk.user)
             assert arrival.query == expected.text
-            if not arrival.is_new and (talk.window or not talk.chat_id):
+            is_window = not talk.chat_id and len(expected.history) >= 4
+            if not arrival.is_new and is_window:
                 before = before[-len(history) :]
             assert before == history, (before, history)
         self.seen = len(self.memory.arrivals)
@@ -346,7 +375,7 @@ class Talks(RuleBasedStateMachine):
         self.memory.trouble.append(trouble)
         body = self.body(talk, talk.history(), text, stream=False)
         response = self.post(body, talk.headers("failed"), who)
-        assert response.status_code in (429, 502), response.text
+        assert response.status_code in (429, 502, 504), response.text
 
     def task(self, talk: Talk, kind: str, who: int) -> None:
         history = "\n".join(f"{role.upper()}: {text}" for role, text in talk.said)
@@ -414,6 +443,7 @@ def test_every_turn_arrives_where_its_history_was_heard(
         monkeypatch.setattr(Talks, "redis", request.getfixturevalue("redis_server"))
     monkeypatch.setattr(Talks, "http", http, raising=False)
     monkeypatch.setattr(chores, "SECONDS_FOR_FIRST_TURN", 0.1)
+    monkeypatch.setattr(presence, "SECONDS_TO_ARRIVE", 0.1)
     run_state_machine_as_test(
         Talks,
         settings=settings(

@@ -799,12 +799,11 @@ def test_a_conversation_that_dify_has_lost_twice_is_an_error(
 def test_a_conversation_that_the_caller_named_is_not_begun_anew(
     api: FlaskClient, dify: FakeDify
 ) -> None:
+    mine = post(api, CHAT).headers["X-Dify-Conversation-Id"]
     dify.answers = [replayed("1.13.2/chat/stream_conv_unknown")]
-    response = post(api, CHAT, conversation_id="11111111-1111-4111-8111-111111111111")
+    response = post(api, CHAT, conversation_id=mine)
     assert response.status_code == 404
-    assert [r.json["conversation_id"] for r in dify.asked()] == [
-        "11111111-1111-4111-8111-111111111111"
-    ]
+    assert [r.json["conversation_id"] for r in dify.asked()] == ["", mine]
 
 
 # --- for operators ---------------------------------------------------------------------------

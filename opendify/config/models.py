@@ -17,6 +17,7 @@ _CHOICES = {
     "system": f"first|every|drop|{_INPUT}",
     "history": f"query|drop|{_INPUT}",
     "continuity": "auto|always-new|off",
+    "conversation_ids": "own|any",
     "tasks": "throwaway|local|model:.+",
     "reasoning": "split|inline|drop",
     "agent_steps": "reasoning|progress|off",
@@ -39,6 +40,7 @@ class Model:
     system: str = "first"
     history: str = "query"
     continuity: str = "auto"
+    conversation_ids: str = "own"
     reasoning: str = "split"
     agent_steps: str = "reasoning"
     progress: str = "off"
@@ -119,6 +121,8 @@ def _parse_model(name: str, entry: Any, default_base: str, callers_bring_keys: b
     base = values.pop("base", default_base)
     if callers_bring_keys:
         values["key"] = ""
+        # Who has the key of an app may ask Dify for all that is in it.
+        values.setdefault("conversation_ids", "any")
         if base != default_base:
             raise BadValue(
                 f"model '{name}' has a 'base' of its own, but with DIFY_KEY_PASSTHROUGH the keys "
@@ -175,6 +179,7 @@ SETTINGS: dict[str, Callable[[Any, str], Any]] = {
     "system": _choice,
     "history": _choice,
     "continuity": _choice,
+    "conversation_ids": _choice,
     "tasks": _choice,
     "reasoning": _choice,
     "agent_steps": _choice,

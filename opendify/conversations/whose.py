@@ -5,6 +5,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+# A chat of such a name stands for a conversation that no chat is in, but that was its owner's.
+NO_CHAT = "="
+
 
 @dataclass(frozen=True, slots=True)
 class Whose:
@@ -28,6 +31,12 @@ def to_whose(key: str) -> Whose:
     if isinstance(parts, list) and len(parts) == 4 and all(isinstance(p, str) for p in parts):
         return Whose(*parts)
     return Whose(None, None, None, key)
+
+
+def is_chat(key: str) -> bool:
+    """Whether the key stands for a chat, and not only for whose a conversation is."""
+    # No JSON string holds these three characters, so the last part is the chat.
+    return not key.rpartition('","')[2].startswith(NO_CHAT)
 
 
 def count_by_model(keys: Iterable[str]) -> dict[str, int]:

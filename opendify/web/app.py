@@ -207,10 +207,11 @@ def _caller(chat_request: ChatRequest, identity: Identity, user_secret: str, now
     environ = request.environ
     headers = openwebui.Told(environ)
     person = openwebui.person(chat_request, headers, user_secret, now)
+    user = _bounded(person.id) or DEFAULT_USER
     return Caller(
         name=identity.name,
         models=identity.models,
-        user=_bounded(person.id) or DEFAULT_USER,
+        user=user,
         chat_id=_bounded(openwebui.chat_id(chat_request, headers)),
         watch=Watch(
             _descriptor(environ, "gunicorn.socket"), _descriptor(environ, "opendify.ending")
@@ -221,6 +222,7 @@ def _caller(chat_request: ChatRequest, identity: Identity, user_secret: str, now
         trace_id=current_record().id,
         answer_id=openwebui.answer_id(headers),
         follows=openwebui.followed_answer_id(headers),
+        is_named_user=user != DEFAULT_USER,
     )
 
 
