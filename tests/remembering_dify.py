@@ -62,7 +62,7 @@ class Conversation:
     said: list[Said] = field(default_factory=list)
     messages: list[dict[str, Any]] = field(default_factory=list)
 
-    def note(self, query: str) -> dict[str, Any]:
+    def note(self, query: str, now: float) -> dict[str, Any]:
         """A new message, whose answer is empty until it is complete."""
         self.messages.append(
             {
@@ -70,7 +70,7 @@ class Conversation:
                 "query": query,
                 "answer": "",
                 "status": "normal",
-                "created_at": int(time.time()),
+                "created_at": int(now),
             }
         )
         return self.messages[-1]
@@ -95,13 +95,14 @@ class RememberingDify:
     with the next questions: ``busy`` (refused), ``cut`` (in the middle of the answer), one of
     NOT_TAKEN (a page of a gateway, and Dify has not heard the question) or one of them after
     ``run `` (it has run, and the page came in the place of the answer). ``modes`` are those of the
-    apps, by their keys; an app that is not there is a chat."""
+    apps, by their keys; an app that is not there is a chat. ``clock`` gives epoch seconds."""
 
     reply: Callable[[str], list[str]]
     modes: dict[str, str] = field(default_factory=dict)
     conversations: dict[str, Conversation] = field(default_factory=dict)
     arrivals: list[Arrival] = field(default_factory=list)
     trouble: list[str] = field(default_factory=list)
+    clock: Callable[[], float] = time.time
 
     def __post_init__(self) -> None:
         self._lock = threading.RLock()
@@ -163,7 +164,7 @@ class RememberingDify:
         before = tuple(conversation.said)
         is_new = not body["conversation_id"]
         self.arrivals.append(Arrival(body.get("trace_id", ""), owner, id_, is_new, before, query))
-        message = conversation.note(body["query"])
+        message = conversation.note(body["query"], self.clock())
         steps = self._answer(conversation, message, id_, query, trouble == "cut")
         if trouble.startswith("run "):
             for _ in steps:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -114,7 +115,9 @@ class Talks(RuleBasedStateMachine):
         if self.redis is not None:
             self.redis.empty()
         self.folder = Path(tempfile.mkdtemp(prefix="opendify-"))
-        self.memory = RememberingDify(reply, MODES)
+        # One second a message: Dify's times are whole seconds, and people are not that quick.
+        seconds = count(int(time.time()))
+        self.memory = RememberingDify(reply, MODES, clock=lambda: next(seconds))
         self.dify = FakeDify(self.memory, tells_of_its_app=True)
         self.expected: dict[str, Expected] = {}
         self.seen = 0

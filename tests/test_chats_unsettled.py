@@ -210,7 +210,7 @@ def test_a_message_from_elsewhere_is_not_in_the_history_of_the_client(
     memory.trouble = ["502"]
     fail(client, "three")
     time.sleep(1)  # Dify's times are whole seconds
-    memory.conversations[first].note("asked in Dify itself")
+    memory.conversations[first].note("asked in Dify itself", time.time())
     assert client.send() != first
 
 
