@@ -343,6 +343,7 @@ def test_the_settings_of_a_model_are_those_of_the_product() -> None:
         "system",
         "history",
         "continuity",
+        "conversation_ids",
         "tasks",
         "reasoning",
         "agent_steps",
