@@ -212,6 +212,11 @@ def loaded(models: str, **more: str) -> Any:
     return load_settings({**environ, **more})
 
 
+def test_dify_decides_about_unknown_conversations_unless_a_model_says_otherwise() -> None:
+    known = loaded('{"a":{},"b":{"conversation_ids":"own"}}').models
+    assert (known["a"].conversation_ids, known["b"].conversation_ids) == ("any", "own")
+
+
 def test_no_configured_key_is_left_to_fall_back_on() -> None:
     text = json.dumps({"a": {}, "b": "app-k", "c": {"key": "app-l", "base": f"{BASE}/"}})
     assert {model.key for model in loaded(text).models.values()} == {""}
