@@ -81,6 +81,11 @@ worker_connections = threads + 16
 # Dify. Without this line, the above serves.
 worker_class, worker_connections = "opendify.serving.worker.Worker", threads + 1000
 
+# Nothing that a proxy says of a request is obeyed: not its path (SCRIPT_NAME and PATH_INFO, which
+# would go past rules for paths), nor its scheme, which nothing depends on.
+forwarded_allow_ips, forwarder_headers = "", ""
+secure_scheme_headers: dict[str, str] = {}
+
 # With threads this is no limit on a request: it ends a worker whose main loop is stuck.
 timeout = _number("GUNICORN_TIMEOUT", 60)
 graceful_timeout = _number("GUNICORN_GRACEFUL_TIMEOUT", 30)

@@ -350,17 +350,25 @@ def test_a_caller_that_asks_first_is_told_to_go_on_once(
         assert read_until(sock, b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
     sock.sendall(b"hello")
     answer = read_all(sock)
-    assert answer.count(b"100 Continue") == (0 if pause else 1)
+    # without a pause the body may be there with the head, and nobody needs to be told
+    assert answer.count(b"100 Continue") <= (0 if pause else 1)
     assert b"POST /size 5" in answer
 
 
-def test_http_1_0_and_head_and_short_bodies(serve: Serve, service: Service) -> None:
+def test_http_1_0_and_head(serve: Serve, service: Service) -> None:
     assert b"GET /a 0" in read_all(serve.send(service, b"GET /a HTTP/1.0\r\n\r\n"))
     head = get("/a", "Connection: close").replace(b"GET", b"HEAD")
     assert read_all(serve.send(service, head)).endswith(b"\r\n\r\n")
-    short = serve.send(service, post(b"0123456789")[:-3])
+
+
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+def test_a_body_that_ends_too_early_reaches_no_application(
+    serve: Serve, service: Service, framing: str
+) -> None:
+    data = post(b"0123456789") if framing == "length" else SLOW["chunks"]
+    short = serve.send(service, data[:-2])
     short.shutdown(socket.SHUT_WR)
-    assert b"POST /size 7" in read_all(short)
+    assert error_of(read_all(short))[0] == 400
 
 
 def test_an_answer_can_be_read_whole_though_the_body_was_not(

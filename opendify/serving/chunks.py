@@ -1,46 +1,112 @@
-"""Finds where a chunked body ends (RFC 9112, section 7.1). No I/O."""
+"""Decodes a chunked body (RFC 9112, section 7.1), and nothing that only resembles one. No I/O."""
 
-# Gunicorn refuses longer ones, so there is nothing to wait for.
-_MAX_LINE = 16 * 1024
+import re
+
+# Of the line with the size of a chunk, and of all trailer fields together; without line ends.
+MAX_LINE_BYTES = 256
+MAX_TRAILER_BYTES = 8 * 1024
+# What is not data may be this much and half of the data before it. Every chunk costs time, and
+# bodies that are written in many small pieces by honest clients stay below it.
+FRAMING_GRACE_BYTES = 256 * 1024
+
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
+_EXTENSION = rb"[ \t]*;[ \t]*%b(?:[ \t]*=[ \t]*(?:%b|%b))?" % (_TOKEN, _TOKEN, _QUOTED)
+_SIZE = rb"([0-9A-Fa-f]{1,16})"
+_PLAIN_SIZE_LINE = re.compile(_SIZE + rb"\r\n")
+_SIZE_LINE = re.compile(_SIZE + rb"(?:%b)*\r\n" % _EXTENSION)
+# What may still become one.
+_SIZE_LINE_START = re.compile(rb"(?:%b[ \t]*(?:;[^\r\n]*)?\r?)?" % _SIZE)
+_BARE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?=[^\n])")
 
 
-class ChunkScanner:
-    """Looks through a body as it comes in; ``ended`` is also true of one that is malformed."""
+class ChunkDecoder:
+    """``is_done`` is true at the end of the body; then ``trailers`` is the trailer section as it
+    came, whose fields were not checked, and ``left`` is what came after the body."""
 
     def __init__(self) -> None:
-        self.ended = False
-        self._data_left = 0
-        self._line = bytearray()
+        self.is_done = False
+        self.trailers = b""
+        self.left = b""
+        self._pending = b""
+        self._chunk_left = 0
+        self._awaits_line_end = False
         self._in_trailers = False
+        self._data_bytes = 0
+        self._framing_bytes = 0
 
-    def feed(self, data: bytes) -> None:
-        position = 0
-        while position < len(data) and not self.ended:
-            if self._data_left:
-                step = min(self._data_left, len(data) - position)
-                self._data_left -= step
-                position += step
-                continue
-            end = data.find(b"\n", position)
-            self._line += data[position : end if end >= 0 else len(data)]
-            if end < 0:
-                self.ended = len(self._line) > _MAX_LINE
-                return
-            position = end + 1
-            self._end_line(bytes(self._line).removesuffix(b"\r"))
-            self._line.clear()
+    @property
+    def announced_bytes(self) -> int:
+        """The size of the data so far, the rest of the chunk that is being received included."""
+        return self._data_bytes
 
-    def _end_line(self, line: bytes) -> None:
-        if self._in_trailers:
-            self.ended = not line
-            return
-        try:
-            size = int(line.partition(b";")[0], 16)
-        except ValueError:
-            size = -1
-        if size > 0:
-            self._data_left = size + len(b"\r\n")
-        elif size == 0:
-            self._in_trailers = True
+    def feed(self, data: bytes) -> bytes:
+        """Returns the data of the chunks in it. Raises ValueError when it is malformed, or when
+        its framing is out of proportion."""
+        data = self._pending + data
+        pieces: list[bytes] = []
+        position = self._decode(data, pieces)
+        if self.is_done:
+            self.left = data[position:]
         else:
-            self.ended = True
+            self._pending = data[position:]
+        return b"".join(pieces)
+
+    def _decode(self, data: bytes, pieces: list[bytes]) -> int:
+        """Returns where what is undecided begins."""
+        position = 0
+        while not self._in_trailers:
+            if self._chunk_left:
+                piece = data[position : position + self._chunk_left]
+                pieces.append(piece)
+                position += len(piece)
+                self._chunk_left -= len(piece)
+                if self._chunk_left:
+                    return position
+                self._awaits_line_end = True
+            if self._awaits_line_end:
+                if not data.startswith(b"\r\n", position):
+                    if data[position:] not in (b"", b"\r"):
+                        raise ValueError("the data of a chunk is followed by no line end")
+                    return position
+                position += 2
+                self._awaits_line_end = False
+            line = _PLAIN_SIZE_LINE.match(data, position) or _size_line(data, position)
+            if line is None:
+                return position
+            self._begin_chunk(int(line[1], 16), line.end() - position)
+            position = line.end()
+        return self._end(data, position)
+
+    def _begin_chunk(self, size: int, line_bytes: int) -> None:
+        self._framing_bytes += line_bytes + len(b"\r\n")
+        if self._framing_bytes > FRAMING_GRACE_BYTES + self._data_bytes // 2:
+            raise ValueError("the chunks are too small")
+        self._data_bytes += size
+        self._chunk_left = size
+        self._in_trailers = not size
+
+    def _end(self, data: bytes, position: int) -> int:
+        if data.startswith(b"\r\n", position):
+            self.is_done = True
+            return position + 2
+        end = data.find(b"\r\n\r\n", position)
+        size = (end if end >= 0 else len(data) - 3) - position
+        if size > MAX_TRAILER_BYTES:
+            raise ValueError("the trailers are too large")
+        if _BARE_LINE_END.search(data, position, end + 1 if end >= 0 else len(data)):
+            raise ValueError("a line of the trailers has no line end")
+        if end < 0:
+            return position
+        self.is_done = True
+        self.trailers = data[position:end]
+        return end + 4
+
+
+def _size_line(data: bytes, position: int) -> re.Match[bytes] | None:
+    """The line with the size of a chunk, or None where it is not complete."""
+    end = position + MAX_LINE_BYTES + 2
+    line = _SIZE_LINE.match(data, position, end)
+    if line is None and (len(data) >= end or not _SIZE_LINE_START.fullmatch(data, position)):
+        raise ValueError("the size of a chunk is malformed")
+    return line

@@ -1,28 +1,30 @@
 """A caller's connection, with what it has sent ahead of its thread."""
 
 import enum
-import io
 import socket
 import struct
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from gunicorn.config import Config
-from gunicorn.http.parser import RequestParser
-from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.gthread import TConn
 
+from opendify.serving.head import RequestHead, parse_head
 from opendify.serving.intake import Intake, Stage
 
 _HEAD_SECONDS = 15.0
-# A body must not pause for longer, and after the grace it must have come at this pace on average.
+# A body must not pause for longer. After the grace it must have come at this pace on average, and
+# a large one faster: however large, it has this time.
 _SILENT_SECONDS = 30.0
 _GRACE_SECONDS = 60.0
-_BYTES_A_SECOND = 8 * 1024
-# These two are kept by the kernel: they bound how long a call may wait, not a whole answer. To a
-# caller that reads nothing, the first calls still place some bytes: it is left after about thrice
-# the time.
-_RECEIVE_TIMEOUT = struct.pack("ll", 30, 0)
+_MIN_BYTES_A_SECOND = 8 * 1024
+_MAX_BODY_SECONDS = 600.0
+# A body that came at the pace from its beginning is rather kept than one that did not.
+_START_SECONDS = 2.0
+# Kept by the kernel: it bounds how long a call may wait, not a whole answer. To a caller that reads
+# nothing, the first calls still place some bytes: it is left after about thrice the time.
 _SEND_TIMEOUT = struct.pack("ll", 10, 0)
 
 
@@ -34,51 +36,11 @@ class Phase(enum.IntEnum):
     SENDING = 2
 
 
-class Unreader(SocketUnreader):
-    """Gives the parser what an Intake has collected, then what the socket has."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        super().__init__(sock)
-        self._intake: Intake | None = None
-        self._rest_bytes = 0
-
-    def give(self, intake: Intake) -> None:
-        self.buf = io.BytesIO()
-        self.buf.write(intake.beginning)
-        self._intake = intake
-        if intake.rest is not None:
-            self._rest_bytes = intake.rest.seek(0, io.SEEK_END)
-            intake.rest.seek(0)
-
-    def take_back(self) -> bytes:
-        """What is left: the beginning of the request that follows."""
-        left: bytes = self.take_buffered()
-        return left + self._read_rest(-1)
-
-    def chunk(self, size_hint: int | None = None) -> bytes:
-        size = max(self.mxchunk, min(size_hint or 0, self.max_body_chunk))
-        if data := self._read_rest(size):
-            return data
-        try:
-            received: bytes = super().chunk(size_hint)
-        except BlockingIOError as exc:
-            raise TimeoutError("a caller sent nothing for too long") from exc
-        return received
-
-    def _read_rest(self, size: int) -> bytes:
-        if self._intake is None or self._intake.rest is None:
-            return b""
-        data = self._intake.rest.read(size)
-        self._rest_bytes -= len(data)
-        if not self._rest_bytes:  # an answer may run for long: its request is not kept for it
-            self._intake.close()
-        return data
-
-
 class Connection(TConn):
     """``deadline`` and ``since`` are times of ``time.monotonic``; they and ``phase`` are for the
-    worker's main loop, while the connection has no thread. ``limit`` and ``folder`` are those of
-    an Intake.
+    worker's main loop, while the connection has no thread. ``max_body_bytes`` and ``folder`` are
+    those of an Intake; ``accepts_body`` says of a request whose body is still to come whether it
+    is to be collected.
     """
 
     def __init__(
@@ -87,61 +49,78 @@ class Connection(TConn):
         sock: socket.socket,
         client: Any,
         server: Any,
-        limit: int,
+        max_body_bytes: int,
         folder: str | None,
+        accepts_body: Callable[["Connection", RequestHead], bool],
     ) -> None:
         super().__init__(cfg, sock, client, server)
         self.initialized = True  # there is no parser to be made in the thread
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _RECEIVE_TIMEOUT)
-        self.unreader = Unreader(sock)
-        self.parser = RequestParser(cfg, sock, client)
-        self.parser.unreader = self.unreader
-        self.has_continued = False
-        self._limit = limit
+        self._max_body_bytes = max_body_bytes
         self._folder = folder
-        self.intake = Intake(limit, folder)
+        self._accepts_body = accepts_body
+        self.intake = self._new_intake()
         self._begin(Phase.SENDING, time.monotonic(), _HEAD_SECONDS)
+
+    @property
+    def address(self) -> str:
+        """The caller's, without the port; "" at a Unix socket."""
+        return str(self.client[0]) if isinstance(self.client, tuple) else ""
 
     @property
     def has_request(self) -> bool:
         """Whether a part of a request has come."""
-        return self.phase is Phase.SENDING and bool(self.intake.beginning)
+        return self.phase is Phase.SENDING and self.intake.has_begun
 
     @property
     def is_in_body(self) -> bool:
         return self.phase is Phase.SENDING and self.intake.stage is Stage.BODY
 
-    @property
-    def rank(self) -> tuple[Phase, bool, float]:
+    def rank(self, now: float) -> tuple[Phase, bool, float]:
         """Of two connections, the one with the lower rank is missed less."""
-        return (self.phase, self.is_in_body, self.since)
+        return (self.phase, self.is_in_body and self._keeps_pace(now), self.since)
+
+    def _keeps_pace(self, now: float) -> bool:
+        due = (now - self.since - _START_SECONDS) * _MIN_BYTES_A_SECOND
+        return self.intake.body_bytes >= due
+
+    def body_cost(self, now: float) -> float:
+        """How much room an unfinished body has taken, and for how long: in byte seconds."""
+        return self.intake.body_bytes * (now - self.since) if self.is_in_body else 0.0
 
     def take(self, data: bytes, now: float) -> None:
-        """Takes what came, and sets the time by when more has to come. Raises OSError."""
+        """Takes what came, and sets the time by when more has to come. Raises OSError, and
+        Gunicorn's ParseException for what is no request."""
         if self.phase is Phase.IDLE:
             self._begin(Phase.SENDING, now, _HEAD_SECONDS)
         was_in_body = self.is_in_body
         self.intake.feed(data)
-        if not self.is_in_body:
-            return
-        if not was_in_body:
+        if self.is_in_body and not was_in_body:
             self.since = now
-        paced = self.since + _GRACE_SECONDS + self.intake.body_bytes / _BYTES_A_SECOND
-        self.deadline = min(now + _SILENT_SECONDS, paced)
+            if not self._accepts_body(self, self.intake.request):
+                self.intake.skip_body()
+        if self.is_in_body:
+            due = self.intake.body_bytes / _MIN_BYTES_A_SECOND
+            paced = self.since + min(_GRACE_SECONDS + due, _MAX_BODY_SECONDS)
+            self.deadline = min(now + _SILENT_SECONDS, paced)
 
     def start(self) -> None:
-        """Makes it ready for a thread, which lets all calls block."""
-        self.unreader.give(self.intake)
+        """Makes it ready for a thread, which finds its one request where it looks for a parser and
+        reads nothing from the socket. Raises OSError."""
+        self.parser = iter([self.intake.hand_over()])
 
     def await_next(self, seconds: float) -> bytes:
         """Makes it ready for the next request; returns what came of that already."""
-        left = self.unreader.take_back()
+        left = self.intake.left
         self.intake.close()
-        self.intake = Intake(self._limit, self._folder)
-        self.has_continued = False
+        self.parser = None
+        self.intake = self._new_intake()
         self._begin(Phase.IDLE, time.monotonic(), seconds)
         return left
+
+    def _new_intake(self) -> Intake:
+        parse = partial(parse_head, self.cfg, self.client)
+        return Intake(parse, self._max_body_bytes, self._folder)
 
     def receive(self) -> bytes:
         """What is there to be read. Never waits, though calls of a connection that had a thread
@@ -159,6 +138,7 @@ class Connection(TConn):
 
         Raises OSError when the connection is no more.
         """
+        self.intake.close()
         self._begin(Phase.CLOSING, now, seconds)
         self.sock.shutdown(socket.SHUT_WR)
 

@@ -9,8 +9,11 @@ import selectors
 import socket
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
+
+from gunicorn.http.errors import ParseException
 
 from opendify.serving import pages
 from opendify.serving.connection import Connection, Phase
@@ -29,7 +32,8 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 class Waiting:
     """``start`` gets each connection whose request can be given to a thread. ``most`` is how many
-    connections are kept, ``most_bytes`` how much of their bodies."""
+    connections are kept, ``max_body_bytes`` how much of their bodies: room for two of the largest
+    at least."""
 
     def __init__(
         self,
@@ -37,13 +41,13 @@ class Waiting:
         log: logging.Logger,
         start: Callable[[Connection], None],
         most: int,
-        most_bytes: int,
+        max_body_bytes: int,
     ) -> None:
         self._poller = poller
         self._log = log
         self._start = start
         self._most = most
-        self._most_bytes = most_bytes
+        self._max_body_bytes = max_body_bytes
         self._connections: dict[Connection, None] = {}
         self._body_bytes = 0  # of all of them; to add them up at each piece would take too long
         self._fresh: dict[Connection, float] = {}
@@ -80,31 +84,24 @@ class Waiting:
         """Takes a new connection. Its request mostly is there already, and then it never waits."""
         try:
             data = conn.receive()
-            if data:
-                self._fresh_seconds = _FRESH_SECONDS
-                conn.take(data, time.monotonic())
         except BlockingIOError:
             self._fresh[conn] = time.monotonic() + self._fresh_seconds
             self._add(conn)
+            return
         except OSError:
-            conn.close()
+            data = b""
+        if data:
+            self._fresh_seconds = _FRESH_SECONDS
+            self._take(conn, data)
         else:
-            self._sort(conn, bool(data))
-
-    def _sort(self, conn: Connection, has_sent: bool) -> None:
-        if not has_sent:
             conn.close()
-        elif conn.intake.stage is Stage.READY:
-            self._start(conn)
-        else:
-            self._add(conn)
-            self._judge(conn)
 
     def keep(self, conn: Connection, left: bytes) -> None:
         """Takes a connection that awaits its next request, of which ``left`` came already."""
-        self._add(conn)
         if left:
             self._take(conn, left)
+        else:
+            self._add(conn)
 
     def close(self, conn: Connection) -> None:
         """Ends a connection after its answer, so that the caller can read all of it."""
@@ -124,7 +121,8 @@ class Waiting:
         """Ends the connection that is missed least: what honest callers send is here at once."""
         if self._connections:
             self._given_up += 1
-            self.drop(min(self._connections, key=lambda conn: conn.rank))
+            now = time.monotonic()
+            self.drop(min(self._connections, key=lambda conn: conn.rank(now)))
 
     def hasten(self, until: float) -> None:
         """Ends connections that carry no request at that time of ``time.monotonic``."""
@@ -181,47 +179,67 @@ class Waiting:
         if data and conn.phase is not Phase.CLOSING:
             self._take(conn, data)
         elif not data and conn.is_in_body:
-            self._hand_over(conn)  # the application learns that the body is short
+            self._refuse(conn, 400)
         elif not data:
             self.drop(conn)
 
     def _take(self, conn: Connection, data: bytes) -> None:
         try:
             self._feed(conn, data)
+        except ParseException as exc:
+            name = self._refuse(conn, pages.status_of(exc))
+            kind = type(exc).__name__
+            self._log.warning("Invalid request from ip=%s: %s id=%s", conn.address, kind, name)
         except OSError:
             self._log.exception("There is no place for the body of a request")
             self._refuse(conn, 503)
-            return
-        self._judge(conn)
-
-    def _judge(self, conn: Connection) -> None:
-        match conn.intake.stage:
-            case Stage.READY:
-                self._hand_over(conn)
-            case Stage.HEAD_TOO_LARGE:
-                self._refuse(conn, 431)
-            case Stage.BODY:
-                self._go_on(conn)
+        else:
+            self._judge(conn)
 
     def _feed(self, conn: Connection, data: bytes) -> None:
         known = conn.intake.body_bytes
         try:
             conn.take(data, time.monotonic())
         finally:
-            self._body_bytes += conn.intake.body_bytes - known
+            if conn in self._connections:
+                self._body_bytes += conn.intake.body_bytes - known
 
-    def _go_on(self, conn: Connection) -> None:
-        if self._body_bytes > self._most_bytes:
-            self._refuse(conn, 503)
-        elif conn.intake.awaits_continue and not conn.has_continued:
+    def _judge(self, conn: Connection) -> None:
+        if conn.intake.stage is Stage.READY:
+            self._leave(conn)
+            self._start(conn)
+            return
+        if conn not in self._connections:
+            self._add(conn)
+        while self._body_bytes > self._max_body_bytes:
+            self._given_up += 1
+            self._refuse(self._costliest(), 503)
+        if conn.is_in_body and conn.intake.awaits_continue:
+            conn.intake.awaits_continue = False
             with contextlib.suppress(OSError):
-                conn.has_continued = conn.send(_CONTINUE) == len(_CONTINUE)
+                conn.send(_CONTINUE)
 
-    def _hand_over(self, conn: Connection) -> None:
-        self._leave(conn)
-        self._start(conn)
+    def _costliest(self) -> Connection:
+        """The unfinished body to give up when there is no room: of the address whose bodies have
+        taken the most room for the longest time, the one that has.
 
-    def _refuse(self, conn: Connection, status: int) -> None:
+        So somebody who holds bodies back loses them to those who send theirs, and to one address
+        with many of them nobody else loses his. No address has a fixed share: behind a reverse
+        proxy all callers have the same, and what fits is never refused.
+        """
+        now = time.monotonic()
+        held = [conn for conn in self._connections if conn.intake.body_bytes]
+        costs = {conn: conn.body_cost(now) for conn in held}
+        by_address: defaultdict[str, float] = defaultdict(float)
+        for conn, cost in costs.items():
+            by_address[conn.address] += cost
+        address = max(by_address, key=by_address.__getitem__)
+        return max((conn for conn in costs if conn.address == address), key=costs.__getitem__)
+
+    def _refuse(self, conn: Connection, status: int) -> str:
+        """Returns the name that the answer gives the request."""
+        name = uuid.uuid4().hex
         with contextlib.suppress(OSError):
-            conn.send(pages.page(status, uuid.uuid4().hex))
+            conn.send(pages.page(status, name))
         self.close(conn)
+        return name

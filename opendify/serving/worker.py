@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
 from gunicorn.http.message import Request
-from gunicorn.http.wsgi import Response, default_environ
+from gunicorn.http.wsgi import Response, create, default_environ
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
 
 from opendify.serving import pages, system
@@ -30,6 +30,7 @@ from opendify.serving.answer import Answer
 from opendify.serving.board import Board
 from opendify.serving.connection import Connection
 from opendify.serving.departure import Departure, Ending, inodes
+from opendify.serving.head import RequestHead
 from opendify.serving.moving import new_moving
 from opendify.serving.retirement import OneAtATime, Retirement
 from opendify.serving.threads import Threads
@@ -102,10 +103,13 @@ class Worker(ThreadWorker):
         super().load_wsgi()
         application = self.wsgi
         # A Flask application says how large its bodies may be; ours, how many answers it gives at
-        # once, so that the threads beyond are there to refuse more.
+        # once, so that the threads beyond are there to refuse more, and of which requests it reads
+        # the body.
         told = getattr(application, "config", {})
         self._body_limit = told.get("MAX_CONTENT_LENGTH") or _DEFAULT_BODY_LIMIT
         self._wanted = min(told.get("MAX_CONCURRENT_STREAMS") or self.cfg.threads, self.cfg.threads)
+
+        self._application_accepts_body = told.get("ACCEPTS_BODY") or (lambda environ: True)
 
         def with_ending(environ: dict[str, Any], start_response: Any) -> Any:
             environ["opendify.ending"] = self._ending
@@ -140,8 +144,18 @@ class Worker(ThreadWorker):
     def _new_waiting(self) -> Waiting:
         most = self.cfg.worker_connections - self.cfg.threads
         most = min(most, system.descriptor_limit() // 4)
-        most_bytes = _LARGEST_BODIES * self._body_limit
-        return Waiting(self.poller, self.log, self._start, max(1, most), most_bytes)
+        max_body_bytes = _LARGEST_BODIES * self._body_limit
+        return Waiting(self.poller, self.log, self._start, max(1, most), max_body_bytes)
+
+    def _accepts_body(self, conn: Connection, request: RequestHead) -> bool:
+        """Whether to wait for the rest of a request. The application answers it without the body
+        otherwise, and the connection is closed."""
+        try:
+            _, environ = create(request, conn.sock, conn.client, conn.server, self.cfg)
+            return bool(self._application_accepts_body(environ))
+        except Exception:
+            self.log.exception("It is not known whether the body of a request is of use")
+            return False
 
     def _has_master(self) -> bool:
         """Gives a sign of life, too, which costs more than many turns of the loop do."""
@@ -183,7 +197,9 @@ class Worker(ThreadWorker):
             return
         server, folder = self._names[listener], self.cfg.worker_tmp_dir
         try:
-            conn = Connection(self.cfg, sock, client, server, self._body_limit, folder)
+            conn = Connection(
+                self.cfg, sock, client, server, self._body_limit, folder, self._accepts_body
+            )
         except OSError:  # gone already
             sock.close()
             return
@@ -240,19 +256,18 @@ class Worker(ThreadWorker):
     def handle_request(self, req: Request, conn: Connection) -> bool | Answer:
         """Answers a request, in a thread. An Answer is what the loop is to go on with, a truth
         value whether the connection may carry another request."""
-        if conn.has_continued:
-            req._expected_100_continue = False
         self.cfg.pre_request(self, req)
         self.nr += 1
         is_possible, end = self._moving is not None, partial(self._end, req)
         answer = Answer(req, conn, self.cfg, self.log, end, is_possible)
-        if not self.alive or not self.cfg.keepalive or not self.max_keepalived:
+        keeps = self.alive and self.cfg.keepalive and self.max_keepalived
+        if not keeps or not conn.intake.is_whole:
             answer.resp.force_close()
         return self._outcome(answer, lambda: answer.begin(self.wsgi))
 
     def _go_on(self, answer: Answer) -> bool | Answer:
         try:
-            return self._keepalive_after(answer.conn, self._outcome(answer, answer.go_on))
+            return self._outcome(answer, answer.go_on)
         except OSError as exc:
             self.log.debug("A caller has gone in the middle of its answer: %s", exc)
             return False
@@ -280,10 +295,8 @@ class Worker(ThreadWorker):
             self.log.exception("Exception in post_request hook")
 
     def _keepalive_after(self, conn: Connection, outcome: bool | Answer) -> bool | Answer:
-        if isinstance(outcome, Answer):
-            return outcome
-        # What is left of a body that was not collected would hold the thread until it comes.
-        return bool(conn.intake.is_whole and super()._keepalive_after(conn, outcome))
+        """There is nothing to be read after an answer: the request was collected before it."""
+        return outcome
 
     def handle_error(
         self, req: Request | None, client: socket.socket, addr: Any, exc: BaseException

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from ipaddress import ip_address
+from wsgiref.types import WSGIEnvironment
 
 from flask import Flask, request
 
@@ -18,6 +19,9 @@ log = logging.getLogger(__name__)
 # Open to everybody: probes send no keys, and links to files are signed instead. What /readyz
 # tells beyond its status is for admins.
 _OPEN_ENDPOINTS = {"healthz", "readyz", files.ENDPOINT}
+
+# Nothing here reads a body of these.
+_WITHOUT_BODY = {"GET", "HEAD", "OPTIONS", "DELETE"}
 
 _IDENTITY = "opendify.identity"
 
@@ -98,13 +102,27 @@ class Access:
 
 
 def add_door(app: Flask, access: Access) -> None:
-    """Turns away, whatever they ask for, those who show no key where one is needed."""
+    """Turns away, whatever they ask for, those who show no key where one is needed. The server is
+    told of it before it waits for a body, by ``ACCEPTS_BODY`` of the configuration: from the WSGI
+    environment of a request, whether its body is going to be read."""
 
     @app.before_request
     def refuse_strangers() -> None:
         if request.endpoint in _OPEN_ENDPOINTS or is_preflight() or access.is_admin():
             return
         access.identity()
+
+    def accepts_body(environ: WSGIEnvironment) -> bool:
+        with app.request_context(environ):
+            if request.routing_exception or request.method in _WITHOUT_BODY:
+                return False
+            try:
+                refuse_strangers()
+            except errors.OpenDifyError:
+                return False
+            return True
+
+    app.config["ACCEPTS_BODY"] = accepts_body
 
 
 def refuse_key(error: errors.DifyAuthFailed) -> errors.KeyWrong:
