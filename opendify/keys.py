@@ -60,7 +60,7 @@ def parse_key(key: str, where: str) -> str:
 def parse_bearer(authorization: str) -> str:
     """The key in an ``Authorization`` header, or "" where there is none."""
     scheme, _, key = authorization.partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else ""
+    return key.strip(" \t") if scheme.lower() == "bearer" else ""
 
 
 def digest_of(key: str) -> str:

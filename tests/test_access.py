@@ -1,6 +1,7 @@
 """Who is let in to what, by the key that is shown."""
 
 import hashlib
+import io
 import json
 import logging
 from pathlib import Path
@@ -8,8 +9,9 @@ from typing import Any
 
 import httpx
 import pytest
+from flask import Flask
 from flask.testing import FlaskClient
-from werkzeug.test import TestResponse
+from werkzeug.test import TestResponse, create_environ, run_wsgi_app
 
 from opendify.callers import Callers
 from opendify.config.callers import Account
@@ -79,6 +81,8 @@ CLOSED = [
         "key-a",
         "Bearer KEY-A",
         "Bearer \xe9",
+        "Bearer key-a\xa0",
+        "Bearer \x85key-a",
     ],
 )
 def test_without_a_key_nothing_opens(
@@ -91,6 +95,57 @@ def test_without_a_key_nothing_opens(
         assert outcome(response) == (401, "invalid_api_key")
         assert response.json["error"]["type"] == "invalid_request_error"
     assert dify.asked() == []
+
+
+class Untouched(io.RawIOBase):
+    """A body that notices who reads it."""
+
+    def __init__(self) -> None:
+        self.was_read = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self.was_read = True
+        return 0
+
+
+PREFLIGHT = {"Origin": "https://x.example", "Access-Control-Request-Method": "POST"}
+WAITED_FOR = [
+    ("POST", CHAT, "key-a", True),
+    ("POST", CHAT, "key-n", True),
+    ("POST", CHAT, "admin", True),
+    ("POST", "/v1/conversation/cleanup", "admin", True),
+    ("POST", CHAT, "", False),
+    ("POST", CHAT, "wrong", False),
+    ("POST", "/v1/conversation/cleanup", "wrong", False),
+    ("POST", f"{CHAT}/", "key-a", False),
+    ("POST", "/nowhere", "key-a", False),
+    ("POST", "/nowhere", "", False),
+    ("PUT", CHAT, "key-a", False),
+    ("GET", "/v1/models", "key-a", False),
+    ("GET", "/healthz", "", False),
+    ("POST", "/healthz", "", False),
+    ("GET", "/readyz", "", False),
+    ("GET", "/v1/files/x/content?sig=x", "", False),
+    ("OPTIONS", CHAT, "", False),
+    ("DELETE", f"{MAPPINGS}/x", "admin", False),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "key", "is_waited_for"), WAITED_FOR)
+@pytest.mark.parametrize("admin_keys", ["admin"])
+def test_a_server_waits_for_the_bodies_that_are_read_and_no_others(
+    app: Flask, method: str, path: str, key: str, is_waited_for: bool
+) -> None:
+    body = Untouched()
+    headers = {**bearer(key), "Content-Length": "5", **(PREFLIGHT if method == "OPTIONS" else {})}
+    environ = create_environ(path, method=method, headers=headers)
+    assert app.config["ACCEPTS_BODY"](environ) is is_waited_for
+    environ = create_environ(path, method=method, headers=headers)
+    run_wsgi_app(app, environ | {"wsgi.input": body, "wsgi.input_terminated": True})
+    assert body.was_read is is_waited_for
 
 
 def test_probes_and_links_need_no_key(api: FlaskClient) -> None:

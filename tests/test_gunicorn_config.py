@@ -7,8 +7,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from gunicorn.config import Config
 
 from opendify.config.settings import SERVER_NUMBERS
+from opendify.serving.head import parse_head
 from tests.service import ROOT
 
 LOG_LINE = 'logger_class = "opendify.serving.access_log.Log"'
@@ -65,6 +67,20 @@ def test_without_any_variable_it_is_a_production_server(machine: Machine) -> Non
     assert config.control_socket_disable is True
     assert config.loglevel == "info"
     assert (config.accesslog, config.errorlog) == ("-", "-")
+
+
+def test_what_proxies_say_of_a_request_is_not_obeyed(machine: Machine) -> None:
+    machine.environ["FORWARDED_ALLOW_IPS"] = "*"
+    cfg = Config()
+    for name in ("forwarded_allow_ips", "forwarder_headers", "secure_scheme_headers"):
+        cfg.set(name, getattr(machine.config(), name))
+    headers = b"SCRIPT_NAME: /a\r\nPATH_INFO: /b\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Ssl: x"
+    head = b"GET /a HTTP/1.1\r\n" + headers + b"\r\n\r\n"
+    for peer in ("127.0.0.1", 1), ("10.0.0.1", 1), "":  # "" is at a Unix socket
+        request = parse_head(cfg, peer, head)
+        names = {name for name, _ in request.headers}
+        assert names == {"X-FORWARDED-PROTO", "X-FORWARDED-SSL"}
+        assert request.scheme == "http"
 
 
 def test_development_changes_the_defaults(machine: Machine) -> None:

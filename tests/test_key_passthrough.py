@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from flask.testing import FlaskClient
+from werkzeug.test import create_environ
 
 from opendify.config.models import Model
 from opendify.config.settings import ConfigError, load_settings
@@ -53,6 +54,16 @@ def ask(api: FlaskClient, key: str, **fields: Any) -> Any:
 
 def keys_used(dify: FakeDify) -> set[str]:
     return {request.headers["authorization"] for request in dify.requests}
+
+
+@pytest.mark.parametrize(
+    ("key", "is_waited_for"), [("app-any", True), ("admin", True), ("sk-any", False), ("", False)]
+)
+def test_a_body_is_waited_for_with_the_key_of_an_app(
+    api: FlaskClient, key: str, is_waited_for: bool
+) -> None:
+    environ = create_environ(CHAT, method="POST", headers={"Authorization": f"Bearer {key}"})
+    assert api.application.config["ACCEPTS_BODY"](environ) is is_waited_for
 
 
 @pytest.mark.parametrize("key", KEYS)

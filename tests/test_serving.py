@@ -303,6 +303,16 @@ def test_requests_that_follow_each_other_are_kept_apart(serve: Serve, service: S
     ]
 
 
+@pytest.mark.parametrize("options", ["close", "keep-alive, close", "Upgrade,\tCLOSE, x"])
+def test_a_connection_is_closed_where_one_of_its_options_says_so(
+    serve: Serve, service: Service, options: str
+) -> None:
+    caller = serve.send(service, get("/a", f"Connection: {options}") + get("/b"))
+    answer = read_all(caller)
+    assert b"\r\nConnection: close\r\n" in answer
+    assert re.findall(rb"GET /\w", answer) == [b"GET /a"]
+
+
 WHOLE = b"".join(
     [
         b"POST /c HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n",
