@@ -25,6 +25,7 @@ _LEAVING = "tests/faults/test_leaving.py"
 _SHUTDOWN = "tests/faults/test_shutdown.py"
 _CALLERS = "tests/faults/test_callers.py"
 _WEIGHTS = "tests/faults/test_bodies.py"
+_FRAMING = "tests/faults/test_framing.py"
 _BODY = f"{_CALLERS}::test_a_bad_body_is_refused -k "
 _HTTP = f"{_CALLERS}::test_what_is_no_good_http_is_refused_or_hung_up_on -k "
 _SECRETS = "tests/faults/test_secrets.py"
@@ -686,17 +687,17 @@ DEFECTS = [
         _BAD,
         "Malformed chunks are a 500",
         _HTTP + "chunk-without-a-size",
-        _BODIES,
-        "except (OSError, ParseException) as exc:",
-        "except OSError as exc:",
+        "opendify/serving/pages.py",
+        "(errors.ParseException, 400)",
+        "(errors.ParseException, 500)",
     ),
     Defect(
         _BAD,
         "A body in chunks may be of any size",
         f"{_CALLERS}::test_a_body_of_a_hundred_megabytes_is_refused -k chunked",
-        _BODIES,
-        "        abort(413)\n",
-        "        pass\n",
+        "opendify/serving/intake.py",
+        "if decoder.announced_bytes > self._max_body_bytes:",
+        "if False:",
     ),
     Defect(
         _BAD,
@@ -708,11 +709,43 @@ DEFECTS = [
     ),
     Defect(
         _BAD,
-        "A short body is taken for a whole one",
-        f"{_LEAVING}::test_half_a_request_is_nobody_s_turn",
-        _BODIES,
-        "if length is not None and len(data) < length:",
-        "if False:",
+        "What is left of a body that was not read is a request",
+        f"{_FRAMING}::test_a_body_that_was_not_read_is_no_request",
+        _WORKER,
+        "if not keeps or not conn.intake.is_whole:",
+        "if not keeps:",
+    ),
+    Defect(
+        _BAD,
+        "A bare LF ends the size of a chunk",
+        f"{_FRAMING}::test_malformed_chunks_are_refused_at_once",
+        "opendify/serving/chunks.py",
+        '_PLAIN_SIZE_LINE = re.compile(_SIZE + rb"\\r\\n")',
+        '_PLAIN_SIZE_LINE = re.compile(_SIZE + rb"\\r?\\n")',
+    ),
+    Defect(
+        _BAD,
+        "The body of a stranger is waited for",
+        f"{_FRAMING}::test_without_a_key_no_body_is_waited_for",
+        "opendify/web/access.py",
+        'app.config["ACCEPTS_BODY"] = accepts_body',
+        'app.config["ACCEPTS_BODY"] = lambda environ: True',
+    ),
+    Defect(
+        _BAD,
+        "The newcomer is refused where bodies are held back",
+        f"{_FRAMING}::test_bodies_that_are_held_back_shut_nobody_out",
+        "opendify/serving/waiting.py",
+        "self._refuse(self._costliest(), 503)",
+        "self._refuse(conn, 503)",
+    ),
+    Defect(
+        _BAD,
+        "A proxy's header changes the path",
+        f"{_FRAMING}::test_a_header_changes_no_path",
+        "gunicorn_config.py",
+        'forwarded_allow_ips, forwarder_headers = "", ""',
+        "pass",
     ),
     Defect(
         _BAD,
@@ -742,9 +775,9 @@ DEFECTS = [
         _BAD,
         "Endless headers are a fault of the server",
         _HTTP + "header-of-a-megabyte",
-        "opendify/serving/waiting.py",
-        "self._refuse(conn, 431)",
-        "self._refuse(conn, 500)",
+        "opendify/serving/pages.py",
+        "(errors.LimitRequestHeaders, 431)",
+        "(errors.LimitRequestHeaders, 500)",
     ),
     Defect(
         _BAD,
