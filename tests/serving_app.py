@@ -50,6 +50,15 @@ def app(environ: dict[str, Any], start_response: Any) -> Any:
     return [f"{environ['REQUEST_METHOD']} /{path} {len(body)} {digest(body)}".encode()]
 
 
+def accepts_body(environ: dict[str, Any]) -> bool:
+    if environ["PATH_INFO"] == "/broken":
+        raise RuntimeError("the secret reason")
+    return bool(environ["PATH_INFO"] != "/refused")
+
+
+app.config = {"ACCEPTS_BODY": accepts_body}  # type: ignore[attr-defined]
+
+
 class Stepped:
     """A body that a loop can take."""
 

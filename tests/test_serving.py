@@ -392,6 +392,21 @@ def test_an_answer_can_be_read_whole_though_the_body_was_not(
     assert b"refused" in answer
 
 
+@pytest.mark.parametrize("path", [b"refused", b"broken"])
+@pytest.mark.parametrize("begun", [b"", b"hel"])
+def test_a_body_that_the_application_does_not_accept_is_not_waited_for(
+    serve: Serve, service: Service, path: bytes, begun: bytes
+) -> None:
+    """Nor is one of which the application cannot say it."""
+    head = post(b"hello").removesuffix(b"hello").replace(b"size", path)
+    answer = read_all(serve.send(service, head + begun))
+    assert b"POST /%b 0 " % path in answer
+    assert b"\r\nConnection: close\r\n" in answer
+    whole = serve.send(service, head + b"hello")
+    assert b"POST /%b 5 " % path in read_until(whole, b"POST /")
+    assert is_well(serve, service)
+
+
 # The end of a worker
 
 

@@ -3,13 +3,14 @@
 import logging
 import selectors
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
 from gunicorn.config import Config
 
 from opendify.serving.connection import Connection
+from opendify.serving.head import RequestHead
 from opendify.serving.waiting import Waiting
 
 HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
@@ -26,15 +27,18 @@ class Callers:
         self.waiting = Waiting(poller, log, self.started.append, most=10, max_body_bytes=2000)
 
     def send(
-        self, body: int, address: str = "x", head: bytes = HEAD, age: float = 0.0
+        self,
+        body: int,
+        address: str = "x",
+        head: bytes = HEAD,
+        age: float = 0.0,
+        accepts_body: Callable[[Connection, RequestHead], bool] = lambda conn, request: True,
     ) -> tuple[socket.socket, Connection]:
         """``age``: how many seconds ago it was begun."""
         caller, ours = (self._stack.enter_context(end) for end in socket.socketpair())
         caller.settimeout(5)
         ours.setblocking(False)
-        conn = Connection(
-            Config(), ours, (address, 1), ("x", 2), 1000, None, lambda conn, request: True
-        )
+        conn = Connection(Config(), ours, (address, 1), ("x", 2), 1000, None, accepts_body)
         caller.sendall(head + bytes(body))
         self.waiting.welcome(conn)
         conn.since -= age
@@ -106,6 +110,17 @@ def test_what_was_refused_or_answered_takes_no_room(callers: Callers) -> None:
         callers.waiting.close(callers.started[-1])  # as after its answer
     callers.waiting.drop(first[1][1])
     assert refused([callers.send(900)]) == []
+
+
+def test_an_unexpected_failure_ends_one_request_and_not_the_loop(callers: Callers) -> None:
+    def fail(conn: Connection, request: object) -> bool:
+        raise RuntimeError("the secret reason")
+
+    caller, _ = callers.send(900, accepts_body=fail)
+    answer = caller.recv(1000)
+    assert answer.startswith(b"HTTP/1.1 500")
+    assert b"secret" not in answer
+    assert refused([callers.send(999), callers.send(999)]) == []
 
 
 def test_a_refused_chunk_gives_its_room_back(callers: Callers) -> None:

@@ -193,6 +193,9 @@ class Waiting:
         except OSError:
             self._log.exception("There is no place for the body of a request")
             self._refuse(conn, 503)
+        except Exception:  # noqa: BLE001 the loop has others to look after
+            self._log.exception("A request could not be read")
+            self._refuse(conn, 500)
         else:
             self._judge(conn)
 
