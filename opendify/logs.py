@@ -1,5 +1,7 @@
 """The log: to standard output, and to LOG_FILE as well, with what Gunicorn logs."""
 
+import codecs
+import io
 import json
 import logging
 import re
@@ -24,7 +26,19 @@ _BEARER = re.compile(r"(?i)\b(bearer\s+)[^\s'\",;]+")
 # What could begin a new line, or move about in a terminal, written as JSON writes it.
 _BREAKS = {code: f"\\u{code:04x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 _BREAKS |= {ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t"}
-_NO_WORD = re.compile(r'[\s"=]')
+_NO_WORD = re.compile(r'[\s"=\\]')
+
+_ESCAPED = "opendify.escaped"
+
+
+def _escape(exc: UnicodeError) -> tuple[str, int]:
+    """What an encoding does not have, as JSON writes it, so that a line of JSON stays one."""
+    if not isinstance(exc, UnicodeEncodeError):
+        raise exc
+    return json.dumps(exc.object[exc.start : exc.end])[1:-1], exc.end
+
+
+codecs.register_error(_ESCAPED, _escape)
 
 
 class LogFileError(RuntimeError):
@@ -39,6 +53,8 @@ def configure_logging(level: str, file: str, form: str, secrets: Iterable[str] =
     Raises LogFileError.
     """
     formatter = _JsonFormatter(secrets) if form == "json" else _TextFormatter(secrets)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors=_ESCAPED)  # in some locales it can write ASCII only
     logging.basicConfig(level=logging.WARNING, stream=sys.stdout)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(formatter)
@@ -53,7 +69,7 @@ def configure_logging(level: str, file: str, form: str, secrets: Iterable[str] =
     if file and not ours.handlers:
         _require_writable(Path(file))
         for logger in (ours, *gunicorns):
-            handler = WatchedFileHandler(file, delay=True)
+            handler = WatchedFileHandler(file, delay=True, encoding="utf-8", errors=_ESCAPED)
             handler.setFormatter(formatter)
             logger.addHandler(handler)
 

@@ -162,6 +162,46 @@ def test_libraries_are_heard_from_warnings_on_whatever_the_level() -> None:
     assert done.stdout.count("loud") == 4
 
 
+ENCODINGS = [
+    ("ascii", {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}),
+    ("latin-1", {"LC_ALL": "C", "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}),
+    ("ascii", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}),
+    ("gb18030", {"PYTHONIOENCODING": "gb18030"}),
+    ("utf-8", {"PYTHONUTF8": "1"}),
+]
+TEXTS = "\u03bcs \u6a21\u578b \U0001f600 \xe9 \udc80"
+SAY = (
+    """
+import logging, sys
+from opendify.logs import configure_logging, log_fields
+configure_logging("info", sys.argv[1], sys.argv[2])
+log_fields(logging.getLogger("opendify.x"), logging.INFO, "said", {"text": %a})
+"""
+    % TEXTS
+)  # noqa: UP031 it writes the text in ASCII
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize(("encoding", "variables"), ENCODINGS)
+def test_any_text_can_be_logged_whatever_the_encoding(
+    tmp_path: Path, encoding: str, variables: dict[str, str], form: str
+) -> None:
+    file = tmp_path / "x.log"
+    done = subprocess.run(
+        [sys.executable, "-c", SAY, str(file), form],
+        env=environment(**variables),
+        capture_output=True,
+        check=True,
+    )
+    assert done.stderr == b""
+    for line in (done.stdout.decode(encoding), file.read_text(encoding="utf-8")):
+        assert line.count("\n") == 1
+        if form == "json":
+            assert json.loads(line)["text"] == TEXTS
+        else:
+            assert json.loads(line[line.index('"') :]) == TEXTS
+
+
 def test_a_log_file_that_cannot_be_written_is_told_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("a file, and no folder")
     server = [sys.executable, "-m", "gunicorn", "--config", str(ROOT / "gunicorn_config.py")]
