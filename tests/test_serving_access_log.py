@@ -1,5 +1,6 @@
 """What callers may write into Gunicorn's access log."""
 
+import base64
 import logging
 from collections.abc import Iterator
 from datetime import timedelta
@@ -12,7 +13,7 @@ from gunicorn.glogging import Logger
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from opendify.serving.access_log import _VARIABLES, Log, escaped
+from opendify.serving.access_log import _VARIABLES, Log, _page, escaped
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,8 @@ from opendify.serving.access_log import _VARIABLES, Log, escaped
         ("/a\r\x1b[2J\x85\u2028b", "/a\\r\\x1b[2J\\x85\\u2028b"),
         ("\ud800", "\\ud800"),
         ('"\n', '\\"\\n'),
+        ('a"b\\" FAKE', 'a\\"b\\\\\\" FAKE'),
+        ("\\n", "\\\\n"),
         (200, 200),
         (None, None),
     ],
@@ -77,9 +80,54 @@ def test_a_line_is_that_of_gunicorn_with_escapes(
     resp = SimpleNamespace(status=status, sent=sent, headers=[("X-ANY", "one")])
     asked = (resp, SimpleNamespace(headers=[]), environ, timedelta(seconds=seconds))
     expected = Logger.atoms(log, *asked) | {"x": "-"}
-    expected["f"] = str(expected["f"]).partition("?")[0]
+    expected["u"] = "-"
+    expected["f"] = _page(str(environ.get("HTTP_REFERER", "-")))
     expected = {name: escaped(value) for name, value in expected.items()}
     assert EVERYTHING % log.atoms_wrapper_class(log.atoms(*asked)) == EVERYTHING % expected
+
+
+@pytest.mark.parametrize(
+    ("page", "shown"),
+    [
+        ("https://a.example/chat/1", "https://a.example/chat/1"),
+        ("https://a.example/chat?token=secret", "https://a.example/chat"),
+        ("https://a.example/chat#token=secret", "https://a.example/chat"),
+        ("https://ann:secret@a.example/chat", "[removed]@a.example/chat"),
+        ("https://secret@a.example:8443/", "[removed]@a.example:8443/"),
+        ("//ann:secret@a.example/", "[removed]@a.example/"),
+        ("ann:secret@a.example", "[removed]@a.example"),
+        ("https://ann:s@ec/ret@a.example/#x?y", "[removed]@a.example/"),
+        ("-", "-"),
+        ("", ""),
+    ],
+)
+def test_of_the_page_a_caller_comes_from_only_its_place_is_shown(
+    log: Log, page: str, shown: str
+) -> None:
+    log.cfg.set("access_log_format", "%(f)s")
+    log.setup(log.cfg)
+    environ = dict.fromkeys(NEEDED, "") | {"HTTP_REFERER": page}
+    resp = SimpleNamespace(status="200 OK", sent=3, headers=[])
+    assert log.atoms(resp, SimpleNamespace(headers=[]), environ, timedelta()) == {"f": shown}
+
+
+KEYS = "%(u)s %({Authorization}i)s %({http_authorization}e)s %({Proxy-Authorization}i)s"
+KEYS += " %({HTTP_PROXY_AUTHORIZATION}e)s %({cookie}i)s %({X-Api-Key}i)s %({HTTP_API_KEY}e)s"
+
+
+def test_no_format_shows_a_key(log: Log) -> None:
+    """``curl -u KEY:`` sends one as a user name."""
+    log.cfg.set("access_log_format", KEYS)
+    log.setup(log.cfg)
+    basic = f"Basic {base64.b64encode(b'sk-secret:').decode()}"
+    names = ("Authorization", "Proxy-Authorization", "Cookie", "X-Api-Key", "Api-Key")
+    headers = [(name.upper(), basic) for name in names]
+    environ = dict.fromkeys(NEEDED, "") | {
+        f"HTTP_{name.upper().replace('-', '_')}": basic for name in names
+    }
+    resp = SimpleNamespace(status="200 OK", sent=3, headers=[])
+    atoms = log.atoms(resp, SimpleNamespace(headers=headers), environ, timedelta())
+    assert KEYS % log.atoms_wrapper_class(atoms) == " ".join("-" * 8)
 
 
 def test_a_name_that_the_format_has_not_is_a_dash(log: Log) -> None:

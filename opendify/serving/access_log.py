@@ -14,7 +14,11 @@ from gunicorn.glogging import Logger
 _NAMED = re.compile(r"%\((.*?)\)")
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
-# The variables that Gunicorn 27 looks at for what a format may name without braces.
+# Hold keys, in whatever form a format names them.
+_SECRET = re.compile(r"\{(http_)?((proxy[-_])?authorization|cookie|(x[-_])?api[-_]key)\}")
+
+# The variables that Gunicorn 27 looks at for what a format may name without braces, but for
+# HTTP_AUTHORIZATION: the user name in it may be a key (`curl -u KEY:`), and nobody has checked it.
 _VARIABLES = (
     "REMOTE_ADDR",
     "REQUEST_METHOD",
@@ -22,7 +26,6 @@ _VARIABLES = (
     "SERVER_PROTOCOL",
     "PATH_INFO",
     "QUERY_STRING",
-    "HTTP_AUTHORIZATION",
     "HTTP_REFERER",
     "HTTP_USER_AGENT",
 )
@@ -45,8 +48,9 @@ class _Bare:
 
 
 class Log(Logger):
-    """Gunicorn's own, with control characters written as escapes, and without the query of the
-    page that a caller comes from, which may hold secrets as our own may."""
+    """Gunicorn's own, with quotes, backslashes and control characters written as escapes, and
+    without what may be secret: headers with keys, the user name that a caller claims, and the
+    query and user of the page that it comes from."""
 
     atoms_wrapper_class = Line  # type: ignore[assignment]  # a mapping is all that is needed
 
@@ -54,7 +58,8 @@ class Log(Logger):
         super().setup(cfg)
         named = _NAMED.findall(cfg.access_log_format)
         # Headers and variables, which are in braces, are known by their names in lower case.
-        self._named = {name.lower() if name.startswith("{") else name for name in named}
+        known = {name.lower() if name.startswith("{") else name for name in named}
+        self._named = {name for name in known if not _SECRET.match(name)}
         self._names_headers = any(name.startswith("{") for name in named)
         self._noted = (-1, "")
 
@@ -65,7 +70,8 @@ class Log(Logger):
             resp, req = _Bare(resp.status, getattr(resp, "sent", None)), ()
             environ = {name: environ[name] for name in _VARIABLES if name in environ}
         atoms = super().atoms(resp, req, environ, request_time)
-        atoms["f"] = str(atoms["f"]).partition("?")[0]
+        atoms["u"] = "-"
+        atoms["f"] = _page(str(atoms["f"]))
         return {name: escaped(atoms[name]) for name in self._named if name in atoms}
 
     def now(self) -> str:
@@ -79,10 +85,19 @@ class Log(Logger):
 
 
 def escaped(value: Any) -> Any:
-    """A text with its quotes and control characters as escapes; anything else as it is."""
+    """A text with its quotes, backslashes and control characters as escapes, so that it cannot
+    end the field in which it stands; anything else as it is."""
     if not isinstance(value, str):
         return value
-    value = value.replace('"', '\\"')
+    value = value.replace("\\", "\\\\").replace('"', '\\"')
     if value.isprintable():  # which no control character is
         return value
     return _CONTROLS.sub(lambda match: ascii(match[0])[1:-1], value)
+
+
+def _page(referer: str) -> str:
+    """The address of a page without its query, fragment, user and password. What stands before an
+    "@" is taken out wherever that is: a password may hold any sign."""
+    address = re.split(r"[?#]", referer, maxsplit=1)[0]
+    _, at, rest = address.rpartition("@")
+    return f"[removed]@{rest}" if at else address
