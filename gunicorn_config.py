@@ -62,8 +62,36 @@ def _cores() -> int:
     return min(allowed or 1, _quota() or allowed or 1)
 
 
+def plain_host(text: str) -> str:
+    """SERVER_HOST as a socket takes it: an IPv6 address without the brackets that belong into a
+    URL."""
+    text = text.strip()
+    is_in_brackets = text.startswith("[") and text.endswith("]") and ":" in text
+    return text[1:-1].strip() if is_in_brackets else text
+
+
+def parse_host(text: str) -> str:
+    """The same, where this machine can listen there. Raises ValueError, which says what is wrong
+    behind the name of the variable."""
+    host = plain_host(text)
+    try:
+        with socket.socket(_family(host), socket.SOCK_STREAM) as probe:
+            probe.bind((host, 0))
+    except (OSError, TypeError, ValueError):  # the last two for what no name can be
+        raise ValueError(
+            f"must be an address or a name of this machine, which {host[:100]!r} is not, without "
+            "http:// and without a port, which goes into SERVER_PORT. 127.0.0.1 is for callers on "
+            "this machine only, 0.0.0.0 for all, :: for all with IPv6"
+        ) from None
+    return host
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
 _development = _text("ENVIRONMENT", "production").lower() == "development"
-_host = _text("SERVER_HOST", "0.0.0.0")
+_host = plain_host(_text("SERVER_HOST", "0.0.0.0"))
 _port = _number("SERVER_PORT", 5000)
 
 bind = f"[{_host}]:{_port}" if ":" in _host else f"{_host}:{_port}"
@@ -119,7 +147,7 @@ def on_starting(server: object) -> None:
     and comes after the preloaded application was imported."""
     from opendify.monitoring.folder import new_folder
 
-    _require_the_port()
+    _require_the_address()
     new_folder()
 
 
@@ -130,12 +158,16 @@ def child_exit(server: object, worker: object) -> None:
     fold_the_dead()
 
 
-def _require_the_port() -> None:
-    """Names a port that is in use, with the remedy, before Gunicorn tries it five times."""
+def _require_the_address() -> None:
+    """Names an address that is none of ours, or a port that is in use, with the remedy, before
+    Gunicorn tries it five times."""
     if "GUNICORN_FD" in os.environ or "LISTEN_FDS" in os.environ:
         return
-    family = socket.AF_INET6 if ":" in _host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
+    try:
+        parse_host(_host)
+    except ValueError as exc:
+        sys.exit(f"SERVER_HOST {exc}.")
+    with socket.socket(_family(_host), socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((_host, _port))

@@ -523,9 +523,11 @@ def said(folder: Path, variables: Mapping[str, str]) -> tuple[int, str]:
 
 
 def test_the_check_before_the_start_names_all_that_is_missing(tmp_path: Path) -> None:
-    code, text = said(tmp_path, {"SERVER_PORT": "x", "MODEL_CONFIG": f'{{"a":"{KEY}"'})
+    code, text = said(
+        tmp_path, {"SERVER_PORT": "x", "SERVER_HOST": "http://x", "MODEL_CONFIG": f'{{"a":"{KEY}"'}
+    )
     assert code == 78
-    for name in ("MODEL_CONFIG", "DIFY_API_BASE", "SERVER_PORT", ".env.example"):
+    for name in ("MODEL_CONFIG", "DIFY_API_BASE", "SERVER_PORT", "SERVER_HOST", ".env.example"):
         assert name in text
     assert KEY not in text
 

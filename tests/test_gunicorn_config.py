@@ -2,6 +2,8 @@ import io
 import os
 import re
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,9 +11,10 @@ from typing import Any
 import pytest
 from gunicorn.config import Config
 
+import gunicorn_config
 from opendify.config.settings import SERVER_NUMBERS
 from opendify.serving.head import parse_head
-from tests.service import ROOT
+from tests.service import ROOT, environment, free_variables
 
 LOG_LINE = 'logger_class = "opendify.serving.access_log.Log"'
 LINE = 'worker_class, worker_connections = "opendify.serving.worker.Worker", threads + 1000'
@@ -107,6 +110,9 @@ VARIABLES = [
     pytest.param({"SERVER_PORT": "5001"}, "bind", "0.0.0.0:5001", id="SERVER_PORT"),
     pytest.param({"SERVER_HOST": "127.0.0.1"}, "bind", "127.0.0.1:5000", id="SERVER_HOST"),
     pytest.param({"SERVER_HOST": "::1"}, "bind", "[::1]:5000", id="SERVER_HOST of IPv6"),
+    pytest.param({"SERVER_HOST": "[::1]"}, "bind", "[::1]:5000", id="IPv6 as in a URL"),
+    pytest.param({"SERVER_HOST": " [::] "}, "bind", "[::]:5000", id="with blanks"),
+    pytest.param({"SERVER_HOST": "localhost"}, "bind", "localhost:5000", id="a name"),
     pytest.param({"GUNICORN_WORKERS": "4"}, "workers", 4, id="GUNICORN_WORKERS"),
     pytest.param({"GUNICORN_THREADS": "8"}, "threads", 8, id="GUNICORN_THREADS"),
     pytest.param(
@@ -224,6 +230,74 @@ def test_a_port_in_use_is_named_with_its_remedy(machine: Machine) -> None:
             machine.config().on_starting(None)
     assert f"Port {port} is in use" in str(caught.value.code)
     assert f"SERVER_PORT={port + 1}" in str(caught.value.code)
+
+
+HOSTS = {
+    "[::1]": "::1",
+    "::1": "::1",
+    "[::]": "::",
+    " [ ::1 ]\t": "::1",
+    "::": "::",
+    "0.0.0.0": "0.0.0.0",
+    "127.0.0.1": "127.0.0.1",
+    "127.8.9.1": "127.8.9.1",
+    "localhost": "localhost",
+    " LOCALHOST ": "LOCALHOST",
+}
+NOT_OURS = [
+    "http://127.0.0.1",
+    "https://localhost/v1",
+    "127.0.0.1:5000",
+    "[::1]:5000",
+    "localhost:5000",
+    "192.0.2.55",
+    "2001:db8::55",
+    "nowhere.invalid",
+    "256.1.1.1",
+    "127.0.0.1/8",
+    "127.0.0.1, ::1",
+    "*",
+    "a\0b",
+    "a..b",
+    "[127.0.0.1]",
+    "x" * 5000,
+]
+
+
+@pytest.mark.parametrize("text", HOSTS)
+def test_every_form_of_an_address_is_taken(text: str) -> None:
+    assert gunicorn_config.parse_host(text) == HOSTS[text]
+
+
+@pytest.mark.parametrize("text", NOT_OURS)
+def test_what_this_machine_cannot_listen_at_is_named(machine: Machine, text: str) -> None:
+    with pytest.raises(ValueError, match="name of this machine") as caught:
+        gunicorn_config.parse_host(text)
+    assert "SERVER_PORT" in str(caught.value) and len(str(caught.value)) < 500
+    machine.environ["SERVER_HOST"] = text
+    with pytest.raises(SystemExit, match="SERVER_HOST must be an address"):
+        machine.config().on_starting(None)
+
+
+@pytest.mark.parametrize("environment_name", ["production", "development"])
+def test_the_server_does_not_start_where_it_cannot_listen(
+    tmp_path: Path, environment_name: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "gunicorn", "--config", f"{ROOT}/gunicorn_config.py", "main:app"],
+        cwd=tmp_path,
+        env=environment(
+            **free_variables("http://127.0.0.1:9/v1", SERVER_HOST="http://127.0.0.1"),
+            ENVIRONMENT=environment_name,
+        ),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "SERVER_HOST must be an address" in done.stderr
+    assert "Traceback" not in done.stderr and "Retrying" not in done.stderr
 
 
 def test_a_free_port_is_left_free(machine: Machine) -> None:

@@ -170,15 +170,12 @@ ENCODINGS = [
     ("utf-8", {"PYTHONUTF8": "1"}),
 ]
 TEXTS = "\u03bcs \u6a21\u578b \U0001f600 \xe9 \udc80"
-SAY = (
-    """
+SAY = f"""
 import logging, sys
 from opendify.logs import configure_logging, log_fields
 configure_logging("info", sys.argv[1], sys.argv[2])
-log_fields(logging.getLogger("opendify.x"), logging.INFO, "said", {"text": %a})
+log_fields(logging.getLogger("opendify.x"), logging.INFO, "said", {{"text": {TEXTS!a}}})
 """
-    % TEXTS
-)  # noqa: UP031 it writes the text in ASCII
 
 
 @pytest.mark.parametrize("form", ["text", "json"])

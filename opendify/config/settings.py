@@ -103,15 +103,22 @@ def _no_file(path: str) -> str:
     raise FileNotFoundError
 
 
+def _any_host(text: str) -> str:
+    return text
+
+
 def load_settings(
     environ: Mapping[str, str],
     read_file: Callable[[str], str] = _no_file,
     check_certificates: Callable[[str], None] = lambda pem: None,
+    parse_host: Callable[[str], str] = _any_host,
 ) -> Settings:
     """Reads all variables. Raises ConfigError, which names every problem at once.
 
     ``read_file`` gives the text of a file that a variable names, or raises OSError;
     ``check_certificates`` raises ValueError where a certificate in a text in PEM is damaged.
+    ``parse_host`` gives the address to listen at, or raises ValueError, whose text goes behind
+    the name of the variable.
     """
     problems: list[str] = []
     environ = with_files(environ, read_file, problems)
@@ -156,7 +163,7 @@ def load_settings(
         ),
         log_file=environ.get("LOG_FILE", "").strip(),
         log_format=reader.one_of("LOG_FORMAT", LOG_FORMATS, "text"),
-        server_host=environ.get("SERVER_HOST", "").strip() or "0.0.0.0",
+        server_host=reader.server_host(parse_host),
         server_port=reader.number("SERVER_PORT", 5000, 1, 65535),
         openwebui_jwt_secret=reader.jwt_secret(),
     )
@@ -240,6 +247,14 @@ class _Reader:
             self._problems.append(f"{name} must be a whole number from {least} to {most}.")
             return default
         return int(value)
+
+    def server_host(self, parse_host: Callable[[str], str]) -> str:
+        value = self._environ.get("SERVER_HOST", "").strip() or "0.0.0.0"
+        try:
+            return parse_host(value)
+        except ValueError as exc:
+            self._problems.append(f"SERVER_HOST {exc}.")
+            return value
 
     def one_of(self, name: str, choices: tuple[str, ...], default: str) -> str:
         value = self._environ.get(name, "").strip().lower()
