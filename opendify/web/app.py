@@ -23,6 +23,7 @@ from opendify.upstream.directory import Directory
 from opendify.upstream.watch import Watch
 from opendify.web.access import Access, add_door, refuse_key
 from opendify.web.body import json_body
+from opendify.web.paths import PlainPaths, advice, plain_path
 from opendify.web.recording import current_record, note_byte, to_first_byte
 from opendify.web.resources import Resources, current_resources, own_resources
 from opendify.web.stepped import SteppedResponse
@@ -54,8 +55,8 @@ def create_app(
     are served for whom Open WebUI vouches with it. Nothing is opened before the first
     request. The routes of other rooms are added to it."""
     app = Flask(__name__, static_folder=None)
-    # A redirect would name the address as Host tells it, perhaps without TLS: a key would follow
-    app.url_map.merge_slashes = False
+    app.url_map.merge_slashes = False  # by a redirect; PlainPaths needs none
+    app.wsgi_app = PlainPaths(app.wsgi_app)  # type: ignore[method-assign]
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
     app.config["MAX_TEXT_BYTES"] = max_text_bytes
     app.config["MAX_CONCURRENT_STREAMS"] = capacity.max_answers
@@ -125,7 +126,8 @@ def _add_model_routes(app: Flask, directory: Directory, access: Access) -> None:
 
     @app.get("/v1/models/<path:name>")
     def model(name: str) -> Response:
-        known = find_model(name, access.identity().models)
+        allowed = access.identity().models
+        known = find_model(name if name in allowed else plain_path(f"/{name}")[1:], allowed)
         directory.keep_fresh()
         return jsonify(_model(directory, known))
 
@@ -271,9 +273,11 @@ def _told_as_json(exc: HTTPException) -> Response:
 
 def _from_werkzeug(exc: HTTPException) -> errors.OpenDifyError:
     if exc.code == 404:
-        return errors.RouteNotFound(_no_such_route(request.method, request.path))
+        here = f"There is no {request.method} {request.path[:200]} here."
+        return errors.RouteNotFound(f"{here} {advice(request.path)}".strip())
     if exc.code == 405:
-        return errors.MethodNotAllowed(f"{request.path} does not answer {request.method}.")
+        here = f"{request.path[:200]} does not answer {request.method}."
+        return errors.MethodNotAllowed(f"{here} {advice(request.path)}".strip())
     if exc.code == 413:
         limit = (request.max_content_length or 0) // (1024 * 1024)
         return errors.RequestTooLarge(f"The request body is larger than {limit} MB (MAX_BODY_MB).")
@@ -283,12 +287,6 @@ def _from_werkzeug(exc: HTTPException) -> errors.OpenDifyError:
         return errors.InvalidRequest(exc.description or "The request cannot be read.")
     log.error("unexpected error", exc_info=exc)
     return _internal_error()
-
-
-def _no_such_route(method: str, path: str) -> str:
-    known = f"{path}/".startswith("/v1/") and not path.startswith("/v1/v1/")
-    hint = "" if known else " The base address of a client ends in /v1, once."
-    return f"There is no {method} {path[:200]} here.{hint}"
 
 
 def _unexpected(exc: Exception) -> Response:

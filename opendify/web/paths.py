@@ -1,0 +1,115 @@
+"""Paths as clients write them: those that mean a route are answered, others are explained.
+
+Nothing is redirected: the ``Location`` would name the address as Host gives it, perhaps without
+TLS, and the key of the request would follow.
+"""
+
+import re
+from collections.abc import Iterable
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+_CHAT = "/v1/chat/completions"
+_MODELS = "/v1/models"
+_MODEL = re.compile(r"/+v1/+models/+(.*)", re.DOTALL)
+
+_BASE = "The base address of a client ends in /v1"
+
+_OPENAI_ONLY = (
+    "This service speaks OpenAI's Chat Completions: choose the connection type 'OpenAI' (or "
+    f"'OpenAI compatible') in the client. {_BASE}."
+)
+_RESPONSES = (
+    "This service speaks Chat Completions: switch the Responses API off in the client, so that it "
+    f"asks POST {_CHAT}."
+)
+_COMPLETIONS = f"Only chats are answered: have the client ask POST {_CHAT}."
+_OTHER_APIS = {
+    "assistants",
+    "audio",
+    "batches",
+    "embeddings",
+    "files",
+    "fine_tuning",
+    "images",
+    "moderations",
+    "realtime",
+    "rerank",
+    "threads",
+    "uploads",
+    "vector_stores",
+    "videos",
+}
+_OTHER_DIALECTS = {"deployments", "generate", "messages", "show", "tags", "v1beta"}
+
+
+class PlainPaths:
+    """Lets an application see each path in its plain form, before anything is decided by it."""
+
+    def __init__(self, app: WSGIApplication) -> None:
+        self._app = app
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        if "//" in path or path.endswith("/"):
+            environ["PATH_INFO"] = plain_path(path)
+        return self._app(environ, start_response)
+
+
+def plain_path(path: str) -> str:
+    """The path without doubled slashes and without those at its end. The name of a model, which
+    may have slashes of its own, stays as it is."""
+    if not path.startswith("/"):
+        return path
+    if (model := _MODEL.fullmatch(path)) and model[1]:
+        return f"{_MODELS}/{model[1]}"
+    return re.sub("/{2,}", "/", path).rstrip("/") or "/"
+
+
+def advice(path: str) -> str:
+    """What is probably wrong with the settings of a client that asks for this path, in the plain
+    form, or in this way. Empty where nothing is."""
+    parts = [part.lower() for part in path.split("/") if part]
+    if path in (_CHAT, _MODELS):
+        return ""
+    if parts in ([], ["v1"]):
+        return f"{_BASE}; it asks for GET {_MODELS} and POST {_CHAT} by itself."
+    if parts[-2:] == ["chat", "completions"]:
+        return f"Did you mean {_CHAT}? {_base_advice(parts[:-2])}"
+    if parts[-1] == "models":
+        return f"Did you mean {_MODELS}? {_base_advice(parts[:-1])}"
+    return _surface_advice(parts)
+
+
+def _base_advice(before: list[str]) -> str:
+    """``before`` is what stands before the part of the path that clients add by themselves."""
+    if before == ["v1"]:
+        return "It is written in lower case."
+    if {"chat", "completions", "models"} & set(before):
+        return f"{_BASE}, without what comes behind it."
+    if before.count("v1") > 1:
+        return f"{_BASE}, once."
+    if before and before[-1] == "v1":
+        prefix = "/".join(before[:-1])[:100]
+        return (
+            f"Leave '/{prefix}' out of the base address of the client, or have the reverse proxy "
+            "that adds it take it off."
+        )
+    return f"{_BASE}."
+
+
+def _surface_advice(parts: list[str]) -> str:
+    names = set(parts)
+    if "responses" in names:
+        return _RESPONSES
+    if _OTHER_DIALECTS & names or parts[:1] == ["api"]:
+        return _OPENAI_ONLY
+    if other := _OTHER_APIS & names:
+        return (
+            f"This service answers chats only: choose another provider for {min(other)} in the "
+            "client."
+        )
+    if parts[-1] in ("completions", "completion", "chat"):
+        return _COMPLETIONS
+    if parts[0] != "v1":
+        return f"{_BASE}."
+    return f"Clients ask for GET {_MODELS} and POST {_CHAT}."
