@@ -8,7 +8,7 @@ from urllib.parse import quote
 from opendify import errors
 from opendify.config.models import Model
 from opendify.conversations import Conversations, mapping
-from opendify.conversations.whose import count_by_model, is_chat, to_whose
+from opendify.conversations.whose import count_by_model, encodable, is_chat, to_whose
 from opendify.upstream.client import DifyClient
 
 
@@ -109,7 +109,7 @@ def _shown(key: str, kept: mapping.Mapping) -> dict[str, Any]:
         "model": whose.model,
         "user": whose.user,
         "chat_id": whose.chat_id,
-        "dify_conversation_id": kept.conversation_id,
+        "dify_conversation_id": encodable(kept.conversation_id),
         "created_at": kept.created_at,
         "last_used": kept.last_used,
     }

@@ -58,7 +58,8 @@ def parse_key(key: str, where: str) -> str:
 
 
 def parse_bearer(authorization: str) -> str:
-    """The key in an ``Authorization`` header, or "" where there is none."""
+    """The key in an ``Authorization`` header, or "" where there is none. Only blanks and tabs may
+    stand around it (RFC 9110, 5.6.3): ``str.strip`` alone would take off U+00A0 and more."""
     scheme, _, key = authorization.partition(" ")
     return key.strip(" \t") if scheme.lower() == "bearer" else ""
 

@@ -87,13 +87,13 @@ def person(request: ChatRequest, headers: Headers, secret: str, now: float) -> P
     """Who asks. With a ``secret``, a token that is signed with it must tell, and nothing else
     does; ``now`` is in epoch seconds. Raises UserNotVerified."""
     if secret:
-        return _vouched_for(headers.get("X-OpenWebUI-User-Jwt", "").strip(), secret, now)
-    return Person(_user_id(request, headers), headers.get("X-OpenWebUI-User-Role", "").strip())
+        return _vouched_for(_value(headers, "X-OpenWebUI-User-Jwt"), secret, now)
+    return Person(_user_id(request, headers), _value(headers, "X-OpenWebUI-User-Role"))
 
 
 def task(headers: Headers) -> str:
     """The background task (``title_generation`` ...) that the request serves; "" for a turn."""
-    return headers.get("X-OpenWebUI-Task", "").strip()
+    return _value(headers, "X-OpenWebUI-Task")
 
 
 def answer_id(headers: Headers) -> str:
@@ -111,14 +111,20 @@ def followed_answer_id(headers: Headers) -> str | None:
 
 def _told(headers: Headers, name: str) -> str:
     """The value of a header; "" for a template that was not filled in (before 0.10)."""
-    value = headers.get(name, "").strip()
+    value = _value(headers, name)
     return "" if value.startswith("{{") else value
+
+
+def _value(headers: Headers, name: str) -> str:
+    """WSGI has the bytes as Latin-1, where a letter in UTF-8 may end in what looks like a blank:
+    only those that may stand around a value are taken off."""
+    return headers.get(name, "").strip(" \t")
 
 
 def _user_id(request: ChatRequest, headers: Headers) -> str:
     return (
         request.user
-        or headers.get("X-OpenWebUI-User-Id", "").strip()
+        or _value(headers, "X-OpenWebUI-User-Id")
         or _metadata_user(request)
         or request.safety_identifier
     )

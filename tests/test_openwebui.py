@@ -69,6 +69,7 @@ USERS = [
         id="empty ones are none",
     ),
     pytest.param({}, {"metadata": {"user_id": 5}}, "5", id="a number"),
+    pytest.param({"X-OpenWebUI-User-Id": "\xc3\xa0"}, {}, "\xc3\xa0", id="UTF-8 as Latin-1"),
     pytest.param({}, {"metadata": {"user_id": {}}}, "", id="a user id that is no name"),
 ]
 

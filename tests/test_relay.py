@@ -202,7 +202,7 @@ def test_a_public_address_of_dify_is_fetched_where_the_base_is(
     ("name", "kind", "url", "shown"),
     [
         ("", "image", TOOL, f"{UUID}.png"),
-        ("", "document", UPLOAD, "document"),
+        ("", "document", UPLOAD, "document.png"),
         ("report", "image", TOOL, "report.png"),
         ("../../etc/passwd\r\nX: y", "image", TOOL, "passwd X_ y.png"),
         ('a";b.png', "image", TOOL, '"a_;b.png"'),
@@ -267,6 +267,34 @@ def test_only_pictures_are_shown_in_place(
     assert answer.data == content
     assert answer.headers["Content-Type"] == media_type
     assert answer.headers["Content-Disposition"].startswith("inline" if shown else "attachment")
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "offered"),
+    [
+        (b"GIF89a/*", "poly.html", "poly.gif"),
+        (b"GIF89a/*", "poly.svg", "poly.gif"),
+        (b"GIF89a/*", "poly.GIF", "poly.GIF"),
+        (b"\xff\xd8\xff\xe0", "photo.jpeg", "photo.jpeg"),
+        (b"\xff\xd8\xff\xe0", "photo.html.js", "photo.html.jpg"),
+        (b"\x89PNG\r\n\x1a\n", "picture", "picture.png"),
+        (b"%PDF-1.7", "a.pdf", "a.pdf"),
+        (b"a,b", "a.csv", "a.csv"),
+        (b"\0", "a.xyz", "a.xyz"),
+    ],
+)
+def test_the_name_that_is_offered_fits_the_type(
+    content: bytes,
+    name: str,
+    offered: str,
+    relay: Relay,
+    api: FlaskClient,
+    tiny: Model,
+    files: Files,
+) -> None:
+    files.content[f"/files/tools/{UUID}.png"] = content
+    answer = get(api, relay.link(tiny, TOOL, name, "image"))
+    assert answer.headers["Content-Disposition"].partition("filename=")[2] == offered
 
 
 # What is never fetched

@@ -23,14 +23,20 @@ class Whose:
 
 
 def to_whose(key: str) -> Whose:
-    """The chat of a key."""
+    """The chat of a key, in texts that any encoding of Unicode can write."""
     try:
         parts = json.loads(key)
     except (ValueError, RecursionError):
         parts = None
     if isinstance(parts, list) and len(parts) == 4 and all(isinstance(p, str) for p in parts):
-        return Whose(*parts)
-    return Whose(None, None, None, key)
+        return Whose(*map(encodable, parts))
+    return Whose(None, None, None, encodable(key))
+
+
+def encodable(text: str) -> str:
+    """The text with a "?" for each half of a surrogate pair, which JSON can hold and UTF-8 cannot.
+    None is in what we write, but a file may have been edited."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def is_chat(key: str) -> bool:

@@ -125,6 +125,11 @@ def extension_for(media_type: str) -> str:
     return _EXTENSION_BY_TYPE.get(media_type, "")
 
 
+def type_of_extension(extension: str) -> str:
+    """The media type that an extension (lower case, no dot) stands for; empty for none."""
+    return _TYPE_BY_EXTENSION.get(extension, "")
+
+
 def media_type_for(told: str, data: bytes, extension: str) -> str:
     """The media type of a file: as told, else by its first bytes, its extension, its text."""
     told = told.strip().lower()

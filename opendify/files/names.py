@@ -3,7 +3,7 @@
 import re
 import unicodedata
 
-from opendify.files.media import dify_kind, extension_for
+from opendify.files.media import dify_kind, extension_for, type_of_extension
 
 MAX_NAME = 120
 
@@ -37,6 +37,15 @@ def clean_name(name: str) -> str:
     if not extension:
         return name[:MAX_NAME].rstrip(". ")
     return f"{name[: MAX_NAME - len(extension) - 1].rstrip('. ')}.{extension}"
+
+
+def name_as(name: str, media_type: str) -> str:
+    """The name with an extension of this media type, in the place of one that stands for another:
+    what is offered as ``x.html`` is saved, and opened, as a page. Types that have none leave it."""
+    right, extension = extension_for(media_type), extension_of(name)
+    if not right or type_of_extension(extension) == media_type:
+        return name
+    return f"{name[: -len(extension) - 1] if extension else name}.{right}"
 
 
 def file_name(name: str, media_type: str) -> str:

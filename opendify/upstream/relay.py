@@ -16,7 +16,7 @@ from opendify.config.models import Model
 from opendify.files import tickets
 from opendify.files.links import DifyFile, absolute, find_dify_file, root
 from opendify.files.media import served_type
-from opendify.files.names import clean_name, extension_of
+from opendify.files.names import clean_name, extension_of, name_as
 from opendify.files.secret import Secret
 from opendify.files.shelf import DoesNotFit, Shelf
 from opendify.files.tickets import Ticket
@@ -97,7 +97,7 @@ class Relay:
         return Served(
             file=file,
             size=size,
-            name=ticket.name,
+            name=name_as(ticket.name, media_type),
             media_type=media_type,
             is_shown=is_shown,
             tag=hashlib.sha256(ticket.path.encode()).hexdigest()[:32],
