@@ -51,6 +51,7 @@ from opendify.web.description import add_description
 from opendify.web.files import add_file_routes
 from opendify.web.monitoring import add_monitoring_routes
 from opendify.web.operator import add_operator_routes
+from opendify.web.origins import Address, refuse_other_sites
 from opendify.web.recording import record_requests
 
 
@@ -170,6 +171,11 @@ app = create_app(
     now=time.time,
     max_text_bytes=settings.max_text_bytes,
     user_secret=settings.openwebui_jwt_secret,
+)
+refuse_other_sites(
+    app,
+    access,
+    Address(settings.server_host, settings.public_base_url, settings.cors_origins),
 )
 add_cors(app, settings.cors_origins)
 add_description(app)

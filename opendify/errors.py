@@ -12,6 +12,8 @@
     │   ├── RouteNotFound           404  not_found
     │   ├── MappingUnknown          404  mapping_not_found
     │   ├── MethodNotAllowed        405  method_not_allowed
+    │   ├── OriginNotAllowed        403  origin_not_allowed    a page of another site, without keys
+    │   ├── HostNotAllowed          403  host_not_allowed      a name that may be anybody's
     │   ├── LinkRefused             403  link_refused          to a file, signed wrongly
     │   ├── FileGone                410  file_gone
     │   ├── RequestTooLarge         413  request_too_large
@@ -140,6 +142,16 @@ class MappingUnknown(CallerError):
 class MethodNotAllowed(CallerError):
     status = 405
     default_code = "method_not_allowed"
+
+
+class OriginNotAllowed(CallerError):
+    status = 403
+    default_code = "origin_not_allowed"
+
+
+class HostNotAllowed(CallerError):
+    status = 403
+    default_code = "host_not_allowed"
 
 
 class LinkRefused(CallerError):

@@ -39,12 +39,14 @@ from opendify.web.description import add_description
 from opendify.web.files import add_file_routes
 from opendify.web.monitoring import add_monitoring_routes
 from opendify.web.operator import add_operator_routes
+from opendify.web.origins import Address, refuse_other_sites
 from opendify.web.recording import record_requests
 from tests.fake_dify import FakeDify
 from tests.redis_server import RedisServer
 
 KEY = "app-secret-of-the-operator"
 NO_LIMITS = Limits()
+ADDRESS = Address("127.0.0.1", "", frozenset())
 
 
 def pytest_configure() -> None:
@@ -143,6 +145,7 @@ def made_app(
     max_body_bytes: int = 1024 * 1024,
     max_text_bytes: int = 1024 * 1024,
     capacity: Capacity | None = None,
+    address: Address = ADDRESS,
 ) -> Iterator[Flask]:
     """An application as main.py makes it."""
     client = DifyClient(http, read_timeout)
@@ -164,6 +167,7 @@ def made_app(
     application = create_app(
         service, directory, access, max_body_bytes, places, now=now, max_text_bytes=max_text_bytes
     )
+    refuse_other_sites(application, access, address)
     administration = Administration(store, models, client, now=now)
     add_operator_routes(application, administration, access)
     metrics = Metrics(len(models))

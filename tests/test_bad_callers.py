@@ -119,7 +119,7 @@ STRANGE = [
     ("a query that is no text", request(b"GET", MAPPINGS + b"?limit=%ff&chat_id=%00"), 403),
     ("a path that is no text", request(b"GET", b"/v1/models/%ff%00"), 404),
     ("a path upwards", request(b"GET", b"/v1/models/../../etc/passwd"), 404),
-    ("two slashes", request(b"POST", b"/v1//chat/completions", body=b"{}"), 404),
+    ("two slashes", request(b"POST", b"/v1//chat/completions", body=b"{}"), 400),
     ("a path of 10 kB", request(b"GET", b"/v1/models/" + b"a" * 10_000), 414),
     ("a file of nobody", request(b"GET", b"/v1/files/%ff/content?sig=%ff"), 403),
     ("to be a proxy", request(b"CONNECT", b"dify.example.com:443"), 404),

@@ -118,6 +118,7 @@ ONLY_IN = {
         "opendify.web.files",
         "opendify.web.monitoring",
         "opendify.web.operator",
+        "opendify.web.origins",
         "opendify.web.recording",
         "opendify.web.resources",
         "opendify.web.stepped",
@@ -274,7 +275,7 @@ def test_the_environment_is_read_at_the_edge_only() -> None:
             if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv"):
                 readers |= {name} if isinstance(node.value, ast.Name) else set()
     # request.environ is Flask's
-    rooms = ("access", "app", "body", "files", "recording", "resources")
+    rooms = ("access", "app", "body", "files", "origins", "recording", "resources")
     readers -= {f"opendify.web.{room}" for room in rooms}
     assert readers == {
         "main",

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 # Open to everybody: probes send no keys, and links to files are signed instead. What /readyz
 # tells beyond its status is for admins.
-_OPEN_ENDPOINTS = {"healthz", "readyz", files.ENDPOINT}
+OPEN_ENDPOINTS = {"healthz", "readyz", files.ENDPOINT}
 
 # Nothing here reads a body of these.
 _WITHOUT_BODY = {"GET", "HEAD", "OPTIONS", "DELETE"}
@@ -26,6 +26,8 @@ _WITHOUT_BODY = {"GET", "HEAD", "OPTIONS", "DELETE"}
 _IDENTITY = "opendify.identity"
 
 _SEND_A_KEY = "Send one as 'Authorization: Bearer ...'; the operator of this service has them."
+
+_MAKE_A_KEY = """python3 -c "import secrets; print('sk-' + secrets.token_hex(24))\""""
 
 _BRING_A_KEY = "Send the API key of your Dify app as 'Authorization: Bearer app-...'."
 
@@ -59,6 +61,11 @@ class Access:
     def callers_bring_dify_key(self) -> bool:
         """Whether the key of a request is that of a Dify app."""
         return self._callers.bring_dify_key
+
+    @property
+    def needs_keys(self) -> bool:
+        """Whether a request needs a key at all."""
+        return self._callers.need_keys
 
     def enter(self) -> Callable[[], None]:
         """Lets a question of the caller through, as far as the caller's limits go. What it returns
@@ -108,7 +115,7 @@ def add_door(app: Flask, access: Access) -> None:
 
     @app.before_request
     def refuse_strangers() -> None:
-        if request.endpoint in _OPEN_ENDPOINTS or is_preflight() or access.is_admin():
+        if request.endpoint in OPEN_ENDPOINTS or is_preflight() or access.is_admin():
             return
         access.identity()
 
@@ -134,15 +141,18 @@ def refuse_key(error: errors.DifyAuthFailed) -> errors.KeyWrong:
 
 def warn_of_open_door(callers: Callers, host: str) -> None:
     """Says so where everybody who reaches this address of ours may use the models."""
-    if not callers.need_keys and not _is_loopback(host):
+    if not callers.need_keys and not is_loopback(host):
         log.warning(
-            "Everybody who reaches %s can use the models: OPENDIFY_API_KEYS is not set. Set it, "
-            "or let a firewall or a reverse proxy decide who may come.",
+            "Everybody who reaches %s can use the models: OPENDIFY_API_KEYS is not set. Make a key "
+            "with: %s   Put it into .env as OPENDIFY_API_KEYS=sk-... and start again; clients send "
+            "it as their API key. Else let a firewall or a reverse proxy decide who may come.",
             host,
+            _MAKE_A_KEY,
         )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether this address, or this name, is of the machine itself and no other reaches it."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
