@@ -134,7 +134,9 @@ logger_class = "opendify.serving.access_log.Log"
 loglevel = _text("LOG_LEVEL", "debug" if _development else "info").lower()
 if loglevel == "debug" and _text("LOG_FORMAT", "text").lower() == "json":
     loglevel = "info"  # at debug Gunicorn begins with all its settings, in lines that are not JSON
-accesslog = "-"
+# The application writes one line for each request already; these tell also of the User-Agent and
+# of the page that a caller comes from.
+accesslog = "-" if _text("ACCESS_LOG", "false").lower() == "true" else None
 errorlog = "-"
 # The guide's format, with the path in place of the request line, whose query may hold secrets.
 access_log_format = (

@@ -46,7 +46,12 @@
 Beside the tree: CallerGone, which nobody is left to be told.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
+
+# Their messages name the file.
+_CODES_THAT_QUOTE = ("file_too_large", "unsupported_file_type")
 
 
 class OpenDifyError(Exception):
@@ -55,15 +60,17 @@ class OpenDifyError(Exception):
     ``message`` is for people and holds nothing secret; ``param`` names the field of the request;
     ``retry_after`` is in whole seconds. ``repeatable`` says whether a client may send the request
     again by itself: not where that is useless, nor where it would run a turn twice. ``dify_code``
-    is what Dify called it; ``details`` are for the log only: they name hosts.
+    is what Dify called it; ``details`` are fields for the log only: they name hosts. ``quotes`` is
+    whether the message may hold words of Dify or of the request, which have no place in the log.
     """
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "api_error"
     default_code: ClassVar[str | None] = None
     repeatable = False
+    quotes: ClassVar[bool] = False
     dify_code = ""
-    details = ""
+    details: Mapping[str, str] = MappingProxyType({})
 
     def __init__(
         self,
@@ -78,6 +85,11 @@ class OpenDifyError(Exception):
         self.param = param
         self.code = code or self.default_code
         self.retry_after = retry_after
+
+    @property
+    def log_message(self) -> str:
+        """The message, where it may stand in the log."""
+        return "" if self.quotes or self.code in _CODES_THAT_QUOTE else self.message
 
     def body(self) -> dict[str, Any]:
         """The error as OpenAI writes it, in an answer and in a stream alike."""
@@ -106,6 +118,7 @@ class UserNotVerified(CallerError):
 
 
 class ModelNotFound(CallerError):
+    quotes = True
     status = 404
     default_code = "model_not_found"
 
@@ -130,26 +143,31 @@ class AdminKeysNotSet(CallerError):
 
 
 class RouteNotFound(CallerError):
+    quotes = True
     status = 404
     default_code = "not_found"
 
 
 class MappingUnknown(CallerError):
+    quotes = True
     status = 404
     default_code = "mapping_not_found"
 
 
 class MethodNotAllowed(CallerError):
+    quotes = True
     status = 405
     default_code = "method_not_allowed"
 
 
 class OriginNotAllowed(CallerError):
+    quotes = True
     status = 403
     default_code = "origin_not_allowed"
 
 
 class HostNotAllowed(CallerError):
+    quotes = True
     status = 403
     default_code = "host_not_allowed"
 
@@ -210,11 +228,13 @@ class InternalError(OpenDifyError):
 
 
 class DifyError(OpenDifyError):
+    quotes = True
     status = 502
     default_code = "upstream_error"
 
 
 class DifyUnreachable(DifyError):
+    quotes = False
     default_code = "upstream_unreachable"
     repeatable = True
 
@@ -228,6 +248,7 @@ class AnswerTooLong(DifyBroken):
 
 
 class DifyTimeout(DifyError):
+    quotes = False
     status = 504
     default_code = "upstream_timeout"
 
@@ -237,6 +258,7 @@ class DifyNotConnected(DifyTimeout):
 
 
 class DifyUnavailable(DifyError):
+    quotes = False
     status = 503
     default_code = "upstream_unavailable"
     repeatable = True

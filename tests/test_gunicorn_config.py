@@ -69,7 +69,7 @@ def test_without_any_variable_it_is_a_production_server(machine: Machine) -> Non
     assert (config.reload, config.preload_app) == (False, True)
     assert config.control_socket_disable is True
     assert config.loglevel == "info"
-    assert (config.accesslog, config.errorlog) == ("-", "-")
+    assert (config.accesslog, config.errorlog) == (None, "-")
 
 
 def test_what_proxies_say_of_a_request_is_not_obeyed(machine: Machine) -> None:
@@ -133,6 +133,8 @@ VARIABLES = [
     ),
     pytest.param({"GUNICORN_RELOAD": "TRUE"}, "reload", True, id="GUNICORN_RELOAD"),
     pytest.param({"GUNICORN_RELOAD": "true"}, "preload_app", False, id="no preload with reload"),
+    pytest.param({"ACCESS_LOG": "True"}, "accesslog", "-", id="ACCESS_LOG"),
+    pytest.param({"ACCESS_LOG": "false"}, "accesslog", None, id="no ACCESS_LOG"),
     pytest.param({"LOG_LEVEL": "DEBUG"}, "loglevel", "debug", id="LOG_LEVEL"),
     pytest.param(
         {"LOG_LEVEL": "debug", "LOG_FORMAT": "JSON"}, "loglevel", "info", id="all lines are JSON"

@@ -1,6 +1,7 @@
 """The name of a request, and its line in the log."""
 
 import logging
+import re
 from typing import Any
 
 import pytest
@@ -61,19 +62,103 @@ def test_the_trace_id_of_the_body_wins(api: FlaskClient, dify: FakeDify) -> None
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_an_answer_has_one_line(api: FlaskClient, lines: Any, stream: bool) -> None:
-    post(api, {"X-Request-Id": "abc-1"}, stream=stream)
+def test_an_answer_has_one_line(api: FlaskClient, dify: FakeDify, lines: Any, stream: bool) -> None:
+    dify.answers = [Chat(conversation_id="c-1").says("Hello")]
+    post(api, {"X-Request-Id": "abc-1"}, stream=stream, user="ann")
     (line,) = lines()
     assert 0 < line.pop("first_byte") <= line.pop("total")
+    tokens = line.pop("prompt_tokens"), line.pop("completion_tokens")
+    assert all(isinstance(count, int) for count in tokens)
     assert line == {
         "id": "abc-1",
+        "ip": "127.0.0.1",
+        "caller": "-",
+        "user": "ann",
         "method": "POST",
         "route": PATH,
         "status": 200,
         "model": "tiny",
+        "conversation": "c-1",
         "streamed": stream,
         "ended": "ok",
     }
+
+
+class TestOfAnAccount:
+    @pytest.fixture
+    def api_keys(self) -> str:
+        return '{"team-a": "key-a"}'
+
+    def test_a_line_names_it_and_not_its_key(self, api: FlaskClient, lines: Any) -> None:
+        post(api, {"Authorization": "Bearer key-a"})
+        post(api, {"Authorization": "Bearer key-wrong"})
+        assert [line["caller"] for line in lines()] == ["team-a", "-"]
+        assert "key-" not in str(lines())
+
+
+@pytest.mark.parametrize("user", ["ann@example.com", "ann%40example.com", " Ann <ann@b> "])
+def test_an_e_mail_address_is_named_by_its_hash(
+    api: FlaskClient, dify: FakeDify, lines: Any, user: str
+) -> None:
+    post(api, user=user)
+    assert dify.asked()[0].json["user"] == user.strip()
+    (line,) = lines()
+    assert re.fullmatch("sha256:[0-9a-f]{12}", line["user"])
+    assert "ann" not in str(line).lower()
+
+
+SECRET = "the-question-itself"
+REFUSALS = [
+    (404, {"code": "not_found", "message": f"Conversation {SECRET}", "status": 404}),
+    (400, {"code": "completion_request_error", "message": f"bad {SECRET}", "status": 400}),
+    (400, {"code": "invalid_param", "message": SECRET, "status": 400}),
+    (400, {"code": "provider_quota_exceeded", "message": SECRET, "status": 400}),
+    (400, {"code": "provider_not_initialize", "message": SECRET, "status": 400}),
+    (401, {"code": "unauthorized", "message": SECRET, "status": 401}),
+    (413, {"code": "x", "message": SECRET, "status": 413}),
+    (415, {"code": "x", "message": SECRET, "status": 415}),
+    (429, {"code": "x", "message": SECRET, "status": 429}),
+    (500, {"code": "x", "message": SECRET, "status": 500}),
+]
+
+
+@pytest.mark.parametrize(("status", "body"), REFUSALS)
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_dify_said_is_not_in_the_line(
+    api: FlaskClient,
+    dify: FakeDify,
+    lines: Any,
+    caplog: pytest.LogCaptureFixture,
+    status: int,
+    body: dict[str, Any],
+    stream: bool,
+) -> None:
+    dify.answers = [refused(status, body)] * 2
+    assert SECRET in post(api, stream=stream).text
+    (line,) = lines()
+    assert line["dify_code"] == body["code"]
+    assert SECRET not in caplog.text and SECRET not in str(line)
+    warned = [found for found in caplog.records if found.levelno >= logging.WARNING]
+    assert [found.name for found in warned] in ([], ["opendify.requests"])
+
+
+def test_a_failure_is_told_in_one_line_with_its_sentence(
+    api: FlaskClient, dify: FakeDify, caplog: pytest.LogCaptureFixture
+) -> None:
+    dify.answers = [refused(503, {"code": "x", "message": "y", "status": 503})]
+    message = post(api).json["error"]["message"]
+    (line,) = caplog.records
+    assert (line.name, line.levelname) == ("opendify.requests", "WARNING")
+    assert line.fields["error"] == message  # type: ignore[attr-defined]
+
+
+def test_what_a_caller_did_wrong_is_told_with_its_sentence(api: FlaskClient, lines: Any) -> None:
+    api.post(PATH, data=b"{", content_type="application/json", buffered=True)
+    post(api, model=SECRET)
+    first, second = lines()
+    assert first["error"] == "The request body is not valid JSON."
+    assert (first["ended"], second["ended"]) == ("invalid_request", "model_not_found")
+    assert SECRET not in str(second)
 
 
 def test_a_failed_request_is_told_by_the_code_of_its_error(
@@ -117,11 +202,20 @@ def test_the_model_is_told_only_where_there_is_one(api: FlaskClient, lines: Any)
         ("/secret", "-"),
     ],
 )
-def test_of_the_path_only_the_rule_is_told(
+def test_of_a_path_that_has_a_route_only_that_is_told(
     api: FlaskClient, lines: Any, path: str, route: str
 ) -> None:
     api.get(path, buffered=True)
     assert [line["route"] for line in lines()] == [route]
+    assert [line.get("path") for line in lines()] == [None if route != "-" else path]
+
+
+def test_a_path_that_has_none_is_told_without_its_query(api: FlaskClient, lines: Any) -> None:
+    api.get("/v1/v1/models?key=secret", buffered=True)
+    api.get(f"/{'a' * 1000}", buffered=True)
+    first, second = lines()
+    assert first["path"] == "/v1/v1/models"
+    assert len(second["path"]) < 250
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])

@@ -127,7 +127,8 @@ def load_settings(
     environment = reader.one_of("ENVIRONMENT", ENVIRONMENTS, "production")
     for name, (least, most) in SERVER_NUMBERS.items():
         reader.number(name, least, least, most)
-    reader.one_of("GUNICORN_RELOAD", ("true", "false"), "false")
+    for name in ("GUNICORN_RELOAD", "ACCESS_LOG"):
+        reader.one_of(name, ("true", "false"), "false")
     reader.proxies()
     limits = Limits(
         reader.number("CALLER_REQUESTS_PER_MINUTE", 0, 0, MOST),

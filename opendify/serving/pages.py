@@ -37,10 +37,15 @@ def status_of(exc: BaseException) -> int:
     return next((status for kind, status in _STATUS if isinstance(exc, kind)), 500)
 
 
+def words(status: int) -> tuple[str, str]:
+    """The code and the message of an answer with this status."""
+    return _WORDS[status]
+
+
 def page(status: int, request_id: str) -> bytes:
     """A whole answer, head included, after which the connection is closed. ``request_id`` names
     what it answers to, of which not even a name was read."""
-    code, message = _WORDS[status]
+    code, message = words(status)
     kind = "api_error" if status in (500, 503) else "invalid_request_error"
     body = {"error": {"message": message, "type": kind, "param": None, "code": code}}
     content = json.dumps(body).encode()

@@ -18,6 +18,7 @@ from gunicorn.http.errors import ParseException
 from opendify.serving import pages
 from opendify.serving.connection import Connection, Phase
 from opendify.serving.intake import Stage
+from opendify.serving.request_log import log_refusal
 
 # A request that is on its way with its connection is here within this time; until then a thread
 # is kept for it. A caller that sends later may have to wait for one. Each that does not send at
@@ -187,9 +188,7 @@ class Waiting:
         try:
             self._feed(conn, data)
         except ParseException as exc:
-            name = self._refuse(conn, pages.status_of(exc))
-            kind = type(exc).__name__
-            self._log.warning("Invalid request from ip=%s: %s id=%s", conn.address, kind, name)
+            self._refuse(conn, pages.status_of(exc), type(exc).__name__)
         except OSError:
             self._log.exception("There is no place for the body of a request")
             self._refuse(conn, 503)
@@ -239,10 +238,9 @@ class Waiting:
         address = max(by_address, key=by_address.__getitem__)
         return max((conn for conn in costs if conn.address == address), key=costs.__getitem__)
 
-    def _refuse(self, conn: Connection, status: int) -> str:
-        """Returns the name that the answer gives the request."""
-        name = uuid.uuid4().hex
+    def _refuse(self, conn: Connection, status: int, reason: str = "") -> None:
+        request_id = uuid.uuid4().hex
+        log_refusal(status, request_id, conn.client, reason=reason)
         with contextlib.suppress(OSError):
-            conn.send(pages.page(status, name))
+            conn.send(pages.page(status, request_id))
         self.close(conn)
-        return name

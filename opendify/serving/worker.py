@@ -32,6 +32,7 @@ from opendify.serving.connection import Connection
 from opendify.serving.departure import Departure, Ending, inodes
 from opendify.serving.head import RequestHead
 from opendify.serving.moving import new_moving
+from opendify.serving.request_log import log_refusal
 from opendify.serving.retirement import OneAtATime, Retirement
 from opendify.serving.threads import Threads
 from opendify.serving.waiting import Waiting
@@ -304,15 +305,12 @@ class Worker(ThreadWorker):
         """Answers in OpenAI's form. Nothing of what was sent goes into the answer or the log."""
         begun = datetime.now()
         status, request_id = pages.status_of(exc), uuid.uuid4().hex
-        peer = addr[0] if isinstance(addr, tuple) else ""
         if status == 500:
             self.log.error("Error handling a request id=%s", request_id, exc_info=exc)
-        else:
-            name = type(exc).__name__
-            self.log.warning("Invalid request from ip=%s: %s id=%s", peer, name, request_id)
-        if req is not None:
-            environ = default_environ(req, client, self.cfg)
-            environ["REMOTE_ADDR"] = peer
+        environ = default_environ(req, client, self.cfg) if req is not None else None
+        log_refusal(status, request_id, addr, environ)
+        if environ is not None:
+            environ["REMOTE_ADDR"] = addr[0] if isinstance(addr, tuple) else ""
             resp = Response(req, client, self.cfg)
             resp.status = str(status)
             self.log.access(resp, req, environ, datetime.now() - begun)

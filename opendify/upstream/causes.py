@@ -147,15 +147,15 @@ def find_cause(exc: BaseException) -> Cause | None:
     return None
 
 
-def describe(model: Model, cause: str) -> str:
-    """For the log: the model, its Dify's address without user and path, and the cause."""
+def describe(model: Model, cause: str) -> dict[str, str]:
+    """For the log: the address of the model's Dify without user and path, and the cause."""
     parts = urlsplit(model.base)
     port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-    return f'model={model.name} address={parts.scheme}://{host}:{port} cause="{cause}"'
+    return {"address": f"{parts.scheme}://{host}:{port}", "cause": cause}
 
 
-def describe_answer(model: Model, status: int, content_type: str) -> str:
+def describe_answer(model: Model, status: int, content_type: str) -> dict[str, str]:
     """The same of an answer that is not Dify's, or that Dify refuses with."""
     shown = "".join(c for c in content_type[:80] if c.isascii() and c.isprintable() and c != '"')
     return describe(model, f"status {status}, content type {shown or 'none'}")

@@ -16,6 +16,7 @@ from typing import Any
 from opendify import errors
 from opendify.config.models import Model
 from opendify.dify.apps import App, parse_app
+from opendify.logs import log_fields
 from opendify.upstream.client import RESTART_SECONDS, DifyClient
 
 log = logging.getLogger(__name__)
@@ -174,8 +175,8 @@ class Directory:
                 self._ask(model, patience=0.0)  # it asks again soon
             except errors.DifyError as exc:
                 self._put_off(model)
-                about = exc.details or f"model={model.name}"
-                log.info("an app is not known code=%s %s", exc.code, about)
+                fields = {"model": model.name, "code": exc.code, **exc.details}
+                log_fields(log, logging.INFO, "an app is not known", fields)
 
     def _is_due(self, model: Model) -> bool:
         now = time.monotonic()

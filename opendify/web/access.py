@@ -13,6 +13,7 @@ from opendify.keys import parse_bearer
 from opendify.limits.gate import Gate
 from opendify.web import files
 from opendify.web.cors import is_preflight
+from opendify.web.recording import current_record
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,8 @@ class Access:
         """Who calls, looked up once for a request. Raises KeyWrong."""
         environ = request.environ
         if _IDENTITY not in environ:
-            environ[_IDENTITY] = self._look_up()
+            found = environ[_IDENTITY] = self._look_up()
+            current_record().caller = found.name
         identity: Identity = environ[_IDENTITY]
         return identity
 

@@ -102,6 +102,7 @@ def _add_chat_routes(
             chat_request = parse_chat_request(json_body())
             record.model, record.streamed = chat_request.model, chat_request.stream
             caller = caller_of(chat_request)
+            record.user = caller.user
             model = service.answering_model(chat_request, caller)
             resources.add_permit(capacity.take_answer())
             acquired.callback(capacity.take_run(model.name))
@@ -164,8 +165,7 @@ def _events(
         record.ended = CALLER_GONE
         return
     except errors.OpenDifyError as exc:
-        yield NEEDS_THREAD  # to write to the log
-        log.warning("an answer failed %s", _for_log(exc))
+        yield NEEDS_THREAD  # the request is over, and goes into the log
         yield _failure(exc, record)
     except Exception:
         yield NEEDS_THREAD
@@ -189,6 +189,7 @@ def _failure(error: errors.OpenDifyError, record: Record) -> bytes:
 def _close(exchange: Asked, record: Record) -> None:
     if usage := exchange.usage:
         record.tokens = {"prompt": usage.prompt_tokens, "completion": usage.completion_tokens}
+    record.conversation = exchange.ids.conversation_id
     exchange.close()
 
 
@@ -244,14 +245,8 @@ def _to_nobody(exc: errors.CallerGone) -> Response:
     return Response(status=499)
 
 
-def _for_log(error: errors.OpenDifyError) -> str:
-    return f"code={error.code} dify_code={error.dify_code} {error.details}".rstrip()
-
-
 def _to_response(error: errors.OpenDifyError) -> Response:
     current_record().failed(error)
-    if error.status >= 500:
-        log.warning("a request failed %s", _for_log(error))
     response = jsonify(error.body())
     response.status_code = error.status
     if error.status == 401:

@@ -86,6 +86,7 @@ class _Recording:
         given = environ.get("HTTP_X_REQUEST_ID", ""), environ.get("HTTP_TRACEPARENT", "")
         name = parse_request_id(*given) or self._new_id()
         record = Record(name, environ["REQUEST_METHOD"], time.monotonic())
+        record.ip, record.path = environ.get("REMOTE_ADDR", ""), environ.get("PATH_INFO", "")
         environ[_KEY] = record
         request_id.set(name)
 
@@ -110,10 +111,15 @@ class _Recording:
         record.ended = record.ended or OK
         if record.model and record.model not in self._models:
             record.model = UNKNOWN_MODEL
-        level = logging.DEBUG if record.route in _PROBES else logging.INFO
-        log_fields(log, level, "request", record.fields())
+        log_fields(log, _level(record), "request", record.fields())
         _tell(self._observer.request_ended, record)
         request_id.set("")
+
+
+def _level(record: Record) -> int:
+    if record.is_failure and record.route not in _PROBES:
+        return logging.WARNING
+    return logging.DEBUG if record.route in _PROBES else logging.INFO
 
 
 def _tell(observer: Callable[[Record], None], record: Record) -> None:

@@ -185,6 +185,7 @@ def test_nothing_secret_is_in_the_log(chaos: Chaos, tmp_path: Path, level: str, 
         "LOG_LEVEL": level,
         "LOG_FORMAT": form,
         "LOG_FILE": "logs/opendify.log",
+        "ACCESS_LOG": "true",
         "OPENDIFY_API_KEYS": f"{ANN},{BOB}",
         "OPENDIFY_ADMIN_KEYS": ADMIN,
     }
