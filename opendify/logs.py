@@ -22,7 +22,8 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 _REMOVED = "[removed]"
 _LEAST_SECRET = 8  # a shorter one would blot out words
-_BEARER = re.compile(r"(?i)\b(bearer\s+)[^\s'\",;]+")
+# "Bearer ..." is how our own messages tell callers to send a key.
+_BEARER = re.compile(r"(?i)\b(bearer\s+)(?!\.\.\.')[^\s'\",;]+")
 # What could begin a new line, or move about in a terminal, written as JSON writes it.
 _BREAKS = {code: f"\\u{code:04x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 _BREAKS |= {ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t"}

@@ -95,7 +95,7 @@ def everything(service: Service) -> list[int]:
             statuses.append(api.request(method, path, **more).status_code)
 
         for stream in (True, False) * 5:
-            ask(stream=stream, metadata={"chat_id": "chat-1"}, user=HEADER)
+            ask(stream=stream, metadata={"chat_id": "chat-1"}, user="ann")
         ask(
             [{"type": "text", "text": PROMPT}, {"type": "image_url", "image_url": {"url": PICTURE}}]
         )

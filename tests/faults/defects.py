@@ -826,7 +826,7 @@ DEFECTS = [
         "No key is needed",
         f"{_SECRETS}::test_without_a_key_nothing_opens",
         "opendify/web/access.py",
-        "if request.endpoint in _OPEN_ENDPOINTS or is_preflight() or access.is_admin():",
+        "if request.endpoint in OPEN_ENDPOINTS or is_preflight() or access.is_admin():",
         "if True:",
     ),
     Defect(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import stat
 from collections.abc import Iterator
@@ -201,8 +202,9 @@ def test_nothing_secret_is_in_the_log(chaos: Chaos, tmp_path: Path, level: str, 
         assert running.stop() == 0
         logs = running.output() + (tmp_path / "logs/opendify.log").read_text()
     secrets = [ANN, BOB, ADMIN, "sk-wrong", "app-secret-of", PROMPT, HEADER, "Half an", "is well"]
-    for secret in [*secrets, PAGE_MARK, "ThisIsASecret", "Bearer"]:
+    for secret in [*secrets, PAGE_MARK, "ThisIsASecret"]:
         assert secret not in logs, secret
+    assert not re.search(r"Bearer (?!\.\.\.')", logs)  # as our own messages have it
     assert not [line for line in logs.splitlines() if line.startswith(FORGED[:10])]
 
 
