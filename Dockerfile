@@ -1,4 +1,6 @@
-FROM python:3.11-slim AS build
+# By its digest where the published image is built; by its tag an offline machine has it.
+ARG BASE_IMAGE=python:3.11-slim
+FROM $BASE_IMAGE AS build
 
 # A package index near you: --build-arg PIP_INDEX_URL=https://...
 ARG PIP_INDEX_URL
@@ -8,7 +10,7 @@ RUN python -m venv /opt/venv \
     && /opt/venv/bin/pip uninstall --yes --quiet pip setuptools
 
 
-FROM python:3.11-slim
+FROM $BASE_IMAGE
 
 # A number, not a name: Kubernetes' runAsNonRoot can only judge numbers. A new named volume takes
 # over the owner of the folder it is mounted on, so data/ and logs/ exist here.

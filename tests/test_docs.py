@@ -73,6 +73,14 @@ def variables_of_the_code() -> set[str]:
     return found - SET_BY_THE_SUPERVISOR
 
 
+def variables_of_compose() -> set[str]:
+    return {
+        name
+        for path in ROOT.glob("docker-compose*.yml")
+        for name in re.findall(r"\$\{([A-Z_]+)", path.read_text(encoding="utf-8"))
+    }
+
+
 def variables_of_the_table(name: str) -> dict[str, str]:
     """Each variable of a README's table, and its default."""
     found = {}
@@ -126,7 +134,7 @@ def test_every_variable_of_the_code_is_in_the_table_and_vice_versa(name: str) ->
 
 def test_every_variable_of_the_code_is_in_the_example_and_vice_versa() -> None:
     example = re.findall(r"^#?([A-Z][A-Z_]*)=", read(".env.example"), re.MULTILINE)
-    assert sorted(example) == sorted(variables_of_the_code())
+    assert sorted(example) == sorted(variables_of_the_code() | variables_of_compose())
 
 
 @pytest.mark.parametrize("name", READMES)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from opendify.config.environment import load_environment
+from opendify.config.environment import load_environment, read_file
+from opendify.config.secret_files import FILE_VARIABLES, with_files
 from opendify.config.settings import ConfigError, data_folder
 from opendify.config.store_address import parse_store_address, without_secrets
 from opendify.config.values import BadValue
@@ -20,6 +21,7 @@ from opendify.conversations.kinds import new_conversations, new_link
 from opendify.conversations.mapping import Entries
 
 _BATCH = 500
+_SETTING = "CONVERSATION_STORE"
 _NO_LIMIT = sys.maxsize
 
 _ABOUT = """\
@@ -85,8 +87,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _opened(choice: str, environ: Mapping[str, str], is_source: bool) -> Place:
     if choice == "setting":
-        choice = environ.get("CONVERSATION_STORE", "").strip()
-        told = "CONVERSATION_STORE"
+        problems: list[str] = []
+        named = {name: environ.get(name, "") for name in (_SETTING, FILE_VARIABLES[_SETTING])}
+        choice = with_files(named, read_file, problems).get(_SETTING, "").strip()
+        if problems:
+            raise Refused("\n".join(problems))
+        told = _SETTING
     else:
         told = "a store"
     try:

@@ -113,7 +113,10 @@ def test_compose_says_what_env_lacks(tmp_path: Path) -> None:
 def test_compose_gives_a_drain_its_time_and_hard_limits() -> None:
     service = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["opendify"]
     assert service["stop_grace_period"] == f"{gunicorn_config.graceful_timeout + 10}s"
-    assert service["ports"] == ["${SERVER_PORT:-5000}:5000"]
+    assert service["ports"] == ["${PUBLISH_ADDRESS:-127.0.0.1}:${SERVER_PORT:-5000}:5000"]
+    (tmpfs,) = service["tmpfs"]
+    size = re.search(r"size=(\d+)m", tmpfs)
+    assert size and int(size[1]) < 512, "the workers need the other half"
     assert service["read_only"] and service["cap_drop"] == ["ALL"]
     assert service["deploy"]["resources"]["limits"] == {"cpus": "2.0", "memory": "1G"}
     assert set(service["environment"]) - {"SERVER_HOST", "SERVER_PORT"} <= known_variables()
@@ -130,10 +133,71 @@ def test_the_swarm_stack(tmp_path: Path) -> None:
     assert set(service["environment"]) <= known_variables()
     # `docker stack deploy` ignores `tmpfs:`; on a read-only root Gunicorn then finds no place
     assert "tmpfs" not in service
-    assert {"type": "tmpfs", "target": "/tmp"} in service["volumes"]
+    tmpfs = {"type": "tmpfs", "target": "/tmp", "tmpfs": {"size": 128 * 1024**2}}
+    assert tmpfs in service["volumes"]
+    assert stack["networks"]["opendify-network"]["driver_opts"] == {"encrypted": "true"}
+    redis = stack["services"]["redis"]
+    assert redis["cap_drop"] == ["ALL"] and redis["read_only"] and redis["user"] == "redis"
     assert "data:/app/data" in service["volumes"] and "data" in stack["volumes"]
-    for name in ("MODEL_CONFIG_FILE", "OPENDIFY_API_KEYS_FILE"):
+    for name in ("MODEL_CONFIG_FILE", "OPENDIFY_API_KEYS_FILE", "CONVERSATION_STORE_FILE"):
         assert service["environment"][name].removeprefix("/run/secrets/") in stack["secrets"]
+
+
+def test_redis_of_the_stack_gets_its_password_by_no_command_line(tmp_path: Path) -> None:
+    stack = yaml.safe_load((ROOT / "deploy" / "swarm" / "stack.yml").read_text())
+    shell, option, script = stack["services"]["redis"]["entrypoint"]
+    (tmp_path / "redis_password").write_text("top-secret")
+    (tmp_path / "redis-server").write_text('#!/bin/sh\necho "arguments: $*"\nexec cat\n')
+    (tmp_path / "redis-server").chmod(0o755)
+    script = script.replace("$$", "$").replace("/run/secrets", str(tmp_path))
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    said = run(shell, option, script, env={"PATH": path}).splitlines()
+    assert said == ["arguments: - --appendonly yes --dir /data", "requirepass top-secret"]
+
+
+PINNED = re.compile(r"[\w./-]+(:[\w.-]+)?@sha256:[0-9a-f]{64}")
+
+
+def test_what_is_pulled_is_named_by_its_digest() -> None:
+    paths = [*ROOT.glob("docker-compose*.yml"), *(ROOT / "deploy").rglob("*.y*ml")]
+    images = [
+        image
+        for path in paths
+        for image in re.findall(r"^\s+(?:- )?image: (\S+)$", path.read_text(), re.M)
+        if not re.match(r"(\$\{OPENDIFY_IMAGE:-)?opendify(-dev)?:latest|opendify$", image)
+    ]
+    assert len(images) == 3 and len(set(images)) == 1
+    assert all(PINNED.fullmatch(image) for image in images)
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    (base,) = re.findall(r"^  BASE_IMAGE: (\S+)$", workflow, re.M)
+    assert PINNED.fullmatch(base)
+    for name in ("Dockerfile", "Dockerfile.dev"):
+        text = (ROOT / name).read_text()
+        assert f"ARG BASE_IMAGE={base.partition('@')[0]}\n" in text
+        assert set(re.findall(r"^FROM (\S+)", text, re.M)) == {"$BASE_IMAGE"}
+
+
+def test_the_workflow_runs_what_was_reviewed_with_the_least_rights() -> None:
+    text = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    used = re.findall(r"uses: (.+)$", text, re.M)
+    assert used
+    for one in used:
+        assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", one), one
+    workflow = yaml.safe_load(text)
+    assert workflow["permissions"] == {}
+    writing = {
+        name: job["permissions"]
+        for name, job in workflow["jobs"].items()
+        if "write" in job["permissions"].values()
+    }
+    assert writing == {"publish": {"contents": "read", "packages": "write"}}
+    for job in workflow["jobs"].values():
+        for step in job["steps"]:
+            if step.get("uses", "").startswith("actions/checkout@"):
+                assert step["with"]["persist-credentials"] is False
+    commands = [step["run"] for step in workflow["jobs"]["publish"]["steps"] if "run" in step]
+    assert not [command for command in commands if re.search("pip|test |tests/|run_tests", command)
+                and "opendify.__version__" not in command]  # fmt: skip
 
 
 def test_kubernetes_knows_every_field() -> None:

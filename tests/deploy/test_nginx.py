@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import ssl
 import subprocess
 import threading
@@ -53,10 +54,13 @@ def write(folder: Path, name: str, instances: list[Service], plain: int, secure:
         text = text.replace(f"127.0.0.1:500{number};", f"{instance.url.removeprefix('http://')};")
     text = text.replace("listen 80;", f"listen 127.0.0.1:{plain};")
     text = text.replace("listen 443 ssl;", f"listen 127.0.0.1:{secure} ssl;")
+    text = text.replace("/var/log/nginx/", f"{folder}/")
     live = "/etc/letsencrypt/live/opendify.example.com"
     text = text.replace(f"{live}/fullchain.pem", f"{folder}/cert.pem")
     text = text.replace(f"{live}/privkey.pem", f"{folder}/key.pem")
     assert "127.0.0.1:500" not in text
+    # Another address of this machine stands for a stranger's.
+    assert text.count("allow 127.0.0.1;") == 2
     (folder / "opendify.conf").write_text(text)
     user = "user root;" if os.geteuid() == 0 else ""
     (folder / "nginx.conf").write_text(MAIN.format(folder=folder, user=user))
@@ -161,6 +165,44 @@ def test_an_image_is_not_too_large(
     answer = client.post("/v1/chat/completions", json=question(3_000_000) | {"stream": False})
     assert answer.status_code == 200, answer.text[:200]
     assert len(json.loads(dify.asked()[-1].body)["query"]) > 3_000_000
+
+
+def test_no_log_of_nginx_holds_the_query_of_a_link(
+    front: tuple[httpx.Client, list[Service]],
+) -> None:
+    client, instances = front
+    folder = instances[0].log.parent
+    quoted = {"User-Agent": 'a"b\\" FAKE'}
+    for path in ("/v1/files/abc/content?sig=top-secret", "/v1//files//abc/content/?sig=top-secret"):
+        assert client.get(path, headers=quoted).status_code == 403
+    deadline = time.monotonic() + 20
+    while (folder / "opendify.log").read_text().count("/v1/files/abc/content") < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    logs = [folder / name for name in ("opendify.log", "access.log", "error.log")]
+    text = "".join(path.read_text() for path in logs if path.exists())
+    assert "top-secret" not in text
+    assert 'a"b' not in text
+
+
+OPERATORS = ["/metrics", "/metrics/", "//metrics", "/%6detrics", "/v1/conversation/mappings"]
+OPERATORS += ["/v1//conversation/mappings/", "/v1/./conversation/mappings"]  # httpx drops the dot
+
+
+@pytest.mark.parametrize("path", OPERATORS)
+def test_what_is_for_operators_is_open_to_their_addresses_only(
+    front: tuple[httpx.Client, list[Service]], path: str
+) -> None:
+    client, _ = front
+    url = str(client.base_url).rstrip("/") + path
+    assert client.get(url).status_code == 200
+    port = client.base_url.port
+    with socket.create_connection(("127.0.0.1", port), 20, ("127.0.0.2", 0)) as plain:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        with context.wrap_socket(plain) as stranger:
+            stranger.sendall(f"GET {path} HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n".encode())
+            assert b" 403 " in stranger.recv(4096).partition(b"\r\n")[0]
 
 
 def test_others_take_over_from_an_instance_that_stops(
