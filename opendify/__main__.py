@@ -3,10 +3,10 @@
 import argparse
 import os
 import sys
-from pathlib import Path
 
 from opendify import __version__
 from opendify.config.__main__ import main as check
+from opendify.config.__main__ import server_folder
 from opendify.conversations import transfer
 
 _ABOUT = """\
@@ -43,18 +43,10 @@ def _serve(name: str, arguments: list[str]) -> int:
     """Becomes Gunicorn, so that signals reach it."""
     if status := check():
         return status
-    folder = _server_folder()
+    folder = server_folder()
     config = ["--config", str(folder / "gunicorn_config.py"), "--pythonpath", str(folder)]
     command = [sys.executable, "-m", "gunicorn", *config, *arguments, "main:app"]
     os.execv(sys.executable, command)
-
-
-def _server_folder() -> Path:
-    """Where main.py and gunicorn_config.py are: beside the package, or in it where it is
-    installed from a wheel."""
-    package = Path(__file__).parent
-    installed = package / "_server"
-    return installed if installed.is_dir() else package.parent
 
 
 if __name__ == "__main__":

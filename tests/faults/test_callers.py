@@ -200,7 +200,7 @@ ROUTES = [
     ("POST", "/v1/models", 405),
     ("GET", "/", 404),
     ("GET", "/v1", 404),
-    ("POST", "/v1/chat/completions/", 404),
+    ("POST", "/v1/chat/completions/v1/", 404),
     ("GET", "/v1/models/nobody", 404),
     ("GET", "/v1/models/%00", 404),
     ("GET", "/v1/models/..%2f..%2fetc%2fpasswd", 404),
