@@ -572,7 +572,7 @@ def test_a_caller_that_leaves_is_no_longer_waited_for(
     talking.mode = "agent-chat"
     with service(tmp_path, dify, GUNICORN_WORKERS="1") as started:
         leave(started, task_body("title_generation"), 0.3)
-        ended = '"POST /v1/chat/completions HTTP/1.1" 499'
+        ended = "status=499"
         eventually(lambda: ended in started.output(), seconds=4)
 
 
