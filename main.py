@@ -69,9 +69,7 @@ def _new_id() -> str:
 
 try:
     load_environment()
-    settings = load_settings(
-        os.environ, read_file, check_certificates, gunicorn_config.parse_host
-    )
+    settings = load_settings(os.environ, read_file, check_certificates, gunicorn_config.parse_host)
 except ConfigError as exc:
     if __name__ == "__main__":
         sys.exit(str(exc))

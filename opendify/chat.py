@@ -1,20 +1,17 @@
 """The story of one chat request: it is asked, and its answer is given whole or in chunks."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from itertools import chain
-from typing import Any
 
-from opendify import errors, openwebui, sse, tasks, translate
+from opendify import errors, openwebui, tasks
 from opendify.chores import Chores, LocalAnswer
-from opendify.chunks import ChatStreamWriter
 from opendify.config.models import Model
 from opendify.exchange import Caller, Exchange, Parts
-from opendify.openai import answers
-from opendify.openai.requests import ChatRequest, nameable
-from opendify.steps import NEEDS_THREAD, Steps
+from opendify.protocols.base import ChatPrompt
+from opendify.protocols.responses import ResponseMeta, StreamWriter, WholeResponse
+from opendify.steps import NEEDS_THREAD, StepsWithEnd
 from opendify.telling.file_links import FileLinkResolver, is_resolved
-from opendify.telling.tellings import Completion, ReasoningDelta, Reset, TextDelta
+from opendify.telling.tellings import ReasoningDelta, Reset, TextDelta
 
 # What a request is answered with: by Dify, or without it.
 Asked = Exchange | LocalAnswer
@@ -24,9 +21,6 @@ Asked = Exchange | LocalAnswer
 HOLD_SECONDS = 10.0
 
 KEEP_ALIVE_SECONDS = 10.0
-
-# So much may leave together with the end of the answer, after which its place counts as free.
-_MAX_HELD_BYTES = 4 * 1024
 
 
 def find_model(name: str, models: Mapping[str, Model]) -> Model:
@@ -53,25 +47,23 @@ class ChatService:
         self._now = now
         self._new_id = new_id
 
-    def answering_model(self, request: ChatRequest, caller: Caller) -> Model:
+    def answering_model(self, prompt: ChatPrompt, caller: Caller) -> Model:
         """The model whose app answers the request: for a background task it may be another than
         the one that is asked for. Raises ModelNotFound."""
-        model = find_model(request.model, caller.models)
-        if tasks.recognise(request, caller.task):
+        model = find_model(prompt.model, caller.models)
+        if tasks.recognise(prompt, caller.task):
             return self._chores.answering_model(model, caller)
         return model
 
-    def ask(self, request: ChatRequest, caller: Caller) -> Asked:
+    def start(self, prompt: ChatPrompt, caller: Caller) -> Asked:
         """Puts the question on its way to Dify. Raises CallerGone, CallerError and DifyError."""
-        model = find_model(request.model, caller.models)
-        if replaced := translate.to_ignored_inputs(request, model):
-            request = replace(request, ignored=nameable((*replaced, *request.ignored)))
-        if kind := tasks.recognise(request, caller.task):
-            return self._chores.ask(kind, request, model, caller)
+        model = find_model(prompt.model, caller.models)
+        if kind := tasks.recognise(prompt, caller.task):
+            return self._chores.ask(kind, prompt, model, caller)
         is_temporary = openwebui.is_temporary(caller.chat_id)
-        return Exchange(request, model, caller, self._parts, is_throwaway=is_temporary)
+        return Exchange(prompt, model, caller, self._parts, is_throwaway=is_temporary)
 
-    def gather(self, exchange: Asked) -> dict[str, Any]:
+    def complete(self, exchange: Asked) -> WholeResponse:
         """The whole answer. Raises CallerGone and DifyError."""
         texts: list[str] = []
         reasoning: list[str] = []
@@ -89,34 +81,23 @@ class ChatService:
                     case Reset():
                         texts.clear()
                         reasoning.clear()
-        completion = renderer.completion
-        text = "".join(texts)
+        text, completion = "".join(texts), renderer.completion
         exchange.settle(text, completion.usage, renderer.is_cut)
-        answer = answers.completion(
-            self._head(exchange),
-            text,
-            completion.finish_reason,
-            translate.to_tokens(completion.usage),
-            reasoning="".join(reasoning),
-            annotations=completion.annotations,
-        )
-        return answer | _extension(exchange, completion)
+        return WholeResponse(self._meta(exchange), text, "".join(reasoning), completion)
 
-    def stream(self, exchange: Asked) -> Steps[bytes]:
-        """The event stream of an answer, up to its last chunk: what came together leaves together,
-        each as soon as it is known, and a comment where nothing comes for long.
+    def stream(self, exchange: Asked, writer: StreamWriter) -> StepsWithEnd[bytes]:
+        """The steps of a streamed answer: what came together leaves together, each as soon as it
+        is known. Returns its end, which is left to the caller to send.
 
         Raises CallerGone and DifyError.
         """
         while not exchange.has_begun:
-            yield sse.KEEP_ALIVE
+            yield writer.keep_alive()
             yield NEEDS_THREAD
             exchange.hold(KEEP_ALIVE_SECONDS)
-        head = self._head(exchange)
-        yield sse.encode(answers.chunk(head, {"role": "assistant", "content": ""}))
+        yield writer.start(self._meta(exchange))
         renderer = exchange.new_renderer()
         links = FileLinkResolver(exchange.link)
-        writer = ChatStreamWriter(head)
         while not renderer.has_ended:
             is_readable = yield exchange.wait(KEEP_ALIVE_SECONDS)
             events = exchange.take(is_readable)
@@ -126,33 +107,17 @@ class ChatService:
             if deltas := [*chain.from_iterable(map(links.resolve, rendered))]:
                 yield writer.write(deltas)
             elif not (events or is_readable):
-                yield sse.KEEP_ALIVE
+                yield writer.keep_alive()
         yield NEEDS_THREAD
         completion = renderer.completion
-        exchange.settle(writer.text(), completion.usage, renderer.is_cut)
-        delta = {"annotations": completion.annotations} if completion.annotations else {}
-        last = answers.chunk(head, delta, completion.finish_reason)
-        data = sse.encode(last | _extension(exchange, completion))
-        yield data
-        if len(data) > _MAX_HELD_BYTES:
-            yield NEEDS_THREAD
-        if head.include_usage and completion.usage is not None:
-            yield sse.encode(answers.usage_chunk(head, translate.to_tokens(completion.usage)))
+        exchange.settle(writer.text, completion.usage, renderer.is_cut)
+        return writer.finish(self._meta(exchange), completion)
 
-    def _head(self, exchange: Asked) -> answers.Head:
+    def _meta(self, exchange: Asked) -> ResponseMeta:
         ids = exchange.ids
-        return answers.Head(
-            id=f"chatcmpl-{ids.message_id or ids.workflow_run_id or self._new_id()}",
+        return ResponseMeta(
+            id=ids.message_id or ids.workflow_run_id or self._new_id(),
             created=ids.created_at or int(self._now()),
-            model=exchange.request.model,
-            include_usage=exchange.request.include_usage,
+            model=exchange.prompt.model,
+            ids=ids,
         )
-
-
-def _extension(exchange: Asked, completion: Completion) -> dict[str, Any]:
-    extension = translate.to_extension(exchange.ids)
-    if completion.resources:
-        extension["retriever_resources"] = list(completion.resources)
-    if completion.run_status:
-        extension["status"] = completion.run_status
-    return {"dify": extension}

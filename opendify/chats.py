@@ -28,7 +28,7 @@ from opendify.conversations.processes import Processes
 from opendify.conversations.turn_locks import Lock, TurnLocks
 from opendify.conversations.whose import NO_CHAT, to_whose
 from opendify.dify.asides import RecordedMessage
-from opendify.openai.messages import Message
+from opendify.protocols.base import Message
 from opendify.unsettled import Outcome, Unsettled
 
 # What is kept in the place of digests where a conversation can be continued by none: its first

@@ -16,7 +16,7 @@ from opendify.dify import asides, routes
 from opendify.dify.apps import App
 from opendify.dify.events import Event, Ids, MessageEnded, Text, Usage
 from opendify.exchange import Caller, Exchange, Parts, owner_of
-from opendify.openai.requests import ChatRequest
+from opendify.protocols.base import ChatPrompt
 from opendify.steps import NEEDS_THREAD, Wait
 from opendify.telling.narration import ResponseRenderer
 
@@ -37,17 +37,18 @@ class LocalAnswer:
 
     has_begun = True
     has_ended = True
+    ignored: tuple[str, ...] = ()
     usage: Usage | None = None
 
-    def __init__(self, request: ChatRequest, model: Model, text: str) -> None:
-        self.request = request
+    def __init__(self, prompt: ChatPrompt, model: Model, text: str) -> None:
+        self.prompt = prompt
         self.ids = Ids()
         self._model = replace(model, reasoning="inline")
         self._text = text
 
     def new_renderer(self) -> ResponseRenderer:
         """Renders this answer."""
-        return ResponseRenderer(self._model, "", self.request.stop, "off")
+        return ResponseRenderer(self._model, "", self.prompt.stop, "off")
 
     def link(self, url: str, name: str, kind: str) -> str:
         """No file is Dify's here: addresses stay as they are."""
@@ -98,7 +99,7 @@ class Chores:
         return helper if helper.key else replace(helper, key=model.key)
 
     def ask(
-        self, kind: str, request: ChatRequest, model: Model, caller: Caller
+        self, kind: str, prompt: ChatPrompt, model: Model, caller: Caller
     ) -> Exchange | LocalAnswer:
         """The answer to a task of this kind. Raises CallerGone, CallerError and DifyError."""
         treatment, answering = model.tasks, self.answering_model(model, caller)
@@ -110,11 +111,10 @@ class Chores:
             treatment = "throwaway" if kind == tasks.MERGED_ANSWER else "local"
         log.info("a background task model=%s kind=%s by=%s", model.name, kind, treatment)
         if treatment == "local":
-            return LocalAnswer(request, model, self._answer(kind, request, model, caller))
-        extras = replace(request.extras, conversation_id="", auto_generate_name=False)
-        return Exchange(
-            replace(request, extras=extras), answering, caller, self._parts, is_throwaway=True
-        )
+            return LocalAnswer(prompt, model, self._answer(kind, prompt, model, caller))
+        options = replace(prompt.options, conversation_id="", auto_generate_name=False)
+        prompt = replace(prompt, options=options)
+        return Exchange(prompt, answering, caller, self._parts, is_throwaway=True)
 
     def _complain(self, model: str, helper: str, caller: str) -> None:
         if (model, caller) not in self._complained:
@@ -127,7 +127,7 @@ class Chores:
                 caller,
             )
 
-    def _answer(self, kind: str, request: ChatRequest, model: Model, caller: Caller) -> str:
+    def _answer(self, kind: str, prompt: ChatPrompt, model: Model, caller: Caller) -> str:
         content: str | list[str] = ""
         if caller.chat_id and not openwebui.is_temporary(caller.chat_id):
             try:
@@ -136,7 +136,7 @@ class Chores:
                 log.info("Dify told nothing model=%s kind=%s code=%s", model.name, kind, exc.code)
         if content:
             return tasks.answer(kind, content)
-        return tasks.empty_answer(kind, request.messages[-1].text)
+        return tasks.empty_answer(kind, prompt.messages[-1].text)
 
     def _ask_dify(self, kind: str, model: Model, caller: Caller) -> str | list[str]:
         if kind not in (tasks.TITLE, tasks.FOLLOW_UPS):

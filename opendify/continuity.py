@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from opendify.openai.messages import Attachment, Message
+from opendify.protocols.base import Attachment, Message
 
 # How many of the last messages are known one by one; a longer history must match as a whole.
 KEPT_MESSAGES = 64

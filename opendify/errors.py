@@ -48,7 +48,7 @@ Beside the tree: CallerGone, which nobody is left to be told.
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import ClassVar
 
 # Their messages name the file.
 _CODES_THAT_QUOTE = ("file_too_large", "unsupported_file_type")
@@ -90,17 +90,6 @@ class OpenDifyError(Exception):
     def log_message(self) -> str:
         """The message, where it may stand in the log."""
         return "" if self.quotes or self.code in _CODES_THAT_QUOTE else self.message
-
-    def body(self) -> dict[str, Any]:
-        """The error as OpenAI writes it, in an answer and in a stream alike."""
-        return {
-            "error": {
-                "message": self.message,
-                "type": self.type,
-                "param": self.param,
-                "code": self.code,
-            }
-        }
 
 
 class CallerError(OpenDifyError):

@@ -16,8 +16,7 @@ from opendify.dify import routes
 from opendify.dify.events import Event, Ids, NodeFinished, NodeStarted, RunFinished, Usage
 from opendify.files.intake import Prepared
 from opendify.inputs import Facts
-from opendify.openai.messages import Message
-from opendify.openai.requests import ChatRequest
+from opendify.protocols.base import ChatPrompt, Message
 from opendify.steps import AT_ONCE, NEEDS_THREAD, Wait
 from opendify.telling import citations
 from opendify.telling.narration import ResponseRenderer
@@ -95,18 +94,18 @@ class Exchange:
 
     def __init__(
         self,
-        request: ChatRequest,
+        prompt: ChatPrompt,
         model: Model,
         caller: Caller,
         parts: Parts,
         is_throwaway: bool = False,
     ) -> None:
-        self.request = request
+        self.prompt = prompt
         self.usage: Usage | None = None  # of the answer, once it is complete
         self._model = model
         self._caller = caller
         self._parts = parts
-        self._dialogue = translate.to_dialogue(request.messages)
+        self._dialogue = translate.to_dialogue(prompt.messages)
         self._is_throwaway = is_throwaway
         self._may_ask_anew = True
         self._is_open = False
@@ -134,13 +133,18 @@ class Exchange:
         """Whether Dify has said anything but that it is alive."""
         return self._turn.begun_at is not None
 
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """What of the request has no effect, because the operator has reserved it."""
+        return translate.ignored_inputs(self.prompt.options, self._model)
+
     def new_renderer(self) -> ResponseRenderer:
         """Renders the events of this exchange for its caller."""
-        streamed, caller = self.request.stream, self._caller
+        streamed, caller = self.prompt.stream, self._caller
         return ResponseRenderer(
             self._model,
             self._app.mode,
-            self.request.stop,
+            self.prompt.stop,
             citations.form_for(self._model.citations, caller.in_open_webui, streamed),
         )
 
@@ -188,7 +192,7 @@ class Exchange:
         self.usage = usage
         if is_cut:
             return
-        last = translate.to_spoken(self.request.messages)[-1]
+        last = translate.to_spoken(self.prompt.messages)[-1]
         if last.role == "assistant":
             turn = [Message("assistant", last.text + said)]
         else:
@@ -265,7 +269,7 @@ class Exchange:
     def _ask(self) -> None:
         caller, model, client = self._caller, self._model, self._parts.client
         question = translate.to_question(
-            self.request,
+            self.prompt.options,
             self._dialogue,
             model,
             self._app,
@@ -275,7 +279,7 @@ class Exchange:
             self._parts.files_only_query,
         )
         caller.watch.look()  # files can take long
-        trace_id = self.request.extras.trace_id or caller.trace_id
+        trace_id = self.prompt.options.trace_id or caller.trace_id
         stream = client.stream(model, question.path, question.body, caller.watch, trace_id)
         self._turn = Turn(client, model, self._app.mode, caller.user, stream)
 
@@ -297,7 +301,7 @@ class Exchange:
         return False
 
     def _forget_conversation(self) -> bool:
-        if not self._conversation_id or self.request.extras.conversation_id:
+        if not self._conversation_id or self.prompt.options.conversation_id:
             return False
         self._chat.lost()
         self._conversation_id = ""
@@ -352,7 +356,7 @@ class Exchange:
         """The client's name for the answer before the turn: where one is to be continued, its
         own."""
         caller = self._caller
-        is_continuation = translate.to_spoken(self.request.messages)[-1].role == "assistant"
+        is_continuation = translate.to_spoken(self.prompt.messages)[-1].role == "assistant"
         return caller.answer_id or None if is_continuation else caller.follows
 
     def _find_conversation(self) -> str:
@@ -360,7 +364,7 @@ class Exchange:
             return ""
         caller, parts = self._caller, self._parts
         presence = DifyPresence(parts.client, self._model, self._app.mode, caller.user, parts.now)
-        if explicit := self.request.extras.conversation_id:
+        if explicit := self.prompt.options.conversation_id:
             self._chat.claim(explicit, self._model.conversation_ids == "any")
             if not presence.of_used(explicit, 0):
                 raise errors.ConversationUnknown("Dify does not know this conversation.")

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import jwt
 
 from opendify.errors import UserNotVerified
-from opendify.openai.requests import ChatRequest
+from opendify.protocols.base import ChatPrompt
 
 _TEMPORARY = ("temporary:", "local:")  # local: before the chats had a socket's id
 
@@ -73,9 +73,9 @@ class Person:
     role: str
 
 
-def chat_id(request: ChatRequest, headers: Headers) -> str:
+def chat_id(prompt: ChatPrompt, headers: Headers) -> str:
     """The client's name of the chat, or "" where it told none."""
-    return _told(headers, "X-OpenWebUI-Chat-Id") or request.chat_id
+    return _told(headers, "X-OpenWebUI-Chat-Id") or prompt.chat_id
 
 
 def is_temporary(chat_id: str) -> bool:
@@ -83,12 +83,12 @@ def is_temporary(chat_id: str) -> bool:
     return chat_id.startswith(_TEMPORARY)
 
 
-def person(request: ChatRequest, headers: Headers, secret: str, now: float) -> Person:
+def person(prompt: ChatPrompt, headers: Headers, secret: str, now: float) -> Person:
     """Who asks. With a ``secret``, a token that is signed with it must tell, and nothing else
     does; ``now`` is in epoch seconds. Raises UserNotVerified."""
     if secret:
         return _vouched_for(_value(headers, "X-OpenWebUI-User-Jwt"), secret, now)
-    return Person(_user_id(request, headers), _value(headers, "X-OpenWebUI-User-Role"))
+    return Person(_user_id(prompt, headers), _value(headers, "X-OpenWebUI-User-Role"))
 
 
 def task(headers: Headers) -> str:
@@ -121,20 +121,8 @@ def _value(headers: Headers, name: str) -> str:
     return headers.get(name, "").strip(" \t")
 
 
-def _user_id(request: ChatRequest, headers: Headers) -> str:
-    return (
-        request.user
-        or _value(headers, "X-OpenWebUI-User-Id")
-        or _metadata_user(request)
-        or request.safety_identifier
-    )
-
-
-def _metadata_user(request: ChatRequest) -> str:
-    """A database's number of a person names one too: none may share the default user's chats."""
-    user = request.metadata.get("user_id")
-    is_name = isinstance(user, str | int | float) and not isinstance(user, bool)
-    return str(user).strip() if is_name else ""
+def _user_id(prompt: ChatPrompt, headers: Headers) -> str:
+    return prompt.user or _value(headers, "X-OpenWebUI-User-Id") or prompt.fallback_user
 
 
 def _vouched_for(token: str, secret: str, now: float) -> Person:

@@ -16,7 +16,6 @@ _STRINGS = msgspec.json.Encoder()
 # Where a Template takes its text. No text of an answer is looked for it.
 PLACE = "\0text\0"
 
-DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 
 # No real event comes near this; a broken peer must not fill the memory.

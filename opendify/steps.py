@@ -38,6 +38,9 @@ NEEDS_THREAD = Wait(-1)
 # What is given, between its waits; a caller may send IS_READABLE to each of these.
 Steps = Generator[T | Wait, bool | None, None]
 
+# The same; what it returns is to be given last.
+StepsWithEnd = Generator[T | Wait, bool | None, T]
+
 
 def without_waits(steps: Iterable[T | Wait]) -> Iterator[T]:
     """What the steps give to one who may wait."""

@@ -12,7 +12,7 @@ import json
 import re
 from typing import Any
 
-from opendify.openai.requests import ChatRequest
+from opendify.protocols.base import ChatPrompt
 
 TITLE = "title_generation"
 FOLLOW_UPS = "follow_up_generation"
@@ -42,7 +42,7 @@ _CONTEXT = "<context>"
 _COMPACTED = "\n### Messages Being Compacted:\n"
 
 
-def recognise(request: ChatRequest, header_task: str) -> str:
+def recognise(chat: ChatPrompt, header_task: str) -> str:
     """The kind of background task that this request is, by Open WebUI's name; "" for a turn.
 
     ``header_task`` is what the request's header says of it, empty where there is none. A header
@@ -51,9 +51,9 @@ def recognise(request: ChatRequest, header_task: str) -> str:
     told = header_task.strip()
     if told and not told.startswith("{{"):
         return told if told in _SHAPES or told in _PLAIN_KINDS else UNKNOWN
-    if request.stream or request.has_tools or len(request.messages) != 1:
+    if chat.stream or chat.has_tools or len(chat.messages) != 1:
         return ""
-    (message,) = request.messages
+    (message,) = chat.messages
     prompt = message.text.lstrip()
     if message.role != "user" or message.attachments or not prompt.startswith(_START):
         return ""

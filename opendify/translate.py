@@ -8,12 +8,9 @@ from opendify import inputs
 from opendify.config.models import Model
 from opendify.dify import routes
 from opendify.dify.apps import App
-from opendify.dify.events import Ids, Usage
 from opendify.files.intake import Prepared
 from opendify.files.placing import place_files
-from opendify.openai.answers import Tokens
-from opendify.openai.messages import Attachment, Message
-from opendify.openai.requests import ChatRequest
+from opendify.protocols.base import Attachment, DifyOptions, Message
 
 # Bounds what a new conversation is told of the chat before it; the oldest messages go first.
 MAX_HISTORY_CHARACTERS = 32_000
@@ -62,7 +59,7 @@ def to_spoken(messages: Sequence[Message]) -> tuple[Message, ...]:
 
 
 def to_question(
-    request: ChatRequest,
+    options: DifyOptions,
     dialogue: Dialogue,
     model: Model,
     app: App,
@@ -78,31 +75,31 @@ def to_question(
     told what came before. Raises InvalidRequest where the app's form asks for more.
     """
     dialogue = _with_files(dialogue, prepared, files_only_query)
-    filled = _fill_inputs(request, model, facts)
+    filled = _fill_inputs(options, model, facts)
     if dialogue.system and model.system.startswith("input:"):
         filled[model.system.removeprefix("input:")] = dialogue.system
     takes_history = model.history.startswith("input:") and not conversation_id
     if takes_history and (transcript := _transcript(dialogue.history, MAX_HISTORY_CHARACTERS)):
         filled[model.history.removeprefix("input:")] = transcript
-    files = [*prepared.files, *request.extras.files]
-    path = routes.run_path(app.mode, request.extras.workflow_id)
+    files = [*prepared.files, *options.files]
+    path = routes.run_path(app.mode, options.workflow_id)
     if app.mode == "workflow":
         body = _workflow_body(dialogue, model, app, filled, files)
     elif app.mode == "completion":
         body = _completion_body(dialogue, model, app, filled, files)
     else:
-        body = _chat_body(request, dialogue, model, app, filled, files, conversation_id)
+        body = _chat_body(options, dialogue, model, app, filled, files, conversation_id)
     body |= {"user": facts.user, "response_mode": "streaming"}
-    if request.extras.trace_id:
-        body["trace_id"] = request.extras.trace_id
+    if options.trace_id:
+        body["trace_id"] = options.trace_id
     return Question(path, body)
 
 
-def to_ignored_inputs(request: ChatRequest, model: Model) -> tuple[str, ...]:
+def ignored_inputs(options: DifyOptions, model: Model) -> tuple[str, ...]:
     """The inputs of the request that have no effect because they are reserved in MODEL_CONFIG,
     each as ``inputs.<name>``."""
     reserved = inputs.reserved(model.inputs)
-    return tuple(f"inputs.{name}" for name in request.extras.inputs if name in reserved)
+    return tuple(f"inputs.{name}" for name in options.inputs if name in reserved)
 
 
 def to_query(dialogue: Dialogue, model: Model, prepared: Prepared, files_only_query: str) -> str:
@@ -111,29 +108,11 @@ def to_query(dialogue: Dialogue, model: Model, prepared: Prepared, files_only_qu
     return _query(_with_files(dialogue, prepared, files_only_query), model, "any")
 
 
-def to_tokens(usage: Usage | None) -> Tokens:
-    """OpenAI's counts; zeros where Dify told none."""
-    if usage is None:
-        return Tokens(0, 0, 0)
-    return Tokens(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens)
-
-
-def to_extension(ids: Ids) -> dict[str, Any]:
-    """Dify's names for this answer, as far as it has told them."""
-    named = {
-        "conversation_id": ids.conversation_id,
-        "message_id": ids.message_id,
-        "task_id": ids.task_id,
-        "workflow_run_id": ids.workflow_run_id,
-    }
-    return {name: value for name, value in named.items() if value}
-
-
-def _fill_inputs(request: ChatRequest, model: Model, facts: inputs.Facts) -> dict[str, Any]:
+def _fill_inputs(options: DifyOptions, model: Model, facts: inputs.Facts) -> dict[str, Any]:
     """The inputs of the request over those of the operator, except the operator's reserved ones."""
     filled = inputs.fill(model.inputs, facts)
     own = {name: filled[name] for name in inputs.reserved(model.inputs)}
-    return {**filled, **request.extras.inputs, **own}
+    return {**filled, **options.inputs, **own}
 
 
 def _with_files(dialogue: Dialogue, prepared: Prepared, files_only_query: str) -> Dialogue:
@@ -142,7 +121,7 @@ def _with_files(dialogue: Dialogue, prepared: Prepared, files_only_query: str) -
 
 
 def _chat_body(
-    request: ChatRequest,
+    options: DifyOptions,
     dialogue: Dialogue,
     model: Model,
     app: App,
@@ -154,10 +133,10 @@ def _chat_body(
         "query": _query(dialogue, model, conversation_id),
         "conversation_id": conversation_id,
         # A name costs a call of the app's model, and in Dify 1.11 a second of waiting.
-        "auto_generate_name": request.extras.auto_generate_name,
+        "auto_generate_name": options.auto_generate_name,
     }
-    if request.extras.workflow_id:
-        body["workflow_id"] = request.extras.workflow_id
+    if options.workflow_id:
+        body["workflow_id"] = options.workflow_id
     return body
 
 

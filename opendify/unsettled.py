@@ -21,7 +21,7 @@ from opendify.continuity import (
     text_digests,
 )
 from opendify.dify.asides import RecordedMessage
-from opendify.openai.messages import Message
+from opendify.protocols.base import Message
 
 _WORD = re.compile(
     rf"-(?P<state>failed|left|[0-9a-f]{{16}})"

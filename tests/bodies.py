@@ -5,6 +5,7 @@ from typing import Any
 
 from opendify.openai.json_object import JsonObject, parse_object
 from opendify.openai.requests import ChatRequest, parse_chat_request
+from opendify.protocols.base import ChatPrompt
 
 MAX_TEXT_BYTES = 8 * 1024 * 1024
 
@@ -16,3 +17,8 @@ def to_object(value: Any) -> JsonObject:
 def to_request(value: Any) -> ChatRequest:
     """What is asked for by a body of this value."""
     return parse_chat_request(to_object(value))
+
+
+def to_prompt(value: Any) -> ChatPrompt:
+    """The prompt in a body of this value."""
+    return to_request(value).prompt

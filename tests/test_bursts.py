@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opendify import errors, sse
-from opendify.chunks import ChatStreamWriter
 from opendify.config.models import Model
-from opendify.openai import answers
+from opendify.openai.chat_stream import ChatStreamWriter
+from opendify.protocols.responses import ResponseMeta
 from opendify.telling.file_links import FileLinkResolver
 from opendify.telling.narration import ResponseRenderer
 from opendify.telling.tellings import Completion
@@ -21,7 +21,7 @@ from tests.fake_dify import LAST_CHUNK, STREAM_HEAD, chunk
 from tests.test_any_cut import BODIES, KINDS, Body
 from tests.test_recorded_answers import mode_of
 
-HEAD = answers.Head("chatcmpl-1", 1, "m")
+META = ResponseMeta("1", 1, "m")
 
 
 class Arriving:
@@ -46,7 +46,8 @@ def rendered(pieces: Iterator[bytes], mode: str, **settings: Any) -> tuple[bytes
     renderer = ResponseRenderer(model, mode, stops, "auto")
     links = FileLinkResolver(lambda url, name, kind: f"our/{name}")
     turn = Turn(cast(Any, None), model, mode, "u", cast(EventStream, Arriving(pieces)))
-    writer, written = ChatStreamWriter(HEAD), b""
+    writer = ChatStreamWriter()
+    written = writer.start(META)
     try:
         while not renderer.has_ended:
             for event in turn.next(float("inf")):

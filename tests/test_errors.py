@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 from opendify import errors
+from opendify.openai.answers import error_body
 from tests import schemas
 
 
@@ -72,7 +73,7 @@ def test_no_two_leaves_share_a_code() -> None:
 
 @pytest.mark.parametrize("kind", TREE, ids=lambda kind: kind.__name__)
 def test_every_error_has_a_body_as_openai_writes_it(kind: type[errors.OpenDifyError]) -> None:
-    body = kind("Why it failed.", param="messages").body()
+    body = error_body(kind("Why it failed.", param="messages"))
     schemas.assert_error(body)
     assert body["error"] == {
         "message": "Why it failed.",
@@ -80,11 +81,12 @@ def test_every_error_has_a_body_as_openai_writes_it(kind: type[errors.OpenDifyEr
         "param": "messages",
         "code": kind.default_code,
     }
-    schemas.assert_error(kind("Why it failed.").body())
+    schemas.assert_error(error_body(kind("Why it failed.")))
 
 
 def test_a_code_of_its_own_wins() -> None:
-    assert errors.InvalidRequest("x", code="unsupported").body()["error"]["code"] == "unsupported"
+    error = errors.InvalidRequest("x", code="unsupported")
+    assert error_body(error)["error"]["code"] == "unsupported"
 
 
 def test_only_what_ran_nothing_may_be_repeated_by_a_client_itself() -> None:

@@ -26,11 +26,12 @@ FLOORS = [
         "opendify.steps",
     ],
     ["opendify.serving"],
-    ["opendify.capacity", "opendify.config", "opendify.dify", "opendify.openai"],
+    ["opendify.capacity", "opendify.config", "opendify.dify", "opendify.protocols.base"],
     ["opendify.conversations"],
     ["opendify.files", "opendify.inputs", "opendify.openwebui", "opendify.tasks"],
     ["opendify.telling", "opendify.limits"],
-    ["opendify.continuity", "opendify.chunks"],
+    ["opendify.continuity", "opendify.protocols"],
+    ["opendify.openai"],
     ["opendify.unsettled"],
     ["opendify.translate", "opendify.callers", "opendify.chats", "opendify.upstream"],
     ["opendify.administration", "opendify.monitoring"],
@@ -53,7 +54,7 @@ PURE = [
     "opendify.tasks",
     "opendify.translate",
     "opendify.telling",
-    "opendify.chunks",
+    "opendify.protocols",
     "opendify.inputs",
     "opendify.continuity",
     "opendify.unsettled",
@@ -112,6 +113,10 @@ ONLY_IN = {
     "flask": {
         "opendify.web.access",
         "opendify.web.app",
+        "opendify.web.chat_completions",
+        "opendify.web.error_handlers",
+        "opendify.web.models",
+        "opendify.web.responder",
         "opendify.web.body",
         "opendify.web.cors",
         "opendify.web.description",
@@ -123,7 +128,7 @@ ONLY_IN = {
         "opendify.web.resources",
         "opendify.web.stepped",
     },
-    "werkzeug": {"opendify.web.app", "opendify.web.files"},
+    "werkzeug": {"opendify.web.error_handlers", "opendify.web.files"},
     "httpx": {
         "opendify.upstream.client",
         "opendify.upstream.kept",
@@ -275,7 +280,16 @@ def test_the_environment_is_read_at_the_edge_only() -> None:
             if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv"):
                 readers |= {name} if isinstance(node.value, ast.Name) else set()
     # request.environ is Flask's
-    rooms = ("access", "app", "body", "files", "origins", "recording", "resources")
+    rooms = (
+        "access",
+        "body",
+        "error_handlers",
+        "files",
+        "origins",
+        "recording",
+        "resources",
+        "responder",
+    )
     readers -= {f"opendify.web.{room}" for room in rooms}
     assert readers == {
         "main",

@@ -1,7 +1,12 @@
+from typing import Any
+
 import pytest
 
+from opendify.dify.events import Ids, Usage
 from opendify.openai import answers
-from opendify.openai.answers import Head, Tokens
+from opendify.openai.answers import Head
+from opendify.protocols.responses import ResponseMeta, WholeResponse, dify_metadata
+from opendify.telling.tellings import Completion
 from tests import schemas
 
 HEAD = Head("chatcmpl-1", 1795460080, "tiny")
@@ -34,7 +39,7 @@ def test_usage_is_null_in_every_chunk_where_it_was_asked_for_and_absent_elsewher
 
 
 def test_the_usage_chunk_has_no_choices() -> None:
-    chunk = answers.usage_chunk(ASKED_FOR_USAGE, Tokens(3, 2, 5))
+    chunk = answers.usage_chunk(ASKED_FOR_USAGE, Usage(3, 2, 5))
     schemas.assert_chunk(chunk)
     assert chunk["choices"] == []
     assert chunk["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
@@ -43,7 +48,9 @@ def test_the_usage_chunk_has_no_choices() -> None:
 @pytest.mark.parametrize("finish_reason", ["stop", "length", "content_filter"])
 @pytest.mark.parametrize("content", ["", "Hello", "你好"])
 def test_a_whole_answer_is_valid(content: str, finish_reason: str) -> None:
-    answer = answers.completion(HEAD, content, finish_reason, Tokens(3, 2, 5))
+    ended = Completion(finish_reason, Usage(3, 2, 5))
+    meta = ResponseMeta("1", 1795460080, "tiny", Ids("c"))
+    answer = answers.completion(WholeResponse(meta, content, "", ended))
     schemas.assert_completion(answer)
     (choice,) = answer["choices"]
     assert choice["finish_reason"] == finish_reason
@@ -54,6 +61,26 @@ def test_a_whole_answer_is_valid(content: str, finish_reason: str) -> None:
         "annotations": [],
     }
     assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    assert answer["dify"] == {"conversation_id": "c"}
+
+
+def test_usage_that_dify_did_not_send_is_zero() -> None:
+    response = WholeResponse(ResponseMeta("1", 0, "m"), "", "", Completion())
+    assert set(answers.completion(response)["usage"].values()) == {0}
+
+
+def test_dify_s_names_are_given_as_far_as_they_are_known() -> None:
+    def named(*ids: Any) -> Any:
+        return dify_metadata(ResponseMeta("1", 0, "m", Ids(*ids)), Completion())
+
+    assert named() == {}
+    assert named("c") == {"conversation_id": "c"}
+    assert named("c", "m", "t", "r", 5) == {
+        "conversation_id": "c",
+        "message_id": "m",
+        "task_id": "t",
+        "workflow_run_id": "r",
+    }
 
 
 def test_a_model_and_the_list_of_models_are_valid() -> None:

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opendify.errors import InvalidRequest
-from opendify.openai.messages import Message
-from opendify.openai.requests import IGNORED_FIELDS, ChatRequest, Extras
+from opendify.openai.requests import IGNORED_FIELDS, ChatRequest
+from opendify.protocols.base import ChatPrompt, DifyOptions, Message
 from tests.bodies import to_request
 
 HI = {"role": "user", "content": "Hi"}
@@ -20,20 +20,18 @@ def parsed(**fields: Any) -> ChatRequest:
 
 
 def test_the_smallest_request_has_all_defaults() -> None:
-    assert parsed() == ChatRequest(
+    prompt = ChatPrompt(
         model="tiny",
         messages=(Message("user", "Hi"),),
         stream=False,
-        include_usage=False,
-        user="",
-        safety_identifier="",
-        metadata={},
-        chat_id="",
         stop=(),
-        extras=Extras(),
+        user="",
+        fallback_user="",
+        chat_id="",
         has_tools=False,
-        ignored=(),
+        options=DifyOptions(),
     )
+    assert parsed() == ChatRequest(prompt, include_usage=False, ignored=())
 
 
 FIELDS = [
@@ -49,8 +47,15 @@ FIELDS = [
     pytest.param({"user": 5}, "user", "5", id="user as a number"),
     pytest.param({"user": "a\0b"}, "user", "ab", id="user with NUL"),
     pytest.param({"user": None}, "user", "", id="user null"),
-    pytest.param({"safety_identifier": "s"}, "safety_identifier", "s", id="safety_identifier"),
-    pytest.param({"metadata": {"a": "b"}}, "metadata", {"a": "b"}, id="metadata"),
+    pytest.param({"safety_identifier": "s"}, "fallback_user", "s", id="safety_identifier"),
+    pytest.param({"metadata": {"user_id": 7}}, "fallback_user", "7", id="user in metadata"),
+    pytest.param(
+        {"safety_identifier": "s", "metadata": {"user_id": "m"}},
+        "fallback_user",
+        "m",
+        id="metadata before safety_identifier",
+    ),
+    pytest.param({"metadata": {"a": "b"}}, "fallback_user", "", id="metadata"),
     pytest.param({"metadata": {"chat_id": "m"}}, "chat_id", "m", id="chat id in metadata"),
     pytest.param({"chat_id": "b"}, "chat_id", "b", id="chat id in the body"),
     pytest.param(
@@ -137,42 +142,43 @@ FIELDS = [
 
 @pytest.mark.parametrize(("fields", "name", "value"), FIELDS)
 def test_a_field_is_understood(fields: dict[str, Any], name: str, value: Any) -> None:
-    assert getattr(parsed(**fields), name) == value
+    request = parsed(**fields)
+    assert getattr(request if hasattr(request, name) else request.prompt, name) == value
 
 
 IMAGE = {"type": "image", "transfer_method": "remote_url", "url": "https://a.example/b.png"}
-EXTRAS = [
-    pytest.param({"conversation_id": "c"}, Extras(conversation_id="c"), id="conversation_id"),
+OPTIONS = [
+    pytest.param({"conversation_id": "c"}, DifyOptions(conversation_id="c"), id="conversation_id"),
     pytest.param(
-        {"metadata": {"conversation_id": "c"}}, Extras(conversation_id="c"), id="in metadata"
+        {"metadata": {"conversation_id": "c"}}, DifyOptions(conversation_id="c"), id="in metadata"
     ),
     pytest.param(
         {"conversation_id": "b", "metadata": {"conversation_id": "m"}},
-        Extras(conversation_id="b"),
+        DifyOptions(conversation_id="b"),
         id="the body before metadata",
     ),
-    pytest.param({"inputs": {"a": 1}}, Extras(inputs={"a": 1}), id="inputs"),
+    pytest.param({"inputs": {"a": 1}}, DifyOptions(inputs={"a": 1}), id="inputs"),
     pytest.param(
         {"inputs": {"a": 1}, "metadata": {"inputs": {"a": 2, "b": 3}}},
-        Extras(inputs={"a": 1, "b": 3}),
+        DifyOptions(inputs={"a": 1, "b": 3}),
         id="inputs before those in metadata",
     ),
     pytest.param(
         {"metadata": {"inputs": '{"a": "1", "b": 2}', "inputs.b": "3", "inputs.c": "4"}},
-        Extras(inputs={"a": "1", "b": "3", "c": "4"}),
+        DifyOptions(inputs={"a": "1", "b": "3", "c": "4"}),
         id="inputs as OpenAI's metadata can hold them",
     ),
-    pytest.param({"files": [IMAGE]}, Extras(files=(IMAGE,)), id="files"),
-    pytest.param({"files": []}, Extras(), id="no files"),
-    pytest.param({"auto_generate_name": True}, Extras(auto_generate_name=True), id="a name"),
-    pytest.param({"workflow_id": "w"}, Extras(workflow_id="w"), id="workflow_id"),
-    pytest.param({"trace_id": "t"}, Extras(trace_id="t"), id="trace_id"),
+    pytest.param({"files": [IMAGE]}, DifyOptions(files=(IMAGE,)), id="files"),
+    pytest.param({"files": []}, DifyOptions(), id="no files"),
+    pytest.param({"auto_generate_name": True}, DifyOptions(auto_generate_name=True), id="a name"),
+    pytest.param({"workflow_id": "w"}, DifyOptions(workflow_id="w"), id="workflow_id"),
+    pytest.param({"trace_id": "t"}, DifyOptions(trace_id="t"), id="trace_id"),
 ]
 
 
-@pytest.mark.parametrize(("fields", "extras"), EXTRAS)
-def test_the_fields_of_dify_pass_through(fields: dict[str, Any], extras: Extras) -> None:
-    assert parsed(**fields).extras == extras
+@pytest.mark.parametrize(("fields", "options"), OPTIONS)
+def test_the_fields_of_dify_pass_through(fields: dict[str, Any], options: DifyOptions) -> None:
+    assert parsed(**fields).prompt.options == options
 
 
 REFUSED = [
@@ -317,7 +323,7 @@ JSON_VALUES = st.recursive(
     ),
     max_leaves=8,
 )
-NAMES = st.sampled_from([*IGNORED_FIELDS, *OBEYED, *Extras.__dataclass_fields__, "chat_id"])
+NAMES = st.sampled_from([*IGNORED_FIELDS, *OBEYED, *DifyOptions.__dataclass_fields__, "chat_id"])
 PARTS = st.fixed_dictionaries(
     {"type": st.sampled_from(["text", "image_url", "input_audio", "file", "refusal"])},
     optional={
@@ -358,4 +364,4 @@ def test_any_value_of_any_field_is_a_request_or_an_invalid_request(
         return
     assert isinstance(request, ChatRequest)
     assert set(request.ignored) <= {name for name, value in fields.items() if value is not None}
-    assert any(message.role == "user" for message in request.messages)
+    assert any(message.role == "user" for message in request.prompt.messages)

@@ -8,13 +8,13 @@ from werkzeug.datastructures import EnvironHeaders, Headers
 
 from opendify import openwebui
 from opendify.errors import UserNotVerified
-from opendify.openai.requests import ChatRequest
-from tests.bodies import to_request
+from opendify.protocols.base import ChatPrompt
+from tests.bodies import to_prompt
 
 
-def request(**fields: Any) -> ChatRequest:
+def request(**fields: Any) -> ChatPrompt:
     body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], **fields}
-    return to_request(body)
+    return to_prompt(body)
 
 
 CHATS = [

@@ -228,7 +228,7 @@ def test_probes_are_quiet(api: FlaskClient, caplog: pytest.LogCaptureFixture, pa
 def test_a_keep_alive_is_not_the_first_byte(
     api: FlaskClient, dify: FakeDify, lines: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("opendify.web.app.HOLD_SECONDS", 0.05)
+    monkeypatch.setattr("opendify.web.responder.HOLD_SECONDS", 0.05)
     monkeypatch.setattr("opendify.chat.KEEP_ALIVE_SECONDS", 0.1)
     dify.answers = [streamed(PING, 0.5, Chat().text("Late"), Chat().end())]
     response = post(api, stream=True)
@@ -239,7 +239,7 @@ def test_a_keep_alive_is_not_the_first_byte(
 def test_an_error_that_comes_after_comments_only_is_the_first_byte(
     api: FlaskClient, dify: FakeDify, lines: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("opendify.web.app.HOLD_SECONDS", 0.05)
+    monkeypatch.setattr("opendify.web.responder.HOLD_SECONDS", 0.05)
     monkeypatch.setattr("opendify.chat.KEEP_ALIVE_SECONDS", 0.1)
     dify.answers = [[*streamed(PING, 0.5)[:-1], CLOSE]]
     response = post(api, stream=True)

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opendify import tasks
-from opendify.openai.requests import ChatRequest
-from tests.bodies import to_request
+from opendify.protocols.base import ChatPrompt
+from tests.bodies import to_prompt
 from tests.openwebui import Recorded, recorded, task_body, task_prompt
 
 SHAPED = [
@@ -28,16 +28,16 @@ COMPACTION = (
 )
 
 
-def parse(prompt: Any, **fields: Any) -> ChatRequest:
+def parse(prompt: Any, **fields: Any) -> ChatPrompt:
     messages = [{"role": "user", "content": prompt}]
-    return to_request({"model": "tiny", "messages": messages, **fields})
+    return to_prompt({"model": "tiny", "messages": messages, **fields})
 
 
 @pytest.mark.parametrize("one", recorded(), ids=lambda one: f"{one.scenario}-{one.task or 'turn'}")
 @pytest.mark.parametrize("header", ["sent", "absent", "a template", "blank"])
 def test_a_recorded_request_is_recognised(one: Recorded, header: str) -> None:
     said = {"sent": one.task, "absent": "", "a template": "{{TASK}}", "blank": " "}[header]
-    assert tasks.recognise(to_request(one.body), said) == one.task
+    assert tasks.recognise(to_prompt(one.body), said) == one.task
 
 
 def test_the_recordings_hold_tasks_and_turns_of_many_kinds() -> None:
@@ -47,7 +47,7 @@ def test_the_recordings_hold_tasks_and_turns_of_many_kinds() -> None:
 
 @pytest.mark.parametrize("kind", SHAPED)
 def test_a_task_is_recognised_by_its_shape(kind: str) -> None:
-    assert tasks.recognise(to_request(task_body(kind)), "") == kind
+    assert tasks.recognise(to_prompt(task_body(kind)), "") == kind
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ TURNS = [
 @pytest.mark.parametrize("fields", TURNS)
 def test_what_has_not_the_whole_shape_is_a_turn(fields: dict[str, Any]) -> None:
     body = {**task_body("title_generation"), **fields}
-    assert tasks.recognise(to_request(body), "") == ""
+    assert tasks.recognise(to_prompt(body), "") == ""
 
 
 def test_a_compaction_is_recognised() -> None:
@@ -155,7 +155,7 @@ def test_only_requests_of_the_shape_are_tasks(
 ) -> None:
     messages = [*before, {"role": "user", "content": TASK}]
     body = {"model": "tiny", "messages": messages, "stream": streamed}
-    request = to_request(body | ({"tools": TOOLS} if with_tools else {}))
+    request = to_prompt(body | ({"tools": TOOLS} if with_tools else {}))
     is_task = not (before or streamed or with_tools)
     assert tasks.recognise(request, "") == ("title_generation" if is_task else "")
 
@@ -227,4 +227,4 @@ def test_a_prompt_made_to_take_long_takes_no_longer_than_others() -> None:
     """It would take minutes if each of its blocks were looked for to the end."""
     prompt = "### Task:" + "<chat_history>" * 300_000
     raw = {"model": "m", "messages": [{"role": "user", "content": prompt}]}
-    assert tasks.recognise(to_request(raw), "") == ""
+    assert tasks.recognise(to_prompt(raw), "") == ""

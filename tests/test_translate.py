@@ -7,13 +7,11 @@ from hypothesis import strategies as st
 from opendify import translate
 from opendify.config.models import Model
 from opendify.dify.apps import App
-from opendify.dify.events import Ids, Usage
 from opendify.files.intake import Prepared
 from opendify.inputs import Facts
-from opendify.openai.answers import Tokens
-from opendify.openai.messages import Message
+from opendify.protocols.base import Message
 from opendify.translate import MAX_HISTORY_CHARACTERS, Dialogue, to_dialogue
-from tests.bodies import to_request
+from tests.bodies import to_prompt
 
 CONTINUE = "Please continue your last answer exactly where it stopped."
 SYSTEM = Message("system", "Be brief.")
@@ -68,12 +66,19 @@ def asked(
     settings: dict[str, Any] | None = None,
     **fields: Any,
 ) -> dict[str, Any]:
-    request = to_request({"model": "tiny", "messages": raw(*messages), **fields})
+    prompt = to_prompt({"model": "tiny", "messages": raw(*messages), **fields})
     model = Model("tiny", "app-x", "http://dify/v1", **(settings or {}))
-    dialogue = to_dialogue(request.messages)
+    dialogue = to_dialogue(prompt.messages)
     facts = Facts("u", system=dialogue.system)
     question = translate.to_question(
-        request, dialogue, model, App("chat"), facts, conversation_id, Prepared(), "Look at these."
+        prompt.options,
+        dialogue,
+        model,
+        App("chat"),
+        facts,
+        conversation_id,
+        Prepared(),
+        "Look at these.",
     )
     return dict(question.body)
 
@@ -170,18 +175,18 @@ IMPOSTORS = [
 def test_inputs_that_tell_who_asks_are_not_the_caller_s_to_set(fields: dict[str, Any]) -> None:
     settings = {"inputs": {"who": "{user}", "tone": "warm"}}
     assert asked(ASKED, settings=settings, **fields)["inputs"] == {"who": "u", "tone": "warm"}
-    request = to_request({"model": "tiny", "messages": raw(ASKED), **fields})
+    prompt = to_prompt({"model": "tiny", "messages": raw(ASKED), **fields})
     model = Model("tiny", "app-x", "http://dify/v1", **settings)
-    assert translate.to_ignored_inputs(request, model) == ("inputs.who",)
+    assert translate.ignored_inputs(prompt.options, model) == ("inputs.who",)
 
 
 def test_other_inputs_of_the_request_are_not_ignored() -> None:
     settings = {"inputs": {"who": "{user}", "tone": "warm", "system": "{system}"}}
-    request = to_request(
+    prompt = to_prompt(
         {"model": "tiny", "messages": raw(ASKED), "inputs": {"tone": "cold", "system": "x", "a": 1}}
     )
     model = Model("tiny", "app-x", "http://dify/v1", **settings)
-    assert translate.to_ignored_inputs(request, model) == ()
+    assert translate.ignored_inputs(prompt.options, model) == ()
 
 
 def test_the_inputs_of_a_model_are_sent_on_every_turn_and_stay_as_they_are() -> None:
@@ -240,19 +245,3 @@ def test_of_one_long_message_the_end_stays() -> None:
     alone = asked(long, ASKED_AGAIN)["query"]
     assert " new" in alone
     assert "old" not in alone
-
-
-def test_usage_is_counted_in_tokens() -> None:
-    assert translate.to_tokens(Usage(3, 2, 5)) == Tokens(3, 2, 5)
-    assert translate.to_tokens(None) == Tokens(0, 0, 0)
-
-
-def test_the_names_of_dify_are_told_as_far_as_they_are_known() -> None:
-    assert translate.to_extension(Ids()) == {}
-    assert translate.to_extension(Ids("c", "m", "t", "r", 5)) == {
-        "conversation_id": "c",
-        "message_id": "m",
-        "task_id": "t",
-        "workflow_run_id": "r",
-    }
-    assert translate.to_extension(Ids("c")) == {"conversation_id": "c"}

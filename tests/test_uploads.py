@@ -18,7 +18,7 @@ from opendify.config.models import Model
 from opendify.dify.apps import FileRules, parse_file_rules
 from opendify.files.intake import Prepared
 from opendify.files.once import Once
-from opendify.openai.messages import Attachment
+from opendify.protocols.base import Attachment
 from opendify.upstream.client import DifyClient
 from opendify.upstream.uploads import KEPT_SECONDS, Uploads
 from tests.fake_dify import FakeDify, Request, Steps, recording, refused

@@ -23,7 +23,7 @@ from opendify.keys import Keys
 from opendify.limits.gate import Gate
 from opendify.limits.rates import Rates
 from opendify.limits.slots import Slots
-from opendify.web import app as web
+from opendify.web import responder
 from opendify.web.access import Access
 from opendify.web.app import create_app
 from tests import schemas, service
@@ -586,7 +586,7 @@ def test_a_ping_decides_nothing(api: FlaskClient, dify: FakeDify) -> None:
 def test_the_status_does_not_wait_for_ever(
     api: FlaskClient, dify: FakeDify, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(web, "HOLD_SECONDS", 0.1)
+    monkeypatch.setattr(responder, "HOLD_SECONDS", 0.1)
     monkeypatch.setattr(chat, "KEEP_ALIVE_SECONDS", 0.1)
     failed = event(event="error", code="invalid_param", status=400, message="x")
     dify.answers = [streamed(PING, 0.6, failed)]

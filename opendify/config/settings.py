@@ -124,16 +124,12 @@ def load_settings(
     environ = with_files(environ, read_file, problems)
     reader = _Reader(environ, problems)
     models = reader.models()
-    environment = reader.one_of("ENVIRONMENT", ENVIRONMENTS, "production")
     for name, (least, most) in SERVER_NUMBERS.items():
         reader.number(name, least, least, most)
     for name in ("GUNICORN_RELOAD", "ACCESS_LOG"):
         reader.one_of(name, ("true", "false"), "false")
     reader.proxies()
-    limits = Limits(
-        reader.number("CALLER_REQUESTS_PER_MINUTE", 0, 0, MOST),
-        reader.number("CALLER_MAX_STREAMS", 0, 0, MOST),
-    )
+    limits = reader.limits()
     settings = Settings(
         models=models,
         data_folder=data_folder(environ),
@@ -159,9 +155,7 @@ def load_settings(
         secret=reader.secret(),
         file_cache_bytes=reader.number("FILE_CACHE_MB", 256, 1, 1_000_000) * 1024 * 1024,
         files_only_query=environ.get("FILES_ONLY_QUERY", "").strip() or DEFAULT_FILES_ONLY_QUERY,
-        log_level=reader.one_of(
-            "LOG_LEVEL", LOG_LEVELS, "debug" if environment == "development" else "info"
-        ),
+        log_level=reader.log_level(),
         log_file=environ.get("LOG_FILE", "").strip(),
         log_format=reader.one_of("LOG_FORMAT", LOG_FORMATS, "text"),
         server_host=reader.server_host(parse_host),
@@ -184,6 +178,17 @@ class _Reader:
     def __init__(self, environ: Mapping[str, str], problems: list[str]) -> None:
         self._environ = environ
         self._problems = problems
+
+    def log_level(self) -> str:
+        environment = self.one_of("ENVIRONMENT", ENVIRONMENTS, "production")
+        usual = "debug" if environment == "development" else "info"
+        return self.one_of("LOG_LEVEL", LOG_LEVELS, usual)
+
+    def limits(self) -> Limits:
+        return Limits(
+            self.number("CALLER_REQUESTS_PER_MINUTE", 0, 0, MOST),
+            self.number("CALLER_MAX_STREAMS", 0, 0, MOST),
+        )
 
     def models(self) -> dict[str, Model]:
         base = self._base()

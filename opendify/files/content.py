@@ -8,7 +8,7 @@ from urllib.parse import unquote_to_bytes
 from opendify.errors import InvalidRequest
 from opendify.files.media import media_type_for
 from opendify.files.names import extension_of, file_name
-from opendify.openai.messages import Attachment
+from opendify.protocols.base import Attachment
 
 _BLANKS = b" \t\r\n\f\v"
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")

@@ -16,7 +16,7 @@ from opendify.files.acceptance import UNSUPPORTED, Acceptance, check_limit
 from opendify.files.content import Content, read_content
 from opendify.files.media import dify_kind, kind_by_extension
 from opendify.files.names import extension_of
-from opendify.openai.messages import Attachment
+from opendify.protocols.base import Attachment
 
 # Each can cost an upload; Dify's own limit is 10 where nobody has changed it.
 MAX_FILES = 50

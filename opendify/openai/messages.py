@@ -1,45 +1,16 @@
 """The messages of a chat: roles, text and attachments, checked and flattened. No I/O."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from opendify.errors import InvalidRequest
+from opendify.protocols.base import Attachment, Message
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
 # Each is read several times; a longer chat would hold up everybody else.
 MAX_MESSAGES = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Attachment:
-    """A file that came with a message.
-
-    ``kind`` is ``image``, ``audio``, ``video`` or ``file``. Either ``url`` holds an http(s)
-    address, or ``data`` holds base64, with ``media_type`` and ``name`` as far as the caller told
-    them, or ``file_id`` the id of a file that was uploaded before. ``path`` is where in the
-    request it stood.
-    """
-
-    kind: str
-    url: str = ""
-    data: str = ""
-    media_type: str = ""
-    name: str = ""
-    file_id: str = ""
-    path: str = field(default="", compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One message; ``text`` joins its text parts with line breaks."""
-
-    role: str
-    text: str
-    attachments: tuple[Attachment, ...] = ()
-    name: str = ""
 
 
 def parse_messages(raw: Any) -> tuple[Message, ...]:

@@ -6,13 +6,17 @@ ignoring them would make the answer wrong, is decided here and nowhere else.
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from itertools import islice
 from typing import Any
 
 from opendify.errors import InvalidRequest
+from opendify.openai import answers
+from opendify.openai.chat_stream import ChatStreamWriter
 from opendify.openai.json_object import JsonObject, parse_nested
-from opendify.openai.messages import Message, parse_messages
+from opendify.openai.messages import parse_messages
+from opendify.protocols.base import ChatPrompt, DifyOptions, Message
+from opendify.protocols.responses import WholeResponse
 
 # Fields that Dify has no counterpart for: they are set in the Dify app. In the order in which the
 # answer's header names them.
@@ -86,21 +90,9 @@ MAX_STOPS = 16
 MAX_STOP_LENGTH = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Extras:
-    """Dify's own fields in the request body; clients send them with ``extra_body``."""
-
-    conversation_id: str = ""
-    inputs: Mapping[str, Any] = field(default_factory=dict)
-    files: tuple[Mapping[str, Any], ...] = ()
-    auto_generate_name: bool = False
-    workflow_id: str = ""
-    trace_id: str = ""
-
-
-_EXTRAS = frozenset(one.name for one in fields(Extras))
-_NO_EXTRAS = Extras()
-_OBEYED = _EXTRAS | {
+_OPTIONS = frozenset(one.name for one in fields(DifyOptions))
+_NO_OPTIONS = DifyOptions()
+_OBEYED = _OPTIONS | {
     "model",
     "messages",
     "stream",
@@ -117,25 +109,20 @@ _KNOWN = _OBEYED | _IGNORED
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """What the caller asks for.
+    """A chat completion request: the prompt, and what concerns this dialect alone. ``ignored``
+    names the fields that have no effect here, OpenAI's first; it fits into a header."""
 
-    ``user`` and ``chat_id`` are what the body says of them, empty where it says nothing;
-    ``has_tools`` is whether it has a list of tools, be it empty. ``ignored`` names the
-    fields that have no effect here, OpenAI's first; it fits into a header.
-    """
-
-    model: str
-    messages: tuple[Message, ...]
-    stream: bool
+    prompt: ChatPrompt
     include_usage: bool
-    user: str
-    safety_identifier: str
-    metadata: Mapping[str, Any]
-    chat_id: str
-    stop: tuple[str, ...]
-    extras: Extras
-    has_tools: bool
     ignored: tuple[str, ...]
+
+    def new_writer(self) -> ChatStreamWriter:
+        """For a streamed response."""
+        return ChatStreamWriter(self.include_usage)
+
+    def to_json(self, response: WholeResponse) -> dict[str, Any]:
+        """For a whole one."""
+        return answers.completion(response)
 
 
 def parse_chat_request(body: JsonObject) -> ChatRequest:
@@ -145,18 +132,20 @@ def parse_chat_request(body: JsonObject) -> ChatRequest:
         raise InvalidRequest("'model' must name a model; GET /v1/models lists them.", param="model")
     _refuse_what_would_answer_wrongly(body)
     metadata = _object(body, "metadata")
-    return ChatRequest(
+    prompt = ChatPrompt(
         model=model,
         messages=_parse_messages(body),
         stream=_boolean(body, "stream"),
-        include_usage=_boolean(_object(body, "stream_options"), "include_usage", "stream_options."),
-        user=_name(body, "user"),
-        safety_identifier=_name(body, "safety_identifier"),
-        metadata=metadata,
-        chat_id=_name(metadata, "chat_id", "metadata.") or _name(body, "chat_id"),
         stop=_parse_stop(body.get("stop")),
-        extras=_parse_extras(body, metadata),
+        user=_name(body, "user"),
+        fallback_user=_metadata_user(metadata) or _name(body, "safety_identifier"),
+        chat_id=_name(metadata, "chat_id", "metadata.") or _name(body, "chat_id"),
         has_tools=_is_given(body, "tools"),
+        options=_parse_options(body, metadata),
+    )
+    return ChatRequest(
+        prompt,
+        include_usage=_boolean(_object(body, "stream_options"), "include_usage", "stream_options."),
         ignored=nameable((*_ignored(body), *_unknown(body))),
     )
 
@@ -222,10 +211,11 @@ def _forces_a_tool(choice: Any) -> bool:
     return choice is not None and choice not in ("auto", "none")
 
 
-def _parse_extras(body: Mapping[str, Any], metadata: Mapping[str, Any]) -> Extras:
-    if not metadata and _EXTRAS.isdisjoint(body):
-        return _NO_EXTRAS
-    return Extras(
+def _parse_options(body: Mapping[str, Any], metadata: Mapping[str, Any]) -> DifyOptions:
+    """Dify's own fields; clients send them with ``extra_body``."""
+    if not metadata and _OPTIONS.isdisjoint(body):
+        return _NO_OPTIONS
+    return DifyOptions(
         conversation_id=_identifier(body, "conversation_id")
         or _identifier(metadata, "conversation_id", "metadata."),
         inputs={**_metadata_inputs(metadata), **_object(body, "inputs")},
@@ -234,6 +224,13 @@ def _parse_extras(body: Mapping[str, Any], metadata: Mapping[str, Any]) -> Extra
         workflow_id=_identifier(body, "workflow_id"),
         trace_id=_identifier(body, "trace_id"),
     )
+
+
+def _metadata_user(metadata: Mapping[str, Any]) -> str:
+    """A number of a database names a person too: none may share the default user's chats."""
+    user = metadata.get("user_id")
+    is_name = isinstance(user, str | int | float) and not isinstance(user, bool)
+    return str(user).strip() if is_name else ""
 
 
 def _metadata_inputs(metadata: Mapping[str, Any]) -> Mapping[str, Any]:

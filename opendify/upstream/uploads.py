@@ -16,7 +16,7 @@ from opendify.dify.apps import FileRules
 from opendify.files.content import Content
 from opendify.files.intake import Prepared, Ready, Speech, plan
 from opendify.files.once import Once
-from opendify.openai.messages import Attachment
+from opendify.protocols.base import Attachment
 from opendify.upstream.client import DifyClient
 from opendify.upstream.watch import UNWATCHED, Watch
 

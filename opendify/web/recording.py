@@ -8,11 +8,10 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from flask import Flask, request
 
-from opendify import sse
 from opendify.logs import log_fields, request_id
 from opendify.monitoring.record import CALLER_GONE, OK, UNKNOWN_MODEL, Record
 from opendify.request_ids import parse_request_id
-from opendify.steps import NEEDS_THREAD, Steps, Wait
+from opendify.steps import NEEDS_THREAD, Steps, StepsWithEnd, Wait
 from opendify.web.stepped import SteppedBody
 
 log = logging.getLogger("opendify.requests")
@@ -46,13 +45,13 @@ def current_record() -> Record:
     return record
 
 
-def to_first_byte(steps: Steps[bytes], record: Record) -> Steps[bytes]:
-    """The steps to the first that counts as a byte of the answer. Whoever takes them must have a
-    thread; the rest is taken from ``steps``."""
+def to_first_byte(steps: StepsWithEnd[bytes], record: Record, keep_alive: bytes) -> Steps[bytes]:
+    """The steps to the first that counts as a byte of the answer, as ``keep_alive`` does not.
+    Whoever takes them must have a thread; the rest is taken from ``steps``."""
     for step in steps:
         if isinstance(step, Wait):
             yield NEEDS_THREAD
-        elif step == sse.KEEP_ALIVE:
+        elif step == keep_alive:
             yield step
         else:
             note_byte(record)

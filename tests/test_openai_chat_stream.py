@@ -7,14 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opendify import sse
-from opendify.chunks import ChatStreamWriter
+from opendify.dify.events import Usage
+from opendify.errors import InvalidRequest
 from opendify.openai import answers
-from opendify.telling.tellings import Delta, ReasoningDelta, Reset, TextDelta, UiEvent
+from opendify.openai.chat_stream import ChatStreamWriter
+from opendify.protocols.responses import ResponseMeta
+from opendify.telling.tellings import Completion, Delta, ReasoningDelta, Reset, TextDelta, UiEvent
 
 TEXTS = st.text() | st.sampled_from(
     [sse.PLACE, 'a",', ',"', "\n", "\r\n", '"content":""', "\\", "\u2028", "\x7f", "</s>"]
 )
-HEADS = st.builds(answers.Head, TEXTS, st.integers(0), TEXTS, st.booleans())
+METAS = st.builds(ResponseMeta, TEXTS, st.integers(0), TEXTS)
 DELTAS: st.SearchStrategy[Delta] = st.one_of(
     st.builds(TextDelta, TEXTS),
     st.builds(ReasoningDelta, TEXTS),
@@ -35,18 +38,44 @@ def whole_chunk(head: answers.Head, delta: Delta) -> dict[str, Any]:
             return answers.chunk(head, {"content": "\n\n" if had_text else ""})
 
 
-@given(HEADS, st.lists(DELTAS))
+@given(METAS, st.booleans(), st.lists(DELTAS))
 def test_deltas_that_came_together_are_events_one_after_the_other(
-    head: answers.Head, deltas: list[Delta]
+    meta: ResponseMeta, include_usage: bool, deltas: list[Delta]
 ) -> None:
+    head = answers.to_head(meta, include_usage)
     chunks = [whole_chunk(head, delta) for delta in deltas]
-    writer = ChatStreamWriter(head)
+    writer = ChatStreamWriter(include_usage)
+    writer.start(meta)
     assert writer.write(deltas) == b"".join(map(sse.encode, chunks))
     texts = [chunk["choices"][0]["delta"].get("content", "") for chunk in chunks]
-    assert writer.text() == "".join(texts)
+    assert writer.text == "".join(texts)
 
 
 @given(TEXTS)
 def test_json_is_that_of_the_standard_library(text: str) -> None:
     expected = json.dumps({"a": text}, ensure_ascii=False, separators=(",", ":"))
     assert sse.encode({"a": text}) == f"data: {expected}\n\n".encode()
+
+
+def events(data: bytes) -> list[Any]:
+    texts = data.decode().split("\n\n")[:-1]
+    assert texts[-1] == "data: [DONE]"
+    return [json.loads(text.removeprefix("data: ")) for text in texts[:-1]]
+
+
+def test_a_stream_ends_with_its_reason_its_usage_and_done() -> None:
+    meta, ended = ResponseMeta("1", 2, "m"), Completion("length", Usage(1, 2, 3))
+    writer = ChatStreamWriter(include_usage=True)
+    writer.start(meta)
+    last, usage = events(writer.finish(meta, ended))
+    assert last["choices"][0]["finish_reason"] == "length"
+    assert (usage["choices"], usage["usage"]["total_tokens"]) == ([], 3)
+    plain = ChatStreamWriter()
+    plain.start(meta)
+    assert len(events(plain.finish(meta, ended))) == 1
+
+
+def test_a_failure_is_an_event_without_choices() -> None:
+    (event,) = events(ChatStreamWriter().fail(InvalidRequest("No.")))
+    assert event["error"]["message"] == "No."
+    assert "choices" not in event

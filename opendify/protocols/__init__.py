@@ -1,0 +1,3 @@
+"""The dialects that clients speak: for each a parser of requests and writers of responses.
+No I/O.
+"""
