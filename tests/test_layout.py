@@ -27,7 +27,7 @@ FLOORS = [
     ],
     ["opendify.serving"],
     ["opendify.capacity", "opendify.config", "opendify.dify", "opendify.protocols.base"],
-    ["opendify.conversations"],
+    ["opendify.conversations", "opendify.deploy"],
     ["opendify.files", "opendify.inputs", "opendify.openwebui", "opendify.tasks"],
     ["opendify.telling", "opendify.limits"],
     ["opendify.continuity", "opendify.protocols"],
@@ -78,6 +78,8 @@ PURE = [
     "opendify.config.secret_files",
     "opendify.config.values",
     "opendify.callers",
+    "opendify.deploy.masking",
+    "opendify.deploy.messages",
     "opendify.keys",
     "opendify.monitoring.record",
     "opendify.request_ids",
@@ -130,6 +132,7 @@ ONLY_IN = {
     },
     "werkzeug": {"opendify.web.error_handlers", "opendify.web.files"},
     "httpx": {
+        "opendify.deploy.online",
         "opendify.upstream.client",
         "opendify.upstream.kept",
         "opendify.upstream.pool",
@@ -152,7 +155,7 @@ ONLY_IN = {
         "opendify.sse",
         "opendify.telling.tellings",
     },
-    "dotenv": {"opendify.config.environment"},
+    "dotenv": {"opendify.config.environment", "opendify.deploy.env_files"},
     "limits": {"opendify.limits.rates"},
     "jwt": {"opendify.openwebui"},
     "prometheus_client": {"opendify.monitoring.folding", "opendify.monitoring.metrics"},
@@ -297,6 +300,7 @@ def test_the_environment_is_read_at_the_edge_only() -> None:
         "opendify.config.environment",
         "opendify.config.__main__",
         "opendify.conversations.transfer",
+        "opendify.deploy.__main__",
         "opendify.monitoring",  # prometheus_client takes its folder from there
         "opendify.monitoring.folder",
     }

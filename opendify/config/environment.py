@@ -8,6 +8,7 @@ from pathlib import Path
 from dotenv import dotenv_values
 
 from opendify.config.settings import ConfigError
+from opendify.config.values import without_quotes
 
 
 def load_environment(environ: MutableMapping[str, str] = os.environ) -> None:
@@ -20,9 +21,8 @@ def load_environment(environ: MutableMapping[str, str] = os.environ) -> None:
         if value is not None:
             environ.setdefault(name, value)
     for name, value in environ.items():
-        bare = value.strip()  # blanks and carriage returns at the end of a line stay, too
-        if len(bare) > 1 and bare[0] == bare[-1] and bare[0] in "\"'":
-            environ[name] = bare[1:-1]
+        if (bare := without_quotes(value)) != value:
+            environ[name] = bare
 
 
 def _read_dotenv() -> dict[str, str | None]:

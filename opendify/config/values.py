@@ -29,6 +29,14 @@ def parse_object(text: str, kind: str, example: str) -> dict[str, Any]:
     return found
 
 
+def without_quotes(value: str) -> str:
+    """The value of a variable without the pair of quotes that may stand around all of it."""
+    bare = value.strip()  # blanks and carriage returns at the end of a line stay, too
+    if len(bare) > 1 and bare[0] == bare[-1] and bare[0] in "\"'":
+        return bare[1:-1]
+    return value
+
+
 def positive(value: Any, where: str) -> int:
     """A whole number above 0. Raises BadValue, which says ``where``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -63,6 +63,13 @@ def test_it_holds_the_application_and_nothing_else(image: str) -> None:
     docker("run", "--rm", image, "sh", "-c", "! command -v curl")
 
 
+def test_deploy_sh_finds_its_python_in_it(image: str) -> None:
+    sealed = ["--network", "none", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL"]
+    said = docker("run", "--rm", *sealed, image, "python", "-m", "opendify.deploy", "--help")
+    for verb in ("setup", "check", "doctor", "online", "probe", "mask", "backup", "restore"):
+        assert verb in said
+
+
 def test_the_users_folders_are_theirs_alone(image: str) -> None:
     shown = docker("run", "--rm", image, "stat", "-c", "%u %a", "/app/data", "/app/logs", "/app")
     assert shown.splitlines() == ["1000 700", "1000 700", "0 755"]

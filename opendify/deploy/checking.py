@@ -1,0 +1,97 @@
+"""Whether the service would start with a configuration, and the facts that deploy.sh plans with.
+The caller reads files."""
+
+import posixpath
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+
+from opendify.config.secret_files import FILE_VARIABLES, with_files
+from opendify.config.settings import ConfigError, Settings, load_settings
+from opendify.config.values import BadValue, parse_object, without_quotes
+from opendify.deploy.env_files import Unwritable, write_for_docker, write_json
+
+ReadFile = Callable[[str], str]
+
+# deploy.sh decides where the container listens and where the volume is mounted.
+_OURS = ("SERVER_HOST", "SERVER_PORT", "DATA_DIR")
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A configuration that starts: ``raw`` is the file for ``docker run --env-file``."""
+
+    settings: Settings
+    raw: str = field(repr=False)
+    facts: Mapping[str, str]
+
+
+class Wrong(Exception):
+    """A configuration that does not start: the problems in the application's words, and values
+    that Docker's format cannot hold."""
+
+    def __init__(self, sentences: list[str], unwritable: list[Unwritable]) -> None:
+        super().__init__(sentences)
+        self.sentences, self.unwritable = sentences, unwritable
+
+
+def check(values: Mapping[str, str], env_file: str, read_file: ReadFile) -> Checked:
+    """Checks the values of a configuration file as the application does when it starts. Raises
+    Wrong.
+
+    ``read_file`` gives the texts of files that the values name; those are on the host, where the
+    container cannot see them, so that their texts go into ``raw``.
+    """
+    found = {name: without_quotes(value) for name, value in values.items()}
+    for variable in FILE_VARIABLES.values():
+        if path := found.get(variable, "").strip():
+            found[variable] = path if env_file == "-" else beside(env_file, path)
+    read = cache(read_file)
+    raw, unwritable = _raw(found, read)
+    try:
+        settings = load_settings(found, read)
+    except ConfigError as exc:
+        raise Wrong(exc.problems, unwritable) from None
+    if unwritable:
+        raise Wrong([], unwritable)
+    return Checked(settings, raw, _facts(settings, found))
+
+
+def beside(env_file: str, path: str) -> str:
+    """A path that is written in a configuration file, from where that lies."""
+    return posixpath.join(posixpath.dirname(env_file), path)
+
+
+def _raw(found: Mapping[str, str], read_file: ReadFile) -> tuple[str, list[Unwritable]]:
+    resolved = with_files(found, read_file, [])
+    raw, unwritable = [], []
+    for name in dict.fromkeys([*found, *FILE_VARIABLES]):
+        if name in _OURS or name in FILE_VARIABLES.values() or name not in resolved:
+            continue
+        value = resolved[name]
+        if name in FILE_VARIABLES and not found.get(name):
+            value = _on_one_line(value)
+        try:
+            raw.append(write_for_docker({name: value}))
+        except Unwritable as exc:
+            unwritable.append(exc)
+    return "".join(raw), unwritable
+
+
+def _on_one_line(text: str) -> str:
+    """JSON by its own rules, lists of keys with commas."""
+    try:
+        return write_json(parse_object(text, "entry", "{}"))
+    except (BadValue, ValueError):
+        return text.replace("\r", "").replace("\n", ",")
+
+
+def _facts(settings: Settings, found: Mapping[str, str]) -> dict[str, str]:
+    return {
+        "port": str(settings.server_port),
+        "workers": found.get("GUNICORN_WORKERS", "").strip(),
+        "threads": found.get("GUNICORN_THREADS", "").strip(),
+        "graceful": found.get("GUNICORN_GRACEFUL_TIMEOUT", "").strip(),
+        "models": str(len(settings.models)),
+        "keys": "yes" if settings.accounts or settings.callers_bring_dify_key else "",
+    }

@@ -1,0 +1,169 @@
+"""What deploy.sh says through this package, in Chinese and English. No I/O."""
+
+import re
+
+LANGUAGES = ("zh", "en")
+
+MESSAGES: dict[str, tuple[str, str]] = {
+    "setup_intro": ("请输入配置信息:", "Please enter the configuration:"),
+    "ask_base": (
+        "DIFY API 地址 (例: https://api.dify.ai/v1): ",
+        "Dify API address (e.g. https://api.dify.ai/v1): ",
+    ),
+    "setup_models": ("配置模型 (输入 'done' 完成):", "Models (enter 'done' to finish):"),
+    "ask_model": ("模型名称 (或 'done'): ", "Model name (or 'done'): "),
+    "ask_key": ("API Key (app-xxxxx): ", "API key (app-xxxxx): "),
+    "ask_replace": (
+        "模型 %s 已经有了，是否替换? (y/N): ",
+        "Model %s is there already. Replace it? (y/N): ",
+    ),
+    "setup_done": ("✅ 配置文件已创建: %s", "✅ Configuration file created: %s"),
+    "setup_carried": (
+        "旧文件中的其他变量保留了: %s",
+        "Other variables of the old file were kept: %s",
+    ),
+    "visible_input": (
+        "标准输入不是终端: 输入的密钥会显示出来。请用 ssh -t，或用 --key-file",
+        "Standard input is no terminal: keys you type will be visible. Use ssh -t, or --key-file",
+    ),
+    "bad_base": (
+        "地址无效: 应为 http:// 或 https:// 开头，例如 https://api.dify.ai/v1，"
+        "不含用户名、引号、$、? 和 #",
+        "Not a valid address: it should begin with http:// or https://, e.g. "
+        "https://api.dify.ai/v1, without user name, quotes, $, ? or #",
+    ),
+    "base_http": (
+        "地址用的是 http，密钥会以明文传送到 %s",
+        "The address is http: keys travel in the clear to %s",
+    ),
+    "base_no_v1": (
+        "Dify 的 API 地址通常以 /v1 结尾",
+        "Addresses of the Dify API usually end in /v1",
+    ),
+    "bad_model": (
+        "模型名称无效: 不能为空，最多 128 个字符，不能有控制字符，必须是 UTF-8",
+        "Not a valid model name: not empty, at most 128 characters, no control characters, UTF-8",
+    ),
+    "bad_key": (
+        "API Key 无效: 不能为空，不能有空格或非 ASCII 字符",
+        "Not a valid API key: not empty, no blanks, ASCII only",
+    ),
+    "key_prefix": (
+        "Dify 的应用密钥通常以 app- 开头",
+        "Keys of Dify apps usually begin with app-",
+    ),
+    "no_models": ("至少需要一个模型", "At least one model is needed"),
+    "no_key_file": (
+        "没有给出模型 %s 的密钥: --key-file 名称=文件",
+        "No key for model %s: --key-file NAME=FILE",
+    ),
+    "key_file_form": (
+        "--key-file 的写法是 名称=文件",
+        "--key-file is written NAME=FILE",
+    ),
+    "duplicate_model": ("模型 %s 给了两次", "Model %s is given twice"),
+    "input_ended": (
+        "输入在完成之前结束了，没有写入任何文件",
+        "The input ended before it was complete; nothing was written",
+    ),
+    "cannot_read": ("无法读取 %s", "Cannot read %s"),
+    "not_utf8": (
+        "%s 不是 UTF-8 编码的文本。请在编辑器里另存为 UTF-8",
+        "%s is not a text in UTF-8. Save it again with the encoding UTF-8 in your editor",
+    ),
+    "bad_line": (
+        "%s 第 %s 行无法理解（应为 名称=值，引号成对，只占一行）",
+        "%s line %s cannot be understood (NAME=value, quotes in pairs, on one line)",
+    ),
+    "dollar_brace": (
+        "%s 里的 ${...} 各种工具读法不同，请避免",
+        "Tools differ in how they read the ${...} in %s: avoid it",
+    ),
+    "problems": ("配置有误 (%s):", "The configuration is wrong (%s):"),
+    "value_line_break": ("%s 的值含有换行", "The value of %s holds a line break"),
+    "value_too_long": (
+        "%s 的值太长: Docker 的配置文件每行最多 64 KB。请减少模型或密钥的数量",
+        "The value of %s is too long: a line of Docker's env files has 64 KB at most. "
+        "Take fewer models or keys",
+    ),
+    "value_quotes": (
+        "%s 的值含有各种工具读法不同的字符",
+        "The value of %s holds characters that tools read differently",
+    ),
+    "file_problem": ("%s: %s", "%s: %s"),
+    "file_good": ("配置文件 %s", "Configuration file %s"),
+    "file_crlf": (
+        '%s 是 Windows 换行 (CRLF)。修复: sed -i "s/\\r$//" %s',
+        '%s has Windows line ends (CRLF). Mend: sed -i "s/\\r$//" %s',
+    ),
+    "file_bom": (
+        '%s 开头有 BOM。修复: sed -i "1s/^\\xEF\\xBB\\xBF//" %s',
+        '%s begins with a BOM. Mend: sed -i "1s/^\\xEF\\xBB\\xBF//" %s',
+    ),
+    "file_docker": (
+        "%s: deploy.sh 和 Compose 没有问题，但 docker run --env-file 对这些变量的读法不同: %s",
+        "%s: fine for deploy.sh and Compose, but docker run --env-file reads these differently: %s",
+    ),
+    "online_good": ("ok", "ok"),
+    "online_callers": (
+        "没有询问，密钥由调用者自带",
+        "not asked, callers bring the key",
+    ),
+    "online_refused": (
+        "%s（Dify 拒绝了这个密钥: 请在 Dify 里核对）",
+        "%s (Dify refuses this key: compare it with the one in Dify)",
+    ),
+    "online_status": ("%s（不像是 Dify 的 API）", "%s (this does not look like Dify's API)"),
+    "online_unreachable": ("unreachable（连接不上: %s）", "unreachable (%s)"),
+}
+
+# The application names its problems in English. Those that a first setup meets, in Chinese.
+SENTENCES: tuple[tuple[str, str], ...] = (
+    (
+        r"DIFY_API_BASE is not set\..*",
+        'DIFY_API_BASE 没有设置，例如 DIFY_API_BASE="https://api.dify.ai/v1"',
+    ),
+    (
+        r"DIFY_API_BASE must be .*",
+        "DIFY_API_BASE 不是有效的地址，例如 https://api.dify.ai/v1，不含用户名、密码、? 和 #",
+    ),
+    (
+        r"MODEL_CONFIG is not set\..*",
+        """MODEL_CONFIG 没有设置，例如 MODEL_CONFIG='{"model":"app-key"}'""",
+    ),
+    (r"MODEL_CONFIG is not valid JSON\..*", "MODEL_CONFIG 不是有效的 JSON 对象"),
+    (r"MODEL_CONFIG must be a JSON object .*", "MODEL_CONFIG 应为 JSON 对象，至少有一个模型"),
+    (r"MODEL_CONFIG: the name '(.*)' occurs twice", r"MODEL_CONFIG 里模型 \1 出现两次"),
+    (r"MODEL_CONFIG: model '(.*)' has no 'key'", r"MODEL_CONFIG 里模型 \1 没有密钥"),
+    (
+        r"MODEL_CONFIG: model '(.*)' must have a key .*",
+        r"MODEL_CONFIG 里模型 \1 没有密钥",
+    ),
+    (
+        r"MODEL_CONFIG: model '(.*)', setting 'key' must be .*",
+        r"MODEL_CONFIG 里模型 \1 没有密钥",
+    ),
+    (
+        r"MODEL_CONFIG: model '(.*)', setting 'key' holds .*",
+        r"MODEL_CONFIG 里模型 \1 的密钥有空格或非 ASCII 字符",
+    ),
+    (r"(\w+) and (\w+) are both set\..*", r"\1 和 \2 同时设置了，只能有一个"),
+    (r"(\w+): (.*) cannot be read \(.*", r"\1 指向的文件 \2 读不到"),
+    (r"(\w+): (.*) is empty\.", r"\1 指向的文件 \2 是空的"),
+    (r"(\w+) must be a whole number from (\d+) to (\d+)\.", r"\1 应为 \2 到 \3 的整数"),
+    (r"(\w+) must be one of ([\w, ]+)\.", r"\1 应为下列之一: \2"),
+)
+
+
+def message(language: str, key: str, *arguments: object) -> str:
+    """The message of this key in the language, with its places filled."""
+    return MESSAGES[key][LANGUAGES.index(language)] % arguments
+
+
+def problem(language: str, sentence: str) -> str:
+    """What the application says is wrong, in the language where there are words for it."""
+    if language == "zh":
+        for pattern, chinese in SENTENCES:
+            if match := re.fullmatch(pattern, sentence, re.DOTALL):
+                return match.expand(chinese)
+    return sentence

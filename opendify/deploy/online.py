@@ -1,0 +1,53 @@
+"""Asks Dify once with each model's key whether it is the key of an app."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import httpx
+
+from opendify.config.models import Model
+from opendify.config.proxies import proxies_for
+from opendify.config.settings import Settings
+
+TIMEOUT = 5.0  # seconds
+_PATHS = ("/info", "/parameters")  # Dify 0.6 has the second only
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """``kind`` is good, callers, refused, status or unreachable; ``detail`` the status, or what
+    kind of error it was."""
+
+    model: str
+    kind: str
+    detail: str = ""
+
+    @property
+    def code(self) -> int:
+        return {"good": 0, "callers": 0, "refused": 65, "status": 65, "unreachable": 1}[self.kind]
+
+
+def ask_all(settings: Settings, environ: Mapping[str, str]) -> Iterator[Answer]:
+    """What Dify says to each key, through the proxies that the service would use."""
+    proxies = proxies_for({model.base for model in settings.models.values()}, environ)
+    mounts = {origin: httpx.HTTPTransport(proxy=proxy) for origin, proxy in proxies.items()}
+    with httpx.Client(mounts=mounts, timeout=TIMEOUT, trust_env=False) as client:
+        for model in settings.models.values():
+            if settings.callers_bring_dify_key:
+                yield Answer(model.name, "callers")
+            else:
+                yield _ask(client, model)
+
+
+def _ask(client: httpx.Client, model: Model) -> Answer:
+    status = 0
+    for path in _PATHS:
+        try:
+            headers = {"Authorization": f"Bearer {model.key}"}
+            status = client.get(f"{model.base}{path}", headers=headers).status_code
+        except (httpx.HTTPError, httpx.InvalidURL) as exc:
+            return Answer(model.name, "unreachable", type(exc).__name__)
+        if status != 404:
+            break
+    kinds = {200: "good", 401: "refused", 403: "refused"}
+    return Answer(model.name, kinds.get(status, "status"), str(status))

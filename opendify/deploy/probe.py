@@ -1,0 +1,103 @@
+"""What the running service answers, asked from within its container."""
+
+import http.client
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from opendify.config.values import without_quotes
+from opendify.deploy.masking import split_keys
+
+TIMEOUT = 5.0  # seconds
+QUESTION_TIMEOUT = 90.0
+QUESTION = "Say hello in one word."
+DEFAULT_PORT = 5000
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Where it listens, and a key that opens it; "" is none."""
+
+    port: int
+    key: str = ""
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str]) -> "Service":
+        """The service whose variables these are."""
+        port = without_quotes(environ.get("SERVER_PORT", "")).strip()
+        return cls(int(port) if port.isdigit() else DEFAULT_PORT, first_plain_key(environ))
+
+    def ask(
+        self, method: str, path: str, body: Any = None, timeout: float = TIMEOUT
+    ) -> tuple[int, Any]:
+        """Status and JSON of the answer, None where it is no JSON. Raises OSError and
+        http.client.HTTPException."""
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        content = None
+        if body is not None:
+            content = json.dumps(body)
+            headers["Content-Type"] = "application/json"
+        link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        try:
+            link.request(method, path, content, headers)
+            answer = link.getresponse()
+            data = answer.read()
+        finally:
+            link.close()
+        try:
+            return answer.status, json.loads(data)
+        except ValueError:
+            return answer.status, None
+
+
+def first_plain_key(environ: Mapping[str, str]) -> str:
+    """The first key that is written as it is and not as its hash: a caller's, else an
+    operator's."""
+    for name in ("OPENDIFY_API_KEYS", "OPENDIFY_ADMIN_KEYS"):
+        for key in split_keys(without_quotes(environ.get(name, ""))):
+            if key.strip() and not key.strip().lower().startswith("sha256:"):
+                return key.strip()
+    return ""
+
+
+def probe(service: Service, *, with_question: bool) -> Iterator[str]:
+    """Lines for deploy.sh: a word and the rest. ``healthz``, ``readyz`` and ``api`` are statuses,
+    0 where nothing answered; ``model`` is a name, ``models`` all of them in JSON."""
+    names: list[str] = []
+    for word, path in (("healthz", "/healthz"), ("readyz", "/readyz"), ("api", "/v1/models")):
+        status, body = _ask_safely(service, "GET", path)
+        yield f"{word} {status}"
+        if word == "api" and status == 200:
+            names = _names(body)
+    for name in names:
+        yield f"model {name}"
+    yield f"models {json.dumps(names, ensure_ascii=False)}"
+    if with_question and names:
+        yield f"answer {_question(service, names[0])}"
+
+
+def _question(service: Service, model: str) -> str:
+    """The status, and the code of the error where there is one."""
+    body = {"model": model, "messages": [{"role": "user", "content": QUESTION}]}
+    status, answer = _ask_safely(service, "POST", "/v1/chat/completions", body, QUESTION_TIMEOUT)
+    error = answer.get("error") if isinstance(answer, dict) else None
+    code = error.get("code") if isinstance(error, dict) else ""
+    return f"{status} {code or ''}".strip()
+
+
+def _ask_safely(
+    service: Service, method: str, path: str, body: Any = None, timeout: float = TIMEOUT
+) -> tuple[int, Any]:
+    try:
+        return service.ask(method, path, body, timeout)
+    except (OSError, http.client.HTTPException):
+        return 0, None
+
+
+def _names(body: Any) -> list[str]:
+    entries = body.get("data") if isinstance(body, dict) else None
+    if not isinstance(entries, list):
+        return []
+    names = [entry.get("id") for entry in entries if isinstance(entry, dict)]
+    return [name for name in names if isinstance(name, str) and name.isprintable()]

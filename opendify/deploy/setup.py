@@ -1,0 +1,255 @@
+"""``setup``: asks for the address and the models, or takes them from options, and writes a
+configuration file that starts."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from opendify.config.models import parse_base, parse_models
+from opendify.config.settings import SERVER_NUMBERS
+from opendify.config.values import BadValue, parse_object
+from opendify.deploy.env_files import (
+    Unwritable,
+    parse_assignments,
+    write_assignment,
+    write_json,
+)
+from opendify.deploy.masking import mask_key
+from opendify.deploy.messages import problem
+from opendify.deploy.operator import Operator, Refused
+
+MAX_MODEL_NAME = 128
+DEFAULT_PORT = 5000
+
+_BASE = "https://dify.example.com/v1"  # where only keys and names are judged
+_WRITTEN = ("DIFY_API_BASE", "MODEL_CONFIG", "MODEL_CONFIG_FILE", "SERVER_HOST", "SERVER_PORT")
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What was given on the command line; empty is not given."""
+
+    env_file: str
+    shown_as: str
+    api_base: str = ""
+    models: Sequence[str] = ()
+    key_files: Sequence[str] = ()
+    models_file: str = ""
+    port: str = ""
+
+
+def set_up(operator: Operator, given: Given) -> None:
+    """Has deploy.sh write the file. Raises Refused."""
+    models: dict[str, Any] = {}
+    if given.models_file:
+        models = _models_of_file(operator, given.models_file)
+    elif given.models:
+        models = _models_of_options(operator, given)
+    else:
+        if not operator.is_terminal:
+            operator.warn("visible_input")
+        operator.tell("setup_intro")
+    base = _base(operator, given.api_base)
+    if not models:
+        models = _ask_for_models(operator)
+    port, others = _old_file(operator, given)
+    operator.put(_file(base, models, port, [line for _, line in others]))
+    _report(operator, given, models, [name for name, _ in others])
+
+
+def parse_address(text: str) -> str:
+    """An address of Dify that every reader of the file reads alike. Raises BadValue."""
+    base = parse_base(text)
+    try:
+        write_assignment("DIFY_API_BASE", base, '"')
+    except Unwritable as exc:
+        raise BadValue(str(exc)) from None
+    if not base.isascii() or not base.isprintable() or set(base) & set("#'<>^{}|"):
+        raise BadValue("holds characters that an address has encoded")
+    return base
+
+
+def is_model_name(name: str) -> bool:
+    """Whether the application takes it, and people can tell it from others."""
+    return len(name) <= MAX_MODEL_NAME and not _problems({name: "app-key"})
+
+
+def is_key(key: str) -> bool:
+    return not _problems({"model": key})
+
+
+def _problems(models: Mapping[str, Any]) -> list[str]:
+    found: list[str] = []
+    parse_models(json.dumps(models), _BASE, found)
+    return found
+
+
+def _base(operator: Operator, given: str) -> str:
+    while True:
+        answer = given.encode() if given else operator.ask("ask_base")
+        if answer is None:
+            raise operator.refuse(65, "input_ended")
+        try:
+            base = parse_address(answer.decode())
+        except ValueError:
+            if given:
+                raise operator.refuse(65, "bad_base") from None
+            operator.complain_or_refuse("bad_base")
+            continue
+        _warn_about(operator, base)
+        return base
+
+
+def _warn_about(operator: Operator, base: str) -> None:
+    parts = urlsplit(base)
+    host = parts.hostname or ""
+    if parts.scheme == "http" and host not in ("localhost", "::1") and host[:4] != "127.":
+        operator.warn("base_http", parts.netloc)
+    if not base.endswith("/v1"):
+        operator.warn("base_no_v1")
+
+
+def _ask_for_models(operator: Operator) -> dict[str, str]:
+    models: dict[str, str] = {}
+    operator.tell("setup_models")
+    while True:
+        answer = operator.ask("ask_model")
+        if answer is None or answer == b"done":
+            if models:
+                return models
+            if answer is None:
+                raise operator.refuse(65, "input_ended")
+            operator.complain_or_refuse("no_models")
+            continue
+        name = _decode(answer)
+        if not is_model_name(name):
+            operator.complain_or_refuse("bad_model")
+        elif _may_have(operator, name, models):
+            models[name] = _ask_for_key(operator)
+
+
+def _may_have(operator: Operator, name: str, models: Mapping[str, str]) -> bool:
+    if name not in models:
+        return True
+    if not operator.is_terminal:
+        raise operator.refuse(65, "duplicate_model", name)
+    return operator.agree("ask_replace", name)
+
+
+def _ask_for_key(operator: Operator) -> str:
+    while True:
+        answer = operator.ask("ask_key", hidden=True)
+        if answer is None:
+            raise operator.refuse(65, "input_ended")
+        key = _decode(answer)
+        if is_key(key):
+            _warn_about_key(operator, key)
+            return key
+        operator.complain_or_refuse("bad_key")
+
+
+def _warn_about_key(operator: Operator, key: str) -> None:
+    if not key.startswith("app-"):
+        operator.warn("key_prefix")
+
+
+def _decode(answer: bytes) -> str:
+    """What is no UTF-8 becomes something that no name and no key may hold."""
+    return answer.removesuffix(b"\r").decode(errors="replace").replace("\ufffd", "\0")
+
+
+def _models_of_options(operator: Operator, given: Given) -> dict[str, str]:
+    files = {}
+    for entry in given.key_files:
+        name, equals, path = entry.rpartition("=")
+        if not equals or not path:
+            raise operator.refuse(64, "key_file_form")
+        files[name] = path
+    models: dict[str, str] = {}
+    for name in given.models:
+        if not is_model_name(name):
+            raise operator.refuse(65, "bad_model")
+        if name in models:
+            raise operator.refuse(65, "duplicate_model", name)
+        if name not in files:
+            raise operator.refuse(64, "no_key_file", name)
+        models[name] = _key_of_file(operator, files[name])
+    return models
+
+
+def _key_of_file(operator: Operator, path: str) -> str:
+    key = _text_of(operator, path).rstrip("\r\n")
+    if not is_key(key):
+        raise operator.refuse(65, "bad_key")
+    _warn_about_key(operator, key)
+    return key
+
+
+def _models_of_file(operator: Operator, path: str) -> dict[str, Any]:
+    text = _text_of(operator, path)
+    found: list[str] = []
+    models = parse_models(text, _BASE, found)
+    if any(len(name) > MAX_MODEL_NAME for name in models):
+        found.append(operator.words("bad_model"))
+    if found:
+        operator.complain("problems", path)
+        for sentence in found:
+            operator.detail(problem(operator.language, sentence))
+        raise Refused(65)
+    return parse_object(text, "model", "{}")
+
+
+def _text_of(operator: Operator, path: str) -> str:
+    try:
+        return operator.read_file(path).decode("utf-8-sig")
+    except OSError:
+        raise operator.refuse(65, "cannot_read", path) from None
+    except UnicodeError:
+        raise operator.refuse(65, "not_utf8", path) from None
+
+
+def _old_file(operator: Operator, given: Given) -> tuple[int, list[tuple[str, str]]]:
+    """The port to write, and names and lines of the old file that setup does not ask for."""
+    port, others = DEFAULT_PORT, {}
+    try:
+        text = operator.read_file(given.env_file).decode(errors="surrogateescape")
+    except OSError:
+        text = ""
+    for found in parse_assignments(text):
+        if found.name == "SERVER_PORT":
+            port = _port(found.value, port)
+        elif found.name not in _WRITTEN:
+            others[found.name] = found.line
+    return _port(given.port, port), list(others.items())
+
+
+def _port(text: str, default: int) -> int:
+    least, most = SERVER_NUMBERS["SERVER_PORT"]
+    if text.isascii() and text.isdigit() and least <= int(text) <= most:
+        return int(text)
+    return default
+
+
+def _file(base: str, models: Mapping[str, Any], port: int, others: Sequence[str]) -> str:
+    lines = [
+        write_assignment("DIFY_API_BASE", base, '"'),
+        write_assignment("MODEL_CONFIG", write_json(models)),
+        write_assignment("SERVER_HOST", "0.0.0.0", '"'),
+        f"SERVER_PORT={port}",
+        *others,
+    ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _report(
+    operator: Operator, given: Given, models: Mapping[str, Any], others: Sequence[str]
+) -> None:
+    operator.line("")
+    operator.tell("setup_done", given.shown_as)
+    for name, entry in models.items():
+        shown = mask_key(entry) if isinstance(entry, str) else "{…}"
+        operator.line(f"  {name}  {shown}")
+    if others:
+        operator.say("setup_carried", " ".join(others))
