@@ -12,7 +12,7 @@
 #zh   deploy     部署：先试运行，再切换，失败自动回滚；--force 无变化也重新部署
 #zh   update     加载 opendify.tar.gz（或 --from 文件）并部署
 #zh   rollback   回到上一个版本；再执行一次则回来
-#zh   status     状态；--all 所有环境，--json
+#zh   status     状态；--all 所有环境，--json，--ask 向第一个模型提一个短问题
 #zh   logs       日志；-f 持续，-n 行数（默认 200），--since 时间
 #zh   stop | start | restart   停止、启动、重启（配置改动后请用 deploy）
 #zh   backup     备份会话映射；--out 文件，--with-config 连同配置文件（含密钥）
@@ -50,7 +50,8 @@
 #en   deploy     trial run, swap, automatic rollback; --force even if nothing changed
 #en   update     load opendify.tar.gz (or --from FILE) and deploy it
 #en   rollback   back to the version before; once more goes forward again
-#en   status     --all for every environment, --json
+#en   status     --all for every environment, --json, --ask puts a short question to the
+#en              first model
 #en   logs       -f to follow, -n LINES (default 200), --since TIME
 #en   stop | start | restart   (after a change of configuration use deploy)
 #en   backup     save the conversation mappings; --out FILE, --with-config adds the
@@ -100,34 +101,14 @@ declare -A ZH=() EN=()
 message() { ZH[$1]=$2 EN[$1]=$3; }
 
 message setup_title '🔧 创建环境配置文件' '🔧 Create the configuration file'
-message setup_intro '请输入配置信息:' 'Please enter the configuration:'
-message ask_base 'DIFY API 地址 (例: https://api.dify.ai/v1): ' 'Dify API address (e.g. https://api.dify.ai/v1): '
-message setup_models "配置模型 (输入 'done' 完成):" "Models (enter 'done' to finish):"
-message ask_model "模型名称 (或 'done'): " "Model name (or 'done'): "
-message ask_key 'API Key (app-xxxxx): ' 'API key (app-xxxxx): '
 message ask_overwrite '是否覆盖? (y/N): ' 'Overwrite it? (y/N): '
-message ask_replace '模型 %s 已经有了，是否替换? (y/N): ' 'Model %s is there already. Replace it? (y/N): '
 message ask_chmod '是否改为 600? (y/N): ' 'Change it to 600? (y/N): '
 message ask_remove '确定删除 %s? (y/N): ' 'Really remove %s? (y/N): '
 message ask_remove_data '确定删除 %s 和它的全部数据? (y/N): ' 'Really remove %s and all its data? (y/N): '
 message exists '文件 %s 已存在' '%s exists already'
-message setup_done '✅ 配置文件已创建: %s' '✅ Configuration file created: %s'
 message setup_backup '旧文件保存在 %s' 'The old file is kept as %s'
-message setup_carried '旧文件中的其他变量保留了:%s' 'Other variables of the old file were kept:%s'
 message next_deploy '下一步: ./deploy.sh deploy' 'Next: ./deploy.sh deploy'
-message visible_input '标准输入不是终端: 输入的密钥会显示出来。请用 ssh -t，或用 --key-file' 'Standard input is no terminal: keys you type will be visible. Use ssh -t, or --key-file'
 message needs_yes '没有终端，无法询问: 加上 --yes 表示同意' 'No terminal to ask on: add --yes to agree'
-message bad_base '地址无效: 应为 http:// 或 https:// 开头，例如 https://api.dify.ai/v1，不含用户名、? 和 #' 'Not a valid address: it should begin with http:// or https://, e.g. https://api.dify.ai/v1, without user name, ? or #'
-message base_http '地址用的是 http，密钥会以明文传送到 %s' 'The address is http: keys travel in the clear to %s'
-message base_no_v1 'Dify 的 API 地址通常以 /v1 结尾' 'Addresses of the Dify API usually end in /v1'
-message bad_model '模型名称无效: 不能为空，最多 128 个字符，不能有控制字符，必须是 UTF-8' 'Not a valid model name: not empty, at most 128 characters, no control characters, UTF-8'
-message bad_key 'API Key 无效: 不能为空，不能有空格或非 ASCII 字符' 'Not a valid API key: not empty, no blanks, ASCII only'
-message key_prefix 'Dify 的应用密钥通常以 app- 开头' 'Keys of Dify apps usually begin with app-'
-message no_models '至少需要一个模型' 'At least one model is needed'
-message no_key_file '没有给出模型 %s 的密钥: --key-file %s=文件' 'No key for model %s: --key-file %s=FILE'
-message key_file_form '--key-file 的写法是 名称=文件' '--key-file is written NAME=FILE'
-message duplicate_model '模型 %s 给了两次' 'Model %s is given twice'
-message input_ended '输入在完成之前结束了，没有写入任何文件' 'The input ended before it was complete; nothing was written'
 message is_symlink '%s 是符号链接，拒绝写入' '%s is a symbolic link: refused'
 message cannot_write '无法写入 %s' 'Cannot write %s'
 message cannot_read '无法读取 %s' 'Cannot read %s'
@@ -135,24 +116,12 @@ message no_env_file '配置文件 %s 不存在。请先执行: ./deploy.sh setup
 # shellcheck disable=SC2016  # the reader is to type it
 message other_owner '%s 属于另一个用户，拒绝使用。请执行: sudo chown "$USER" %s' '%s belongs to another user: refused. Run: sudo chown "$USER" %s'
 message wide_mode '%s 的权限是 %s，其他用户能读到密钥。请执行: chmod 600 %s' '%s has mode %s: others can read the keys. Run: chmod 600 %s'
-message bad_line '%s 第 %s 行无法理解（应为 名称=值，引号成对，只占一行）' '%s line %s cannot be understood (NAME=value, quotes in pairs, on one line)'
-# shellcheck disable=SC2016  # the reader is to type it
-message dollar_brace '%s 里的 ${...} 各种工具读法不同，请避免' 'Tools differ in how they read the ${...} in %s: avoid it'
-message problems '配置有误 (%s):' 'The configuration is wrong (%s):'
-message p_base_missing 'DIFY_API_BASE 没有设置，例如 DIFY_API_BASE="https://api.dify.ai/v1"' 'DIFY_API_BASE is not set, e.g. DIFY_API_BASE="https://api.dify.ai/v1"'
-message p_base_bad 'DIFY_API_BASE 不是有效的 http(s) 地址' 'DIFY_API_BASE is not a valid http(s) address'
-message p_models_missing "MODEL_CONFIG 没有设置，例如 MODEL_CONFIG='{\"model\":\"app-key\"}'" "MODEL_CONFIG is not set, e.g. MODEL_CONFIG='{\"model\":\"app-key\"}'"
-message p_models_json 'MODEL_CONFIG 不是有效的 JSON 对象' 'MODEL_CONFIG is not a valid JSON object'
-message p_models_empty 'MODEL_CONFIG 里没有模型' 'MODEL_CONFIG holds no model'
-message p_models_value 'MODEL_CONFIG 里模型 %s 没有密钥' 'MODEL_CONFIG gives no key for model %s'
-message p_models_twice 'MODEL_CONFIG 里模型 %s 出现两次' 'MODEL_CONFIG names model %s twice'
-message p_both '%s 和 %s 同时设置了，只能有一个' '%s and %s are both set: only one may be'
-message p_file '%s 指向的文件 %s 读不到' '%s names the file %s, which cannot be read'
 message p_port '端口无效: %s（应为 1 到 65535）' 'Not a valid port: %s (1 to 65535)'
-message p_file_empty '%s 指向的文件 %s 是空的' '%s names the file %s, which is empty'
-message p_newline '%s 的值含有换行' 'The value of %s holds a line break'
 message check_ok '✅ 配置正确: %s（%s 个模型）' '✅ The configuration is good: %s (%s models)'
-message check_unseen '镜像没有加载，只检查了文件本身' 'The image is not loaded: only the file itself was checked'
+message check_unseen '镜像没有加载，由脚本旁边的源码代为检查' 'The image is not loaded: the source beside this script checks instead'
+message needs_python '检查配置的程序在镜像 %s 里，而它用不了，旁边也没有源码: 什么都没有检查，也没有改动' 'What checks the configuration is in image %s, which cannot be used, and no source lies beside this script: nothing was checked or changed'
+message python_failed '镜像 %s 没有完成检查（它比这个 deploy.sh 旧? 请使用同一版本的两者）' 'Image %s did not finish its part (older than this deploy.sh? Use both of one version)'
+message logs_hidden '日志里的密钥无法遮盖，所以没有显示。查看: %s logs %s' 'Keys in the log could not be masked, so it is not shown. See: %s logs %s'
 message online_title '向 Dify 询问:' 'Asking Dify:'
 message online_failed '有模型没有通过，见上' 'Some models did not pass, see above'
 message no_engine '找不到 Docker。安装: https://docs.docker.com/engine/install/' 'Docker was not found. To install it: https://docs.docker.com/engine/install/'
@@ -211,6 +180,11 @@ message w_none '未知' 'unknown'
 message w_ok '正常' 'good'
 message w_key '正常（需要密钥）' 'good (needs a key)'
 message w_bad '异常' 'failing'
+message w_old '未知（镜像比这个 deploy.sh 旧，问不了）' 'unknown (the image is older than this deploy.sh and cannot be asked)'
+message w_unready '没有就绪（/readyz 是 %s）' 'not ready (/readyz says %s)'
+message s_ready 'Dify 与存储: %s' 'Dify and store: %s'
+message s_answer '试问一次: %s' 'One question: %s'
+message d_ready '/readyz 是 %s: Dify 或存储有问题。查看: ./deploy.sh check --online' '/readyz says %s: Dify or the store is not well. See: ./deploy.sh check --online'
 message absent '%s 没有部署。请执行: ./deploy.sh deploy' '%s is not deployed. Run: ./deploy.sh deploy'
 message stop_absent '%s 没有部署，无需停止' '%s is not deployed: nothing to stop'
 message stop_already '%s 已经是停止的' '%s is stopped already'
@@ -253,10 +227,7 @@ message d_disk '磁盘剩余 %s MB（%s）' 'Disk free: %s MB (%s)'
 message d_disk_low '磁盘只剩 %s MB（%s），至少要 1024 MB。清理: docker image prune' 'Only %s MB of disk left (%s), 1024 MB are needed. Clean up: docker image prune'
 message d_image '镜像 %s' 'Image %s'
 message d_platform '镜像的架构是 %s，这台机器是 %s。重新构建: docker build --platform linux/%s' 'The image is for %s, this host is %s. Build it anew: docker build --platform linux/%s'
-message d_env '配置文件 %s' 'Configuration file %s'
-message d_crlf '%s 是 Windows 换行 (CRLF)。修复: sed -i "s/\\r$//" %s' '%s has Windows line ends (CRLF). Mend: sed -i "s/\\r$//" %s'
-message d_bom '%s 开头有 BOM。修复: sed -i "1s/^\\xEF\\xBB\\xBF//" %s' '%s begins with a BOM. Mend: sed -i "1s/^\\xEF\\xBB\\xBF//" %s'
-message d_quotes '%s 含引号: deploy.sh 和 Compose 没有问题，docker run --env-file 会把引号也传进去' '%s has quotes: fine for deploy.sh and Compose, but docker run --env-file passes them on'
+message d_unseen '没有检查 %s 的内容: 镜像没有加载' 'The content of %s was not checked: the image is not loaded'
 message d_port '端口 %s 空闲' 'Port %s is free'
 message d_port_ours '端口 %s 由 %s 使用' 'Port %s is held by %s'
 message d_port_used '端口 %s 被占用（%s）。查看: ss -tlnp | grep %s' 'Port %s is in use (%s). Look: ss -tlnp | grep %s'
@@ -331,29 +302,16 @@ confirm() {
 
 show_help() { sed -n "s/^#$LANGUAGE_CHOICE \{0,1\}//p" "$SCRIPT"; }
 
-# app-...ab12: never more than the last four characters, nothing of a short key.
-mask_key() {
-  local key=$1 head=''
-  [[ $key != app-* ]] || head=app-
-  REPLY=$head…
-  ((${#key} < 12)) || REPLY=$head…${key: -4}
-}
-
-# Copies standard input to standard output with every known key masked.
-mask_stream() {
-  local line key
-  while IFS= read -r line || [[ -n $line ]]; do
-    for key in ${SECRETS[@]+"${SECRETS[@]}"}; do
-      mask_key "$key"
-      line=${line//"$key"/"$REPLY"}
-    done
-    printf '%s\n' "$line" || true
-  done
+# json_quote TEXT -> REPLY: a JSON string; control characters become blanks
+json_quote() {
+  local text=${1//\\/\\\\}
+  text=${text//\"/\\\"}
+  REPLY="\"${text//[[:cntrl:]]/ }\""
 }
 
 # ---------------------------------------------------------------- leaving
 
-declare -a UNDO=() SECRETS=()
+declare -a UNDO=()
 TEMPORARY='' LOCK_FOLDER='' TERMINAL_STATE='' WAS_RUNNING=''
 
 # undo COMMAND WORD...: what to run, last one first, if we do not come to the end
@@ -442,7 +400,7 @@ readonly VALUE_OPTIONS=' env-file:* name:* port:* bind:* image:* engine:* timeou
   memory:* cpus:* network:* tail:logs since:logs from:update out:backup,export
   api-base:setup model:setup key-file:setup models-file:setup '
 readonly FLAG_OPTIONS=' yes:* quiet:* dry-run:* no-color:* help:* version:* json:status,doctor
-  force:deploy,update all:status follow:logs volumes:remove with-config:backup online:check '
+  force:deploy,update all:status follow:logs volumes:remove with-config:backup online:check ask:status '
 readonly VERBS=' setup check deploy update rollback status logs stop start restart backup restore
   remove doctor export help '
 
@@ -467,8 +425,7 @@ parse_arguments() {
       -f) set_flag follow ;;
       -h) set_flag help ;;
       -n) set_option tail -n "$@" && shift ;;
-      --*=*) set_option_joined "$word" ;;
-      --*) set_option_apart "${word#--}" "$@" && shift "$CONSUMED" ;;
+      --*) take_option "${word#--}" "$@" && shift "$CONSUMED" ;;
       -?*) die 64 unknown_option "$word" ;;
       *) WORDS+=("$word") ;;
     esac
@@ -487,30 +444,21 @@ set_option() {
   esac
 }
 
-set_option_joined() {
+# take_option NAME|NAME=VALUE [REST...] -> CONSUMED: 1 where the value was the next word
+take_option() {
   local name=${1%%=*}
-  name=${name#--}
-  if option_verbs "$VALUE_OPTIONS" "$name"; then
-    set_option "$name" "--$name" "${1#*=}"
-  elif option_verbs "$FLAG_OPTIONS" "$name"; then
-    die 64 no_value "--$name"
-  else
-    die 64 unknown_option "--$name"
-  fi
-}
-
-# set_option_apart NAME [REST...] -> CONSUMED
-set_option_apart() {
   CONSUMED=0
-  if option_verbs "$FLAG_OPTIONS" "$1"; then
-    set_flag "$1"
-  elif option_verbs "$VALUE_OPTIONS" "$1"; then
-    (($# >= 2)) || die 64 needs_value "--$1"
-    [[ $2 != --?* ]] || die 64 needs_value "--$1"
-    set_option "$1" "--$1" "$2"
-    CONSUMED=1
+  if option_verbs "$FLAG_OPTIONS" "$name"; then
+    [[ $1 != *=* ]] || die 64 no_value "--$name"
+    set_flag "$name"
+  elif ! option_verbs "$VALUE_OPTIONS" "$name"; then
+    die 64 unknown_option "--$name"
+  elif [[ $1 == *=* ]]; then
+    set_option "$name" "--$name" "${1#*=}"
   else
-    die 64 unknown_option "--$1"
+    [[ ${2:-} != --?* ]] || die 64 needs_value "--$name"
+    set_option "$name" "--$name" "${@:2:1}"
+    CONSUMED=1
   fi
 }
 
@@ -545,8 +493,6 @@ demand() {
   [[ -z ${OPT[$1]:-} || ${OPT[$1]} =~ $2 ]] || die 64 bad_value "--$1" "${OPT[$1]}"
 }
 
-is_port() { [[ $1 =~ ^[0-9]{1,5}$ ]] && ((10#$1 >= 1 && 10#$1 <= 65535)); }
-
 # ENV_FILE, ENV_SHOWN, NAME and what follows from them
 settle_names() {
   ENV_FILE=${OPT[env-file]:-$HERE/.env.production}
@@ -572,446 +518,186 @@ derive_name() {
   NAME=opendify-$slug
 }
 
-# ---------------------------------------------------------------- text and JSON
+# ---------------------------------------------------------------- Python
 
-# utf8_of CODE -> CHARACTER: the bytes of one code point. The locale may know nothing of UTF-8.
-utf8_of() {
-  local code=$1 octets
-  if ((code < 0x80)); then
-    printf -v octets '\\x%02x' "$code"
-  elif ((code < 0x800)); then
-    printf -v octets '\\x%02x\\x%02x' $((0xC0 | code >> 6)) $((0x80 | code & 63))
-  elif ((code < 0x10000)); then
-    printf -v octets '\\x%02x\\x%02x\\x%02x' $((0xE0 | code >> 12)) \
-      $((0x80 | code >> 6 & 63)) $((0x80 | code & 63))
-  else
-    printf -v octets '\\x%02x\\x%02x\\x%02x\\x%02x' $((0xF0 | code >> 18)) \
-      $((0x80 | code >> 12 & 63)) $((0x80 | code >> 6 & 63)) $((0x80 | code & 63))
-  fi
-  printf -v CHARACTER '%b' "$octets"
-}
+# What is parsing or protocol is done by opendify/deploy, which is in the image.
+readonly SEALED=(--rm -i --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges)
+readonly DEPLOY=(python -m opendify.deploy)
+declare -a PYTHON=()
+declare -A FACT=()
 
-# code_points TEXT -> CODES; fails where TEXT is not UTF-8
-code_points() {
-  local octets octet code=0 left=0 least=0
-  CODES=()
-  octets=$(printf '%s' "$1" | od -An -v -tu1)
-  for octet in $octets; do
-    if ((left)); then
-      ((octet >> 6 == 2)) || return 1
-      code=$((code << 6 | octet & 63)) left=$((left - 1))
-      ((left)) && continue
-      ((code >= least && code <= 0x10FFFF && code >> 11 != 27)) || return 1
-    elif ((octet < 0x80)); then
-      code=$octet
-    elif ((octet >= 0xC2 && octet < 0xE0)); then
-      code=$((octet & 31)) left=1 least=0x80 && continue
-    elif ((octet >= 0xE0 && octet < 0xF0)); then
-      code=$((octet & 15)) left=2 least=0x800 && continue
-    elif ((octet >= 0xF0 && octet < 0xF5)); then
-      code=$((octet & 7)) left=3 least=0x10000 && continue
-    else
-      return 1
-    fi
-    CODES+=("$code")
-  done
-  ((left == 0))
-}
-
-# json_string TEXT -> REPLY: a JSON string that docker, Compose, python-dotenv and bash all read
-# alike inside single quotes: ASCII, and ' " \ $ ` # as \u00XX.
-json_string() {
-  local code piece out=''
-  code_points "$1" || return 1
-  for code in ${CODES[@]+"${CODES[@]}"}; do
-    case $code in
-      34 | 35 | 36 | 39 | 92 | 96) printf -v piece '\\u%04x' "$code" ;;
-      *)
-        if ((code >= 0x10000)); then
-          printf -v piece '\\u%04x\\u%04x' $((0xD800 + (code - 0x10000 >> 10))) \
-            $((0xDC00 + (code & 0x3FF)))
-        elif ((code < 32 || code > 126)); then
-          printf -v piece '\\u%04x' "$code"
-        else
-          utf8_of "$code" && piece=$CHARACTER
-        fi
-        ;;
-    esac
-    out+=$piece
-  done
-  REPLY=\"$out\"
-}
-
-# json_text LITERAL -> REPLY: what a JSON string literal (with its quotes) says
-json_text() {
-  local rest=${1:1:${#1}-2} out='' code low
-  while [[ $rest == *\\* ]]; do
-    out+=${rest%%\\*} rest=${rest#*\\}
-    case ${rest:0:1} in
-      u)
-        code=$((16#${rest:1:4})) rest=${rest:5}
-        if ((code >> 10 == 0x36)) && [[ $rest =~ ^\\u([dD][c-fC-F][0-9a-fA-F]{2}) ]]; then
-          low=$((16#${BASH_REMATCH[1]})) rest=${rest:6}
-          code=$((0x10000 + ((code & 0x3FF) << 10) + (low & 0x3FF)))
-        fi
-        ((code > 0 && code >> 11 != 27)) || return 1
-        utf8_of "$code" && out+=$CHARACTER
-        ;;
-      b) out+=$'\b' rest=${rest:1} ;;
-      f) out+=$'\f' rest=${rest:1} ;;
-      n) out+=$'\n' rest=${rest:1} ;;
-      r) out+=$'\r' rest=${rest:1} ;;
-      t) out+=$'\t' rest=${rest:1} ;;
-      *) out+=${rest:0:1} rest=${rest:1} ;;
-    esac
-  done
-  REPLY=$out$rest
-}
-
-readonly JSON_STRING='^"([^"\\[:cntrl:]]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*"'
-readonly JSON_WORD='^(-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?|true|false|null)'
-JSON_REST='' JSON_OUT=''
-
-# json_models TEXT -> JSON_OUT (on one line, safely escaped), MODEL_NAMES, MODEL_VALUES, SECRETS.
-# Fails where TEXT is not one JSON object.
-json_models() {
-  local LC_ALL=C
-  JSON_REST=$1 JSON_OUT='' MODEL_NAMES=() MODEL_VALUES=()
-  json_blank
-  [[ $JSON_REST == '{'* ]] || return 1
-  json_members 1 || return 1
-  json_blank
-  [[ -z $JSON_REST ]]
-}
-
-json_blank() { [[ ! $JSON_REST =~ ^[[:space:]]+ ]] || JSON_REST=${JSON_REST:${#BASH_REMATCH[0]}}; }
-
-# json_eat LITERAL: the next thing is this character
-json_eat() {
-  json_blank
-  [[ ${JSON_REST:0:1} == "$1" ]] || return 1
-  JSON_REST=${JSON_REST:1} JSON_OUT+=$1
-}
-
-# json_members DEPTH: an object
-json_members() {
-  local depth=$1 name start
-  json_eat '{'
-  json_eat '}' && return 0
-  while :; do
-    json_blank
-    json_literal || return 1
-    name=$REPLY
-    json_eat : || return 1
-    start=${#JSON_OUT}
-    json_value "$depth" || return 1
-    json_remember "$depth" "$name" "${JSON_OUT:start}"
-    json_eat , && continue
-    json_eat '}'
+# find_python -> PYTHON: the image that would run; where it is not loaded, a checkout beside this
+# script. One without its packages is none.
+find_python() {
+  local candidate
+  if [[ -n $ENGINE ]] && IMAGE_ID=$(image_fact '{{.Id}}' "$IMAGE"); then
+    PYTHON=("$ENGINE" run --network none "${SEALED[@]}" "$IMAGE_ID" "${DEPLOY[@]}")
     return
+  fi
+  [[ -f $HERE/opendify/deploy/__main__.py ]] || return 1
+  for candidate in "$HERE/.venv/bin/python" python3; do
+    PYTHON=(env "PYTHONPATH=$HERE" PYTHONDONTWRITEBYTECODE=1 "$candidate" -m opendify.deploy)
+    ! "${PYTHON[@]}" --help >/dev/null 2>&1 || return 0
   done
+  PYTHON=()
+  return 1
 }
 
-# json_value DEPTH
-json_value() {
-  (($1 < 20)) || return 1
-  json_blank
-  case ${JSON_REST:0:1} in
-    '{') json_members $(($1 + 1)) ;;
-    '[') json_list $(($1 + 1)) ;;
-    '"') json_literal ;;
-    *)
-      [[ $JSON_REST =~ $JSON_WORD ]] || return 1
-      JSON_REST=${JSON_REST:${#BASH_REMATCH[0]}} JSON_OUT+=${BASH_REMATCH[0]}
+# For verbs that begin without an image: one beside this script is loaded. Else says why nothing
+# can be checked, and leaves.
+need_python() {
+  ! reach_engine || settle_image
+  if find_python; then
+    [[ -n $IMAGE_ID ]] || warn check_unseen
+    return 0
+  fi
+  if [[ -n $ENGINE && -f $HERE/opendify.tar.gz ]]; then
+    find_image
+    ! find_python || return 0
+  fi
+  complain needs_python "$IMAGE"
+  [[ -n $ENGINE ]] || refuse_engine
+  die 78 no_image "$IMAGE"
+}
+
+# converse VERB [OPTION...]: serves what Python asks for, line by line, and returns its exit code.
+# The lines are described in opendify/deploy/operator.py.
+converse() {
+  local line pid to from CODE=''
+  coproc TALK { exec "${PYTHON[@]}" --lang "$LANGUAGE_CHOICE" "$@"; }
+  pid=$TALK_PID
+  [[ -n ${TALK[1]:-} ]] || die 1 python_failed "$IMAGE"
+  exec {from}<&"${TALK[0]}" {to}>&"${TALK[1]}"
+  eval "exec ${TALK[0]}<&- ${TALK[1]}>&-"
+  while IFS= read -r -u "$from" line; do respond "${line%% *}" "${line#* }"; done
+  exec {from}<&- {to}>&-
+  wait "$pid" 2>/dev/null || true
+  [[ $CODE =~ ^[0-9]{1,3}$ ]] || die 1 python_failed "$IMAGE"
+  return "$CODE"
+}
+
+# respond WORD TEXT
+respond() {
+  case $1 in
+    say) [[ -n ${OPT[quiet]:-} ]] || printf '%s\n' "$2" ;;
+    tell) printf '%s\n' "$2" ;;
+    warn) paint 33 "⚠️  $2" ;;
+    error) paint 31 "❌ $2" ;;
+    detail) printf '  - %s\n' "$2" >&2 ;;
+    ask | hide)
+      printf '%s' "$2"
+      if "read_$1"; then printf '=%s\n' "$REPLY" >&"$to"; else echo . >&"$to"; fi
       ;;
+    file) send_file "$2" >&"$to" ;;
+    line) printf '%s\n' "$2" >>"$PUT" || die 73 cannot_write "$ENV_SHOWN" ;;
+    put) "$PLACE" && echo '=' >&"$to" ;;
+    set) FACT[${2%% *}]=${2#* } ;;
+    finding) add_finding "${2%% *}" "${2#* }" ;;
+    exit) CODE=$2 ;;
   esac
 }
 
-json_list() {
-  json_eat '['
-  json_eat ']' && return 0
-  while :; do
-    json_value "$1" || return 1
-    json_eat , && continue
-    json_eat ']'
-    return
-  done
+read_ask() { IFS= read -r REPLY || [[ -n $REPLY ]]; }
+
+read_hide() {
+  local status=0
+  [[ -t 0 ]] || { read_ask && return; }
+  TERMINAL_STATE=$(stty -g)
+  stty -echo
+  IFS= read -r REPLY || status=1
+  stty "$TERMINAL_STATE" && TERMINAL_STATE=''
+  echo
+  return "$status"
 }
 
-# A string: its text in REPLY, its safe form on JSON_OUT
-json_literal() {
-  local literal text
-  [[ $JSON_REST =~ $JSON_STRING ]] || return 1
-  literal=${BASH_REMATCH[0]}
-  JSON_REST=${JSON_REST:${#literal}}
-  json_text "$literal" || return 1
-  text=$REPLY
-  json_string "$text" || return 1
-  JSON_OUT+=$REPLY
-  REPLY=$text
-}
-
-# json_remember DEPTH NAME VALUE: the models, and what must never be shown
-json_remember() {
-  if (($1 == 1)); then
-    MODEL_NAMES+=("$2") MODEL_VALUES+=("$3")
-  fi
-  if [[ $1 == 1 || $2 == key || $2 == keys ]]; then
-    keep_strings "$3"
+# send_file PATH: a file of this host in hexadecimal, for a process that cannot see it
+send_file() {
+  if [[ $1 == - && $ENV_FILE == - ]]; then
+    INPUT=$(cat)
+    printf '%s\n' "$INPUT" | hexadecimal
+  elif [[ $1 == - && ${OPT[models-file]:-} == - ]]; then
+    hexadecimal
+  elif [[ ! -e $1 ]]; then
+    echo .
+  elif [[ -d $1 || ! -r $1 ]] || ! is_named "$1"; then
+    echo '!'
+  else
+    hexadecimal <"$1"
   fi
 }
 
-# keep_strings JSON: a string, or those of a list
-keep_strings() {
-  local rest=$1
-  [[ $rest == [[\"]* ]] || return 0
-  while [[ $rest =~ (\"[^\"]*\") ]]; do
-    rest=${rest#*"${BASH_REMATCH[1]}"}
-    json_text "${BASH_REMATCH[1]}" && keep_secret "$REPLY"
+# is_named PATH: on the command line, or in the configuration file. An image gets no other file.
+is_named() {
+  local entry text=${INPUT:-} relative=${1#"$(dirname "$ENV_FILE")"/}
+  [[ $1 != "$ENV_FILE" && $1 != "${OPT[models-file]:-}" ]] || return 0
+  for entry in ${KEY_FILES[@]+"${KEY_FILES[@]}"}; do
+    [[ ${entry##*=} != "$1" ]] || return 0
   done
+  [[ ! -r $ENV_FILE ]] || text=$(<"$ENV_FILE")
+  [[ $text == *_FILE*"$relative"* ]]
 }
 
-keep_secret() { ((${#1} < 4)) || SECRETS+=("$1"); }
+hexadecimal() { printf '=%s\n' "$(od -An -v -tx1 | tr -d ' \n')"; }
 
 # ---------------------------------------------------------------- the configuration file
 
-declare -A ENV=()
-declare -a ENV_ORDER=() PROBLEMS=() MODEL_NAMES=() MODEL_VALUES=() CODES=()
-
-# Reads ENV_FILE into ENV. Never sourced: a value is text, whatever it looks like.
-read_environment() {
-  local line number=0 LC_ALL=C
-  ENV=() ENV_ORDER=()
-  while IFS= read -r line || [[ -n $line ]]; do
-    number=$((number + 1))
-    ((number > 1)) || line=${line#$'\xef\xbb\xbf'}
-    line=${line%$'\r'}
-    [[ ! $line =~ ^[[:space:]]*(#.*)?$ ]] || continue
-    parse_assignment "$line" || die 65 bad_line "$ENV_SHOWN" "$number"
-  done
+require_env_file() {
+  [[ $ENV_FILE != - ]] || return 0
+  [[ -e $ENV_FILE ]] || die 65 no_env_file "$ENV_SHOWN"
+  [[ -r $ENV_FILE && -f $ENV_FILE ]] || die 77 cannot_read "$ENV_SHOWN"
+  is_ours || die 77 other_owner "$ENV_SHOWN" "$ENV_SHOWN"
+  check_mode
 }
 
-readonly ASSIGNMENT='^[[:space:]]*(export[[:space:]]+)?([A-Za-z_][A-Za-z0-9_]*)[[:space:]]*=[[:space:]]*(.*)$'
-readonly SINGLE_QUOTED="^'(([^'\\\\]|\\\\.)*)'[[:space:]]*(#.*)?\$"
-readonly DOUBLE_QUOTED='^"(([^"\\]|\\.)*)"[[:space:]]*(#.*)?$'
-
-# One line, understood as python-dotenv understands it, since the application reads .env with that.
-parse_assignment() {
-  local name value
-  [[ $1 =~ $ASSIGNMENT ]] || return 1
-  name=${BASH_REMATCH[2]} value=${BASH_REMATCH[3]}
-  case $value in
-    \'*)
-      [[ $value =~ $SINGLE_QUOTED ]] || return 1
-      unescape "\\'" "${BASH_REMATCH[1]}"
-      ;;
-    \"*)
-      [[ $value =~ $DOUBLE_QUOTED ]] || return 1
-      unescape "\\'\"abfnrtv" "${BASH_REMATCH[1]}"
-      ;;
-    *)
-      value=${value%%[[:space:]]#*}
-      REPLY=${value%"${value##*[![:space:]]}"}
-      ;;
-  esac
-  [[ -n ${ENV[$name]+set} ]] || ENV_ORDER+=("$name")
-  ENV[$name]=$REPLY
-}
-
-# unescape LETTERS TEXT -> REPLY: a backslash before one of LETTERS is an escape, others stay.
-unescape() {
-  local rest=$2 out='' letter
-  while [[ $rest == *\\* ]]; do
-    out+=${rest%%\\*} rest=${rest#*\\} letter=${rest:0:1} rest=${rest:1}
-    if [[ -z $letter || $1 != *"$letter"* ]]; then
-      out+=\\$letter
-    elif [[ $letter == [a-z] ]]; then
-      printf -v letter '%b' "\\$letter" && out+=$letter
-    else
-      out+=$letter
-    fi
-  done
-  REPLY=$out$rest
-}
-
-# Opens the file, whoever's it is, and leaves ENV checked. Exits with 65 or 77 where it cannot.
+# load_configuration -> FACT, and RAW: the file that the engine reads, without quotes, since
+# `--env-file` of `docker run` keeps them. Exits with 65 where the configuration is wrong.
 load_configuration() {
-  if [[ $ENV_FILE == - ]]; then
-    read_environment
-  else
-    [[ -e $ENV_FILE ]] || die 65 no_env_file "$ENV_SHOWN"
-    [[ -r $ENV_FILE && -f $ENV_FILE ]] || die 77 cannot_read "$ENV_SHOWN"
-    check_owner
-    read_environment <"$ENV_FILE"
-  fi
-  check_configuration
+  need_temporary
+  RAW=$TEMPORARY/environment PUT=$TEMPORARY/environment PLACE=:
+  converse check --env-file="$ENV_FILE" --shown-as="$ENV_SHOWN" || exit "$?"
 }
 
 # file_fact FORMAT_GNU FORMAT_BSD FILE
 file_fact() { stat -L -c "$1" "$3" 2>/dev/null || stat -L -f "$2" "$3"; }
 
-check_owner() {
-  local owner mode
+is_ours() {
+  local owner
   owner=$(file_fact %u %u "$ENV_FILE")
-  [[ $owner == "$EUID" || $owner == "${SUDO_UID:-$EUID}" ]] ||
-    die 77 other_owner "$ENV_SHOWN" "$ENV_SHOWN"
-  mode=$(file_fact %a %Lp "$ENV_FILE")
-  (((8#$mode & 8#077) == 0)) && return
-  warn wide_mode "$ENV_SHOWN" "$mode" "$ENV_SHOWN"
+  [[ $owner == "$EUID" || $owner == "${SUDO_UID:-$EUID}" ]]
+}
+
+is_private() { (((8#$(file_fact %a %Lp "$1") & 8#077) == 0)); }
+
+check_mode() {
+  ! is_private "$ENV_FILE" || return 0
+  warn wide_mode "$ENV_SHOWN" "$(file_fact %a %Lp "$ENV_FILE")" "$ENV_SHOWN"
   [[ -t 0 || -n ${OPT[yes]:-} ]] || return 0
   ! confirm 64 ask_chmod || chmod 600 "$ENV_FILE"
 }
 
-problem() { words "$@" && PROBLEMS+=("$REPLY"); }
-
-check_configuration() {
-  local entry value
-  PROBLEMS=()
-  take_file MODEL_CONFIG MODEL_CONFIG_FILE
-  take_file OPENDIFY_API_KEYS OPENDIFY_API_KEYS_FILE
-  take_file OPENDIFY_ADMIN_KEYS OPENDIFY_ADMIN_KEYS_FILE
-  keep_other_secrets
-  check_models
-  check_base
-  check_port
-  for entry in ${ENV_ORDER[@]+"${ENV_ORDER[@]}"}; do
-    value=${ENV[$entry]:-}
-    [[ $value != *$'\n'* && $value != *$'\r'* ]] || problem p_newline "$entry"
-    # shellcheck disable=SC2016  # the two characters are meant
-    [[ $value != *'${'* ]] || warn dollar_brace "$entry"
-  done
-  ((${#PROBLEMS[@]})) || return 0
-  complain problems "$ENV_SHOWN"
-  printf '  - %s\n' "${PROBLEMS[@]}" >&2
-  exit 65
-}
-
-# What else is not for the screen: keys of callers (a list, or JSON), secrets, passwords in addresses.
-keep_other_secrets() {
-  local name key keys
-  for name in OPENDIFY_API_KEYS OPENDIFY_ADMIN_KEYS OPENWEBUI_JWT_SECRET OPENDIFY_SECRET; do
-    json_models "${ENV[$name]:-}" && continue
-    IFS=', ' read -ra keys <<<"${ENV[$name]:-}"
-    for key in ${keys[@]+"${keys[@]}"}; do keep_secret "$key"; done
-  done
-  for name in CONVERSATION_STORE {HTTP,HTTPS,ALL}_PROXY {http,https,all}_proxy; do
-    [[ ! ${ENV[$name]:-} =~ ://[^/@]*:([^/@]+)@ ]] || keep_secret "${BASH_REMATCH[1]}"
-  done
-}
-
-# take_file NAME NAME_FILE: the file lies on this host, where the container cannot see it, so its
-# text goes in as NAME. Several lines become one: JSON by its own rules, lists with commas.
-take_file() {
-  local path=${ENV[$2]:-} text
-  [[ -n $path ]] || return 0
-  if [[ -n ${ENV[$1]:-} ]]; then
-    problem p_both "$1" "$2"
-    return
-  fi
-  [[ $path == /* || $ENV_FILE == - ]] || path=$(dirname "$ENV_FILE")/$path
-  if [[ ! -f $path || ! -r $path ]]; then
-    problem p_file "$2" "$path"
-    return
-  fi
-  text=$(<"$path")
-  if [[ -z ${text//[[:space:]]/} ]]; then
-    problem p_file_empty "$2" "$path"
-  elif json_models "$text"; then
-    text=$JSON_OUT
-  else
-    text=${text//$'\r'/}
-    text=${text//$'\n'/,}
-  fi
-  unset "ENV[$2]"
-  [[ -n ${ENV[$1]+set} ]] || ENV_ORDER+=("$1")
-  ENV[$1]=$text
-}
-
-# Quotes, $ and the like would be read differently by different tools; an address has them encoded.
-readonly ADDRESS='^https?://[A-Za-z0-9._~-]+(:[0-9]+)?(/[]A-Za-z0-9._~:%!()*+,;=@[-]*)*$|^https?://\[[0-9A-Fa-f:.]+\](:[0-9]+)?(/[A-Za-z0-9._~:%-]*)*$'
-
-check_base() {
-  local base=${ENV[DIFY_API_BASE]:-}
-  if [[ -z $base ]]; then
-    every_model_has_base || problem p_base_missing
-  elif [[ ! $base =~ $ADDRESS ]]; then
-    problem p_base_bad
-  fi
-}
-
-check_models() {
-  local index name seen='' text=${ENV[MODEL_CONFIG]:-}
-  if [[ -z $text ]]; then
-    problem p_models_missing
-  elif ! json_models "$text"; then
-    problem p_models_json
-  elif ((${#MODEL_NAMES[@]} == 0)); then
-    problem p_models_empty
-  else
-    for index in "${!MODEL_NAMES[@]}"; do
-      name=${MODEL_NAMES[index]}
-      [[ $seen != *$'\n'"$name"$'\n'* ]] || problem p_models_twice "$name"
-      seen+=$'\n'$name$'\n'
-      has_key "${MODEL_VALUES[index]}" || problem p_models_value "$name"
-    done
-  fi
-}
-
-# Models may each name a Dify of their own.
-every_model_has_base() {
-  local value
-  ((${#MODEL_VALUES[@]})) || return 1
-  for value in "${MODEL_VALUES[@]}"; do
-    [[ $value =~ [{,]\"base\":\"[^\"] ]] || return 1
-  done
-}
-
-# A model's value is its key, or an object with its key; callers may bring theirs.
-has_key() { [[ ${ENV[DIFY_KEY_PASSTHROUGH]:-} == true || $1 == '"'?*'"' || $1 =~ [{,]\"key\":\"[^\"] ]]; }
-
-check_port() {
-  local port=${ENV[SERVER_PORT]:-$CONTAINER_PORT}
-  is_port "$port" || problem p_port "$port"
-}
-
-# write_raw_environment HOST PORT -> RAW: the file that the engine reads, its values without quotes,
-# since `--env-file` of `docker run` keeps them.
-write_raw_environment() {
-  local name
-  need_temporary
-  RAW=$TEMPORARY/environment
-  {
-    for name in "${ENV_ORDER[@]}"; do
-      case $name in
-        # Where the volume is mounted is not the file's to say.
-        SERVER_HOST | SERVER_PORT | DATA_DIR) ;;
-        *) [[ -z ${ENV[$name]+set} ]] || printf '%s=%s\n' "$name" "${ENV[$name]}" ;;
-      esac
-    done
-    printf 'SERVER_HOST=%s\nSERVER_PORT=%s\n' "$1" "$2"
-  } >"$RAW"
-}
+is_port() { [[ $1 =~ ^[0-9]{1,5}$ ]] && ((10#$1 >= 1 && 10#$1 <= 65535)); }
 
 # ---------------------------------------------------------------- setup
 
 cmd_setup() {
+  local option arguments=()
   [[ $ENV_FILE != - ]] || die 64 stdin_setup
   [[ ! -L $ENV_FILE ]] || die 73 is_symlink "$ENV_SHOWN"
-  MODEL_NAMES=() MODEL_VALUES=()
+  need_python
   tell setup_title
   may_overwrite
-  if [[ -n ${OPT[models-file]:-} ]]; then
-    models_from_file "${OPT[models-file]}"
-  elif ((${#MODELS_GIVEN[@]})); then
-    models_from_options
-  else
-    [[ -t 0 ]] || warn visible_input
-    tell setup_intro
-  fi
-  settle_base
-  ((${#MODEL_NAMES[@]})) || ask_models
-  write_configuration
-  report_setup
+  new_beside_env_file
+  for option in api-base models-file port; do
+    [[ -z ${OPT[$option]:-} ]] || arguments+=("--$option=${OPT[$option]}")
+  done
+  for option in ${MODELS_GIVEN[@]+"${MODELS_GIVEN[@]}"}; do arguments+=("--model=$option"); done
+  for option in ${KEY_FILES[@]+"${KEY_FILES[@]}"}; do arguments+=("--key-file=$option"); done
+  [[ ! -t 0 ]] || arguments+=(--terminal)
+  [[ -z ${OPT[yes]:-} ]] || arguments+=(--yes)
+  converse setup --env-file="$ENV_FILE" --shown-as="$ENV_SHOWN" ${arguments[@]+"${arguments[@]}"} ||
+    exit "$?"
+  [[ ! -e $ENV_FILE.bak ]] || say setup_backup "$ENV_SHOWN.bak"
+  say next_deploy
 }
 
 # Asks while stdin is not needed for anything else; without a terminal only --yes will do.
@@ -1021,239 +707,28 @@ may_overwrite() {
   confirm 1 ask_overwrite || exit 1
 }
 
-# again KEY [ARGUMENT...]: a wrong answer is asked anew on a terminal and is the end without one
-again() {
-  [[ -t 0 ]] || die 65 "$@"
-  complain "$@"
-}
-
-# ask KEY -> REPLY; fails at the end of the input. The prompt goes to standard output, always.
-ask() {
-  words "$1" && printf '%s' "$REPLY"
-  IFS= read -r REPLY || [[ -n $REPLY ]]
-}
-
-ask_hidden() {
-  local status=0
-  [[ -t 0 ]] || { ask "$1" && return; }
-  words "$1" && printf '%s' "$REPLY"
-  TERMINAL_STATE=$(stty -g)
-  stty -echo
-  IFS= read -r REPLY || status=1
-  stty "$TERMINAL_STATE" && TERMINAL_STATE=''
-  echo
-  return "$status"
-}
-
-settle_base() {
-  if [[ -n ${OPT[api-base]:-} ]]; then
-    BASE=${OPT[api-base]%/}
-    [[ $BASE =~ $ADDRESS ]] || die 65 bad_base
-  else
-    while :; do
-      ask ask_base || die 65 input_ended
-      BASE=${REPLY%/}
-      [[ ! $BASE =~ $ADDRESS ]] || break
-      again bad_base
-    done
-  fi
-  warn_about_base
-}
-
-warn_about_base() {
-  local host=${BASE#*://}
-  host=${host%%[/]*}
-  case $BASE in
-    http://localhost* | http://127.* | http://\[::1\]* | https://*) ;;
-    *) warn base_http "$host" ;;
-  esac
-  [[ $BASE == */v1 ]] || warn base_no_v1
-}
-
-ask_models() {
-  local name
-  tell setup_models
-  while :; do
-    if ! ask ask_model || [[ $REPLY == 'done' ]]; then
-      ((${#MODEL_NAMES[@]} == 0)) || return 0
-      [[ $REPLY == 'done' ]] || die 65 input_ended
-      again no_models
-      continue
-    fi
-    name=$REPLY
-    is_model_name "$name" || { again bad_model && continue; }
-    may_replace "$name" || continue
-    ask_model_key
-    add_model "$name" "$REPLY"
-  done
-}
-
-ask_model_key() {
-  while :; do
-    ask_hidden ask_key || die 65 input_ended
-    is_key "$REPLY" && return
-    again bad_key
-  done
-}
-
-is_model_name() {
-  local LC_ALL=C code
-  code_points "$1" || return 1
-  ((${#CODES[@]} >= 1 && ${#CODES[@]} <= 128)) || return 1
-  [[ ! $1 =~ ^[[:space:]]|[[:space:]]$ ]] || return 1
-  for code in "${CODES[@]}"; do
-    ((code >= 32 && (code < 127 || code > 159))) || return 1
-  done
-}
-
-is_key() {
-  local LC_ALL=C
-  [[ $1 =~ ^[!-~]{1,512}$ ]]
-}
-
-index_of_model() {
-  for REPLY in ${MODEL_NAMES[@]+"${!MODEL_NAMES[@]}"}; do
-    [[ ${MODEL_NAMES[REPLY]} != "$1" ]] || return 0
-  done
-  return 1
-}
-
-may_replace() {
-  index_of_model "$1" || return 0
-  [[ -t 0 ]] || die 65 duplicate_model "$1"
-  confirm 65 ask_replace "$1"
-}
-
-# add_model NAME KEY: both were checked; the value is kept as JSON
-add_model() {
-  local index
-  keep_secret "$2"
-  [[ $2 == app-* ]] || warn key_prefix
-  index_of_model "$1" && index=$REPLY || index=${#MODEL_NAMES[@]}
-  MODEL_NAMES[index]=$1
-  json_string "$2"
-  MODEL_VALUES[index]=$REPLY
-}
-
-models_from_options() {
-  local name entry key
-  for name in "${MODELS_GIVEN[@]}"; do
-    is_model_name "$name" || die 65 bad_model
-    ! index_of_model "$name" || die 65 duplicate_model "$name"
-    key=''
-    for entry in ${KEY_FILES[@]+"${KEY_FILES[@]}"}; do
-      [[ $entry == *=?* ]] || die 64 key_file_form
-      [[ ${entry%=*} != "$name" ]] || key=${entry##*=}
-    done
-    [[ -n $key ]] || die 64 no_key_file "$name" "$name"
-    read_key_file "$key"
-    add_model "$name" "$REPLY"
-  done
-}
-
-read_key_file() {
-  [[ -f $1 && -r $1 || -p $1 ]] || die 65 cannot_read "$1"
-  REPLY=$(<"$1")
-  REPLY=${REPLY%$'\r'}
-  is_key "$REPLY" || die 65 bad_key
-}
-
-models_from_file() {
-  local text index
-  if [[ $1 == - ]]; then
-    text=$(cat)
-  else
-    [[ -r $1 ]] || die 65 cannot_read "$1"
-    text=$(<"$1")
-  fi
-  ENV=([MODEL_CONFIG]=$text)
-  PROBLEMS=()
-  check_models
-  for index in ${MODEL_NAMES[@]+"${!MODEL_NAMES[@]}"}; do
-    is_model_name "${MODEL_NAMES[index]}" || problem bad_model
-  done
-  ((${#PROBLEMS[@]})) || return 0
-  complain problems "$1"
-  printf '  - %s\n' "${PROBLEMS[@]}" >&2
-  exit 65
-}
-
-# The JSON of all models, on one line
-models_json() {
-  local index out=''
-  for index in "${!MODEL_NAMES[@]}"; do
-    json_string "${MODEL_NAMES[index]}"
-    out+=${out:+,}$REPLY:${MODEL_VALUES[index]}
-  done
-  REPLY="{$out}"
-}
-
-write_configuration() {
-  local folder temporary
-  folder=$(dirname "$ENV_FILE")
+# new_beside_env_file -> PUT: where the new file is written, to be renamed when it is whole
+new_beside_env_file() {
   umask 077
-  temporary=$(mktemp "$folder/.env.XXXXXXXX" 2>/dev/null) || die 73 cannot_write "$ENV_SHOWN"
-  undo rm -f "$temporary"
-  carry_over
-  models_json
-  {
-    printf 'DIFY_API_BASE="%s"\n' "$BASE"
-    printf "MODEL_CONFIG='%s'\n" "$REPLY"
-    printf 'SERVER_HOST="0.0.0.0"\n'
-    printf 'SERVER_PORT=%s\n' "$((10#${OPT[port]:-$OLD_PORT}))"
-    printf '%s' "$OTHER_LINES"
-  } >"$temporary" || die 73 cannot_write "$ENV_SHOWN"
-  chmod 600 "$temporary"
-  keep_old_file
-  mv -f "$temporary" "$ENV_FILE" || die 73 cannot_write "$ENV_SHOWN"
+  PUT=$(mktemp "$(dirname "$ENV_FILE")/.env.XXXXXXXX" 2>/dev/null) || die 73 cannot_write "$ENV_SHOWN"
+  undo rm -f "$PUT"
+  PLACE=place_env_file
+}
+
+place_env_file() {
+  chmod 600 "$PUT"
+  if [[ -e $ENV_FILE ]]; then
+    [[ -f $ENV_FILE && ! -L $ENV_FILE.bak ]] || die 73 cannot_write "$ENV_SHOWN"
+    cp -p "$ENV_FILE" "$ENV_FILE.bak" || die 73 cannot_write "$ENV_SHOWN.bak"
+    chmod 600 "$ENV_FILE.bak"
+  fi
+  mv -f "$PUT" "$ENV_FILE" || die 73 cannot_write "$ENV_SHOWN"
   UNDO=()
-}
-
-# carry_over -> OLD_PORT, OTHERS, OTHER_LINES: what the old file has beyond what setup asks for
-carry_over() {
-  local line name LC_ALL=C
-  OLD_PORT=$CONTAINER_PORT OTHERS='' OTHER_LINES=''
-  [[ -r $ENV_FILE && -f $ENV_FILE ]] || return 0
-  while IFS= read -r line || [[ -n $line ]]; do
-    line=${line#$'\xef\xbb\xbf'}
-    line=${line%$'\r'}
-    [[ $line =~ $ASSIGNMENT ]] || continue
-    name=${BASH_REMATCH[2]}
-    case $name in
-      DIFY_API_BASE | MODEL_CONFIG | MODEL_CONFIG_FILE | SERVER_HOST) ;;
-      SERVER_PORT) ! { parse_assignment "$line" && is_port "$REPLY"; } || OLD_PORT=$REPLY ;;
-      *) OTHERS+=" $name" OTHER_LINES+=$line$'\n' ;;
-    esac
-  done <"$ENV_FILE"
-}
-
-keep_old_file() {
-  [[ -e $ENV_FILE ]] || return 0
-  [[ -f $ENV_FILE && ! -L $ENV_FILE.bak ]] || die 73 cannot_write "$ENV_SHOWN"
-  cp -p "$ENV_FILE" "$ENV_FILE.bak" || die 73 cannot_write "$ENV_SHOWN.bak"
-  chmod 600 "$ENV_FILE.bak"
-}
-
-report_setup() {
-  local index value
-  echo
-  tell setup_done "$ENV_SHOWN"
-  for index in "${!MODEL_NAMES[@]}"; do
-    value=${MODEL_VALUES[index]}
-    REPLY='{…}'
-    if [[ $value == '"'* ]]; then
-      json_text "$value" && mask_key "$REPLY"
-    fi
-    printf '  %s  %s\n' "${MODEL_NAMES[index]}" "$REPLY"
-  done
-  [[ ! -e $ENV_FILE.bak ]] || say setup_backup "$ENV_SHOWN.bak"
-  [[ -z $OTHERS ]] || say setup_carried "$OTHERS"
-  say next_deploy
 }
 
 # ---------------------------------------------------------------- the engine
 
-ENGINE='' KNOWN=''
+ENGINE='' KNOWN='' IMAGE_ID=''
 declare -A OURS=()
 
 # bounded SECONDS COMMAND...: where the host has no `timeout`, without a bound
@@ -1261,8 +736,8 @@ bounded() {
   if command -v timeout >/dev/null; then timeout "$@"; else "${@:2}"; fi
 }
 
-# The first engine that answers. Sets ENGINE.
-find_engine() {
+# reach_engine -> ENGINE: the first engine that answers; else REFUSED and FAILURE say why none does
+reach_engine() {
   local candidate wanted=${OPT[engine]:-${CONTAINER_ENGINE:-}} failure=''
   REFUSED='' FAILURE=''
   [[ -z $wanted || $wanted == docker || $wanted == podman ]] || die 64 bad_engine
@@ -1272,7 +747,12 @@ find_engine() {
     REFUSED=${REFUSED:-$candidate}
     FAILURE=${FAILURE:-${failure%%$'\n'*}}
   done
-  [[ -z $ENGINE ]] || return 0
+  [[ -n $ENGINE ]]
+}
+
+find_engine() { reach_engine || refuse_engine; }
+
+refuse_engine() {
   [[ -n $REFUSED ]] || die 69 no_engine
   [[ ${FAILURE,,} != *'permission denied'* ]] || die 77 engine_denied "$REFUSED"
   die 69 engine_silent "$REFUSED" "$FAILURE"
@@ -1373,36 +853,19 @@ wait_healthy() {
   done
 }
 
-# Asks /v1/models from inside, with the first plain key there is. Prints the status, then the ids.
-service_question() {
-  cat <<'PYTHON'
-import http.client, json, os
-def written(value):
-    if isinstance(value, str):
-        return value.split(",")
-    if isinstance(value, dict):
-        value = [value["keys"]] if "keys" in value else value.values()
-    return [key for entry in value for key in written(entry)]
-def keys(name):
-    text = os.environ.get(name, "").strip("'\" ")
-    return written(json.loads(text) if text.startswith("{") else text)
-found = [key.strip() for name in ("OPENDIFY_API_KEYS", "OPENDIFY_ADMIN_KEYS") for key in keys(name)]
-key = next((key for key in found if key and not key.lower().startswith("sha256:")), "")
-port = int(os.environ.get("SERVER_PORT") or 5000)
-link = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-link.request("GET", "/v1/models", headers={"Authorization": "Bearer " + key} if key else {})
-answer = link.getresponse()
-body = answer.read()
-print(answer.status)
-if answer.status == 200:
-    print("\n".join(str(model["id"]) for model in json.loads(body)["data"]))
-PYTHON
+# ask_service CONTAINER [--ask] -> ANSWER: what the service answers, asked from inside
+ask_service() { ANSWER=$("$ENGINE" exec "$1" "${DEPLOY[@]}" probe "${@:2}" 2>&1); }
+
+# last_lines CONTAINER COUNT: of its log, its own secrets masked by its own image
+last_lines() {
+  local image
+  need_temporary
+  image=$(inspect '{{.Image}}' "$1") || return 0
+  inspect '{{range .Config.Env}}{{println .}}{{end}}' "$1" >"$TEMPORARY/masked"
+  "$ENGINE" logs --tail "$2" "$1" 2>&1 |
+    "$ENGINE" run --network none "${SEALED[@]}" --env-file "$TEMPORARY/masked" "$image" \
+      "${DEPLOY[@]}" mask >&2 || complain logs_hidden "$ENGINE" "$1"
 }
-
-# ask_service CONTAINER -> ANSWER
-ask_service() { ANSWER=$("$ENGINE" exec "$1" python -c "$(service_question)" 2>/dev/null); }
-
-last_lines() { "$ENGINE" logs --tail "$2" "$1" 2>&1 | mask_stream >&2; }
 
 # ---------------------------------------------------------------- one deploy at a time
 
@@ -1544,24 +1007,23 @@ settle_limits() {
   cores=$("$ENGINE" info -f '{{.NCPU}}' 2>/dev/null) || cores=$("$ENGINE" info -f '{{.Host.CPUs}}' 2>/dev/null) || cores=4
   [[ -z $CPUS ]] || cores=$((10#${CPUS%%.*} + 1))
   number_or "$cores" 4
-  number_or "${ENV[GUNICORN_WORKERS]:-}" $((REPLY * 2 + 1)) && workers=$REPLY
-  number_or "${ENV[GUNICORN_THREADS]:-}" 128 && threads=$REPLY
-  number_or "${ENV[GUNICORN_GRACEFUL_TIMEOUT]:-}" 30 && STOP=$((REPLY + 10))
+  number_or "${FACT[workers]}" $((REPLY * 2 + 1)) && workers=$REPLY
+  number_or "${FACT[threads]}" 128 && threads=$REPLY
+  number_or "${FACT[graceful]}" 30 && STOP=$((REPLY + 10))
   PIDS=$((workers * (threads + 16) + 64))
   [[ -n $MEMORY ]] || { MEMORY=1g && ((workers <= 9)) || MEMORY=$((workers * 112))m; }
 }
 
-# plan VERB: everything that is known before anything is touched
+# plan: everything that is known before anything is touched
 plan() {
-  PORT=${PORT:-${ENV[SERVER_PORT]:-$CONTAINER_PORT}}
+  local host=0.0.0.0 port=$CONTAINER_PORT
+  PORT=${PORT:-${FACT[port]:-}}
+  is_port "$PORT" || die 65 p_port "$PORT"
   PORT=$((10#$PORT))
   [[ $BIND != *:* || $BIND == \[* ]] || BIND=[$BIND]
   settle_limits
-  if [[ $NETWORK == host ]]; then
-    write_raw_environment "${BIND//[][]/}" "$PORT"
-  else
-    write_raw_environment 0.0.0.0 "$CONTAINER_PORT"
-  fi
+  [[ $NETWORK != host ]] || host=${BIND//[][]/} port=$PORT
+  printf 'SERVER_HOST=%s\nSERVER_PORT=%s\n' "$host" "$port" >>"$RAW"
   DIGEST=$({
     printf '%s\n' "$NAME" "$BIND:$PORT $DATA $MEMORY $CPUS $NETWORK $PIDS $STOP"
     cat "$RAW"
@@ -1618,7 +1080,7 @@ port_answers() {
     *) return 1 ;;
   esac
   case $address in
-    0.0.0.0 | ::) address=127.0.0.1 ;;
+    '' | 0.0.0.0 | ::) address=127.0.0.1 ;;
   esac
   # shellcheck disable=SC2016  # the inner shell expands them
   bounded 2 bash -c 'exec 3<>"/dev/tcp/$1/$2"' _ "$address" "$1" 2>/dev/null
@@ -1640,70 +1102,21 @@ require_free_port() {
 
 # ---------------------------------------------------------------- check and deploy
 
-# The application's own judgement. A message of its own is shown; an image without this is no fault.
-check_in_image() {
-  local output status=0
-  [[ -z ${OPT[dry-run]:-} ]] || return 0
-  output=$("$ENGINE" run --rm --network none --read-only --tmpfs /tmp --cap-drop ALL \
-    --env-file "$RAW" "$IMAGE_ID" python -m opendify.config 2>&1) || status=$?
-  ((status == 78)) || return 0
-  complain problems "$ENV_SHOWN"
-  mask_stream <<<"$output" >&2
-  exit 65
-}
-
 cmd_check() {
+  require_env_file
+  need_python
   load_configuration
-  if (find_engine) 2>/dev/null && find_engine && settle_image &&
-    IMAGE_ID=$(image_fact '{{.Id}}' "$IMAGE"); then
-    write_raw_environment 0.0.0.0 "$CONTAINER_PORT"
-    check_in_image
-  else
-    warn check_unseen
-    [[ -z ${OPT[online]:-} ]] || { find_engine && die 78 no_image "$IMAGE"; }
-  fi
-  say check_ok "$ENV_SHOWN" "${#MODEL_NAMES[@]}"
+  say check_ok "$ENV_SHOWN" "${FACT[models]}"
   [[ -z ${OPT[online]:-} ]] || check_online
 }
 
-# Runs in the image. One line a model; the exit status is the worst of them: 65 refused, 1 unreachable.
-online_question() {
-  cat <<'PYTHON'
-import json, os, sys, urllib.error, urllib.request
-worst = 0
-for name, entry in json.loads(os.environ["MODEL_CONFIG"]).items():
-    entry = entry if isinstance(entry, dict) else {"key": entry}
-    base = str(entry.get("base") or os.environ["DIFY_API_BASE"]).rstrip("/")
-    said = "ok"
-    paths = ("/info", "/parameters")
-    if os.environ.get("DIFY_KEY_PASSTHROUGH") == "true":
-        said, paths = "not asked, callers bring the key", ()
-    for path in paths:
-        request = urllib.request.Request(base + path)
-        request.add_unredirected_header("Authorization", "Bearer " + entry["key"])
-        try:
-            urllib.request.urlopen(request, timeout=5).close()
-            said = "ok"
-            break
-        except urllib.error.HTTPError as error:
-            said = str(error.code)
-            if error.code != 404:
-                break
-        except (OSError, ValueError) as error:
-            said = "unreachable (%s)" % type(getattr(error, "reason", error)).__name__
-            break
-    worst = max(worst, 65 if said.isdigit() else said.startswith("unreachable"))
-    print("  %s: %s" % (name, said))
-sys.exit(worst)
-PYTHON
-}
-
+# One line a model; the exit status is the worst of them: 65 refused, 1 unreachable.
 check_online() {
   local status=0
-  settle_options update
+  [[ -n $IMAGE_ID ]] || { find_engine && die 78 no_image "$IMAGE"; }
   tell online_title
-  "$ENGINE" run --rm --read-only --cap-drop ALL ${NETWORK:+--network "$NETWORK"} \
-    --env-file "$RAW" "$IMAGE_ID" python -c "$(online_question)" || status=$?
+  "$ENGINE" run "${SEALED[@]}" ${NETWORK:+--network "$NETWORK"} --env-file "$RAW" "$IMAGE_ID" \
+    "${DEPLOY[@]}" --lang "$LANGUAGE_CHOICE" online || status=$?
   ((status == 0)) && return
   ((status == 65)) || status=1
   die "$status" online_failed
@@ -1714,15 +1127,19 @@ cmd_deploy() {
   find_engine
   settle_options deploy
   find_image
-  load_configuration
-  deploy_image
+  judge_and_deploy
 }
 
-# The common end of deploy and update: the image is there and the configuration is read.
-deploy_image() {
+# The common end of deploy and update: the image is there, and judges the configuration.
+judge_and_deploy() {
+  local image_id=$IMAGE_ID
+  require_env_file
+  find_python || die 78 no_image "$IMAGE" # only with --dry-run, which does not load it
+  IMAGE_ID=$image_id
+  load_configuration
   refuse_foreign
   heal
-  plan deploy
+  plan
   [[ -z $KEPT ]] || say kept_options "$KEPT"
   if is_current && [[ -z ${OPT[force]:-} ]]; then
     UNDO=()
@@ -1731,7 +1148,6 @@ deploy_image() {
   fi
   say deploying "$NAME" "$IMAGE"
   require_free_port
-  check_in_image
   run_trial
   swap
   prune
@@ -1882,8 +1298,7 @@ cmd_update() {
     find_image
     ! runs_image "$IMAGE_ID" || { say nothing_to_update && return; }
   fi
-  load_configuration
-  deploy_image
+  judge_and_deploy
 }
 
 runs_image() { find_container "$NAME" && [[ $(inspect '{{.Image}}' "$FOUND") == "$1" ]]; }
@@ -1956,17 +1371,24 @@ health_word() {
   esac
 }
 
-# look NAME: describes the container and asks the service. API and LISTED.
+# look NAME [--ask]: describes the container and asks the service. API, READY, LISTED, MODELS.
 look() {
-  API=bad LISTED=''
+  local word text
+  API=bad READY='' LISTED='' MODELS='[]' REPLIED='' WRITABLE='' ANSWER=''
   describe_named "$1"
   [[ $C_STATE == running ]] || return 0
-  ANSWER=''
-  ask_service "$FOUND" || true
-  case ${ANSWER%%$'\n'*} in
-    200) API=ok LISTED=${ANSWER#200} && LISTED=${LISTED#$'\n'} ;;
-    401 | 403) API=key ;;
-  esac
+  ask_service "$FOUND" "${@:2}" || true
+  [[ $ANSWER != *'No module named opendify.deploy'* ]] || API=old
+  while IFS=' ' read -r word text; do
+    case $word in
+      api) case $text in 200) API=ok ;; 401 | 403) API=key ;; esac ;;
+      readyz) READY=$text ;;
+      model) LISTED+=${LISTED:+$'\n'}$text ;;
+      models) MODELS=$text ;;
+      answer) REPLIED=$text ;;
+      writable) WRITABLE=$text ;;
+    esac
+  done <<<"$ANSWER"
 }
 
 # An image without a health check is judged by its answer alone.
@@ -1975,11 +1397,13 @@ is_good() { [[ $C_STATE/$C_HEALTH == running/@(healthy|none) && $API != bad ]]; 
 # show_status NAME: in words. The answer is whether it is healthy.
 show_status() {
   local model
-  look "$1"
+  look "$1" ${OPT[ask]:+--ask}
   tell status_title
   state_word && tell s_container "$REPLY"
   health_word && tell s_health "$REPLY"
   words "w_$API" && tell s_api "$REPLY"
+  [[ ${READY:-200} == 200 || $API == bad ]] || { words w_unready "$READY" && tell s_ready "$REPLY"; }
+  [[ -z $REPLIED ]] || tell s_answer "$REPLIED"
   if [[ $C_STATE != absent ]]; then
     REPLY=${C_IMAGE#sha256:}
     tell s_image "$C_REF ${REPLY:0:12}" "${C_VERSION:-?}"
@@ -2044,17 +1468,14 @@ uptime_of() {
 }
 
 status_json() {
-  local out name value model list=''
-  while IFS= read -r model; do
-    [[ -z $model ]] || { json_string "$model" && list+=${list:+,}$REPLY; }
-  done <<<"$LISTED"
+  local out name value
   out="{\"name\":\"$1\",\"restarts\":$C_RESTARTS,\"healthy\":$(is_good && echo true || echo false)"
   for name in STATE HEALTH REF IMAGE VERSION ADDRESS STARTED; do
     value=C_$name
-    json_string "${!value}"
+    json_quote "${!value}"
     out+=",\"${name,,}\":$REPLY"
   done
-  printf '%s,"api":"%s","models":[%s]}\n' "$out" "$API" "$list"
+  printf '%s,"api":"%s","ready":"%s","models":%s}\n' "$out" "$API" "$READY" "$MODELS"
 }
 
 cmd_logs() {
@@ -2148,68 +1569,20 @@ settle_data() {
   refuse_foreign
   IMAGE_ID=''
   if find_container "$NAME" && describe "$FOUND"; then
-    DATA=${C_DATA:-$DATA} IMAGE_ID=$C_IMAGE
+    DATA=${C_DATA:-$DATA}
+    # The one that the next deploy would take: one that was deployed long ago may lack the package.
+    IMAGE_ID=$(image_fact '{{.Id}}' "$IMAGE") || IMAGE_ID=$C_IMAGE
   elif [[ $DATA != /* ]]; then
     "$ENGINE" volume inspect "$DATA" >/dev/null 2>&1 || die 1 no_data "$DATA"
   fi
   [[ -n $IMAGE_ID ]] || find_image
 }
 
-# in_image MODE CODE [ARGUMENT...]: Python in the image, with the data at /backup/data
+# in_image MODE VERB [ARGUMENT...]: Python in the image, with the data at /backup
 in_image() {
-  local mode=$1 code=$2
-  shift 2
-  "$ENGINE" run --rm -i --network none --read-only --user 0 --cap-drop ALL \
-    --cap-add DAC_OVERRIDE --cap-add CHOWN --cap-add FOWNER --security-opt no-new-privileges \
-    --volume "$DATA:/backup/data:$mode" "$IMAGE_ID" python -c "$code" "$@"
-}
-
-# The snapshot is read after the journals, as the application does; where a journal came or went
-# meanwhile, all is read again. Sends a tar.gz; standard input goes in under the name given.
-backup_code() {
-  cat <<'PYTHON'
-import io, json, os, sys, tarfile, time
-snapshot = "data/conversation_mappings.json"
-def listed():
-    paths = []
-    for folder, _, names in os.walk("data"):
-        paths += [os.path.join(folder, name) for name in names if not name.endswith((".lock", ".tmp"))]
-    paths = [path for path in paths if os.path.isfile(path) and not os.path.islink(path)]
-    return sorted(paths, key=lambda path: (path == snapshot, path))
-def read():
-    found = {}
-    for path in listed():
-        try:
-            with open(path, "rb") as file:
-                found[path] = file.read()
-        except FileNotFoundError:
-            pass
-    return found
-os.chdir("/backup")
-for _ in range(50):
-    files = read()
-    if listed() == list(files):
-        break
-    time.sleep(0.1)
-PYTHON
-  pack_code
-}
-
-pack_code() {
-  cat <<'PYTHON'
-try:
-    json.loads(files.get(snapshot, b"").strip() or b"{}")
-except ValueError:
-    sys.exit("conversation_mappings.json is not valid JSON")
-if len(sys.argv) > 1:
-    files["config/" + sys.argv[1]] = sys.stdin.buffer.read()
-with tarfile.open(fileobj=sys.stdout.buffer, mode="w|gz") as archive:
-    for name in sorted(files):
-        entry = tarfile.TarInfo(name)
-        entry.size, entry.mode, entry.mtime = len(files[name]), 0o600, int(time.time())
-        archive.addfile(entry, io.BytesIO(files[name]))
-print(len(files), file=sys.stderr)
-PYTHON
+  "$ENGINE" run --network none --user 0 "${SEALED[@]}" \
+    --cap-add DAC_OVERRIDE --cap-add CHOWN --cap-add FOWNER \
+    --volume "$DATA:/backup:$1" "$IMAGE_ID" "${DEPLOY[@]}" "${@:2}"
 }
 
 cmd_backup() {
@@ -2225,13 +1598,13 @@ write_backup() {
   [[ -z ${OPT[dry-run]:-} ]] || { backup_plan "$file" && return; }
   if [[ -n ${OPT[with-config]:-} ]]; then
     [[ $ENV_FILE != - && -r $ENV_FILE ]] || die 65 no_env_file "$ENV_SHOWN"
-    source=$ENV_FILE name=("${ENV_FILE##*/}")
+    source=$ENV_FILE name=("--config=${ENV_FILE##*/}")
   fi
   need_temporary
   umask 077
   { : >"$part"; } 2>/dev/null || die 73 cannot_write "$file"
   undo rm -f "$part"
-  in_image ro "$(backup_code)" ${name[@]+"${name[@]}"} <"$source" >"$part" 2>"$TEMPORARY/said" ||
+  in_image ro backup /backup ${name[@]+"${name[@]}"} <"$source" >"$part" 2>"$TEMPORARY/said" ||
     die 1 backup_failed "$(tail -n 1 "$TEMPORARY/said")"
   gzip -t "$part" 2>/dev/null || die 1 backup_failed gzip
   count=$(tail -n 1 "$TEMPORARY/said")
@@ -2241,7 +1614,7 @@ write_backup() {
   [[ -z ${OPT[with-config]:-} ]] || warn backup_keys
 }
 
-backup_plan() { printf '+ %s run --rm --volume %s:/backup/data:ro %s > %s\n' "$ENGINE" "$DATA" "$IMAGE_ID" "$1" >&2; }
+backup_plan() { printf '+ %s run --rm --volume %s:/backup:ro %s > %s\n' "$ENGINE" "$DATA" "$IMAGE_ID" "$1" >&2; }
 
 # finish_archive PART FILE: its sum beside it, then its name
 finish_archive() {
@@ -2249,86 +1622,11 @@ finish_archive() {
   mv -f "$1" "$2" || die 73 cannot_write "$2"
 }
 
-# Reads the whole archive before a byte is written, and refuses what is not plain data.
-restore_code() {
-  cat <<'PYTHON'
-import json, os, pwd, shutil, sys, tarfile
-task, owner, root, aside = sys.argv[1], sys.argv[2], "/backup/data", "/backup/data/.before-restore"
-def read():
-    files = {}
-    with tarfile.open(fileobj=sys.stdin.buffer, mode="r|gz") as archive:
-        for member in archive:
-            parts = member.name.rstrip("/").split("/")
-            if parts[0] not in ("data", "config") or {"", ".", ".."} & set(parts):
-                sys.exit("a name that does not belong there: %r" % member.name)
-            if not (member.isreg() or member.isdir()):
-                sys.exit("not a plain file: %r" % member.name)
-            if member.isreg() and parts[0] == "data":
-                files["/".join(parts[1:])] = archive.extractfile(member).read()
-    try:
-        json.loads(files.get("conversation_mappings.json", b"").strip() or b"{}")
-    except ValueError:
-        sys.exit("conversation_mappings.json is not valid JSON")
-    return files
-def move(source, target):
-    for name in os.listdir(source):
-        if os.path.join(source, name) != aside:
-            os.rename(os.path.join(source, name), os.path.join(target, name))
-PYTHON
-  restore_tasks
-}
-
-restore_tasks() {
-  cat <<'PYTHON'
-def own(path):
-    user, _, group = owner.partition(":")
-    entry = None if user.isdigit() else pwd.getpwnam(user or "root")
-    uid = entry.pw_uid if entry else int(user)
-    os.chown(path, uid, int(group) if group.isdigit() else entry.pw_gid if entry else uid)
-def write(files):
-    for name, content in files.items():
-        folder, path = root, os.path.join(root, name)
-        for part in name.split("/")[:-1]:
-            folder = os.path.join(folder, part)
-            if not os.path.isdir(folder):
-                os.mkdir(folder, 0o700)
-                own(folder)
-        with open(path, "xb") as file:
-            file.write(content)
-        os.chmod(path, 0o600)
-        own(path)
-PYTHON
-  restore_switch
-}
-
-restore_switch() {
-  cat <<'PYTHON'
-if task == "look":
-    print(len(read()))
-elif task == "put":
-    files = read()
-    shutil.rmtree(aside, ignore_errors=True)
-    os.mkdir(aside, 0o700)
-    move(root, aside)
-    write(files)
-    own(root)
-elif task == "undo" and os.path.isdir(aside):
-    for name in os.listdir(root):
-        path = os.path.join(root, name)
-        if path != aside:
-            shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
-    move(aside, root)
-    os.rmdir(aside)
-elif task == "keep":
-    shutil.rmtree(aside, ignore_errors=True)
-PYTHON
-}
-
 # restore_task look|put|undo|keep [FILE] -> SAID
 restore_task() {
   local owner
   owner=$(image_fact '{{.Config.User}}' "$IMAGE_ID") || owner=''
-  SAID=$(in_image rw "$(restore_code)" "$1" "${owner:-0}" <"${2:-/dev/null}" 2>&1) && return
+  SAID=$(in_image rw restore "$1" /backup --owner="${owner:-0}" <"${2:-/dev/null}" 2>&1) && return
   SAID=${SAID##*$'\n'}
   return 1
 }
@@ -2395,31 +1693,34 @@ FAULTS=0
 
 # finding good|warn|bad KEY [ARGUMENT...]
 finding() {
-  local level=$1 sign
-  shift
-  case $level in
+  words "${@:2}"
+  add_finding "$1" "$2 $REPLY"
+}
+
+# add_finding LEVEL "KEY TEXT"
+add_finding() {
+  local sign=❌
+  case $1 in
     good) sign='✅' ;;
     warn) sign='⚠️ ' ;;
-    *) sign='❌' && FAULTS=$((FAULTS + 1)) ;;
+    *) FAULTS=$((FAULTS + 1)) ;;
   esac
-  FINDING=$1
-  words "$@"
   if [[ -n ${OPT[json]:-} ]]; then
-    json_string "$REPLY"
-    FINDINGS+=${FINDINGS:+,}"{\"check\":\"$FINDING\",\"level\":\"$level\",\"message\":$REPLY}"
+    json_quote "${2#* }"
+    FINDINGS+=${FINDINGS:+,}"{\"check\":\"${2%% *}\",\"level\":\"$1\",\"message\":$REPLY}"
   else
-    printf '%s %s\n' "$sign" "$REPLY"
+    printf '%s %s\n' "$sign" "${2#* }"
   fi
 }
 
 cmd_doctor() {
   FINDINGS=''
   [[ -n ${OPT[json]:-} ]] || tell doctor_title "$NAME"
+  ! reach_engine || settle_image
   doctor_host
+  doctor_env_file
   doctor_files
-  if (find_engine) 2>/dev/null; then
-    find_engine
-    settle_image
+  if [[ -n $ENGINE ]]; then
     doctor_engine
     doctor_image
     doctor_port
@@ -2431,7 +1732,7 @@ cmd_doctor() {
   ((FAULTS == 0)) || exit 1
 }
 
-doctor_refusal() { (find_engine) 2>&1 | tail -n 1 || true; }
+doctor_refusal() { (refuse_engine) 2>&1 | tail -n 1 || true; }
 
 doctor_host() {
   local locale=${LC_ALL:-${LC_CTYPE:-${LANG:-}}} synchronised
@@ -2449,16 +1750,25 @@ doctor_host() {
   fi
 }
 
-doctor_files() {
-  local tracked output
-  if [[ $ENV_FILE != - ]]; then
-    if output=$( (load_configuration) 2>&1); then
-      finding good d_env "$ENV_SHOWN"
-    else
-      finding bad d_env "$ENV_SHOWN: $(head -n 4 <<<"$output" | tr '\n' ' ')"
-    fi
-    [[ ! -r $ENV_FILE ]] || doctor_bytes
+doctor_env_file() {
+  [[ $ENV_FILE != - ]] || return 0
+  if [[ ! -f $ENV_FILE ]]; then
+    words no_env_file "$ENV_SHOWN"
+    add_finding bad "d_env $REPLY"
+    return
   fi
+  is_ours || finding bad other_owner "$ENV_SHOWN" "$ENV_SHOWN"
+  is_private "$ENV_FILE" ||
+    finding warn wide_mode "$ENV_SHOWN" "$(file_fact %a %Lp "$ENV_FILE")" "$ENV_SHOWN"
+  if find_python; then
+    converse doctor --env-file="$ENV_FILE" --shown-as="$ENV_SHOWN" || true
+  else
+    finding warn d_unseen "$ENV_SHOWN"
+  fi
+}
+
+doctor_files() {
+  local tracked
   if git -C "$HERE" rev-parse --git-dir >/dev/null 2>&1; then
     tracked=$(git -C "$HERE" ls-files -- '.env' '.env.*' | grep -vx '.env.example' | head -n 1) || true
     if [[ -n $tracked ]]; then
@@ -2468,17 +1778,6 @@ doctor_files() {
     fi
   fi
   [[ ! -f $HERE/.dockerignore ]] || grep -qxE '\.env\.?\*|\*' "$HERE/.dockerignore" || finding warn d_ignore
-}
-
-# Mode, line ends, byte order mark, quotes
-doctor_bytes() {
-  local mode
-  mode=$(file_fact %a %Lp "$ENV_FILE")
-  (((8#$mode & 8#077) == 0)) || finding warn wide_mode "$ENV_SHOWN" "$mode" "$ENV_SHOWN"
-  ! grep -q $'\r' "$ENV_FILE" || finding warn d_crlf "$ENV_SHOWN" "$ENV_SHOWN"
-  [[ $(head -c 3 "$ENV_FILE" | od -An -tx1 | tr -d ' \n') != efbbbf ]] ||
-    finding warn d_bom "$ENV_SHOWN" "$ENV_SHOWN"
-  ! grep -qE "^[^#]*=[[:space:]]*['\"]" "$ENV_FILE" || finding good d_quotes "$ENV_SHOWN"
 }
 
 doctor_engine() {
@@ -2522,9 +1821,8 @@ doctor_image() {
 }
 
 doctor_port() {
-  local port=${PORT:-${ENV[SERVER_PORT]:-}}
-  port=${port:-$(sed -n 's/^[[:space:]]*SERVER_PORT=["'\'']\{0,1\}\([0-9][0-9]*\).*/\1/p' "$ENV_FILE" 2>/dev/null | tail -n 1)}
-  port=${port:-$CONTAINER_PORT}
+  local port=${PORT:-${FACT[port]:-}}
+  is_port "$port" || port=$CONTAINER_PORT
   port_holder "$port"
   if our_port_is "$port"; then
     finding good d_port_ours "$port" "$NAME"
@@ -2538,7 +1836,7 @@ doctor_port() {
 
 doctor_container() {
   local line level=good
-  describe_named "$NAME"
+  look "$NAME"
   [[ $C_STATE != absent ]] || { finding warn absent "$NAME" && return; }
   [[ $C_STATE/$C_HEALTH == running/healthy ]] || level=bad
   finding "$level" d_container "$NAME" "$C_STATE" "$C_HEALTH"
@@ -2547,9 +1845,10 @@ doctor_container() {
   done < <(inspect '{{if .State.Health}}{{range .State.Health.Log}}{{.ExitCode}} {{.Output}}{{"\n"}}{{end}}{{end}}' "$FOUND" | grep -v '^0 *$' | tail -n 3)
   ((C_RESTARTS == 0)) || finding warn d_restarts "$C_RESTARTS"
   [[ $C_STATE == running ]] || return 0
-  if "$ENGINE" exec "$FOUND" python -c 'import os, sys; sys.exit(not os.access("data", os.W_OK))' 2>/dev/null; then
+  [[ ${READY:-200} == 200 || $API == bad ]] || finding warn d_ready "$READY"
+  if [[ $WRITABLE == yes ]]; then
     finding good d_volume "$C_DATA"
-  else
+  elif [[ $API != old ]]; then
     finding bad d_volume_bad "$C_DATA"
   fi
 }

@@ -3,8 +3,9 @@
 What is on PATH as `docker` is four lines of bash that tell this process who calls; the words of
 the call, and where its input and output go, are read from /proc. It knows the commands and the
 formats that deploy.sh uses, fails loudly for any other, and behaves as `state["behaviour"]` says:
-by image id, how a container of it does as a trial and as a service. Python given to `run` runs for
-real, on the volume's folder.
+by image id, how a container of it does as a trial and as a service. `python -m opendify.deploy`
+runs for real: in `run` on the volume's folder, in `exec` beside a service that answers as
+`state["api"]` says.
 """
 
 import gzip
@@ -17,6 +18,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ read -r code <&3
 exit "$code"
 """
 STDIN, STDOUT, STDERR = 5, 4, 2
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ["python", "-m", "opendify.deploy"]
 OLD, NEW = "sha256:" + "a" * 61 + "1.0", "sha256:" + "b" * 61 + "2.0"
 State = dict[str, Any]
 Words = list[str]
@@ -46,8 +50,10 @@ def fresh_state() -> State:
         "containers": [],
         "behaviour": {},
         "architecture": "amd64",
-        "config_says": "",
         "api": "200\ngpt-4",
+        "ready": 200,
+        "package": True,
+        "instead": "",
         "log_leaks": "app-secret-key-1234",
         "log_waits": False,
         "stop_takes": 0,
@@ -64,9 +70,41 @@ class Call(threading.local):
 
     pid = 0
     connection: socket.socket
+    state: State
 
 
 call = Call()
+
+
+class Service(BaseHTTPRequestHandler):
+    """What runs in every container, as the state says at the moment."""
+
+    server: "ServiceServer"
+
+    def do_GET(self) -> None:
+        status, *names = self.server.state["api"].split("\n")
+        if self.path == "/healthz":
+            self._answer(200, {"status": "ok"})
+        elif self.path == "/readyz":
+            self._answer(self.server.state["ready"], {})
+        elif status:
+            self._answer(int(status), {"data": [{"id": name} for name in names]})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer(200, {"choices": []})
+
+    def _answer(self, status: int, body: object) -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class ServiceServer(ThreadingHTTPServer):
+    state: State
 
 
 class FakeDocker:
@@ -79,8 +117,13 @@ class FakeDocker:
         self._server = socket.create_server(("127.0.0.1", 0))
         (folder / "port").write_text(str(self._server.getsockname()[1]))
         threading.Thread(target=self._accept, daemon=True).start()
+        self._service = ServiceServer(("127.0.0.1", 0), Service)
+        self._service.state = state
+        threading.Thread(target=self._service.serve_forever, args=(0.05,), daemon=True).start()
 
     def close(self) -> None:
+        self._service.shutdown()
+        self._service.server_close()
         self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
 
@@ -94,6 +137,7 @@ class FakeDocker:
         # Where the caller was killed there is nothing to read, or nobody to answer
         with connection, suppress(OSError, ValueError):
             call.pid, call.connection = int(connection.recv(20)), connection
+            call.state = self.state
             words = Path(f"/proc/{call.pid}/cmdline").read_bytes().decode().split("\0")[2:-1]
             if not words:
                 return
@@ -108,6 +152,7 @@ class FakeDocker:
                 if hook and hook in " ".join(words):
                     fail(f"fake docker was told to fail at {words[0]}", 125)
                 self.state["folder"] = str(self.folder)
+                self.state["port"] = self._service.server_port
                 later = globals()[f"command_{words[0]}"](self.state, words[1:])
             if later is not None:
                 later()
@@ -222,6 +267,8 @@ def facts(state, one, form):
         "{{if .State.Health}}{{range .State.Health.Log}}{{.ExitCode}} {{.Output}}"
         '{{"\\n"}}{{end}}{{end}}': "0 \n" if well == "healthy" else "1 Connection refused\n",
     }
+    environment = "".join(f"{name}={value}\n" for name, value in one["environment"].items())
+    known["{{range .Config.Env}}{{println .}}{{end}}"] = environment
     for key in sorted(known, key=len, reverse=True):
         form = form.replace(key, known[key])
     for name in ("version", "config-sha256", "options", "address"):
@@ -332,34 +379,50 @@ def command_run(state, words):
         start(state, one)
         say(one["id"])
         return None
-    if rest[1:] == ["python", "-m", "opendify.config"]:
-        if state["config_says"]:
-            fail(state["config_says"], 78)
-        return None
-    return lambda: run_python(Path(state["folder"]), options, rest)
+    if not state["package"]:
+        fail("No module named opendify.deploy")
+    return lambda: run_package(state, options, rest[1:])
 
 
-def run_python(home, options, rest):
-    code, environment = rest[3], dict(os.environ)
-    if "--volume" in options:
-        volume = options["--volume"][0].split(":")[0]
-        folder = Path(volume) if volume.startswith("/") else home / "volumes" / volume
-        mount = home / f"mount-{call.pid}"
-        folder.mkdir(exist_ok=True)
-        mount.mkdir()
-        (mount / "data").symlink_to(folder)
-        code = code.replace('"/backup', f'"{mount}')
+def volume_folder(state: State, volume: str) -> Path:
+    home = Path(state["folder"])
+    folder = Path(volume) if volume.startswith("/") else home / "volumes" / volume
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def run_package(state, options, words):
+    """The command of `run`, with the folder of a volume in the place of where it is mounted."""
+    environment = {}
     for path in options.get("--env-file", []):
         lines = Path(path).read_text().splitlines()
-        environment |= dict(line.split("=", 1) for line in lines)
+        environment |= dict(line.split("=", 1) for line in lines if line)
+    for mount in options.get("--volume", []):
+        volume, place, _ = mount.split(":")
+        words = [str(volume_folder(state, volume)) if word == place else word for word in words]
+    run_real(words, environment, Path(state["folder"]))
+
+
+def run_real(words, environment, folder):
+    if words[:3] != PACKAGE:
+        fail(f"fake docker does not run {words}", 99)
+    program = [sys.executable, *words[1:]]
+    if instead := call.state["instead"]:
+        program = ["bash", "-c", instead]
     own = f"/proc/{call.pid}/fd"
     with (
         open(f"{own}/{STDIN}", "rb") as put,
         open(f"{own}/{STDOUT}", "ab") as got,
         open(f"{own}/{STDERR}", "ab") as bad,
     ):
-        words = [sys.executable, "-c", code, *rest[4:]]
-        done = subprocess.run(words, env=environment, stdin=put, stdout=got, stderr=bad)
+        done = subprocess.run(
+            program,
+            cwd=folder,
+            env=environment | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+            stdin=put,
+            stdout=got,
+            stderr=bad,
+        )
     raise Ended(done.returncode)
 
 
@@ -398,8 +461,15 @@ def command_exec(state, words):
     one = need(state, words[0])
     if one["state"] != "running":
         fail("is not running")
-    if "/v1/models" in words[3]:
-        say(state["api"])
+    environment = one["environment"] | {"SERVER_PORT": str(state["port"])}
+    folder = Path(state["folder"]) / f"app-{one['id'][:12]}"
+    folder.mkdir(exist_ok=True)
+    volume = one["options"]["--volume"][0].partition(":")[0]
+    with suppress(FileExistsError):
+        (folder / "data").symlink_to(volume_folder(state, volume))
+    if not state["package"]:
+        fail("/opt/venv/bin/python: No module named opendify.deploy")
+    return lambda: run_real(words[1:], environment, folder)
 
 
 def command_logs(state, words):

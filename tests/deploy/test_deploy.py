@@ -329,11 +329,48 @@ def test_the_image_is_loaded_from_beside_the_script(host: Host) -> None:
 
 
 def test_the_applications_own_judgement_is_asked(host: Host) -> None:
-    host.configure()
-    host.change(config_says="MODEL_CONFIG: gpt-4 has an unknown name, key app-secret-key-1234")
+    models = '{"gpt-4":{"key":"app-secret-key-1234","colour":"red"}}'
+    host.configure(f"{GOOD}MODEL_CONFIG='{models}'\nGUNICORN_THREADS=many\n")
     done = host.run("deploy", code=65)
-    assert "has an unknown name" in done.stderr and "secret" not in done.stderr
+    assert "'gpt-4' has an unknown setting 'colour'" in done.stderr
+    assert "GUNICORN_THREADS" in done.stderr and "secret" not in done.stderr
     assert host.containers() == {}
+
+
+@pytest.mark.parametrize("path", ["/etc/hostname", "{folder}/other", "{folder}/../victim"])
+def test_an_image_gets_no_file_that_was_not_named(host: Host, path: str) -> None:
+    """It has the keys of the models, but it is not to read the host as root."""
+    for victim in (host.folder / "other", host.folder.parent / "victim"):
+        victim.write_text("secret")
+    host.configure()
+    asked = path.format(folder=host.folder)
+    host.change(instead=f'echo "file {asked}"; read -r line; echo "warn <$line>"; echo "exit 65"')
+    assert "<!>" in host.run("check", code=65).stderr
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "set port a[$(touch victim)]",
+        "set port x",
+        "exit a[$(touch victim)]",
+        "exit",
+        "odd $(touch v)",
+    ],
+)
+def test_what_an_image_says_is_never_executed(host: Host, line: str) -> None:
+    host.configure()
+    host.change(instead=f"echo '{line}'; echo put; read -r; echo 'exit 0'")
+    for verb in ("deploy", "check", "doctor"):
+        host.run(verb, code=None)
+    assert not list(host.folder.glob("v*"))
+
+
+def test_an_image_without_the_package_is_named(host: Host) -> None:
+    host.configure()
+    host.change(package=False)
+    done = host.run("deploy", code=1)
+    assert "opendify:latest" in done.stderr and host.containers() == {}
 
 
 @pytest.mark.parametrize(

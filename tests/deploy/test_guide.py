@@ -4,6 +4,8 @@ import re
 
 import pytest
 
+from opendify.deploy.messages import MESSAGES
+
 from .conftest import ROOT
 
 PAGES = {
@@ -43,9 +45,11 @@ def test_the_exit_codes_are_those_of_the_script(page: str) -> None:
 
 
 def test_the_dialogue_is_that_of_setup() -> None:
-    for page, language in (("deployment.md", 4), ("deployment.zh-CN.md", 2)):
-        rows = re.findall(r"^message \w+ (['\"])(.*?)\1 (['\"])(.*?)\3$", SCRIPT, re.MULTILINE)
-        said = {row[language - 1].replace("%s", ".env.production").strip() for row in rows}
+    rows = re.findall(r"^message \w+ (['\"])(.*?)\1 (['\"])(.*?)\3$", SCRIPT, re.MULTILINE)
+    for page, index in (("deployment.md", 1), ("deployment.zh-CN.md", 0)):
+        texts = [(row[1], row[3])[index] for row in rows]
+        texts += [message[index] for message in MESSAGES.values()]
+        said = {text.replace("%s", ".env.production").strip() for text in texts}
         block = re.search(r"```text\n(.*?)```", PAGES[page], re.DOTALL)
         assert block
         for line in filter(None, block[1].splitlines()):

@@ -19,6 +19,7 @@ import opendify
 from tests.service import ROOT, environment, running
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
+SCRIPT = (ROOT / "deploy.sh").read_text()
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 
 
@@ -89,10 +90,23 @@ def test_the_image_gets_everything_that_the_application_imports() -> None:
     assert seen | {"opendify", "requirements.lock"} <= copied
 
 
+def test_the_image_gets_what_deploy_sh_runs_in_it(tmp_path: Path) -> None:
+    for words in re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE):
+        for word in words.split():
+            if (ROOT / word).is_dir():
+                shutil.copytree(ROOT / word, tmp_path / word)
+            else:
+                shutil.copy(ROOT / word, tmp_path)
+    said = run(sys.executable, "-m", "opendify.deploy", "--help", cwd=tmp_path)
+    verbs = re.findall(r'converse ([a-z]+)|\[@\]}" ([a-z]+)|in_image \w+ ([a-z]+)', SCRIPT)
+    assert len(verbs) > 5
+    for words in verbs:
+        assert "".join(words) in said
+
+
 def test_one_version_everywhere() -> None:
     assert f"ARG VERSION={opendify.__version__}\n" in DOCKERFILE
-    script = (ROOT / "deploy.sh").read_text()
-    assert f"readonly SCRIPT_VERSION={opendify.__version__}\n" in script
+    assert f"readonly SCRIPT_VERSION={opendify.__version__}\n" in SCRIPT
 
 
 @pytest.mark.parametrize("name", ["docker-compose.yml", "docker-compose.dev.yml"])

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import shutil
 import stat
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import ClassVar
 
 import pytest
 
-from .conftest import GOOD, Host
+from .conftest import GOOD, ROOT, Host
 from .fake_docker import NEW, OLD
 
 MAPPINGS = {
@@ -105,18 +106,21 @@ class Door(BaseHTTPRequestHandler):
 )
 def test_status_asks_with_the_first_plain_key(host: Host, keys: str, shown: str) -> None:
     """The question runs in the container, with the container's variables."""
-    script = ["bash", "-c", 'source "$1"; service_question', "_", str(host.folder / "deploy.sh")]
-    question = subprocess.run(script, env=host.environment, capture_output=True, check=True).stdout
     Door.shown.clear()
     with HTTPServer(("127.0.0.1", 0), Door) as server:
-        threading.Thread(target=server.handle_request, daemon=True).start()
         settings = {"SERVER_PORT": str(server.server_port), "OPENDIFY_API_KEYS": keys}
         settings["OPENDIFY_ADMIN_KEYS"] = "admin" if keys else ""
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         done = subprocess.run(
-            [sys.executable, "-c", question], env=settings, capture_output=True, text=True
+            [sys.executable, "-m", "opendify.deploy", "probe"],
+            env=settings | {"PYTHONPATH": str(ROOT)},
+            cwd=host.folder,
+            capture_output=True,
+            text=True,
         )
-    assert (done.stdout, done.stderr) == ("200\ngpt-4\n", "")
-    assert Door.shown == [shown]
+        server.shutdown()
+    assert 'api 200\nmodel gpt-4\nmodels ["gpt-4"]\n' in done.stdout and done.stderr == ""
+    assert set(Door.shown) == {shown}
 
 
 def test_status_when_the_api_wants_a_key(host: Host) -> None:
@@ -125,6 +129,28 @@ def test_status_when_the_api_wants_a_key(host: Host) -> None:
     assert "API 状态: 正常（需要密钥）" in host.run("status").stdout
     host.change(api="")
     assert "API 状态: 异常" in host.run("status", code=3).stdout
+
+
+def test_status_tells_when_dify_or_the_store_is_not_well(host: Host) -> None:
+    host.deploy()
+    assert "readyz" not in host.run("status").stdout
+    host.change(ready=503)
+    assert "/readyz 是 503" in host.run("status").stdout
+    assert "503" in host.run("doctor").stdout
+    assert json.loads(host.run("status", "--json").stdout)["ready"] == "503"
+
+
+def test_a_service_from_an_older_image_is_not_called_sick(host: Host) -> None:
+    host.deploy()
+    host.change(package=False)
+    assert "API 状态: 未知" in host.run("status").stdout
+    assert "d_volume_bad" not in host.run("doctor", "--json", code=None).stdout
+
+
+def test_status_may_put_a_question(host: Host) -> None:
+    host.deploy()
+    assert "试问一次" not in host.run("status").stdout
+    assert "试问一次: 200\n" in host.run("status", "--ask").stdout
 
 
 def test_status_quiet_is_only_an_exit_code(host: Host) -> None:
@@ -357,11 +383,23 @@ def test_doctor_names_each_fault_and_its_remedy(host: Host) -> None:
     path = host.configure()
     path.write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
     path.chmod(0o640)
-    host.change(images={})
-    done = host.run("doctor", code=1, LC_ALL="C")
-    for word in ("sed -i", "BOM", "chmod 600", "docker load", "LANG=C.UTF-8"):
+    done = host.run("doctor", LC_ALL="C")
+    for word in ("sed -i", "BOM", "chmod 600", "MODEL_CONFIG", "59871", "LANG=C.UTF-8"):
         assert word in done.stdout, word
     assert "app-secret-key" not in done.stdout
+    host.configure(GOOD + "GUNICORN_THREADS=many\nMODEL_CONFIG={}\n")
+    done = host.run("doctor", code=1)
+    assert done.stdout.count("❌ .env.production: ") == 2
+    host.configure(GOOD + "nonsense app-secret-key\n")
+    done = host.run("doctor", code=1)
+    assert "第 5 行" in done.stdout and "app-secret-key" not in done.stdout
+
+
+def test_doctor_says_what_it_could_not_check(host: Host) -> None:
+    host.configure()
+    host.change(images={})
+    done = host.run("doctor", code=1)
+    assert "docker load" in done.stdout and "没有检查 .env.production" in done.stdout
 
 
 def test_doctor_as_json_and_without_an_engine(host: Host) -> None:
@@ -377,11 +415,41 @@ def test_doctor_sees_another_platform(host: Host) -> None:
     assert "--platform linux/amd64" in host.run("doctor", code=1).stdout
 
 
-def test_check_without_an_engine(host: Host) -> None:
+def put_checkout(host: Host) -> None:
+    """The package beside deploy.sh, as in a clone whose .venv is there."""
+    shutil.copytree(ROOT / "opendify", host.folder / "opendify")
+    python = host.folder / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+
+
+@pytest.mark.parametrize("missing", ["engine", "image"])
+def test_without_the_image_a_checkout_beside_the_script_checks(host: Host, missing: str) -> None:
     host.configure()
-    (host.engine / "down").write_text("Cannot connect")
+    if missing == "engine":
+        (host.engine / "down").write_text("Cannot connect")
+    else:
+        host.change(images={})
+    done = host.run("check", code=69 if missing == "engine" else 78)
+    assert "什么都没有检查" in done.stderr and done.stdout == ""
+    answers = "https://a.example/v1\nm\napp-key-of-mine\n"
+    done = host.run("setup", "--env-file", ".env.fresh", stdin=answers, code=done.returncode)
+    assert "什么都没有检查" in done.stderr and not (host.folder / ".env.fresh").exists()
+    put_checkout(host)
     done = host.run("check")
-    assert "✅" in done.stdout and "只检查了文件本身" in done.stderr
+    assert "✅" in done.stdout and "源码" in done.stderr
+    done = host.run("setup", "--env-file", ".env.fresh", stdin=answers)
+    assert "app-key-of-mine" in (host.folder / ".env.fresh").read_text()
+    host.configure(GOOD + "LOG_LEVEL=loud\n")
+    assert "LOG_LEVEL" in host.run("check", code=65).stderr
+
+
+def test_setup_loads_the_archive_beside_the_script(host: Host) -> None:
+    host.change(images={})
+    host.archive()
+    host.run("setup", stdin="https://a.example/v1\nm\napp-key-of-mine\n")
+    assert host.state()["images"] == {"opendify:latest": NEW} and host.env_file.exists()
 
 
 def test_check_online_asks_with_each_key(host: Host) -> None:
