@@ -122,6 +122,7 @@ message check_unseen '镜像没有加载，由脚本旁边的源码代为检查'
 message needs_python '检查配置的程序在镜像 %s 里，而它用不了，旁边也没有源码: 什么都没有检查，也没有改动' 'What checks the configuration is in image %s, which cannot be used, and no source lies beside this script: nothing was checked or changed'
 message python_failed '镜像 %s 没有完成检查（它比这个 deploy.sh 旧? 请使用同一版本的两者）' 'Image %s did not finish its part (older than this deploy.sh? Use both of one version)'
 message logs_hidden '日志里的密钥无法遮盖，所以没有显示。查看: %s logs %s' 'Keys in the log could not be masked, so it is not shown. See: %s logs %s'
+message no_lock_folder '没有可以放锁的安全目录。请设置 XDG_RUNTIME_DIR 为只属于当前用户的目录' 'There is no safe folder for the lock. Set XDG_RUNTIME_DIR to a folder that is yours alone'
 message online_title '向 Dify 询问:' 'Asking Dify:'
 message online_failed '有模型没有通过，见上' 'Some models did not pass, see above'
 message no_engine '找不到 Docker。安装: https://docs.docker.com/engine/install/' 'Docker was not found. To install it: https://docs.docker.com/engine/install/'
@@ -869,14 +870,25 @@ last_lines() {
 
 # ---------------------------------------------------------------- one deploy at a time
 
+# lock_folder -> REPLY: one that nobody else can write to, so that nobody else can hold the lock
+lock_folder() {
+  local folder runtime=/run
+  ((EUID == 0)) || runtime=/run/user/$EUID
+  for folder in "${XDG_RUNTIME_DIR:-}" "$runtime" "${HOME:-}" "$HERE"; do
+    [[ -n $folder && -d $folder && -O $folder && -w $folder ]] || continue
+    (((8#$(file_fact %a %Lp "$folder") & 8#022) == 0)) && REPLY=$folder && return
+  done
+  die 73 no_lock_folder
+}
+
 take_lock() {
   local base holder
-  base=${XDG_RUNTIME_DIR:-/tmp}
-  [[ -d $base && -w $base ]] || base=/tmp
-  base=$base/opendify-$EUID-$NAME.lock
+  lock_folder
+  base=$REPLY/opendify-$EUID-$NAME.lock
   if command -v flock >/dev/null; then
     [[ ! -L $base ]] || die 73 is_symlink "$base"
-    exec 9<>"$base" || die 73 cannot_write "$base"
+    (umask 077 && : >>"$base") 2>/dev/null || die 73 cannot_write "$base"
+    exec 9<>"$base"
     if ! flock -n 9; then
       holder=$(head -n 1 "$base")
       die 75 locked "${holder:-?}" "$base"

@@ -414,6 +414,32 @@ def test_one_deploy_at_a_time(host: Host) -> None:
     host.run("deploy")
 
 
+@pytest.mark.parametrize("kind", ["open", "link", "missing"])
+def test_the_lock_is_not_where_others_can_write(host: Host, tmp_path: Path, kind: str) -> None:
+    """Whoever can make the file can hold the lock for ever."""
+    runtime = tmp_path / "runtime"
+    if kind == "open":
+        runtime.mkdir()
+        runtime.chmod(0o1777)
+    elif kind == "link":
+        runtime.symlink_to(tmp_path / "nowhere")
+    host.configure()
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    name = f"fresh{os.getpid()}"
+    host.run("deploy", "--name", name, XDG_RUNTIME_DIR=str(runtime), HOME=str(home))
+    found = [
+        path
+        for folder in (Path("/tmp"), runtime, home, Path("/run"), Path(f"/run/user/{os.geteuid()}"))
+        if folder.is_dir()
+        for path in folder.glob(f"opendify-*-{name}.lock")
+    ]
+    (lock,) = found
+    assert lock.parent not in (Path("/tmp"), runtime)
+    assert lock.parent.stat().st_uid == os.geteuid() and lock.stat().st_mode & 0o077 == 0
+    lock.unlink()
+
+
 def test_without_flock_a_folder_is_the_lock(host: Host) -> None:
     programs = host.folder.parent / "few"
     programs.mkdir()
