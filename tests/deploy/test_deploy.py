@@ -32,7 +32,7 @@ def test_the_container_gets_values_without_quotes_and_the_fixed_port(host: Host)
         "SERVER_HOST": "0.0.0.0",
         "SERVER_PORT": "5000",
     }
-    assert host.containers()["opendify"]["options"]["--publish"] == ["0.0.0.0:59871:5000"]
+    assert host.containers()["opendify"]["options"]["--publish"] == ["127.0.0.1:59871:5000"]
 
 
 def test_the_service_is_locked_down(host: Host) -> None:
@@ -190,8 +190,9 @@ def test_a_port_in_use_is_found_before_anything_is_done(host: Host) -> None:
 @pytest.mark.parametrize(
     ("words", "published"),
     [
-        (["--port", "6001"], "0.0.0.0:6001:5000"),
-        (["--port=06001"], "0.0.0.0:6001:5000"),
+        (["--port", "6001"], "127.0.0.1:6001:5000"),
+        (["--port=06001"], "127.0.0.1:6001:5000"),
+        (["--bind", "0.0.0.0"], "0.0.0.0:59871:5000"),
         (["--bind", "127.0.0.1"], "127.0.0.1:59871:5000"),
         (["--bind", "::1"], "[::1]:59871:5000"),
     ],
@@ -202,11 +203,56 @@ def test_where_it_listens(host: Host, words: list[str], published: str) -> None:
     assert host.containers()["opendify"]["options"]["--publish"] == [published]
 
 
+@pytest.mark.parametrize(
+    ("settings", "address"),
+    [
+        ("", "127.0.0.1"),
+        ("OPENDIFY_API_KEYS=\n", "127.0.0.1"),
+        ("OPENDIFY_ADMIN_KEYS=only-for-operators\n", "127.0.0.1"),
+        ("OPENDIFY_API_KEYS=one,two\n", "0.0.0.0"),
+        ("OPENDIFY_API_KEYS_FILE=callers\n", "0.0.0.0"),
+        ("DIFY_KEY_PASSTHROUGH=true\n", "0.0.0.0"),
+    ],
+)
+def test_only_this_host_can_connect_where_no_keys_are_set(
+    host: Host, settings: str, address: str
+) -> None:
+    (host.folder / "callers").write_text("one\n")
+    host.configure(GOOD + settings)
+    done = host.run("deploy")
+    options = host.containers()["opendify"]["options"]
+    assert options["--publish"] == [f"{address}:59871:5000"]
+    is_told = "OPENDIFY_API_KEYS" in done.stderr and "--bind 0.0.0.0" in done.stderr
+    assert is_told == (address == "127.0.0.1")
+
+
+def test_who_opened_the_port_without_keys_is_not_asked_again(host: Host) -> None:
+    host.configure()
+    assert host.run("deploy", "--bind", "0.0.0.0").stderr == ""
+    host.new_image()
+    assert host.run("update").stderr == ""
+    options = host.containers()["opendify"]["options"]
+    assert options["--publish"] == ["0.0.0.0:59871:5000"]
+
+
+def test_keys_open_the_port_and_their_end_closes_it(host: Host) -> None:
+    published = []
+    for keys in ("", "OPENDIFY_API_KEYS=one\n", ""):
+        host.configure(GOOD + keys)
+        host.run("deploy")
+        published += host.containers()["opendify"]["options"]["--publish"]
+    assert [address.partition(":")[0] for address in published] == [
+        "127.0.0.1",
+        "0.0.0.0",
+        "127.0.0.1",
+    ]
+
+
 def test_the_default_port_is_5000(host: Host) -> None:
     host.configure(GOOD.replace("SERVER_PORT=59871\n", ""))
     calls = host.run("deploy", "--dry-run", code=None)
     if calls.returncode == 0:
-        assert "0.0.0.0:5000:5000" in calls.stderr
+        assert "127.0.0.1:5000:5000" in calls.stderr
     else:
         assert "5000" in calls.stderr  # something on this machine holds it
 

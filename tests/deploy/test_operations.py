@@ -53,7 +53,7 @@ def test_status_in_the_guides_words(host: Host) -> None:
     assert done.stdout.startswith(
         "📊 检查服务状态\n容器状态: 运行中\n健康状态: 健康\nAPI 状态: 正常\n"
     )
-    assert "可用模型:\n  - gpt-4\n" in done.stdout and "0.0.0.0:59871" in done.stdout
+    assert "可用模型:\n  - gpt-4\n" in done.stdout and "127.0.0.1:59871" in done.stdout
 
 
 def test_status_in_english(host: Host) -> None:
