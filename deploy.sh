@@ -1748,13 +1748,13 @@ cmd_doctor() {
     doctor_port
     doctor_container
   else
-    finding bad engine_silent "${OPT[engine]:-docker}" "$(doctor_refusal)"
+    add_finding bad "engine_silent $(doctor_refusal)"
   fi
   [[ -z ${OPT[json]:-} ]] || printf '[%s]\n' "$FINDINGS"
   ((FAULTS == 0)) || exit 1
 }
 
-doctor_refusal() { (refuse_engine) 2>&1 | tail -n 1 || true; }
+doctor_refusal() { (refuse_engine) 2>&1 | sed 's/^❌ //' || true; }
 
 doctor_host() {
   local locale=${LC_ALL:-${LC_CTYPE:-${LANG:-}}} synchronised
