@@ -1149,11 +1149,11 @@ cmd_deploy() {
   find_engine
   settle_options deploy
   find_image
-  judge_and_deploy
+  check_and_deploy
 }
 
-# The common end of deploy and update: the image is there, and judges the configuration.
-judge_and_deploy() {
+# The common end of deploy and update: the image is there, and checks the configuration.
+check_and_deploy() {
   local image_id=$IMAGE_ID
   require_env_file
   find_python || die 78 no_image "$IMAGE" # only with --dry-run, which does not load it
@@ -1320,7 +1320,7 @@ cmd_update() {
     find_image
     ! runs_image "$IMAGE_ID" || { say nothing_to_update && return; }
   fi
-  judge_and_deploy
+  check_and_deploy
 }
 
 runs_image() { find_container "$NAME" && [[ $(inspect '{{.Image}}' "$FOUND") == "$1" ]]; }

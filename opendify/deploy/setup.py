@@ -23,7 +23,7 @@ from opendify.deploy.operator import Operator, Refused
 MAX_MODEL_NAME = 128
 DEFAULT_PORT = 5000
 
-_BASE = "https://dify.example.com/v1"  # where only keys and names are judged
+_BASE = "https://dify.example.com/v1"  # where only keys and names are checked
 _WRITTEN = ("DIFY_API_BASE", "MODEL_CONFIG", "MODEL_CONFIG_FILE", "SERVER_HOST", "SERVER_PORT")
 
 

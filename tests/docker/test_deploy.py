@@ -214,6 +214,19 @@ def test_a_deploy_that_is_cut_short(
     assert docker("ps", "-a", "--filter", "label=opendify.managed=1", "-q").count("\n") == 0
 
 
+def test_without_keys_only_this_host_can_connect(
+    server: Server, quick: str, dify: FakeDify
+) -> None:
+    deploy(server, dify)
+    assert docker("port", "opendify", "5000/tcp") == f"127.0.0.1:{server.port}"
+    assert server.models() == 200
+    path = server.folder / ".env.production"
+    path.write_text(path.read_text() + "OPENDIFY_API_KEYS=the-key-of-a-caller\n")
+    done = server.run("deploy")
+    assert f"0.0.0.0:{server.port}" in docker("port", "opendify", "5000/tcp")
+    assert server.models() == 401 and "  - tiny" in done.stdout
+
+
 def test_a_port_that_is_taken(server: Server, quick: str, dify: FakeDify) -> None:
     server.set_up(dify.base)
     with socket.create_server(("127.0.0.1", server.port)):

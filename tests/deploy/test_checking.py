@@ -1,4 +1,4 @@
-"""Keys that are masked, configurations that are judged, and words for both languages."""
+"""Keys that are masked, configurations that are checked, and words for both languages."""
 
 import re
 import subprocess
