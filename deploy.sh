@@ -873,10 +873,9 @@ last_lines() {
 
 # lock_folder -> REPLY: one that nobody else can write to, so that nobody else can hold the lock
 lock_folder() {
-  local folder runtime=/run
-  ((EUID == 0)) || runtime=/run/user/$EUID
-  for folder in "${XDG_RUNTIME_DIR:-}" "$runtime" "${HOME:-}" "$HERE"; do
-    [[ -n $folder && -d $folder && -O $folder && -w $folder ]] || continue
+  local folder
+  for folder in "${XDG_RUNTIME_DIR:-/run/user/$EUID}" /run "${HOME:-}" "$HERE"; do
+    [[ -d $folder && -O $folder && -w $folder ]] || continue
     (((8#$(file_fact %a %Lp "$folder") & 8#022) == 0)) && REPLY=$folder && return
   done
   die 73 no_lock_folder
