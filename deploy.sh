@@ -210,7 +210,7 @@ message restore_done '✅ 已恢复 %s（%s 个文件）' '✅ Restored %s (%s f
 message export_done '✅ 镜像已保存: %s（%s）' '✅ Image saved: %s (%s)'
 message export_failed '保存镜像失败: %s' 'Saving the image failed: %s'
 message export_next '上传: scp %s deploy.sh user@server:/path/to/deploy/' 'Upload: scp %s deploy.sh user@server:/path/to/deploy/'
-message export_build '镜像 %s 不存在。请先构建: docker build -t %s .' 'There is no image %s. Build it first: docker build -t %s .'
+message build_image '镜像 %s 不存在。请先构建: docker build -t %s .' 'There is no image %s. Build it first: docker build -t %s .'
 message unknown_option '未知选项: %s（./deploy.sh help 查看用法）' 'Unknown option: %s (see ./deploy.sh help)'
 message unknown_verb '未知命令: %s（./deploy.sh help 查看用法）' 'Unknown verb: %s (see ./deploy.sh help)'
 message wrong_option '%s 不适用于 %s' '%s does not go with %s'
@@ -559,7 +559,7 @@ need_python() {
   fi
   complain needs_python "$IMAGE"
   [[ -n $ENGINE ]] || refuse_engine
-  die 78 no_image "$IMAGE"
+  refuse_image
 }
 
 # converse VERB [OPTION...]: serves what Python asks for, line by line, and returns its exit code.
@@ -931,10 +931,16 @@ repository() {
   printf '%s\n' "$name"
 }
 
+# In a clone it is built, elsewhere it is loaded.
+refuse_image() {
+  [[ ! -f $HERE/Dockerfile ]] || die 78 build_image "$IMAGE" "$IMAGE"
+  die 78 no_image "$IMAGE"
+}
+
 # IMAGE_ID of IMAGE; loads opendify.tar.gz beside this script where there is none
 find_image() {
   IMAGE_ID=$(image_fact '{{.Id}}' "$IMAGE") && return
-  [[ -f $HERE/opendify.tar.gz ]] || die 78 no_image "$IMAGE"
+  [[ -f $HERE/opendify.tar.gz ]] || refuse_image
   check_archive "$HERE/opendify.tar.gz"
   load_archive "$HERE/opendify.tar.gz"
 }
@@ -1134,7 +1140,7 @@ cmd_check() {
 # One line a model; the exit status is the worst of them: 65 refused, 1 unreachable.
 check_online() {
   local status=0
-  [[ -n $IMAGE_ID ]] || { find_engine && die 78 no_image "$IMAGE"; }
+  [[ -n $IMAGE_ID ]] || { find_engine && refuse_image; }
   tell online_title
   "$ENGINE" run "${SEALED[@]}" ${NETWORK:+--network "$NETWORK"} --env-file "$RAW" "$IMAGE_ID" \
     "${DEPLOY[@]}" --lang "$LANGUAGE_CHOICE" online || status=$?
@@ -1155,7 +1161,7 @@ cmd_deploy() {
 check_and_deploy() {
   local image_id=$IMAGE_ID
   require_env_file
-  find_python || die 78 no_image "$IMAGE" # only with --dry-run, which does not load it
+  find_python || refuse_image # only with --dry-run, which does not load it
   IMAGE_ID=$image_id
   load_configuration
   refuse_foreign
@@ -1696,7 +1702,7 @@ cmd_export() {
   local file=${OPT[out]:-$PWD/opendify.tar.gz}
   find_engine
   settle_image
-  image_fact '{{.Id}}' "$IMAGE" >/dev/null || die 78 export_build "$IMAGE" "$IMAGE"
+  image_fact '{{.Id}}' "$IMAGE" >/dev/null || die 78 build_image "$IMAGE" "$IMAGE"
   [[ -z ${OPT[dry-run]:-} ]] || { printf '+ %s save %s | gzip -n > %s\n' "$ENGINE" "$IMAGE" "$file" >&2 && return; }
   { : >"$file.part"; } 2>/dev/null || die 73 cannot_write "$file"
   undo rm -f "$file.part"

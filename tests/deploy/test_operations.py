@@ -446,6 +446,14 @@ def test_without_the_image_a_checkout_beside_the_script_checks(host: Host, missi
     assert "LOG_LEVEL" in host.run("check", code=65).stderr
 
 
+def test_in_a_clone_the_image_is_to_be_built(host: Host) -> None:
+    host.configure()
+    host.change(images={})
+    shutil.copy(ROOT / "Dockerfile", host.folder)
+    for verb in ("check", "deploy"):
+        assert "docker build -t opendify:latest ." in host.run(verb, code=78).stderr
+
+
 def test_setup_loads_the_archive_beside_the_script(host: Host) -> None:
     host.change(images={})
     host.archive()
