@@ -26,7 +26,8 @@
 #zh   --env-file 文件   配置文件，默认脚本旁的 .env.production；"-" 为标准输入
 #zh   --name 名称       默认: .env.production 为 opendify，.env.staging 为 opendify-staging
 #zh   --port 端口       主机端口，默认配置文件中的 SERVER_PORT，否则 5000
-#zh   --bind 地址       监听地址；默认: 设置了 OPENDIFY_API_KEYS 则 0.0.0.0，否则 127.0.0.1
+#zh   --bind 地址       监听地址；默认 PUBLISH_ADDRESS，否则有 OPENDIFY_API_KEYS 则 0.0.0.0，
+#zh                     没有则 127.0.0.1
 #zh   --image 镜像      默认 opendify:latest
 #zh   --data 卷或目录   数据所在，默认卷 <名称>_data；目录须写作 /绝对路径
 #zh   --memory 大小     内存上限，默认按进程数计算，至少 1g；--cpus 数量；--network 网络
@@ -66,7 +67,8 @@
 #en   --env-file FILE   default .env.production beside this script; "-" is standard input
 #en   --name NAME       default: .env.production is opendify, .env.staging opendify-staging
 #en   --port N          port on the host; default SERVER_PORT of the file, else 5000
-#en   --bind ADDRESS    default 0.0.0.0 where OPENDIFY_API_KEYS is set, else 127.0.0.1
+#en   --bind ADDRESS    default PUBLISH_ADDRESS of the file; else 0.0.0.0 where
+#en                     OPENDIFY_API_KEYS is set, 127.0.0.1 where not
 #en   --image REF       default opendify:latest
 #en   --data VOLUME|DIR where data lives, default volume <name>_data; a DIR is absolute
 #en   --memory SIZE     default by the number of workers, at least 1g; --cpus N; --network NET
@@ -122,7 +124,7 @@ message check_unseen '镜像没有加载，由脚本旁边的源码代为检查'
 message needs_python '检查配置的程序在镜像 %s 里，而它用不了，旁边也没有源码: 什么都没有检查，也没有改动' 'What checks the configuration is in image %s, which cannot be used, and no source lies beside this script: nothing was checked or changed'
 message python_failed '镜像 %s 没有完成检查（它比这个 deploy.sh 旧? 请使用同一版本的两者）' 'Image %s did not finish its part (older than this deploy.sh? Use both of one version)'
 message logs_hidden '日志里的密钥无法遮盖，所以没有显示。查看: %s logs %s' 'Keys in the log could not be masked, so it is not shown. See: %s logs %s'
-message local_only '没有设置 OPENDIFY_API_KEYS，所以只有本机 (127.0.0.1) 能访问。要对外开放: 设置密钥（推荐），或加 --bind 0.0.0.0' 'OPENDIFY_API_KEYS is not set, so only this host (127.0.0.1) can connect. To open it: set keys (best), or add --bind 0.0.0.0'
+message local_only '没有设置 OPENDIFY_API_KEYS，所以只有本机 (127.0.0.1) 能访问。要对外开放: 设置密钥（推荐），或加 --bind 0.0.0.0（或设 PUBLISH_ADDRESS）' 'OPENDIFY_API_KEYS is not set, so only this host (127.0.0.1) can connect. To open it: set keys (best), or add --bind 0.0.0.0 (or set PUBLISH_ADDRESS)'
 message no_lock_folder '没有可以放锁的安全目录。请设置 XDG_RUNTIME_DIR 为只属于当前用户的目录' 'There is no safe folder for the lock. Set XDG_RUNTIME_DIR to a folder that is yours alone'
 message online_title '向 Dify 询问:' 'Asking Dify:'
 message online_failed '有模型没有通过，见上' 'Some models did not pass, see above'
@@ -480,7 +482,7 @@ check_values() {
   demand timeout '^[1-9][0-9]{0,4}$'
   demand tail '^(all|[0-9]{1,9})$'
   demand since '^[0-9A-Za-z:.+-]{1,40}$'
-  demand bind '^[0-9A-Fa-f:.]{2,45}$|^\[[0-9A-Fa-f:.]+\]$'
+  demand bind "$ADDRESS"
   demand image '^[A-Za-z0-9][A-Za-z0-9._/:@-]*$'
   demand data '^/[^[:space:]:,]*$|^[A-Za-z0-9][A-Za-z0-9_.-]+$'
   demand memory '^[1-9][0-9]*[bkmgBKMG]?$'
@@ -489,6 +491,8 @@ check_values() {
   demand lang '^(zh|en)$'
   demand engine '^(docker|podman)$'
 }
+
+readonly ADDRESS='^[0-9A-Fa-f:.]{2,45}$|^\[[0-9A-Fa-f:.]+\]$'
 
 # demand OPTION PATTERN: if it is given, it has this form
 demand() {
@@ -1034,10 +1038,12 @@ settle_limits() {
 
 # Without keys, everybody who reaches the port could use the apps: then it is this host alone.
 settle_bind() {
+  BIND=${BIND:-${FACT[publish]}}
   if [[ -z $BIND ]]; then
     BIND=0.0.0.0
     [[ -n ${FACT[keys]} ]] || { BIND=127.0.0.1 && warn local_only; }
   fi
+  [[ $BIND =~ $ADDRESS ]] || die 65 bad_value PUBLISH_ADDRESS "$BIND"
   [[ $BIND != *:* || $BIND == \[* ]] || BIND=[$BIND]
 }
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from opendify.config.environment import read_file
+from opendify.config.environment import check_certificates, read_file
 from opendify.config.settings import ConfigError, load_settings
 from opendify.deploy import backup, doctor, online, restore
 from opendify.deploy.masking import find_secrets, mask
@@ -103,7 +103,7 @@ def _talk(operator: Operator, given: argparse.Namespace) -> None:
 def _online(given: argparse.Namespace) -> int:
     worst = 0
     try:
-        settings = load_settings(os.environ, read_file)
+        settings = load_settings(os.environ, read_file, check_certificates)
     except ConfigError as exc:
         sys.stderr.write(f"{exc}\n")
         return 65

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
+from opendify.config.environment import check_certificates, read_file
 from opendify.config.secret_files import FILE_VARIABLES, with_files
 from opendify.config.settings import ConfigError, Settings, load_settings
 from opendify.config.values import BadValue, parse_object, without_quotes
@@ -13,8 +14,8 @@ from opendify.deploy.env_files import Unwritable, write_for_docker, write_json
 
 ReadFile = Callable[[str], str]
 
-# deploy.sh decides where the container listens and where the volume is mounted.
-_OURS = ("SERVER_HOST", "SERVER_PORT", "DATA_DIR")
+# deploy.sh decides where the container listens and is published, and where the volume is mounted.
+_OURS = ("SERVER_HOST", "SERVER_PORT", "PUBLISH_ADDRESS", "DATA_DIR")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,21 +36,24 @@ class Wrong(Exception):
         self.sentences, self.unwritable = sentences, unwritable
 
 
-def check(values: Mapping[str, str], env_file: str, read_file: ReadFile) -> Checked:
+def check(values: Mapping[str, str], env_file: str, read_host_file: ReadFile) -> Checked:
     """Checks the values of a configuration file as the application does when it starts. Raises
     Wrong.
 
-    ``read_file`` gives the texts of files that the values name; those are on the host, where the
-    container cannot see them, so that their texts go into ``raw``.
+    ``read_host_file`` gives the texts of files of FILE_VARIABLES; those are on the host, where the
+    container cannot see them, so that their texts go into ``raw``. Other files, of certificates,
+    are the container's own.
     """
     found = {name: without_quotes(value) for name, value in values.items()}
+    of_host = set()
     for variable in FILE_VARIABLES.values():
         if path := found.get(variable, "").strip():
             found[variable] = path if env_file == "-" else beside(env_file, path)
-    read = cache(read_file)
+            of_host.add(found[variable])
+    read = cache(lambda path: (read_host_file if path in of_host else read_file)(path))
     raw, unwritable = _raw(found, read)
     try:
-        settings = load_settings(found, read)
+        settings = load_settings(found, read, check_certificates)
     except ConfigError as exc:
         raise Wrong(exc.problems, unwritable) from None
     if unwritable:
@@ -93,5 +97,6 @@ def _facts(settings: Settings, found: Mapping[str, str]) -> dict[str, str]:
         "threads": found.get("GUNICORN_THREADS", "").strip(),
         "graceful": found.get("GUNICORN_GRACEFUL_TIMEOUT", "").strip(),
         "models": str(len(settings.models)),
+        "publish": found.get("PUBLISH_ADDRESS", "").strip(),
         "keys": "yes" if settings.accounts or settings.callers_bring_dify_key else "",
     }

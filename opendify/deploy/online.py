@@ -8,6 +8,7 @@ import httpx
 from opendify.config.models import Model
 from opendify.config.proxies import proxies_for
 from opendify.config.settings import Settings
+from opendify.upstream.tls import new_ssl_context
 
 TIMEOUT = 5.0  # seconds
 _PATHS = ("/info", "/parameters")  # Dify 0.6 has the second only
@@ -30,8 +31,11 @@ class Answer:
 def ask_all(settings: Settings, environ: Mapping[str, str]) -> Iterator[Answer]:
     """What Dify says to each key, through the proxies that the service would use."""
     proxies = proxies_for({model.base for model in settings.models.values()}, environ)
-    mounts = {origin: httpx.HTTPTransport(proxy=proxy) for origin, proxy in proxies.items()}
-    with httpx.Client(mounts=mounts, timeout=TIMEOUT, trust_env=False) as client:
+    tls = new_ssl_context(settings.authorities)
+    mounts = {
+        origin: httpx.HTTPTransport(verify=tls, proxy=proxy) for origin, proxy in proxies.items()
+    }
+    with httpx.Client(verify=tls, mounts=mounts, timeout=TIMEOUT, trust_env=False) as client:
         for model in settings.models.values():
             if settings.callers_bring_dify_key:
                 yield Answer(model.name, "callers")

@@ -99,6 +99,7 @@ def test_a_good_configuration_and_what_the_script_has_to_know() -> None:
         "workers": "3",
         "threads": "",
         "graceful": "",
+        "publish": "",
         "models": "1",
         "keys": "yes",
     }

@@ -212,6 +212,8 @@ def test_where_it_listens(host: Host, words: list[str], published: str) -> None:
         ("OPENDIFY_API_KEYS=one,two\n", "0.0.0.0"),
         ("OPENDIFY_API_KEYS_FILE=callers\n", "0.0.0.0"),
         ("DIFY_KEY_PASSTHROUGH=true\n", "0.0.0.0"),
+        ("PUBLISH_ADDRESS=0.0.0.0\n", "0.0.0.0"),
+        ("OPENDIFY_API_KEYS=one\nPUBLISH_ADDRESS=10.0.0.7\n", "10.0.0.7"),
     ],
 )
 def test_only_this_host_can_connect_where_no_keys_are_set(
@@ -224,6 +226,19 @@ def test_only_this_host_can_connect_where_no_keys_are_set(
     assert options["--publish"] == [f"{address}:59871:5000"]
     is_told = "OPENDIFY_API_KEYS" in done.stderr and "--bind 0.0.0.0" in done.stderr
     assert is_told == (address == "127.0.0.1")
+
+
+def test_an_address_in_the_file_that_is_none(host: Host) -> None:
+    host.configure(GOOD + "PUBLISH_ADDRESS='a b'\n")
+    assert "PUBLISH_ADDRESS" in host.run("deploy", code=65).stderr
+
+
+def test_certificates_are_those_of_the_image(host: Host) -> None:
+    """deploy.sh mounts none: a path of the host means nothing in the container."""
+    (host.folder / "ca.pem").write_text("no certificate")
+    host.configure(GOOD + "DIFY_CA_FILE=/nowhere/ca.pem\n")
+    assert "DIFY_CA_FILE" in host.run("deploy", code=65).stderr
+    assert host.containers() == {}
 
 
 def test_who_opened_the_port_without_keys_is_not_asked_again(host: Host) -> None:
