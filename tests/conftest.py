@@ -1,5 +1,6 @@
 """Fixtures: a Dify on loopback, and the application in front of it."""
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -43,16 +44,23 @@ from opendify.web.origins import Address, refuse_other_sites
 from opendify.web.recording import record_requests
 from tests.fake_dify import FakeDify
 from tests.redis_server import RedisServer
+from tests.support.profiles import choose_profile
 
 KEY = "app-secret-of-the-operator"
 NO_LIMITS = Limits()
 ADDRESS = Address("127.0.0.1", "", frozenset())
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """What ``-n auto`` means: most tests wait for processes and clocks half of their time."""
+    return 2 * len(os.sched_getaffinity(0))
+
+
 def pytest_configure() -> None:
     """Ctrl-C means what it means at a terminal, also where the tests were started by a job in the
     background: its programs would ignore the signal, and so would those that they start."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    choose_profile()
 
 
 @pytest.fixture(autouse=True)

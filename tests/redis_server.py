@@ -1,29 +1,22 @@
 """A real Redis server on loopback, for as long as a test needs it."""
 
-import os
-import shutil
 import signal
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import redis
 
 from tests.service import free_port
-
-MISSING = "redis-server is not installed; apt-get install -y redis-server"
+from tests.support.programs import require_program
+from tests.support.waiting import wait_for
 
 
 class RedisServer:
     """Holds everything in memory only: what is killed has forgotten all."""
 
     def __init__(self, *options: str) -> None:
-        program = shutil.which("redis-server")
-        if program is None:
-            (pytest.fail if os.environ.get("CI") else pytest.skip)(MISSING)
+        program = require_program("redis-server")
         self._folder = tempfile.TemporaryDirectory()
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
@@ -34,7 +27,7 @@ class RedisServer:
     def start(self) -> None:
         with Path(self._folder.name, "log").open("ab") as log:
             self.process = subprocess.Popen(self._command, stdout=log, stderr=log)
-        until(self._answers)
+        wait_for(self._answers)
 
     def client(self) -> redis.Redis:
         return redis.Redis(port=self.port)
@@ -65,11 +58,3 @@ class RedisServer:
                 return bool(client.ping())
         except redis.ConnectionError:
             return False
-
-
-def until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    """Waits for something that is sure to come."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.02)

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 ROOT = Path(__file__).parent.parent
-_KEPT = ("PATH", "HOME", "LANG", "SSL_CERT_FILE")
+_KEPT = ("PATH", "HOME", "LANG", "SSL_CERT_FILE", "COVERAGE_PROCESS_CONFIG")
 
 
 @dataclass

@@ -23,6 +23,7 @@ from tests.conftest import made_app
 from tests.fake_dify import CLOSE, LAST_CHUNK, STREAM_HEAD, FakeDify, Step, chunk, recording
 from tests.stepping import Packets, looped
 from tests.streams import read_stream
+from tests.support.profiles import examples
 from tests.test_recorded_answers import NAMES, mode_of
 
 STREAMS = [name for name in NAMES if recording(name).is_stream]
@@ -132,7 +133,7 @@ BODIES = st.builds(
 STOPS = st.sampled_from([None, "STOP", ["tok3", "\n\n"]])
 STREAMED: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
 SETTINGS = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

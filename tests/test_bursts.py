@@ -18,6 +18,7 @@ from opendify.upstream.http1 import Answer
 from opendify.upstream.stream import EventStream
 from opendify.upstream.turn import Turn
 from tests.fake_dify import LAST_CHUNK, STREAM_HEAD, chunk
+from tests.support.profiles import examples
 from tests.test_any_cut import BODIES, KINDS, Body
 from tests.test_recorded_answers import mode_of
 
@@ -65,7 +66,7 @@ def rendered(pieces: Iterator[bytes], mode: str, **settings: Any) -> tuple[bytes
     kind=st.sampled_from([*KINDS]),
     stops=st.sampled_from([(), (), ("STOP",), ("tok3", "\n\n")]),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100))
 def test_a_burst_gives_the_same_bytes_as_if_each_byte_had_come_alone(
     body: Body, repeated: int, size: int, cuts: list[float], kind: str, stops: tuple[str, ...]
 ) -> None:

@@ -4,7 +4,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from tests.conftest import made_app
 from tests.fake_dify import FakeDify, refused
 from tests.openwebui import Recorded, recorded, task_body, task_prompt
 from tests.service import Service, free_port, running
+from tests.support.waiting import wait_for
 from tests.talking_dify import TalkingDify
 
 CHATS = ("chat", "agent-chat", "advanced-chat")
@@ -70,13 +71,6 @@ def content(response: Any) -> str:
     assert deltas[-1]["finish_reason"] == "stop"
     assert response.text.endswith("data: [DONE]\n\n")
     return "".join(delta["delta"].get("content") or "" for delta in deltas)
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to that in time"
-        time.sleep(0.02)
 
 
 def untouched(talking: TalkingDify) -> bool:
@@ -533,7 +527,7 @@ def test_the_recorded_sessions_leave_no_task_in_any_conversation(
         assert [answer.status_code for answer in answers] == [200] * len(requests)
         temporary = [one for one in requests if one.chat.startswith("temporary:")]
         runs = [one for one in requests if one.task and mode == "chat"]
-        eventually(lambda: len(talking.deleted) == len(temporary) + len(runs))
+        wait_for(lambda: len(talking.deleted) == len(temporary) + len(runs))
         kept = {one.chat for one in requests} - {one.chat for one in temporary}
         assert mappings(started) == len(kept)
     heard = [query for queries in talking.queries("ada") for query in queries]
@@ -549,7 +543,7 @@ def test_a_caller_that_leaves_a_temporary_chat_before_the_first_word_leaves_noth
     talking.say = lambda query: [30.0]
     with service(tmp_path, dify) as started:
         leave(started, turn("Secret", stream=True), 0.5, **TEMPORARY)
-        eventually(lambda: len(talking.deleted) == 1)
+        wait_for(lambda: len(talking.deleted) == 1)
         assert not talking.conversations
         assert len(dify.stopped()) == 1
         assert mappings(started) == 0
@@ -561,7 +555,7 @@ def test_a_caller_that_leaves_a_task_leaves_nothing(
     talking.say = lambda query: [30.0]
     with service(tmp_path, dify) as started:
         leave(started, task_body("tags_generation"), 0.5)
-        eventually(lambda: len(talking.deleted) == 1)
+        wait_for(lambda: len(talking.deleted) == 1)
         assert not talking.conversations
         assert len(dify.stopped()) == 1
 
@@ -573,7 +567,7 @@ def test_a_caller_that_leaves_is_no_longer_waited_for(
     with service(tmp_path, dify, GUNICORN_WORKERS="1") as started:
         leave(started, task_body("title_generation"), 0.3)
         ended = "status=499"
-        eventually(lambda: ended in started.output(), seconds=4)
+        wait_for(lambda: ended in started.output(), seconds=4)
 
 
 def test_only_people_whom_open_webui_vouches_for_are_served(

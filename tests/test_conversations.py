@@ -24,6 +24,7 @@ from opendify.conversations.snapshot import read_snapshot, write_snapshot
 from tests.chats import DAY, Chats, Clock
 from tests.fake_dify import FakeDify
 from tests.service import free_variables, running
+from tests.support.profiles import examples
 
 FILE = "conversation_mappings.json"
 JOURNAL = "conversation_mappings.*.jsonl"
@@ -354,7 +355,7 @@ def test_a_line_says_what_it_was_given(patch: dict[str, Mapping | None]) -> None
 
 
 @given(st.dictionaries(st.text(), mappings))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(50))
 def test_any_mappings_come_back_from_the_file(
     tmp_path_factory: pytest.TempPathFactory, entries: dict[str, Mapping]
 ) -> None:
@@ -812,4 +813,4 @@ class ChatsInFiles(Chats):
 
 @pytest.mark.usefixtures("slow_keeper")
 class TestChatsInFiles(ChatsInFiles.TestCase):
-    settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+    settings = settings(max_examples=examples(40), stateful_step_count=30)

@@ -4,8 +4,7 @@ import os
 import re
 import signal
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,6 +13,7 @@ import pytest
 
 from tests.fake_dify import Chat, FakeDify, Step, streamed
 from tests.service import Service, free_variables, running
+from tests.support.waiting import wait_for
 from tests.test_metrics import Samples, parsed, value
 from tests.test_web import HI, PATH
 
@@ -49,13 +49,6 @@ def scraped(service: Service) -> Samples:
     return parsed(httpx.get(f"{service.url}/metrics", trust_env=False).text)
 
 
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 15
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def ends(service: Service) -> list[str]:
     return re.findall(rf"route={PATH} .* ended=(\S+)$", service.output(), re.MULTILINE)
 
@@ -68,8 +61,8 @@ def test_a_caller_that_leaves_is_told_and_its_run_is_stopped(
     connection = begun(service)
     assert value(scraped(service), "streams_open", model="tiny") == 1
     connection.close()
-    until(lambda: ends(service) == ["caller_gone"])
-    until(lambda: value(scraped(service), "stops_total", model="tiny") == 1)
+    wait_for(lambda: ends(service) == ["caller_gone"])
+    wait_for(lambda: value(scraped(service), "stops_total", model="tiny") == 1)
     samples = scraped(service)
     assert value(samples, "streams_open", model="tiny") == 0
     assert value(samples, "requests_total", route=PATH, model="tiny", outcome="caller_gone") == 1
@@ -82,7 +75,7 @@ def test_what_is_no_http_is_answered_under_a_name_too(service: Service) -> None:
         answer = connection.recv(65536).decode()
     assert answer.startswith("HTTP/1.1 400 ")
     (name,) = re.findall(r"^X-Request-Id: ([0-9a-f]{32})\r$", answer, re.MULTILINE)
-    until(lambda: f"id={name}" in service.output())
+    wait_for(lambda: f"id={name}" in service.output())
 
 
 def test_an_answer_that_ends_with_its_server_is_told(service: Service, dify: FakeDify) -> None:
@@ -101,6 +94,6 @@ def test_streams_of_a_worker_that_was_killed_are_not_open_any_more(
     assert value(scraped(service), "streams_open", model="tiny") == 1
     for worker in service.workers():
         os.kill(worker, signal.SIGKILL)
-    until(lambda: len(service.workers()) == 2)
+    wait_for(lambda: len(service.workers()) == 2)
     connection.close()
-    until(lambda: value(scraped(service), "streams_open", model="tiny") == 0)
+    wait_for(lambda: value(scraped(service), "streams_open", model="tiny") == 0)

@@ -15,6 +15,7 @@ from opendify.upstream.http1 import (
     question_head,
 )
 from tests.fake_dify import recorded_streams, recording
+from tests.support.profiles import examples
 
 OK = b"HTTP/1.1 200 OK\r\n"
 
@@ -166,7 +167,6 @@ CHUNKS = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(
     chunks=CHUNKS,
     filling=st.sampled_from([b"x", b"\r\n", b"\r\n12c\r\n"]),
@@ -296,7 +296,7 @@ def told(data: bytes, pieces: list[bytes]) -> object:
     return answer.status, answer.headers, body, answer.complete, answer.reusable
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=examples(2000))
 @given(head=heads() | st.binary(max_size=60), body=st.binary(max_size=12), data=st.data())
 def test_h11_says_what_a_head_means(head: bytes, body: bytes, data: st.DataObject) -> None:
     """One that comes in pieces is read by h11 alone, since no plain head is shorter."""

@@ -25,8 +25,9 @@ from opendify.limits.slots import Slot, Slots
 from tests import schemas
 from tests.conftest import made_app
 from tests.fake_dify import CLOSE, FOREVER, Chat, FakeDify, Request, Steps, refused, streamed
-from tests.redis_server import RedisServer, until
+from tests.redis_server import RedisServer
 from tests.service import Service, free_variables, running
+from tests.support.waiting import wait_for
 
 CHAT = "/v1/chat/completions"
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
@@ -116,7 +117,7 @@ def test_a_slot_is_kept_as_long_as_its_holder_lives(redis_url: str) -> None:
         time.sleep(0.2)
         assert other.take("a", 1) is None
     mine._leases.discard(slot)  # as if its process had died
-    until(lambda: other.take("a", 1) is not None, 5)
+    wait_for(lambda: other.take("a", 1) is not None, 5)
 
 
 def test_nothing_stays_in_redis(redis_url: str) -> None:
@@ -137,7 +138,7 @@ def test_redis_that_comes_back_counts_again(caplog: pytest.LogCaptureFixture) ->
     assert len(taken(slots, "a", 4, 6)) == 2
     assert "counts the requests of callers for itself" in caplog.text
     server.start()
-    until(lambda: hits(rates, "b", 4, 6) == 4 or not time.sleep(0.5))
+    wait_for(lambda: hits(rates, "b", 4, 6) == 4 or not time.sleep(0.5))
     server.close()
 
 
@@ -214,7 +215,7 @@ def test_one_answer_at_once(limited: FlaskClient, dify: FakeDify, stream: bool) 
     dify.answers.append(slowly(None))  # type: ignore[arg-type]
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(lambda: ask(limited, "key-b", stream).data)
-        until(lambda: len(dify.asked()) == 1)
+        wait_for(lambda: len(dify.asked()) == 1)
         second = ask(limited.application.test_client(), "key-b")
         assert (second.status_code, second.headers["Retry-After"]) == (429, "2")
         assert ask(limited.application.test_client(), "admin").status_code == 200
@@ -249,7 +250,7 @@ def test_a_stream_that_is_closed_early_holds_its_slot_until_it_is_stopped(
     response.close()
     assert ask(limited, "key-b").status_code == 429
     go_on.set()
-    until(lambda: ask(limited, "key-b").status_code == 200)
+    wait_for(lambda: ask(limited, "key-b").status_code == 200)
 
 
 def test_without_keys_all_are_one_caller(

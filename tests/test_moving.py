@@ -3,14 +3,14 @@
 import re
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.fake_dify import Chat, FakeDify, Request, Step, chunk, streamed
 from tests.service import Service, free_variables, receive_until, running, sent
+from tests.support.waiting import wait_for
 
 SOON = 10.0
 
@@ -51,13 +51,6 @@ def rest_of(sock: socket.socket) -> bytes:
     while data := sock.recv(1 << 16):
         received += data
     return received
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    until = time.monotonic() + SOON
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 def test_what_is_waited_for_is_given_on_by_the_loop_and_the_end_by_a_thread(bare: Service) -> None:

@@ -28,6 +28,7 @@ from opendify.dify.events import (
 from opendify.telling.file_links import FileLinkResolver, is_resolved
 from opendify.telling.narration import ResponseRenderer
 from opendify.telling.tellings import Completion, ReasoningDelta, Reset, TextDelta, UiEvent
+from tests.support.profiles import examples
 
 UUID = "0ccfe981-f968-4678-80ae-335266227dac"
 SIGNED = "timestamp=1&nonce=2&sign=3"
@@ -688,7 +689,7 @@ APPS = st.sampled_from(["chat", "workflow"])
 
 
 @given(events=EVENTS, mode=APPS, stops=STOPS, settings=SETTINGS)
-@hypothesis.settings(max_examples=500)
+@hypothesis.settings(max_examples=examples(500))
 def test_any_events_give_an_answer_that_ends(
     events: list[Event], mode: str, stops: tuple[str, ...], settings: dict[str, str]
 ) -> None:

@@ -1,7 +1,6 @@
 """Whether what is needed is there, as machines are told."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,11 @@ from opendify.upstream.directory import Directory
 from tests.conftest import KEY, made_app
 from tests.fake_dify import FakeDify, Request, Steps, refused
 from tests.service import free_port
+from tests.support.waiting import wait_for_value
 from tests.talking_dify import TalkingDify
 
 ADMIN = {"Authorization": "Bearer admin-secret"}
 UNAUTHORIZED = refused(401, {"code": "unauthorized", "message": "x", "status": 401})
-
-
-def eventually(look: Callable[[], Any], wanted: Any) -> None:
-    deadline = time.monotonic() + 10
-    while (found := look()) != wanted:
-        assert time.monotonic() < deadline, found
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -142,9 +135,9 @@ def test_a_dify_that_goes_and_comes_back_is_noticed(api: FlaskClient, dify: Fake
     assert api.get("/readyz").status_code == 200
     dify.answer = lambda request: gone
     dify.answers = []
-    eventually(lambda: api.get("/readyz").json["dify"]["models"]["tiny"], "upstream_error")
+    wait_for_value(lambda: api.get("/readyz").json["dify"]["models"]["tiny"], "upstream_error")
     dify.answer = talking
-    eventually(lambda: api.get("/readyz").status_code, 200)
+    wait_for_value(lambda: api.get("/readyz").status_code, 200)
 
 
 def test_a_dead_dify_is_asked_by_one_of_its_models(
@@ -177,9 +170,9 @@ def test_an_unexpected_error_is_told_once_and_ends_nothing(
     try:
         assert directory.troubles(5) == {"tiny": None, "org/model": None}
         directory._wake.set()
-        eventually(directory._wake.is_set, False)
+        wait_for_value(directory._wake.is_set, False)
         client.call = call  # type: ignore[method-assign]
-        eventually(lambda: directory.troubles(0), {"tiny": "", "org/model": ""})
+        wait_for_value(lambda: directory.troubles(0), {"tiny": "", "org/model": ""})
     finally:
         directory.close()
     told = [found for found in caplog.records if found.exc_info]

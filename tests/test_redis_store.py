@@ -18,8 +18,10 @@ from opendify.conversations import Mapping, Stats
 from opendify.conversations.redis_link import RedisLink
 from opendify.conversations.redis_store import RedisStore
 from tests.chats import DAY, Chats, Clock
-from tests.redis_server import RedisServer, until
+from tests.redis_server import RedisServer
 from tests.service import ROOT
+from tests.support.profiles import examples
+from tests.support.waiting import wait_for
 
 Opener = Callable[..., RedisStore]
 
@@ -57,7 +59,7 @@ def known_by(store: RedisStore) -> dict[str, str]:
 
 def return_of(store: RedisStore) -> None:
     """Waits until the store has found out that Redis is back."""
-    until(lambda: (store.get("anything"), store.available)[1])
+    wait_for(lambda: (store.get("anything"), store.available)[1])
 
 
 # In Redis
@@ -71,7 +73,7 @@ def test_nothing_is_opened_before_the_first_use(redis_server: RedisServer, opene
         store.get("a")
         assert client.info("clients")["connected_clients"] == before + 1
         store.close()
-        until(lambda: client.info("clients")["connected_clients"] == before)
+        wait_for(lambda: client.info("clients")["connected_clients"] == before)
 
 
 def test_all_keys_have_our_prefix_and_none_is_left_behind(
@@ -278,7 +280,7 @@ def test_what_was_new_meanwhile_is_kept_when_redis_is_back(
 
 def go_on_from_memory(server: RedisServer, store: RedisStore) -> None:
     server.start()
-    until(lambda: (store.stats(), store.available)[1])
+    wait_for(lambda: (store.stats(), store.available)[1])
     assert store.move("new", "new", "c1", "two")
     assert store.move("new", "moved", "c1", "three")
 
@@ -314,7 +316,7 @@ def test_closing_keeps_what_was_new_meanwhile(server: RedisServer, opened: Opene
     for number in range(120):
         store.put(f"chat {number}", "c")
     server.start()
-    until(lambda: (store.stats(), store.available)[1])
+    wait_for(lambda: (store.stats(), store.available)[1])
     store.close()
     assert opened(server.url).stats().count == 120
 
@@ -357,9 +359,9 @@ def test_threads_find_out_together_that_redis_is_gone_and_back(
         thread.start()
     time.sleep(0.3)
     server.kill()
-    until(lambda: not store.available)
+    wait_for(lambda: not store.available)
     server.start()
-    until(lambda: store.available)
+    wait_for(lambda: store.available)
     time.sleep(0.3)
     stop.set()
     for thread in threads:
@@ -486,4 +488,4 @@ def chats_in_redis(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("chats_in_redis")
 class TestChatsInRedis(ChatsInRedis.TestCase):
-    settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+    settings = settings(max_examples=examples(40), stateful_step_count=30)

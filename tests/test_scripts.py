@@ -21,6 +21,7 @@ import httpx
 import pytest
 
 from tests.service import ROOT, free_port
+from tests.support.programs import packages
 
 ENDS_WITHIN = 30.0  # seconds; only a bound for what hangs
 LEFT_OUT = (".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "data", "logs", "tests")
@@ -339,6 +340,9 @@ def bare(tmp_path: Path) -> Path:
     """A folder with the scripts, an empty .venv, and ``bin`` as the only PATH."""
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
     shutil.copy(ROOT / "run_tests.sh", tmp_path)
+    (tmp_path / "tests").mkdir()
+    for name in ("programs.sh", "programs.txt"):
+        shutil.copy(ROOT / "tests" / name, tmp_path / "tests")
     (tmp_path / "bin").mkdir()
     for program in PROGRAMS:
         found = shutil.which(program)
@@ -460,6 +464,8 @@ TOOLS = ("ruff", "mypy", "shellcheck")
 def put_tools(folder: Path, failing: str = "") -> None:
     put(folder, ".ci/run", "")
     put_venv(folder)
+    for program in packages():
+        put(folder, f"bin/{program}", "exit 0")
     stamp = ".venv/.installed-requirements-dev.txt"
     command = f"source scripts/venv.sh; describe_requirements >{stamp}"
     assert run_bare(folder, "bash", "-c", command).returncode == 0
@@ -480,7 +486,8 @@ def test_all_checks_run_and_arguments_go_to_pytest(bare: Path) -> None:
         "shellcheck",
         "python",
     ]
-    assert calls(bare)[-1] == "python -m pytest -k some name"
+    assert calls(bare)[-1].startswith("python -m pytest ")
+    assert calls(bare)[-1].endswith(" -k some name")
 
 
 @pytest.mark.parametrize("failing", [*TOOLS, "python"])
@@ -489,6 +496,63 @@ def test_a_failed_check_fails_the_run(bare: Path, failing: str) -> None:
     done = run_bare(bare, "./run_tests.sh")
     assert done.returncode == 3
     assert calls(bare)[-1].startswith(failing)
+
+
+def install_programs(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    program = "set -euo pipefail; source tests/programs.sh; install_programs"
+    return run_bare(folder, "bash", "-c", program, **variables)
+
+
+def without_two_programs(folder: Path) -> None:
+    put_tools(folder)
+    for program in ("nginx", "promtool"):
+        (folder / f"bin/{program}").unlink()
+    # What stands in /usr/sbin of this machine does not count here.
+    script = folder / "tests/programs.sh"
+    script.write_text(script.read_text().replace(":/usr/sbin", ""))
+
+
+def test_programs_that_are_there_are_not_installed(bare: Path) -> None:
+    put_tools(bare)
+    put(bare, "bin/apt-get", 'echo apt-get "$@" >>calls')
+    done = install_programs(bare, CI="true")
+    assert (done.returncode, done.stderr, calls(bare)) == (0, "", [])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can install packages")
+def test_programs_that_are_missing_are_installed_by_root(bare: Path) -> None:
+    without_two_programs(bare)
+    made = "printf '#!/bin/bash\\n' >bin/$program; chmod +x bin/$program"
+    put(
+        bare,
+        "bin/apt-get",
+        f"""echo apt-get "${{@: -1}}" >>calls
+case "${{@: -1}}" in
+  nginx) program=nginx; {made} ;;
+  prometheus) program=promtool; {made} ;;
+esac""",
+    )
+    (bare / "bin/chmod").symlink_to(shutil.which("chmod") or "")
+    done = install_programs(bare, CI="true")
+    assert done.returncode == 0, done.stderr
+    assert calls(bare) == ["apt-get --quiet", "apt-get nginx", "apt-get prometheus"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can install packages")
+def test_a_package_that_cannot_be_had_keeps_no_other_away_and_fails_ci(bare: Path) -> None:
+    without_two_programs(bare)
+    put(bare, "bin/apt-get", 'echo apt-get "${@: -1}" >>calls; exit 100')
+    done = install_programs(bare, CI="true")
+    assert done.returncode == 69
+    assert "could not be installed: nginx prometheus" in done.stderr
+    assert calls(bare)[1:] == ["apt-get nginx", "apt-get prometheus"]
+
+
+def test_where_nothing_may_be_installed_the_packages_are_named(bare: Path) -> None:
+    without_two_programs(bare)  # and there is no apt-get
+    done = install_programs(bare)
+    assert done.returncode == 0
+    assert "to run them, install: nginx prometheus" in done.stderr
 
 
 def test_in_ci_nothing_waits_for_input(bare: Path) -> None:

@@ -12,13 +12,14 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.service import Service, running
 from tests.serving_app import digest
+from tests.support.waiting import wait_for
 
 WORKER = os.environ.get("WORKER_CLASS", "opendify.serving.worker.Worker")
 # Far above what anything here takes, far below what it takes when it waits for something slow.
@@ -527,10 +528,3 @@ def test_workers_that_are_never_idle_are_replaced_one_at_a_time(serve: Serve) ->
     for stream in streams:
         assert b"complete" in read_until(stream, b"0\r\n\r\n")
     wait_for(lambda: not workers & set(service.workers()))
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.05)

@@ -17,8 +17,9 @@ import redis
 from opendify.conversations.redis_link import RedisLink
 from opendify.conversations.redis_locks import LEASE_SECONDS, RedisTurnLocks
 from opendify.conversations.turn_locks import FileTurnLocks, Lock, TurnLocks
-from tests.redis_server import RedisServer, until
+from tests.redis_server import RedisServer
 from tests.service import ROOT
+from tests.support.waiting import wait_for
 
 LONG = 30.0
 
@@ -377,5 +378,5 @@ def test_every_turn_goes_while_redis_is_away(caplog: pytest.LogCaptureFixture) -
     assert [record.levelname for record in caplog.records] == ["ERROR"]
     assert "not kept apart" in caplog.text
     server.start()
-    until(lambda: acquired(locks, "chat") is None)
+    wait_for(lambda: acquired(locks, "chat") is None)
     server.close()

@@ -5,7 +5,7 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from tests.fake_dify import (
     streamed,
 )
 from tests.streams import read_stream
+from tests.support.waiting import wait_for
 
 PATH = "/v1/chat/completions"
 HI = [{"role": "user", "content": "Hi"}]
@@ -965,13 +966,6 @@ def raw_request(running: service.Service, body: bytes, length: int | None = None
     lines = [f"POST {PATH} HTTP/1.1", f"Host: {host}", "Content-Type: application/json"]
     connection.sendall("\r\n".join([*lines, f"Content-Length: {size}", "", ""]).encode() + body)
     return connection
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 10) -> None:
-    until = time.monotonic() + seconds
-    while not condition() and time.monotonic() < until:
-        time.sleep(0.02)
-    assert condition()
 
 
 @STREAM_AND_WHOLE

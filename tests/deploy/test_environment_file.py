@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from opendify.config.environment import load_environment
 from opendify.deploy.env_files import parse
+from tests.support.profiles import examples
 
 from .conftest import GOOD, ROOT, Host
 from .fake_docker import OLD
@@ -61,7 +62,7 @@ def set_up(folder: Path, models: dict[str, str]) -> Path:
 
 
 @given(st.dictionaries(names, keys, min_size=1, max_size=15))
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(8), suppress_health_check=[HealthCheck.too_slow])
 def test_what_is_typed_is_what_every_reader_gets(models: dict[str, str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = set_up(Path(folder), models)

@@ -17,20 +17,11 @@ import yaml
 import gunicorn_config
 import opendify
 from tests.service import ROOT, environment, running
+from tests.support.programs import require_program
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 SCRIPT = (ROOT / "deploy.sh").read_text()
 KUBERNETES = ROOT / "deploy" / "kubernetes"
-
-
-def tool(name: str) -> str:
-    """A program of requirements-dev.txt, or of the system; without one, CI fails."""
-    beside = Path(sys.executable).with_name(name)
-    found = str(beside) if beside.exists() else shutil.which(name, path=f"{os.defpath}:/usr/sbin")
-    if not found and os.environ.get("CI") != "true":
-        pytest.skip(f"{name} is not installed")
-    assert found, f"{name} is not installed"
-    return found
 
 
 def run(*words: str | Path, code: int = 0, **more: Any) -> str:
@@ -60,16 +51,16 @@ def known_paths() -> set[str]:
 
 def test_hadolint_and_shellcheck_have_nothing_to_say() -> None:
     """deploy.sh is checked with the other scripts of its folder, by run_tests.sh."""
-    run(tool("hadolint"), ROOT / "Dockerfile", ROOT / "Dockerfile.dev")
+    run(require_program("hadolint"), ROOT / "Dockerfile", ROOT / "Dockerfile.dev")
     scripts = ("tests/docker/run", "tests/docker/engine.sh", "tests/deploy/deploy.bats")
-    run(tool("shellcheck"), "-x", *scripts, cwd=ROOT)
+    run(require_program("shellcheck"), "-x", *scripts, cwd=ROOT)
 
 
 def test_deploy_sh_as_a_person_types_it() -> None:
     """Here rather than in run_tests.sh, so that one command chooses among all tests."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     suite = ROOT / "tests" / "deploy" / "deploy.bats"
-    run(tool("bats"), suite, env=os.environ | {"PATH": path}, timeout=300)
+    run(require_program("bats"), suite, env=os.environ | {"PATH": path}, timeout=300)
 
 
 def test_the_image_gets_everything_that_the_application_imports() -> None:
@@ -113,14 +104,16 @@ def test_one_version_everywhere() -> None:
 def test_compose_reads_it_without_a_warning(name: str, tmp_path: Path) -> None:
     shutil.copy(ROOT / name, tmp_path)
     (tmp_path / ".env").write_text((ROOT / ".env.example").read_text())
-    words = (tool("docker-compose"), "-f", name, "config", "-q")
+    words = (require_program("docker-compose"), "-f", name, "config", "-q")
     assert run(*words, cwd=tmp_path, env=environment()) == ""
 
 
 def test_compose_says_what_env_lacks(tmp_path: Path) -> None:
     shutil.copy(ROOT / "docker-compose.yml", tmp_path)
     (tmp_path / ".env").write_text("LOG_LEVEL=info\n")
-    said = run(tool("docker-compose"), "config", "-q", cwd=tmp_path, env=environment(), code=1)
+    said = run(
+        require_program("docker-compose"), "config", "-q", cwd=tmp_path, env=environment(), code=1
+    )
     assert "DIFY_API_BASE" in said and "MODEL_CONFIG" in said
 
 
@@ -137,7 +130,13 @@ def test_compose_gives_a_drain_its_time_and_hard_limits() -> None:
 
 
 def test_the_swarm_stack(tmp_path: Path) -> None:
-    words = (tool("docker-compose"), "-f", ROOT / "deploy" / "swarm" / "stack.yml", "config", "-q")
+    words = (
+        require_program("docker-compose"),
+        "-f",
+        ROOT / "deploy" / "swarm" / "stack.yml",
+        "config",
+        "-q",
+    )
     said = run(*words, cwd=tmp_path, env=environment(DIFY_API_BASE="https://x/v1"))
     # Compose calls obsolete, or not its own, what Swarm wants
     assert [line for line in said.splitlines() if not re.search("`version`|Swarm", line)] == []
@@ -216,7 +215,7 @@ def test_the_workflow_runs_what_was_reviewed_with_the_least_rights() -> None:
 
 def test_kubernetes_knows_every_field() -> None:
     paths = [path for path in KUBERNETES.glob("*.yaml") if path.name != "kustomization.yaml"]
-    run(tool("kubernetes-validate"), "--strict", *paths)
+    run(require_program("kubernetes-validate"), "--strict", *paths)
 
 
 def test_the_kubernetes_objects_fit_together_and_fit_the_application() -> None:
@@ -244,7 +243,7 @@ def test_kustomize_puts_it_together(tmp_path: Path) -> None:
     (folder / "secrets").mkdir()
     (folder / "secrets" / "model_config").write_text('{"m":"app-k"}')
     (folder / "secrets" / "api_keys").write_text("key")
-    built = list(yaml.safe_load_all(run(tool("kubectl"), "kustomize", folder)))
+    built = list(yaml.safe_load_all(run(require_program("kubectl"), "kustomize", folder)))
     objects = {document["kind"]: document for document in built}
     pod = objects["Deployment"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
@@ -272,7 +271,7 @@ def test_the_kustomization_names_files_and_settings_that_exist() -> None:
 
 def test_the_workflow_is_one() -> None:
     path = ROOT / ".github" / "workflows" / "ci.yml"
-    run(tool("check-jsonschema"), "--builtin-schema", "vendor.github-workflows", path)
+    run(require_program("check-jsonschema"), "--builtin-schema", "vendor.github-workflows", path)
     for command in re.findall(r"run: (\S+/\S+|\./\S+)", path.read_text()):
         assert os.access(ROOT / command, os.X_OK), command
 
@@ -285,7 +284,7 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
         assert os.access(ROOT / name, os.X_OK)
     path = tmp_path / "opendify.service"
     path.write_text(text.replace(home, str(ROOT)).replace("=opendify\n", "=daemon\n"))
-    assert run(tool("systemd-analyze"), "verify", path) == ""
+    assert run(require_program("systemd-analyze"), "verify", path) == ""
 
 
 def test_the_application_goes_on_in_a_new_file_when_its_log_is_rotated(tmp_path: Path) -> None:
@@ -308,7 +307,7 @@ def test_the_application_goes_on_in_a_new_file_when_its_log_is_rotated(tmp_path:
         url = f"{service.url}/v1/chat/completions"
         httpx.post(url, json=body, trust_env=False)
         before = once_written(log)
-        run(tool("logrotate"), "--force", "--state", tmp_path / "state", path)
+        run(require_program("logrotate"), "--force", "--state", tmp_path / "state", path)
         httpx.post(url, json=body, trust_env=False)
         assert once_written(log)
         assert (logs / "gunicorn.log.1").read_text().startswith(before)

@@ -14,9 +14,10 @@ from flask.testing import FlaskClient
 from opendify import errors
 from opendify.monitoring.metrics import Metrics
 from opendify.monitoring.record import CALLER_GONE, OK
-from tests.deploy.test_manifests import run, tool
+from tests.deploy.test_manifests import run
 from tests.fake_dify import CLOSE, Chat, FakeDify, streamed
 from tests.service import ROOT
+from tests.support.programs import require_program
 from tests.test_docs import all_errors, rows
 from tests.test_web import post
 
@@ -117,8 +118,8 @@ def test_every_alert_says_what_to_do() -> None:
 
 
 def test_prometheus_takes_the_rules_and_they_alert_when_they_should() -> None:
-    run(tool("promtool"), "check", "rules", MONITORING / "alerts.yml")
-    run(tool("promtool"), "test", "rules", ROOT / "tests" / "deploy" / "alerts_test.yml")
+    run(require_program("promtool"), "check", "rules", MONITORING / "alerts.yml")
+    run(require_program("promtool"), "test", "rules", ROOT / "tests" / "deploy" / "alerts_test.yml")
 
 
 def test_every_alert_is_tried() -> None:
@@ -133,13 +134,13 @@ def test_prometheus_takes_what_the_dashboard_asks(expression: str, tmp_path: Pat
     rule: dict[str, Any] = {"record": "tried:it", "expr": asked}
     path = tmp_path / "rules.yml"
     path.write_text(yaml.safe_dump({"groups": [{"name": "tried", "rules": [rule]}]}))
-    run(tool("promtool"), "check", "rules", path)
+    run(require_program("promtool"), "check", "rules", path)
 
 
 def test_what_is_exposed_is_sound(api: FlaskClient) -> None:
     post(api)
     text = api.get("/metrics").text
-    said = run(tool("promtool"), "check", "metrics", input=text)
+    said = run(require_program("promtool"), "check", "metrics", input=text)
     assert said == ""
 
 

@@ -17,8 +17,7 @@ import pytest
 import gunicorn_config
 from tests.fake_dify import Chat, FakeDify, streamed
 from tests.service import ROOT, Service, free_port, running
-
-from .test_manifests import tool
+from tests.support.programs import require_program
 
 MAIN = """
 {user}
@@ -43,7 +42,10 @@ def certificate(folder: Path) -> None:
     words = "req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost"
     files = ["-keyout", "key.pem", "-out", "cert.pem"]
     subprocess.run(
-        [tool("openssl"), *words.split(), *files], cwd=folder, check=True, capture_output=True
+        [require_program("openssl"), *words.split(), *files],
+        cwd=folder,
+        check=True,
+        capture_output=True,
     )
 
 
@@ -68,7 +70,7 @@ def write(folder: Path, name: str, instances: list[Service], plain: int, secure:
 
 @contextmanager
 def nginx(folder: Path) -> Iterator[None]:
-    words = [tool("nginx"), "-p", str(folder), "-c", str(folder / "nginx.conf")]
+    words = [require_program("nginx"), "-p", str(folder), "-c", str(folder / "nginx.conf")]
     checked = subprocess.run([*words, "-t"], capture_output=True, text=True)
     assert checked.returncode == 0 and "warn" not in checked.stderr, checked.stderr
     process = subprocess.Popen(words, stderr=subprocess.PIPE)
@@ -91,7 +93,7 @@ def front(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, dify: FakeDify
 ) -> Iterator[tuple[httpx.Client, list[Service]]]:
     """A client that speaks TLS to nginx, and the instances behind that."""
-    tool("nginx")
+    require_program("nginx")
     tmp_path = tmp_path_factory.mktemp("nginx")
     settings = {
         "DIFY_API_BASE": dify.base,

@@ -298,7 +298,7 @@ def link(name: str, kind: bytes, target: str) -> tarfile.TarInfo:
         {"data/evil": link("data/evil", tarfile.CHRTYPE, "")},
         {"data/conversation_mappings.json": b"{half"},
     ],
-    ids=str,
+    ids=["above", "absolute", "out", "elsewhere", "symbolic link", "link", "device", "half JSON"],
 )
 def test_an_archive_with_anything_else_in_it_is_refused(host: Host, files: dict) -> None:
     host.deploy()

@@ -4,11 +4,12 @@ import base64
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.fake_dify import CLOSE, Chat, FakeDify, Request, Step, Steps, refused, streamed
 from tests.service import Service, free_variables, running, sent
+from tests.support.waiting import wait_for
 
 FOREVER = 60.0
 
@@ -22,13 +23,6 @@ def asking(service: Service) -> socket.socket:
     answer = caller.recv(65536)
     assert b" 200 " in answer[:20], answer
     return caller
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 5) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 def variables(dify: FakeDify, **more: str) -> dict[str, str]:

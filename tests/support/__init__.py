@@ -1,0 +1,1 @@
+"""What tests share that belongs to no single area."""
