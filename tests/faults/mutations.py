@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.faults.changes import Stale, changed, file_of
 from tests.faults.defects import DEFECTS, Defect
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,25 +98,23 @@ def _copied(copy: Path) -> Path:
 def _try(defect: Defect, copy: Path, without: str, output: str) -> Result:
     if without != "passed":
         return Result(defect, "fails without it", output)
-    with _made(defect, copy) as is_made:
-        if not is_made:
-            return Result(defect, "stale", f"{defect.file} has not got the text once")
-        verdict, output = _run(defect.case, copy)
+    try:
+        with _made(defect, copy):
+            verdict, output = _run(defect.case, copy)
+    except (Stale, OSError) as exc:
+        return Result(defect, "stale", str(exc))
     if verdict == "failed":
         return Result(defect, "caught")
     return Result(defect, "not caught" if verdict == "passed" else verdict, output)
 
 
 @contextmanager
-def _made(defect: Defect, copy: Path) -> Iterator[bool]:
-    path = copy / defect.file
+def _made(defect: Defect, copy: Path) -> Iterator[None]:
+    path = file_of(defect.where, copy)
     text = path.read_text()
-    if text.count(defect.old) != 1:
-        yield False
-        return
-    _write(path, text.replace(defect.old, defect.new))
+    _write(path, changed(text, defect.where, defect.change))
     try:
-        yield True
+        yield
     finally:
         _write(path, text)
 
