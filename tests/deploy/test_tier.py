@@ -21,11 +21,8 @@ def checkout(tmp_path: Path) -> Path:
         shutil.copy(ROOT / name, tmp_path / name)
     put(tmp_path / "scripts/venv.sh", "find_python() { :; }\ninstall_requirements() { :; }\n")
     script = (ROOT / ".ci/run").read_text()
-    for name in re.findall(r"^(?:steady )?(?:\./)?([\w./]+/[\w.]+)$", script, re.MULTILINE):
+    for name in re.findall(r"^(?:\./)?([\w./]+/[\w.]+)$", script, re.MULTILINE):
         put(tmp_path / name, "")
-    (programs,) = re.findall("for wanted in (.+); do", script)
-    for program in programs.split():
-        put(tmp_path / "bin" / program.partition(":")[0], "")
     put(tmp_path / "run_tests.sh", WORDS)
     put(tmp_path / "bin/docker", "exit 1\n")
     put(tmp_path / ".venv/bin/python", WORDS)
@@ -67,7 +64,7 @@ def test_the_tier_always_runs_and_its_engine_ends_with_it(checkout: Path) -> Non
     code, _, calls = ci(checkout)
     assert code == 0
     assert [call.removeprefix(f"{checkout}/") for call in calls] == [
-        "./run_tests.sh ",
+        "./run_tests.sh --cov --cov-report=term:skip-covered",
         "tests/docker/engine.sh up",
         "tests/docker/engine.sh env",
         ".venv/bin/python -m pytest -m docker tests/docker",
@@ -75,22 +72,11 @@ def test_the_tier_always_runs_and_its_engine_ends_with_it(checkout: Path) -> Non
     ]
 
 
-def test_what_was_disturbed_once_is_run_once_more_by_itself(checkout: Path) -> None:
-    put(checkout / "run_tests.sh", f'{WORDS}[ "$1" = --last-failed ]\n')
-    code, said, calls = ci(checkout, SKIP_DOCKER="1")
-    assert code == 0
-    assert "what failed is run once more" in said
-    assert calls == [
-        "./run_tests.sh ",
-        "./run_tests.sh --last-failed --last-failed-no-failures none",
-    ]
-
-
-def test_what_fails_twice_fails(checkout: Path) -> None:
+def test_what_fails_is_not_run_again(checkout: Path) -> None:
     put(checkout / "run_tests.sh", f"{WORDS}exit 3\n")
     code, _, calls = ci(checkout, SKIP_DOCKER="1")
     assert code == 3
-    assert len(calls) == 2
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("how", ["echo no cgroups >&2; exit 1", "sleep 50"])
