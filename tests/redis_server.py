@@ -7,7 +7,7 @@ from pathlib import Path
 
 import redis
 
-from tests.service import free_port
+from tests.support.ports import free_port
 from tests.support.programs import require_program
 from tests.support.waiting import wait_for
 

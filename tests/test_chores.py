@@ -22,7 +22,8 @@ from opendify.conversations.store import ConversationStore
 from tests.conftest import made_app
 from tests.fake_dify import FakeDify, refused
 from tests.openwebui import Recorded, recorded, task_body, task_prompt
-from tests.service import Service, free_port, running
+from tests.service import Service, running
+from tests.support.ports import free_port
 from tests.support.waiting import wait_for
 from tests.talking_dify import TalkingDify
 

@@ -42,7 +42,7 @@ from tests.fake_dify import (
     streamed,
 )
 from tests.relays import HttpRelay, Relay, SecureRelay, Socks5Relay
-from tests.service import free_port
+from tests.support.ports import free_port
 
 KEY = "app-secret-of-the-operator"
 LIMITS = httpx.Limits(max_connections=20, max_keepalive_connections=20, keepalive_expiry=1.5)

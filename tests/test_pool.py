@@ -9,7 +9,7 @@ import pytest
 
 from opendify.upstream.pool import Pools
 from tests.fake_dify import FOREVER, FakeDify, head
-from tests.service import free_port
+from tests.support.ports import free_port
 
 LIMIT = 21  # no multiple of the number of pools
 

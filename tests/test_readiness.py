@@ -15,7 +15,7 @@ from opendify.upstream.client import DifyClient
 from opendify.upstream.directory import Directory
 from tests.conftest import KEY, made_app
 from tests.fake_dify import FakeDify, Request, Steps, refused
-from tests.service import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import wait_for_value
 from tests.talking_dify import TalkingDify
 

@@ -20,7 +20,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.service import ROOT, free_port
+from tests.service import ROOT
+from tests.support.ports import free_port
 from tests.support.programs import packages
 
 ENDS_WITHIN = 30.0  # seconds; only a bound for what hangs

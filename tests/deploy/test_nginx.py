@@ -16,7 +16,8 @@ import pytest
 
 import gunicorn_config
 from tests.fake_dify import Chat, FakeDify, streamed
-from tests.service import ROOT, Service, free_port, running
+from tests.service import ROOT, Service, running
+from tests.support.ports import free_port
 from tests.support.programs import require_program
 
 MAIN = """

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.fake_dify import FakeDify
-from tests.service import free_port
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.fake_dify import FakeDify
-from tests.service import free_port
+from tests.support.ports import free_port
 
 from .conftest import ROOT, docker
 

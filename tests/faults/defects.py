@@ -420,7 +420,7 @@ DEFECTS = [
         "A question is asked again after Dify has answered something",
         f"{_RETRIES}::test_a_dify_that_may_have_begun_is_not_asked_again -k after-a-ping",
         "opendify.upstream.stream:EventStream._receive",
-        Condition(2, "False"),
+        Condition(3, "False"),
     ),
     Defect(
         _ONCE,

@@ -23,6 +23,7 @@ from tests.fake_dify import Chat, FakeDify, Request, Steps, head
 from tests.faults.calls import Answer, ask, asking, question, until
 from tests.faults.chaos import BOMB, CUTS, PAGE_MARK, REFUSALS, STRANGE, Chaos, Fault, key_of
 from tests.faults.conftest import started
+from tests.support.ports import free_port
 
 SLOW = ("many-pings", "slow-head")
 
@@ -202,7 +203,7 @@ def lost(chaos: Chaos, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ser
         self_signed = FakeDify(tls=self_signed_context(folder))
         stack.callback(self_signed.close)
         bases = {
-            "refused": f"http://127.0.0.1:{service.free_port()}/v1",
+            "refused": f"http://127.0.0.1:{free_port()}/v1",
             "unknown-name": "http://nobody.invalid/v1",
             "untrusted": secure_dify(stack, trustme.CA(), "127.0.0.1").base,
             "self-signed": self_signed.base,
