@@ -13,7 +13,8 @@ from opendify.conversations import ConversationStore, Mapping
 from tests.fake_dify import FakeDify
 from tests.redis_server import RedisServer
 from tests.remembering_dify import RememberingDify
-from tests.service import Service, free_port, free_variables, running
+from tests.service import Service, free_variables, running
+from tests.support.ports import free_port
 from tests.test_chats import UUID, Client, Messages, chat, memory
 
 __all__ = ["memory"]

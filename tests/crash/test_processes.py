@@ -31,10 +31,13 @@ HEAD = """
 
 
 def start(script: str, *arguments: object) -> subprocess.Popen[str]:
+    """The coverage of these is not measured: one gives up the right to write the data of it."""
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_")}
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(HEAD) + textwrap.dedent(script)]
         + [str(argument) for argument in arguments],
         cwd=ROOT,
+        env=variables,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
