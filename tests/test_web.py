@@ -917,9 +917,7 @@ def test_closing_a_stream_early_stops_the_run(api: FlaskClient, dify: FakeDify) 
     body = {"model": "tiny", "messages": HI, "stream": True, "user": "u"}
     response = api.post(PATH, json=body, buffered=True)
     response.close()
-    until = time.monotonic() + 5  # nobody waits for Dify to take note of a stop
-    while not dify.stopped() and time.monotonic() < until:
-        time.sleep(0.01)
+    wait_for(dify.stopped)  # nobody waits for Dify to take note of a stop
     (stop,) = dify.stopped()
     assert stop.path == f"/v1/chat-messages/{Chat().task_id}/stop"
     assert stop.json == {"user": "u"}
@@ -936,6 +934,7 @@ def test_a_run_that_ended_is_not_stopped(api: FlaskClient, dify: FakeDify, strea
 def test_a_run_that_fell_silent_is_stopped(api: FlaskClient, dify: FakeDify) -> None:
     dify.answers = [streamed(Chat().text("one"), FOREVER)]
     assert (read_stream(post(api, stream=True).data).error or {})["code"] == "upstream_timeout"
+    wait_for(dify.stopped)  # nobody waits for Dify to take note of a stop
     assert len(dify.stopped()) == 1
 
 
