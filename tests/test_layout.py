@@ -209,10 +209,12 @@ def imports(name: str) -> Iterator[str]:
                 yield inner if inner in PATHS else str(node.module)
 
 
+@cache
 def ours(name: str) -> set[str]:
     return {found for found in imports(name) if found in PATHS and found != name}
 
 
+@cache
 def foreign(name: str) -> set[str]:
     return {found.partition(".")[0] for found in imports(name) if found not in PATHS}
 
