@@ -76,7 +76,6 @@ def test_what_was_packed_is_unpacked(files: dict[str, bytes]) -> None:
         [special("config/evil", tarfile.SYMTYPE, "/etc")],
         [(f"data/{SNAPSHOT}", b"{half")],
     ],
-    ids=repr,
 )
 def test_an_archive_with_anything_else_in_it_is_refused(
     members: list[tuple[str, bytes] | tarfile.TarInfo],
