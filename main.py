@@ -1,9 +1,10 @@
 """OpenDify: OpenAI-style clients talk to Dify apps through this one Flask application.
 
 The way of a request: ``web`` reads it, ``openai.requests`` checks it, ``chat`` looks up its
-conversation, ``translate`` makes Dify's question of it, ``client`` sends that through the pool;
-``wire``, ``http1``, ``sse`` and ``dify.payloads`` turn the bytes that come back into events, of
-which ``chat`` and ``openai.answers`` make what the caller gets. docs/architecture.md tells more.
+conversation, ``translate`` makes Dify's question of it, ``upstream.client`` sends that over the
+connection pool of ``upstream.transport``, whose response ``sse`` and ``dify.payloads`` turn into
+events, of which ``chat`` and ``openai.answers`` make what the caller gets. docs/architecture.md
+tells more.
 """
 
 import atexit
@@ -37,12 +38,12 @@ from opendify.limits.slots import Slots
 from opendify.logs import configure_logging
 from opendify.monitoring.metrics import LogCounter, Metrics
 from opendify.monitoring.readiness import Readiness
-from opendify.upstream import kept, watcher
+from opendify.upstream import watcher
 from opendify.upstream.client import DifyClient
 from opendify.upstream.directory import Directory
-from opendify.upstream.pool import Client, Pools
 from opendify.upstream.relay import Relay
 from opendify.upstream.tls import new_ssl_context
+from opendify.upstream.transport.transport import PooledClient, PooledTransport
 from opendify.upstream.uploads import Uploads
 from opendify.web.access import Access, warn_of_open_door
 from opendify.web.app import create_app
@@ -77,10 +78,10 @@ except ConfigError as exc:
 configure_logging(settings.log_level, settings.log_file, settings.log_format, settings.secrets())
 
 # Every thread can have a stream open, and while it ends a run a second connection; the watcher
-# reads some that callers left, some are kept for the next questions, and a few more ask for the
-# rest.
+# reads some that callers left, and a few more ask for the rest. An idle connection makes room where
+# one to another address is needed.
 # Dify without nginx before it closes a connection that was idle for 2 s: one kept longer is dead.
-_connections = 2 * gunicorn_config.threads + watcher.MOST + kept.MOST + 16
+_connections = 2 * gunicorn_config.threads + watcher.MOST + 16
 HTTP_CLIENT_CONFIG: HttpClientConfig = {
     "timeout": httpx.Timeout(60.0, connect=5.0),
     "limits": httpx.Limits(
@@ -89,16 +90,12 @@ HTTP_CLIENT_CONFIG: HttpClientConfig = {
         keepalive_expiry=1.5,
     ),
 }
-_limits = HTTP_CLIENT_CONFIG["limits"]
-_proxies = proxies_for({model.base for model in settings.models.values()}, os.environ)
-_tls = new_ssl_context(settings.authorities)
-
-http = Client(
-    transport=Pools(limits=_limits, ssl_context=_tls),
-    mounts={
-        origin: Pools(limits=_limits, proxy=proxy, ssl_context=_tls)
-        for origin, proxy in _proxies.items()
-    },
+http = PooledClient(
+    PooledTransport(
+        HTTP_CLIENT_CONFIG["limits"],
+        proxies_for({model.base for model in settings.models.values()}, os.environ),
+        new_ssl_context(settings.authorities),
+    ),
     timeout=HTTP_CLIENT_CONFIG["timeout"],
     follow_redirects=False,
     trust_env=False,

@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
 
 from opendify.administration import Administration
 from opendify.callers import Callers
@@ -32,8 +34,8 @@ from opendify.monitoring.readiness import Readiness
 from opendify.upstream.client import DifyClient
 from opendify.upstream.directory import Directory
 from opendify.upstream.relay import Relay
+from opendify.upstream.transport.transport import PooledClient, PooledTransport
 from opendify.upstream.uploads import Uploads
-from opendify.upstream.wire import Transport, Wire
 from opendify.web.access import Access
 from opendify.web.app import create_app
 from opendify.web.description import add_description
@@ -94,16 +96,11 @@ def redis_url(redis_server: RedisServer) -> str:
 
 
 @pytest.fixture(scope="session")
-def http() -> Iterator[httpx.Client]:
+def http() -> Iterator[PooledClient]:
     """One for all tests: to read the machine's certificates takes longer than most of them."""
     limits = httpx.Limits(max_connections=100, max_keepalive_connections=100, keepalive_expiry=1.5)
-    transport = Transport(limits=limits)
-    with httpx.Client(transport=transport, trust_env=False) as client:
+    with PooledClient(PooledTransport(limits), trust_env=False) as client:
         yield client
-        for connection in transport._pool.connections:  # answers that a test has left unread
-            stream = getattr(connection._connection, "_network_stream", None)  # type: ignore[attr-defined]
-            if isinstance(stream, Wire):
-                stream.let_go()
 
 
 @pytest.fixture
@@ -135,9 +132,19 @@ def api_keys() -> str:
     return ""
 
 
+class ClosingClient(FlaskClient):
+    """A client whose responses are closed when the application of the test goes, as a server closes
+    them: one that a test leaves unread would else keep its connection to Dify."""
+
+    def open(self, *args: Any, **kwargs: Any) -> TestResponse:
+        response = super().open(*args, **kwargs)
+        self.application.extensions["responses"].append(response)
+        return response
+
+
 @contextmanager
 def made_app(
-    http: httpx.Client,
+    http: PooledClient,
     store: Conversations,
     models: dict[str, Model],
     folder: Path,
@@ -183,15 +190,19 @@ def made_app(
     record_requests(application, metrics, models, new_id=lambda: "new-request")
     add_file_routes(application, relay, places)
     add_description(application)
+    application.test_client_class = ClosingClient
+    application.extensions["responses"] = []
     try:
         yield application
     finally:
+        for response in application.extensions["responses"]:
+            response.close()
         directory.close()
 
 
 @pytest.fixture
 def app(
-    http: httpx.Client,
+    http: PooledClient,
     store: Conversations,
     models: dict[str, Model],
     tmp_path: Path,

@@ -1,9 +1,11 @@
 """Small forward proxies on loopback, of the kinds that stand between a server and the world."""
 
+import base64
 import socket
 import ssl
 import struct
 import threading
+import time
 from contextlib import suppress
 from typing import BinaryIO
 
@@ -13,14 +15,16 @@ from tests.fake_dify import Request, read_request
 class Relay:
     """Notes in ``targets`` where it was asked to connect to, as ``host:port``.
 
-    With ``piece`` set, what comes back is handed on in pieces of so many bytes.
+    With ``piece`` set, what comes back is handed on in pieces of so many bytes. With
+    ``credentials`` set (``user:password``), nothing is relayed without them.
     """
 
     scheme = ""
 
-    def __init__(self, piece: int = 65536) -> None:
+    def __init__(self, piece: int = 65536, credentials: str = "") -> None:
         self.targets: list[str] = []
         self._piece = piece
+        self._credentials = credentials
         self._server = socket.create_server(("127.0.0.1", 0))
         self._open: set[socket.socket] = set()
         self.url = f"{self.scheme}://127.0.0.1:{self._server.getsockname()[1]}"
@@ -83,6 +87,10 @@ class HttpRelay(Relay):
     def _relay(self, client: socket.socket, reader: BinaryIO) -> None:
         upstream: socket.socket | None = None
         while (request := read_request(reader, 0)) is not None:
+            told = request.headers.pop("proxy-authorization", "")
+            if self._credentials and told != f"Basic {_base64(self._credentials)}":
+                client.sendall(b"HTTP/1.1 407 Who are you\r\nContent-Length: 4\r\n\r\nwho?")
+                continue
             if request.method == "CONNECT":
                 host, _, port = request.path.rpartition(":")
                 upstream = self._connect(host, int(port))
@@ -118,23 +126,49 @@ class SecureRelay(HttpRelay):
 
 
 class Socks5Relay(Relay):
-    """SOCKS 5 without a password (RFC 1928)."""
+    """SOCKS 5 (RFC 1928), with a password where there are credentials (RFC 1929)."""
 
     scheme = "socks5"
+    bound = b"\x05\x00\x00\x01\0\0\0\0\0\0"
 
     def _relay(self, client: socket.socket, reader: BinaryIO) -> None:
         _, methods = reader.read(2)
-        reader.read(methods)
-        client.sendall(b"\x05\x00")
+        offered, method = reader.read(methods), 2 if self._credentials else 0
+        if method not in offered:
+            client.sendall(b"\x05\xff")
+            return
+        self._send_slowly(client, bytes((5, method)))
+        if method:
+            reader.read(1)
+            told = b":".join(reader.read(reader.read(1)[0]) for _ in range(2))
+            is_known = told == self._credentials.encode()
+            self._send_slowly(client, b"\x01\x00" if is_known else b"\x01\x01")
+            if not is_known:
+                return
         kind = reader.read(4)[3]
         if kind == 1:
             host = socket.inet_ntoa(reader.read(4))
         else:
             host = reader.read(reader.read(1)[0]).decode()
         (port,) = struct.unpack("!H", reader.read(2))
-        upstream = self._connect(host, port)
-        client.sendall(b"\x05\x00\x00\x01\0\0\0\0\0\0")
+        try:
+            upstream = self._connect(host, port)
+        except OSError:
+            client.sendall(b"\x05\x05\x00\x01\0\0\0\0\0\0")
+            return
+        self._send_slowly(client, self.bound)
         self._tunnel(client, reader, upstream)
+
+    def _send_slowly(self, client: socket.socket, reply: bytes) -> None:
+        """In the pieces in which the relay hands on all else."""
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, len(reply), self._piece):
+            client.sendall(reply[start : start + self._piece])
+            time.sleep(0.001)
+
+
+def _base64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
 
 
 def _in_origin_form(request: Request, path: str) -> bytes:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, cast
 
+import httpx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,8 +15,10 @@ from opendify.protocols.responses import ResponseMeta
 from opendify.telling.file_links import FileLinkResolver
 from opendify.telling.narration import ResponseRenderer
 from opendify.telling.tellings import Completion
-from opendify.upstream.http1 import Answer
+from opendify.upstream.client import DifyClient
 from opendify.upstream.stream import EventStream
+from opendify.upstream.transport.response_reader import ResponseReader
+from opendify.upstream.transport.transport import PooledClient, PooledTransport
 from opendify.upstream.turn import Turn
 from tests.fake_dify import LAST_CHUNK, STREAM_HEAD, chunk
 from tests.support.profiles import examples
@@ -23,6 +26,7 @@ from tests.test_any_cut import BODIES, KINDS, Body
 from tests.test_recorded_answers import mode_of
 
 META = ResponseMeta("1", 1, "m")
+CLIENT = DifyClient(PooledClient(PooledTransport(httpx.Limits()), trust_env=False), 2.0)
 
 
 class Arriving:
@@ -30,7 +34,7 @@ class Arriving:
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
-        self._answer = Answer()
+        self._answer = ResponseReader()
         self._decoder = sse.Decoder()
 
     def read(self, until: float) -> list[bytes] | None:
@@ -46,7 +50,7 @@ def rendered(pieces: Iterator[bytes], mode: str, **settings: Any) -> tuple[bytes
     model = Model("m", "k", "b", **settings)
     renderer = ResponseRenderer(model, mode, stops, "auto")
     links = FileLinkResolver(lambda url, name, kind: f"our/{name}")
-    turn = Turn(cast(Any, None), model, mode, "u", cast(EventStream, Arriving(pieces)))
+    turn = Turn(CLIENT, model, mode, "u", cast(EventStream, Arriving(pieces)))
     writer = ChatStreamWriter()
     written = writer.start(META)
     try:

@@ -18,12 +18,13 @@ from opendify import errors, sse
 from opendify.config.models import Model
 from opendify.config.proxies import proxies_for
 from opendify.dify.events import Text
-from opendify.upstream import stream as stream_module
 from opendify.upstream.client import MAX_CALL_BYTES, DifyClient
 from opendify.upstream.stream import EventStream
+from opendify.upstream.transport import pending_response
+from opendify.upstream.transport.pending_response import PendingResponse
+from opendify.upstream.transport.transport import PooledClient, PooledTransport
 from opendify.upstream.turn import Turn
 from opendify.upstream.watch import UNWATCHED, Watch
-from opendify.upstream.wire import Transport, Wire
 from tests.fake_dify import (
     CLOSE,
     FOREVER,
@@ -55,7 +56,7 @@ def model(dify: FakeDify) -> Model:
 
 
 @pytest.fixture
-def client(http: httpx.Client) -> DifyClient:
+def client(http: PooledClient) -> DifyClient:
     return DifyClient(http, read_timeout=2.0)
 
 
@@ -233,7 +234,7 @@ def test_a_name_that_nobody_has_is_unreachable(client: DifyClient) -> None:
     assert type(failure(client, model)) is errors.DifyUnreachable
 
 
-def test_a_dify_that_takes_no_more_bytes_is_given_up(http: httpx.Client) -> None:
+def test_a_dify_that_takes_no_more_bytes_is_given_up(http: PooledClient) -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         model = Model("tiny", KEY, f"http://127.0.0.1:{deaf.getsockname()[1]}/v1")
         client = DifyClient(http, read_timeout=0.3)
@@ -551,7 +552,7 @@ SILENT = [
 
 @pytest.mark.parametrize("steps", SILENT)
 def test_a_dify_that_falls_silent_is_given_up(
-    dify: FakeDify, http: httpx.Client, model: Model, steps: list[Step]
+    dify: FakeDify, http: PooledClient, model: Model, steps: list[Step]
 ) -> None:
     dify.answers = [steps]
     error = failure(DifyClient(http, read_timeout=0.2), model)
@@ -560,7 +561,7 @@ def test_a_dify_that_falls_silent_is_given_up(
     assert len(dify.asked()) == 1
 
 
-def test_pings_are_life(dify: FakeDify, http: httpx.Client, model: Model) -> None:
+def test_pings_are_life(dify: FakeDify, http: PooledClient, model: Model) -> None:
     dify.answers = [streamed(PING, *[0.1, PING] * 8, Chat().text("late"), Chat().end())]
     assert text(DifyClient(http, read_timeout=0.5), model) == "late"
 
@@ -574,10 +575,11 @@ def concrete_httpx_errors() -> list[type[httpx.RequestError]]:
 
 @pytest.mark.parametrize("kind", concrete_httpx_errors(), ids=lambda kind: kind.__name__)
 def test_every_error_of_httpx_becomes_one_of_ours(kind: type[httpx.RequestError]) -> None:
-    def fail(request: httpx.Request) -> httpx.Response:
-        raise kind("secret words of a library", request=request)
+    class Failing(PooledTransport):
+        def begin(self, request: httpx.Request, cancellation: Watch = UNWATCHED) -> PendingResponse:
+            raise kind("secret words of a library", request=request)
 
-    with httpx.Client(transport=httpx.MockTransport(fail)) as http:
+    with PooledClient(Failing(LIMITS)) as http:
         client = DifyClient(http, read_timeout=1)
         with pytest.raises(errors.OpenDifyError) as caught:
             client.stream(Model("tiny", KEY, "http://dify/v1"), "/chat-messages", BODY, UNWATCHED)
@@ -702,7 +704,7 @@ def test_a_dify_that_may_have_begun_is_not_asked_again(
     monkeypatch: pytest.MonkeyPatch,
     steps: list[Step],
 ) -> None:
-    monkeypatch.setattr(stream_module, "REUSE_RACE_SECONDS", 0.1)
+    monkeypatch.setattr(pending_response, "REUSE_RACE_SECONDS", 0.1)
     dify.answers = [Chat().says("one"), steps]
     assert text(client, model) == "one"
     assert type(failure(client, model)) is errors.DifyBroken
@@ -748,7 +750,7 @@ def test_a_call_that_dify_began_to_answer_is_not_made_again(
 
 def test_a_full_pool_is_an_error_of_ours_and_not_of_dify(dify: FakeDify, model: Model) -> None:
     limits = httpx.Limits(max_connections=1, max_keepalive_connections=1)
-    with httpx.Client(transport=Transport(limits=limits), trust_env=False) as http:
+    with PooledClient(PooledTransport(limits), trust_env=False) as http:
         client = DifyClient(http, read_timeout=2)
         dify.answers = [[STREAM_HEAD, FOREVER]]
         stream = ask(client, model)
@@ -854,67 +856,6 @@ def test_the_rest_of_an_answer_is_read_though_the_caller_is_gone(
     assert dify.connections == 1
 
 
-# --- a pool that closes what another thread begins to use -----------------------------------
-
-
-def wire_of(http: httpx.Client) -> Wire:
-    """That of the only connection in a pool."""
-    transport = http._transport
-    assert isinstance(transport, Transport)
-    (connection,) = transport._pool.connections
-    wire = connection._connection._network_stream  # type: ignore[attr-defined]
-    assert isinstance(wire, Wire)
-    return wire
-
-
-def test_an_answer_is_read_on_though_the_pool_took_its_connection_for_idle(
-    dify: FakeDify, model: Model
-) -> None:
-    with httpx.Client(transport=Transport(limits=LIMITS), trust_env=False) as http:
-        client = DifyClient(http, read_timeout=2)
-        dify.answers = [[STREAM_HEAD, 0.2, *Chat().says("Hello")[1:]]]
-        stream = ask(client, model)
-        wire = wire_of(http)
-        wire.close()
-        assert [e["event"] for e in events(stream)] == ["message", "message_end"]
-        assert wire.fileno() >= 0
-        stream.close()
-        assert wire.fileno() == -1
-        assert text(client, model) == "Hello"
-
-
-def test_what_was_left_is_closed_though_the_pool_did_so_before(
-    dify: FakeDify, model: Model
-) -> None:
-    with httpx.Client(transport=Transport(limits=LIMITS), trust_env=False) as http:
-        client = DifyClient(http, read_timeout=2)
-        dify.answers = [[STREAM_HEAD, FOREVER]]
-        stream = ask(client, model)
-        wire = wire_of(http)
-        wire.close()
-        stream.close()
-        assert wire.fileno() == -1
-
-
-@pytest.mark.parametrize("what", ["question", "call", "post"])
-def test_a_connection_that_the_pool_has_closed_before_it_is_written_to_is_replaced(
-    dify: FakeDify, model: Model, what: str
-) -> None:
-    dify.answer = lambda r: Chat().says("Hello") if r.method == "POST" else refused(200, {"a": 1})
-    with httpx.Client(transport=Transport(limits=LIMITS), trust_env=False) as http:
-        client = DifyClient(http, read_timeout=2)
-        assert text(client, model) == "Hello"
-        wire_of(http).close()
-        if what == "question":
-            assert text(client, model) == "Hello"
-        elif what == "call":
-            assert client.call(model, "GET", "/meta") == {"a": 1}
-        else:
-            dify.answer_stop = refused(201, {"a": 1})
-            assert client.post(model, "/a/stop", UNWATCHED, data={"user": "u"}) == {"a": 1}
-        assert (len(dify.requests), dify.connections) == (2, 2)
-
-
 def test_a_post_on_a_connection_that_dify_has_closed_is_made_once_more(
     dify: FakeDify, client: DifyClient, model: Model
 ) -> None:
@@ -991,7 +932,7 @@ def test_a_stop_that_finds_the_pool_full_is_not_the_end_of_anything(
     dify: FakeDify, model: Model
 ) -> None:
     limits = httpx.Limits(max_connections=1, max_keepalive_connections=1)
-    with httpx.Client(transport=Transport(limits=limits), trust_env=False) as http:
+    with PooledClient(PooledTransport(limits), trust_env=False) as http:
         client = DifyClient(http, read_timeout=2)
         dify.answers = [[STREAM_HEAD, FOREVER]]
         stream = ask(client, model)
@@ -1025,14 +966,9 @@ def secure_dify(authority: trustme.CA) -> Iterator[FakeDify]:
     fake.close()
 
 
-def connected(*bases: str, **environ: str) -> httpx.Client:
+def connected(*bases: str, **environ: str) -> PooledClient:
     """A client made as the application makes it."""
-    proxies = proxies_for(bases, environ)
-    return httpx.Client(
-        transport=Transport(limits=LIMITS),
-        mounts={origin: Transport(limits=LIMITS, proxy=proxy) for origin, proxy in proxies.items()},
-        trust_env=False,
-    )
+    return PooledClient(PooledTransport(LIMITS, proxies_for(bases, environ)), trust_env=False)
 
 
 @pytest.mark.usefixtures("trusted")
@@ -1126,8 +1062,8 @@ def test_answers_stream_over_tls_through_a_proxy_that_speaks_tls_itself(
     relay = SecureRelay(theirs)
     try:
         proxy = httpx.Proxy(relay.url, ssl_context=ours)
-        transport = Transport(limits=LIMITS, proxy=proxy)  # type: ignore[arg-type]
-        with httpx.Client(transport=transport, trust_env=False) as http:
+        transport = PooledTransport(LIMITS, {secure_dify.base.removesuffix("/v1"): proxy})
+        with PooledClient(transport, trust_env=False) as http:
             client = DifyClient(http, read_timeout=2)
             model = Model("tiny", KEY, secure_dify.base)
             for texts in (["Hello"], ["word "] * 2000, ["Hello"]):

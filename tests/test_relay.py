@@ -547,7 +547,7 @@ def test_no_descriptor_is_left_open(
     for headers in ({}, {"Range": "bytes=0-1"}, {"Range": "bytes=9999-"}, {"If-None-Match": "*"}):
         for method in ("GET", "HEAD"):
             get(api, link, method, **headers).close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # idle connections may have expired
 
 
 # The shelf

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from opendify.config.models import Model
+from opendify.upstream.transport.response_reader import TlsAlert
 
 _CHECK_BASE = "Its operator should check DIFY_API_BASE and that Dify runs."
 
@@ -135,9 +136,6 @@ _BY_NUMBER = {
     errno.EPIPE: RESET,
 }
 
-# How a TLS alert begins, as servers send it that were asked without TLS; and how h11 quotes it.
-_ALERT = (b"\x15\x03", "\\x15\\x03")
-
 
 def find_cause(exc: BaseException) -> Cause | None:
     """The cause that ``exc`` or one of the exceptions behind it names, None where none does."""
@@ -172,11 +170,6 @@ def of_proxy(said: str) -> Cause:
     )
 
 
-def is_alert(data: bytes) -> bool:
-    """Whether an answer that begins with these bytes is a TLS alert."""
-    return data.startswith(_ALERT[0])
-
-
 def _chain(exc: BaseException | None) -> Iterator[BaseException]:
     seen: set[int] = set()
     while exc is not None and id(exc) not in seen:
@@ -197,7 +190,9 @@ def _cause(exc: BaseException) -> Cause | None:
             return NO_NAME_SERVER if exc.errno == socket.EAI_AGAIN else UNKNOWN_HOST
         case OSError():
             return _BY_NUMBER.get(exc.errno or 0)
-    return WANTS_TLS if _ALERT[1] in str(exc) else None
+        case TlsAlert():
+            return WANTS_TLS
+    return None
 
 
 def _of_tls(reason: str) -> Cause:

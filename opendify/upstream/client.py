@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import httpx
@@ -19,16 +20,15 @@ from opendify.config.models import Model
 from opendify.dify.decoding import decode_whole
 from opendify.dify.failures import packed, parse_refusal, to_error, wrong_kind
 from opendify.request_ids import is_request_id
+from opendify.steps import AT_ONCE, Wait
 from opendify.upstream import causes
-from opendify.upstream.causes import Cause
-from opendify.upstream.kept import Kept, Loan
-from opendify.upstream.question import Address, Content
-from opendify.upstream.reply import Reply
+from opendify.upstream.network_errors import to_network_error
 from opendify.upstream.stream import EventStream
+from opendify.upstream.transport.pending_response import PendingResponse
+from opendify.upstream.transport.transport import PooledClient
 from opendify.upstream.unpacking import BadPacking, UnknownCoding, new_unpacker
 from opendify.upstream.watch import UNWATCHED, Watch
 from opendify.upstream.watcher import Steps, Watcher
-from opendify.upstream.wire import StaleConnection
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +48,6 @@ DEFAULT_MAX_ANSWER = 16 * 1024 * 1024
 
 T = TypeVar("T")
 
-_JSON = {"Content-Type": "application/json"}
-
 
 class DifyClient:
     """Dify's app API. ``http`` is the pool; ``read_timeout`` is the silence, in seconds, after
@@ -59,23 +57,17 @@ class DifyClient:
 
     def __init__(
         self,
-        http: httpx.Client,
+        http: PooledClient,
         read_timeout: float,
         on_stop: Callable[[str], None] = lambda model: None,
         max_answer: int = DEFAULT_MAX_ANSWER,
     ) -> None:
         self._http = http
-        self._headers = {name: http.headers[name] for name in ("Connection", "User-Agent")}
-        self._stream_timeout = httpx.Timeout(
-            read_timeout, connect=CONNECT_TIMEOUT, pool=1.0
-        ).as_dict()
+        self._stream_timeout = httpx.Timeout(read_timeout, connect=CONNECT_TIMEOUT, pool=1.0)
         self.read_timeout = read_timeout
         self.max_answer = max_answer
         self._on_stop = on_stop
         self.watcher = Watcher()
-        self._kept = Kept()
-        # Questions go to few addresses, but for workflows whose version the caller names.
-        self._address = lru_cache(256)(self._new_address)
         self._versions: dict[str, tuple[int, int]] = {}
 
     def stream(
@@ -89,32 +81,17 @@ class DifyClient:
         """Asks a question; returns as soon as it is on its way.
 
         ``watch`` is what ends it before its time; ``trace_id`` names the question in Dify's
-        traces. Raises DifyError when Dify cannot be reached.
+        traces. Raises CallerGone, ServerStopping, and DifyError when Dify cannot be reached.
         """
-        content = _encoded(body)
-        address = self._address(model.base, path, model.key)
-        own = {"Content-Length": str(len(content))}
+        headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
         if is_request_id(trace_id):
-            own["X-Trace-Id"] = trace_id
-
-        def send(is_repeat: bool) -> Loan:
-            with _translated_errors(model):
-                if address.takes_bytes and not is_repeat:
-                    loan = self._kept.take(_base_origin(model.base))
-                    if loan is not None:
-                        loan.ask(address.question(own, content), self._stream_timeout["write"])
-                        return loan
-                body = Content(content)
-                request = address.request(own, body, self._stream_timeout)
-                loan = _connected(lambda: self._lent(model, request), watch)
-                body.forget()
-                return loan
-
-        return EventStream(send, model, self.read_timeout, watch)
-
-    def _new_address(self, base: str, path: str, key: str) -> Address:
-        headers = _headers_of_what_is_handed_over(key)
-        return Address(f"{base}{path}", self._headers | headers | _JSON)
+            headers["X-Trace-Id"] = trace_id
+        request = self._request(
+            model, "POST", path, self._stream_timeout, headers=headers, content=_encoded(body)
+        )
+        with _translated_errors(model):
+            pending = _connected(lambda: self._http.begin(request, watch), watch)
+        return EventStream(pending, model, self.read_timeout, watch)
 
     def version(self, base: str) -> tuple[int, int]:
         """Major and minor release of the Dify at this address, as its answers told (header
@@ -136,58 +113,61 @@ class DifyClient:
         is in seconds, and so is ``patience``, with a Dify that refuses connections. Raises
         DifyError.
         """
-        headers = {"Authorization": f"Bearer {model.key}", "Accept-Encoding": "identity"}
-        request = self._request(model, method, path, headers, timeout, **content)
-        self._kept.give_one_back(_base_origin(model.base))
-        with _translated_errors(model):
-            response = _connected(lambda: self._send(request, stream=True), UNWATCHED, patience)
-            try:
-                body = self._whole_body(model, response, time.monotonic() + timeout)
-            finally:
-                response.close()
-        return self._decoded(model, f"{method} {path}", response, body)
+        return self._call(model, method, path, timeout, patience, UNWATCHED, **content)
 
     def post(self, model: Model, path: str, watch: Watch, **content: Any) -> Any:
         """A POST that may take long, as ``call`` makes it, ended by what is in ``watch`` too."""
-        headers = _headers_of_what_is_handed_over(model.key)
-        request = self._request(model, "POST", path, headers, CALL_TIMEOUT, **content)
-        until = time.monotonic() + CALL_TIMEOUT
-        self._kept.give_one_back(_base_origin(model.base))
+        return self._call(model, "POST", path, CALL_TIMEOUT, RESTART_SECONDS, watch, **content)
+
+    def _call(
+        self,
+        model: Model,
+        method: str,
+        path: str,
+        seconds: float,
+        patience: float,
+        watch: Watch,
+        **content: Any,
+    ) -> Any:
+        timeout = httpx.Timeout(seconds, connect=CONNECT_TIMEOUT, pool=1.0)
+        request = self._request(model, method, path, timeout, **content)
+
+        def send() -> httpx.Response:
+            request.extensions |= {"cancellation": watch, "deadline": time.monotonic() + seconds}
+            return self._http.send(request, stream=True, follow_redirects=False)
+
         with _translated_errors(model):
-            reply = Reply(_connected(lambda: self._lent(model, request), watch))
+            response = _connected(send, watch, patience)
             try:
-                response = reply.read(until, watch)
-            except httpx.ReadError:
-                if not reply.is_stale:
-                    raise
-                response = Reply(self._lent(model, request)).read(until, watch)
-        return self._decoded(model, f"POST {path}", response, response.content)
+                body = self._whole_body(model, response)
+            finally:
+                response.close()
+        return self._decoded(model, f"{method} {path}", response, body)
 
     def _request(
         self,
         model: Model,
         method: str,
         path: str,
-        headers: dict[str, str],
-        seconds: float,
+        timeout: httpx.Timeout,
+        headers: Mapping[str, str] = MappingProxyType({}),
         **content: Any,
     ) -> httpx.Request:
+        own = {"Authorization": f"Bearer {model.key}", "Accept-Encoding": "identity"}
         return self._http.build_request(
             method,
-            f"{model.base}{path}",
-            headers=headers,
-            timeout=httpx.Timeout(seconds, connect=CONNECT_TIMEOUT, pool=1.0),
+            _parsed(f"{model.base}{path}"),
+            headers={**own, **headers},
+            timeout=timeout,
             **content,
         )
 
-    def _whole_body(self, model: Model, response: httpx.Response, until: float) -> bytes:
-        """The body of a short answer, unpacked. Raises DifyError and httpx.ReadTimeout."""
+    def _whole_body(self, model: Model, response: httpx.Response) -> bytes:
+        """The body of a short answer, unpacked. Raises DifyError and the errors of httpx."""
         body = bytearray()
         try:
             unpacker = new_unpacker(response.headers)
             for piece in response.iter_raw():
-                if time.monotonic() > until:
-                    raise httpx.ReadTimeout("the answer came too slowly")
                 if unpacker is None:
                     body += piece
                 else:
@@ -220,18 +200,6 @@ class DifyClient:
                 wrong_kind(model.name, headers, f"not JSON ({what})"), model, response
             ) from exc
 
-    def _send(self, request: httpx.Request, stream: bool = False) -> httpx.Response:
-        try:
-            return self._http.send(request, stream=stream, follow_redirects=False)
-        except httpx.ReadError as exc:
-            if not isinstance(exc.__cause__, StaleConnection):
-                raise
-        return self._http.send(request, stream=stream, follow_redirects=False)
-
-    def _lent(self, model: Model, request: httpx.Request) -> Loan:
-        """The connection on which it was sent, to read its answer from."""
-        return Loan(self._send(request, stream=True), _base_origin(model.base), self._kept)
-
     @contextmanager
     def download(
         self, model: Model, url: str, seconds: float, key: str = ""
@@ -246,13 +214,15 @@ class DifyClient:
         headers = {"Accept-Encoding": "identity"}
         if key:
             headers["Authorization"] = f"Bearer {key}"
-        until = time.monotonic() + seconds
-        self._kept.give_one_back(_origin(url))
-        timeout = httpx.Timeout(seconds, connect=CONNECT_TIMEOUT, pool=1.0)
         with (
             _translated_errors(model),
             self._http.stream(
-                "GET", url, headers=headers, timeout=timeout, follow_redirects=False
+                "GET",
+                url,
+                headers=headers,
+                timeout=httpx.Timeout(seconds, connect=CONNECT_TIMEOUT, pool=1.0),
+                extensions={"deadline": time.monotonic() + seconds},
+                follow_redirects=False,
             ) as response,
         ):
             if response.status_code != 200:
@@ -260,7 +230,7 @@ class DifyClient:
                 raise _about(to_error(refusal, model.name), model, response)
             if response.headers.get("content-encoding", "identity") != "identity":
                 raise errors.DifyBroken("Dify packed a file that was asked for as it is.")
-            yield _within(until, response.iter_raw())
+            yield response.iter_raw()
 
     def stop(
         self, model: Model, path: str, user: str, then: Callable[[], None] = lambda: None
@@ -268,42 +238,34 @@ class DifyClient:
         """Stops a running answer: returns as soon as Dify is told. ``then`` is called, on any
         thread, when Dify has answered, has not done so in time, or cannot be told: a failure is
         logged."""
-        request = self._http.build_request(
-            "POST",
-            f"{model.base}{path}",
-            json={"user": user},
-            headers=_headers_of_what_is_handed_over(model.key),
-            timeout=httpx.Timeout(STOP_TIMEOUT, pool=1.0),
-        )
-        self._kept.give_one_back(_base_origin(model.base))
+        timeout = httpx.Timeout(STOP_TIMEOUT, pool=1.0)
         try:
-            reply = self._sent(model, request)
+            request = self._request(model, "POST", path, timeout, json={"user": user})
+            with _translated_errors(model):
+                pending = self._http.begin(request)
         except BaseException as exc:
             then()
             if not isinstance(exc, errors.OpenDifyError):
                 raise
             log.warning("could not stop a run model=%s code=%s", model.name, exc.code)
         else:
-            self.watcher.watch(self._stopping(model, request, reply, then))
+            self.watcher.watch(self._stopping(model, pending, then))
 
-    def _stopping(
-        self, model: Model, request: httpx.Request, reply: Reply, then: Callable[[], None]
-    ) -> Steps:
+    def _stopping(self, model: Model, pending: PendingResponse, then: Callable[[], None]) -> Steps:
         until = time.monotonic() + STOP_TIMEOUT
         try:
-            status = yield from reply.steps(until)
-            if not status and time.monotonic() < until:  # a kept connection that had ended
-                status = yield from self._sent(model, request).steps(until)
+            while not pending.is_complete and time.monotonic() < until:
+                yield Wait(pending.fileno(), until)
+                pending.read(AT_ONCE, UNWATCHED)
+        except httpx.HTTPError:
+            log.debug("the answer to a stop is unreadable")
         finally:
+            pending.close()
             then()
-        if 200 <= status < 300:
+        if pending.is_complete and 200 <= pending.status < 300:
             self._on_stop(model.name)
         else:
-            log.warning("could not stop a run model=%s status=%d", model.name, status)
-
-    def _sent(self, model: Model, request: httpx.Request) -> Reply:
-        with _translated_errors(model):
-            return Reply(self._lent(model, request))
+            log.warning("could not stop a run model=%s status=%d", model.name, pending.status)
 
     def _note_version(self, base: str, told: str) -> None:
         match = re.match(r"(\d{1,4})\.(\d{1,4})", told)
@@ -321,22 +283,8 @@ def _origin(url: str) -> tuple[str, str, int | None]:
     return parts.scheme, parts.userinfo.decode() + parts.host, port
 
 
-def _within(until: float, pieces: Iterator[bytes]) -> Iterator[bytes]:
-    for piece in pieces:
-        if time.monotonic() > until:
-            raise errors.DifyTimeout("Dify sent a file too slowly.")
-        yield piece
-
-
-_base_origin = lru_cache(256)(_origin)
-
-
-def _headers_of_what_is_handed_over(key: str) -> dict[str, str]:
-    return {
-        "Accept": "text/event-stream",
-        "Accept-Encoding": "identity",
-        "Authorization": f"Bearer {key}",
-    }
+# Addresses are few, and to parse one takes as long as all else of building a request.
+_parsed = lru_cache(256)(httpx.URL)
 
 
 def _encoded(body: Mapping[str, Any]) -> bytes:
@@ -376,22 +324,5 @@ def _about(error: errors.DifyError, model: Model, response: httpx.Response) -> e
 def _translated_errors(model: Model) -> Iterator[None]:
     try:
         yield
-    except httpx.PoolTimeout as exc:
-        raise errors.Overloaded(
-            "All connections to Dify are in use; try again in a moment.", retry_after=2
-        ) from exc
-    except httpx.ConnectTimeout as exc:
-        raise _caused(errors.DifyNotConnected, causes.CONNECT_TIMEOUT, model) from exc
-    except httpx.TimeoutException as exc:
-        raise _caused(errors.DifyTimeout, causes.READ_TIMEOUT, model) from exc
-    except httpx.ProxyError as exc:
-        raise _caused(errors.DifyUnreachable, causes.of_proxy(str(exc)), model) from exc
     except httpx.HTTPError as exc:
-        cause = causes.find_cause(exc) or causes.CLOSED
-        raise _caused(errors.DifyUnreachable, cause, model) from exc
-
-
-def _caused(kind: type[errors.DifyError], cause: Cause, model: Model) -> errors.DifyError:
-    error = kind(cause.message)
-    error.details = causes.describe(model, cause.log)
-    return error
+        raise to_network_error(exc, model) from exc

@@ -1,18 +1,17 @@
-"""The answer to a question as it arrives: bytes from the wire, events to whoever asked."""
+"""The answer to a question as it arrives: bytes from the connection, events to whoever asked."""
 
 import logging
 import time
-from collections.abc import Callable
 
-import httpcore
+import httpx
 
 from opendify import errors, sse
 from opendify.config.models import Model
 from opendify.dify.failures import packed, parse_refusal, to_error, wrong_kind
 from opendify.steps import AT_ONCE, Wait
 from opendify.upstream import causes
-from opendify.upstream.http1 import Answer, BadAnswer
-from opendify.upstream.kept import Loan
+from opendify.upstream.network_errors import to_network_error
+from opendify.upstream.transport.pending_response import PendingResponse
 from opendify.upstream.unpacking import BadPacking, UnknownCoding, Unpacker, new_unpacker
 from opendify.upstream.watch import UNWATCHED, Watch
 
@@ -24,14 +23,10 @@ MAX_REFUSAL_BYTES = 64 * 1024
 # used again; Dify 1.13 holds chatflow streams open for a second, which is not worth a thread.
 DRAIN_SECONDS = 0.05
 
-# How long after a question the end of a kept connection can still mean that Dify had closed it
-# before the question came.
-REUSE_RACE_SECONDS = 1.0
-
 
 class EventStream:
     """The events of one answer, read until what is in its ``watch`` ends it. Whoever gets one must
-    close it. ``send`` puts the question on its way, with True a second time.
+    close it.
 
     ``wait`` is what ``read`` waits for, but that it also ends at ``dead_at``, a time of
     ``time.monotonic``; where it ``is_at_hand``, there is nothing to wait for, or nothing that shows
@@ -39,35 +34,21 @@ class EventStream:
     """
 
     def __init__(
-        self,
-        send: Callable[[bool], Loan],
-        model: Model,
-        read_timeout: float,
-        watch: Watch,
+        self, pending: PendingResponse, model: Model, read_timeout: float, watch: Watch
     ) -> None:
-        self._send = send
+        self._pending = pending
         self._model = model
         self._read_timeout = read_timeout
         self.watch = watch
-        self._connect(is_repeat=False)
-
-    def _connect(self, is_repeat: bool) -> None:
-        loan = self._send(is_repeat)
-        self._loan: Loan | None = loan
-        self._wire = loan.wire
-        self._is_secure = loan.wire.get_extra_info("ssl_object") is not None
-        self._answer = Answer()
         self._has_begun = False
         self._refused_by = 0.0
         self._is_stream = False
         self._unpacker: Unpacker | None = None
         self._decoder = sse.Decoder()
         self._refusal = b""
-        self._failure: errors.DifyError | None = None
-        self._may_reconnect = True
         self.is_at_hand = False
-        self.dead_at = time.monotonic() + self._read_timeout
-        self.wait = Wait(loan.wire.fileno(), self.dead_at)
+        self.dead_at = time.monotonic() + read_timeout
+        self.wait = Wait(pending.fileno(), self.dead_at)
 
     def read(self, until: float) -> list[bytes] | None:
         """The payloads of the events that arrive next, an empty list when none came by ``until``.
@@ -76,12 +57,12 @@ class EventStream:
         CallerGone, ServerStopping, and DifyError for every other way in which an answer can fail
         to come; what came before a fault is handed out first.
         """
-        while self._failure is None and not self._is_over():
-            data = b"" if self._is_packed() else self._receive(min(until, self.dead_at))
+        while not self._is_over():
+            body = b"" if self._is_packed() else self._receive(min(until, self.dead_at))
             now = time.monotonic()
-            if data is not None:
+            if body is not None:
                 self.dead_at = now + self._read_timeout
-                if payloads := self._events(data):
+                if payloads := self._events(body):
                     return payloads
             elif now >= self.dead_at:
                 silence = f"nothing came for {self._read_timeout:g} s"
@@ -94,67 +75,39 @@ class EventStream:
                 )
             if now >= until:
                 return []
-        if self._failure is not None:
-            raise self._failure
         if self._unpacker is not None and not self._unpacker.is_whole:
             raise errors.DifyBroken("Dify's answer is broken: it ends in the middle.")
         return None
 
     def take(self) -> list[bytes] | None:
         """What ``read`` gives, to one who has polled: who is in ``watch`` is not looked at."""
+        if self._is_packed():
+            return self.read(AT_ONCE)
         try:
-            data = self._wire.take()
-        except (httpcore.ReadError, OSError) as exc:
-            raise self._broken_off(exc) from exc
-        if not data:
+            body = self._pending.read_available()
+        except httpx.HTTPError as exc:
+            raise self._failed(exc) from exc
+        if body is None:
             return self.read(AT_ONCE)
         self.dead_at = time.monotonic() + self._read_timeout
-        return self._events(data)
+        return self._events(body)
 
     def _receive(self, until: float) -> bytes | None:
         try:
-            data = self._wire.receive(until, self.watch)
-        except (httpcore.ReadError, OSError) as exc:
-            if self._reconnect():
-                return b""
-            raise self._broken_off(exc) from exc
-        if data == b"":
-            if self._reconnect():
-                return b""
-            try:
-                self._answer.end()
-            except BadAnswer as exc:
-                raise self._ended_early(exc) from exc
-        elif data is not None:
-            self._may_reconnect = False
-        return data
+            return self._pending.read(until, self.watch)
+        except httpx.HTTPError as exc:
+            raise self._failed(exc) from exc
 
-    def _reconnect(self) -> bool:
-        """Sends the question again where a kept connection turned out to be closed.
-
-        Dify (or a proxy before it) closes idle connections; when the question crosses that, no
-        byte of an answer comes and nothing was begun. Only a connection that has carried an
-        answer before can be in that state, and it shows at once: a Dify that dies later may have
-        begun the run.
-        """
-        waited = time.monotonic() - (self.dead_at - self._read_timeout)
-        if not (self._may_reconnect and self._wire.has_answered and waited < REUSE_RACE_SECONDS):
-            return False
-        self.close()
-        self._connect(is_repeat=True)
-        self._may_reconnect = False
-        return True
-
-    def _events(self, data: bytes) -> list[bytes]:
-        self.is_at_hand = self._is_secure and not self._wire.is_told_by_poll
-        body = self._body(data) if data else b""
-        if self._answer.status and not self._has_begun:
+    def _events(self, body: bytes) -> list[bytes]:
+        pending = self._pending
+        if not pending.status:
+            self.is_at_hand = pending.is_ready
+            self.wait = Wait(pending.fileno(), self.dead_at)  # it may have been sent again
+            return []
+        if not self._has_begun:
             self._begin()
         body = self._unpacked(body)
-        if self._answer.complete or self._failure is not None or self._is_packed():
-            self.is_at_hand = True
-        if not self._answer.status:
-            return []
+        self.is_at_hand = pending.is_ready or self._is_packed()
         if not self._is_stream:
             self._refusal = (self._refusal + body)[:MAX_REFUSAL_BYTES]
             is_late = time.monotonic() > self._refused_by
@@ -168,7 +121,7 @@ class EventStream:
 
     def _begin(self) -> None:
         """The head of the answer is there."""
-        answer = self._answer
+        answer = self._pending
         media_type = answer.headers.get("content-type", "").lower()
         self._has_begun = True
         self._refused_by = time.monotonic() + self._read_timeout  # for one that comes in drops
@@ -183,7 +136,7 @@ class EventStream:
         return self._unpacker is not None and self._unpacker.has_more
 
     def _is_over(self) -> bool:
-        return self._answer.complete and not self._is_packed()
+        return self._pending.is_complete and not self._is_packed()
 
     def _unpacked(self, body: bytes) -> bytes:
         """The next piece of what the body holds: a little of it may unpack to very much."""
@@ -196,39 +149,29 @@ class EventStream:
         except BadPacking as exc:
             raise errors.DifyBroken(f"Dify's answer is unreadable: {exc}.") from exc
 
-    def _body(self, data: bytes) -> bytes:
-        try:
-            return self._answer.feed(data)
-        except BadAnswer as exc:
-            self._failure = self._broken(exc)
-            if not self._answer.status and causes.is_alert(data):
-                wants_tls = causes.WANTS_TLS
-                self._failure = self._explained(errors.DifyBroken(wants_tls.message), wants_tls.log)
-            return exc.body
-
     def _refused(self) -> errors.DifyError:
-        answer = self._answer
-        if answer.status == 200:
-            return self._of_answer(wrong_kind(self._model.name, answer.headers, "no event stream"))
-        refusal = parse_refusal(answer.status, answer.headers, self._refusal)
+        status, headers = self._pending.status, self._pending.headers
+        if status == 200:
+            return self._of_answer(wrong_kind(self._model.name, headers, "no event stream"))
+        refusal = parse_refusal(status, headers, self._refusal)
         return self._of_answer(to_error(refusal, self._model.name))
 
-    def _broken(self, exc: BadAnswer) -> errors.DifyError:
-        if self._answer.status not in (0, 200):
+    def _failed(self, exc: httpx.HTTPError) -> errors.OpenDifyError:
+        """What ended the answer, which may have begun."""
+        status, cause = self._pending.status, causes.find_cause(exc)
+        if not isinstance(exc, httpx.ReadError | httpx.RemoteProtocolError):
+            return to_network_error(exc, self._model)
+        if isinstance(exc, httpx.ReadError):
+            cause = cause or causes.BROKEN_OFF
+            told = causes.BROKEN_OFF if status else cause
+            return self._explained(errors.DifyBroken(told.message), cause.log)
+        if status not in (0, 200):
             return self._refused()
+        if not status and self._pending.has_ended:
+            cause = causes.CLOSED
+        if cause is not None:
+            return self._explained(errors.DifyBroken(cause.message), cause.log)
         return self._explained(errors.DifyBroken(f"Dify's answer is broken: {exc}."), str(exc))
-
-    def _ended_early(self, exc: BadAnswer) -> errors.DifyError:
-        closed = causes.CLOSED
-        if not self._answer.status:
-            return self._explained(errors.DifyBroken(closed.message), closed.log)
-        return self._broken(exc)
-
-    def _broken_off(self, exc: BaseException) -> errors.DifyError:
-        cause = causes.find_cause(exc) or causes.BROKEN_OFF
-        if self._answer.status:
-            return self._explained(errors.DifyBroken(causes.BROKEN_OFF.message), cause.log)
-        return self._explained(errors.DifyBroken(cause.message), cause.log)
 
     def _explained(self, error: errors.DifyError, cause: str) -> errors.DifyError:
         """The error, with its cause for the log."""
@@ -237,14 +180,13 @@ class EventStream:
 
     def _of_answer(self, error: errors.DifyError) -> errors.DifyError:
         """The error, with what the log is to say of the answer."""
-        answer = self._answer
-        content_type = answer.headers.get("content-type", "")
-        error.details = causes.describe_answer(self._model, answer.status, content_type)
+        content_type = self._pending.headers.get("content-type", "")
+        error.details = causes.describe_answer(self._model, self._pending.status, content_type)
         return error
 
     def fileno(self) -> int:
         """The descriptor to poll for what comes next."""
-        return self._wire.fileno()
+        return self._pending.fileno()
 
     def drain(self) -> None:
         """Reads a finished answer to the end of its body for a moment, then closes."""
@@ -259,6 +201,4 @@ class EventStream:
 
     def close(self) -> None:
         """Frees the connection: for reuse when the answer was read to its end, else for good."""
-        loan, self._loan = self._loan, None
-        if loan is not None:
-            loan.end(self._answer.complete and self._answer.reusable)
+        self._pending.close()
