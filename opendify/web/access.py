@@ -13,6 +13,7 @@ from opendify.keys import parse_bearer
 from opendify.limits.gate import Gate
 from opendify.web import files
 from opendify.web.cors import is_preflight
+from opendify.web.paths import make_path_plain
 from opendify.web.recording import current_record
 
 log = logging.getLogger(__name__)
@@ -122,6 +123,7 @@ def add_door(app: Flask, access: Access) -> None:
         access.identity()
 
     def accepts_body(environ: WSGIEnvironment) -> bool:
+        make_path_plain(environ)  # the server asks before the middleware has seen the request
         with app.request_context(environ):
             if request.routing_exception or request.method in _WITHOUT_BODY:
                 return False

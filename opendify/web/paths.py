@@ -49,10 +49,15 @@ class PlainPaths:
         self._app = app
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        path = environ.get("PATH_INFO", "")
-        if "//" in path or path.endswith("/"):
-            environ["PATH_INFO"] = plain_path(path)
+        make_path_plain(environ)
         return self._app(environ, start_response)
+
+
+def make_path_plain(environ: WSGIEnvironment) -> None:
+    """Puts the path of a request into its plain form, in its WSGI environment."""
+    path = environ.get("PATH_INFO", "")
+    if "//" in path or path.endswith("/"):
+        environ["PATH_INFO"] = plain_path(path)
 
 
 def plain_path(path: str) -> str:

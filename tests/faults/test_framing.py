@@ -232,12 +232,13 @@ def test_no_body_is_waited_for_where_nobody_reads_it(
     assert status_of(told(with_keys, head)) == status
 
 
+@pytest.mark.parametrize("path", [PATH, f"{PATH}/", PATH.replace("/c", "//c")])
 @pytest.mark.parametrize("key", ["key", "admin"])
-def test_with_a_key_the_body_is_asked_for(with_keys: service.Service, key: str) -> None:
+def test_with_a_key_the_body_is_asked_for(with_keys: service.Service, key: str, path: str) -> None:
     data = json.dumps(question(GOOD)).encode()
     with connected(with_keys) as connection:
         fields = [f"Authorization: Bearer {key}", "Expect: 100-continue", "Connection: close"]
-        connection.sendall(raw_head(len(data), *fields))
+        connection.sendall(raw_head(len(data), *fields, path=path))
         assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
         connection.sendall(data)
         answer = receive_all(connection)
