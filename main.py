@@ -21,7 +21,7 @@ import httpx
 import gunicorn_config
 from opendify.administration import Administration
 from opendify.callers import Callers
-from opendify.capacity import Capacity, max_files
+from opendify.capacity import Capacity, files_take_answers, max_files
 from opendify.chat import ChatService
 from opendify.config.environment import check_certificates, load_environment, read_file
 from opendify.config.proxies import proxies_for
@@ -156,6 +156,7 @@ capacity = Capacity(
     settings.max_concurrent_streams,
     {name: model.max_streams for name, model in settings.models.items() if model.max_streams},
     max_files(gunicorn_config.threads, settings.max_concurrent_streams),
+    files_take_answers(gunicorn_config.threads, settings.max_concurrent_streams),
 )
 app = create_app(
     service,

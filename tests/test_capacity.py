@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from opendify import errors
-from opendify.capacity import Capacity, max_files
+from opendify.capacity import Capacity, files_take_answers, max_files
 from tests import schemas
 from tests.fake_dify import Chat, FakeDify, streamed
 from tests.service import Service, free_variables, running
@@ -54,6 +54,32 @@ def test_files_and_answers_do_not_take_places_from_one_another() -> None:
         capacity.take_file()
     release()
     capacity.take_file()
+
+
+def test_a_file_takes_the_place_of_an_answer_where_no_thread_is_left_for_it() -> None:
+    capacity = Capacity(2, {}, 1, files_take_answers=True)
+    first, second = capacity.take_answer(), capacity.take_answer()
+    with pytest.raises(errors.Overloaded, match="answering"):
+        capacity.take_file()
+    first()
+    release = capacity.take_file()
+    with pytest.raises(errors.Overloaded, match="answering"):
+        capacity.take_answer()
+    release()
+    release()
+    second()
+    capacity.take_answer()
+    capacity.take_file()
+    with pytest.raises(errors.Overloaded):
+        capacity.take_answer()
+
+
+@pytest.mark.parametrize(
+    ("threads", "answers", "do"),
+    [(128, 112, False), (16, 14, False), (8, 6, False), (8, 7, True), (4, 3, True), (1, 1, True)],
+)
+def test_one_thread_is_left_beside_answers_and_files(threads: int, answers: int, do: bool) -> None:
+    assert files_take_answers(threads, answers) is do
 
 
 @pytest.mark.parametrize(

@@ -560,5 +560,24 @@ def test_slow_readers_of_files_take_no_places_of_answers_and_are_cut_off(
         assert readers[0].received > 300_000
 
 
+def test_answers_and_a_slow_reader_together_leave_a_thread(dify: FakeDify, tmp_path: Path) -> None:
+    settings = variables(dify, GUNICORN_THREADS="4", MAX_CONCURRENT_STREAMS="3")
+    models = {"waits": "app-secret-waits", "draws": "app-secret-draws"}
+    settings |= {"MODEL_CONFIG": json.dumps(models), "CALLER_MAX_STREAMS": "9"}
+    with running(tmp_path, settings) as service, ExitStack() as stack:
+        link = new_link(service)
+        reader = Reader(service, link, 20_000)
+        stack.callback(reader.close)
+        until(lambda: reader.received, 10, "the file")
+        case = Case("POST", PATH, body=question("waits", stream=True))
+        for _ in range(2):
+            stream = stack.enter_context(connected(service))
+            stream.sendall(case.raw())
+            receive_until(stream, b"word")
+        assert ask(service, "waits", stream=True).status_code == 503
+        assert httpx.get(f"{service.url}/healthz", timeout=10, trust_env=False).is_success
+        assert reader.ended_after is None
+
+
 def cut_off(service: Service) -> list[str]:
     return re.findall(r"route=/v1/files/.* ended=slow_reader", service.output())
