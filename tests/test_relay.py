@@ -531,11 +531,22 @@ def test_parts_heads_and_repeats_are_answered_as_browsers_ask(
     assert get(api, link, Range="bytes=2-5").status_code == 206
     assert get(api, link, Range="bytes=-3").data == PNG[-3:]
     assert 400 <= get(api, link, Range="bytes=9999-").status_code < 500
-    again = get(api, link, If_None_Match=whole.headers["ETag"])
+    again = get(api, link, If_None_Match=whole.headers["ETag"], Range="items=0-4")
     assert (again.status_code, again.data) == (304, b"")
     asked = get(api, link, "HEAD")
     assert (asked.status_code, asked.data) == (200, b"")
     assert asked.headers["Content-Length"] == str(len(PNG))
+
+
+@pytest.mark.parametrize(
+    "ranges", ["items=0-4", "bytes=0-0,2-5", "bytes=5-2", "bytes=x", "bytes", "bytes=", ""]
+)
+def test_a_range_that_cannot_be_answered_is_ignored(
+    relay: Relay, api: FlaskClient, tiny: Model, files: Files, ranges: str
+) -> None:
+    response = get(api, relay.link(tiny, TOOL, "a.png", "image"), Range=ranges)
+    assert (response.status_code, response.data) == (200, PNG)
+    assert response.headers["Accept-Ranges"] == "bytes"
 
 
 def test_no_descriptor_is_left_open(

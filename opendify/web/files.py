@@ -47,11 +47,22 @@ def _response(served: Served) -> Response:
     response.headers["Content-Disposition"] = _disposition(served)
     response.headers["Cache-Control"] = f"private, max-age={served.max_age}"
     response.set_etag(served.tag)
-    response.make_conditional(request, accept_ranges=True, complete_length=served.size)
+    if _asks_for_one_range():
+        response.make_conditional(request, accept_ranges=True, complete_length=served.size)
+    else:
+        response.make_conditional(request)
+    response.headers["Accept-Ranges"] = "bytes"
     room = room_of(request.environ.get("gunicorn.socket"), response.content_length or 0)
     pieces: Iterable[bytes] = response.response  # type: ignore[assignment]  # never text here
     response.response = _at_pace(pieces, room, current_record())
     return response
+
+
+def _asks_for_one_range() -> bool:
+    """Whether the Range is one that can be answered. Any other is ignored, as RFC 9110, section
+    14.2, has it of unknown units, and allows it of what is malformed or several ranges."""
+    asked = request.range
+    return asked is not None and asked.units == "bytes" and len(asked.ranges) == 1
 
 
 def _at_pace(
