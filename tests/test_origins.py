@@ -200,6 +200,8 @@ FOREIGN_HOSTS = [
     "[",
     "x.ai.example.com",
     "printer.local",
+    "evil%2eexample",
+    "\xe9vil",
 ]
 
 
@@ -235,6 +237,28 @@ def test_a_question_under_such_a_name_is_not_asked(new_api: Any, dify: FakeDify,
     assert dify.asked() == []
 
 
+@pytest.mark.parametrize(
+    ("host", "may_ask"),
+    [
+        ("evil.example", False),
+        ("evil.example:5000", False),
+        ("127.0.0.1.nip.io:5000", False),
+        ("192.0.2.7:5000", True),
+        ("[2001:db8::1]:5000", True),
+        ("opendify:5000", True),
+        ("ai.example.com", True),
+    ],
+)
+def test_a_page_may_ask_where_it_is_from_unless_its_name_may_be_led_here(
+    new_api: Any, host: str, may_ask: bool
+) -> None:
+    """As in a container, whose address says nothing of who reaches it."""
+    api = new_api(host="0.0.0.0", public_base=PUBLIC)
+    origin = f"https://{host}" if host in PUBLIC else f"http://{host}"
+    response = api.post(CHAT, data=QUESTION, headers={"Host": host, "Origin": origin, **JSON})
+    assert outcome(response) == ((200, "") if may_ask else (403, "origin_not_allowed"))
+
+
 def test_probes_are_answered_under_any_name(new_api: Any) -> None:
     api = new_api(host="127.0.0.1")
     assert api.get("/healthz", headers={"Host": "evil.example"}).status_code == 200
@@ -242,5 +266,5 @@ def test_probes_are_answered_under_any_name(new_api: Any) -> None:
 
 def test_an_instance_for_others_has_names_that_it_does_not_know(api: FlaskClient) -> None:
     assert api.get("/v1/models", headers={"Host": "ai.example.com"}).status_code == 200
-    headers = {"Host": "ai.example.com", "Origin": "https://ai.example.com", **JSON}
+    headers = {"Host": "ai.example.com", **JSON}
     assert outcome(api.post(CHAT, data=QUESTION, headers=headers)) == (200, "")

@@ -9,6 +9,7 @@ it, too. Where keys are set, a page would have to know one.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,7 +25,7 @@ _OTHER_SITES = ("cross-site", "same-site")
 # use, such as `host.docker.internal`.
 _LOCAL_SUFFIXES = (".localhost", ".internal")
 
-_HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^\s@/\\?#\[\]:]+))(?::[0-9]*)?")
+_HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([0-9A-Za-z._-]+))(?::[0-9]*)?")
 # Of extensions and desktop applications: app://..., chrome-extension://..., file://
 _APPLICATION = re.compile(r"[a-z][a-z0-9+.-]*://\S+|file://")
 
@@ -64,15 +65,30 @@ def _is_ours(host: str, public_base: str) -> bool:
     """Whether this Host cannot be a name that somebody else let lead to this machine."""
     if not host:
         return True  # HTTP/1.0 needs none, and no browser leaves it out
-    match = _HOST.fullmatch(host)
-    if match is None:
+    name = _name_of(host)
+    if not name:
         return False
-    name = (match[1] or match[2]).lower().removesuffix(".")
-    if "." not in name and ":" not in name:  # no domain, which nobody can have either
-        return True
-    if name.endswith(_LOCAL_SUFFIXES) or name == urlsplit(public_base).hostname:
-        return True
-    return is_loopback(name)
+    is_known = _is_private(name) or name == urlsplit(public_base).hostname
+    return is_known or is_loopback(name)
+
+
+def _name_of(host: str) -> str:
+    """The name or address in a Host header, without the port; empty where it is none."""
+    match = _HOST.fullmatch(host)
+    return (match[1] or match[2]).lower().removesuffix(".") if match else ""
+
+
+def _is_private(name: str) -> bool:
+    """Whether nobody can have this name in the public DNS; a name without a domain neither."""
+    return name.endswith(_LOCAL_SUFFIXES) or not ("." in name or ":" in name)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _may_ask(environ: Mapping[str, Any], host: str, address: Address) -> bool:
@@ -84,9 +100,12 @@ def _may_ask(environ: Mapping[str, Any], host: str, address: Address) -> bool:
     scheme, _, site = origin.partition("://")
     if scheme not in ("http", "https"):  # "null" may be of any page
         return bool(_APPLICATION.fullmatch(origin))
-    return site == _without_default_port(host.lower()) or (
-        bool(address.public_base) and origin == _origin(address.public_base)
-    )
+    if address.public_base and origin == _origin(address.public_base):
+        return True
+    # The page of a foreign name that was led here (DNS rebinding) has that name in both.
+    name = _name_of(host)
+    is_same = bool(name) and site == _without_default_port(host.lower())
+    return is_same and (_is_private(name) or _is_address(name))
 
 
 def _is_of_browser(environ: Mapping[str, Any]) -> bool:
