@@ -38,6 +38,10 @@ UNSETTLED = "-"
 
 _BY_HISTORY = "~"
 
+# How our own names begin, and what stands before a client's id that begins like one: who knows the
+# last exchange of a chat can compute its name.
+_RESERVED = (NO_CHAT, _BY_HISTORY, "\\")
+
 _STORE_RETRY_SECONDS = 5
 
 _quoted = json.JSONEncoder(ensure_ascii=False).encode
@@ -69,8 +73,12 @@ class Owner:
     model: str
     user: str
 
+    def chat_key(self, chat_id: str) -> str:
+        """The name in the store of a chat of theirs that the client calls so."""
+        return self.key(f"\\{chat_id}" if chat_id.startswith(_RESERVED) else chat_id)
+
     def key(self, chat: str) -> str:
-        """The name in the store of a chat of theirs."""
+        """The name in the store of a chat of theirs, which may be one of our own names."""
         return f"[{','.join(map(_quoted, (self.caller, self.model, self.user, chat)))}]"
 
     def owns(self, key: str) -> bool:
@@ -251,7 +259,7 @@ class Chat:
                     "model and user.",
                     param="conversation_id",
                 )
-        key = self._owner.key(self._place.chat_id) if self._place.chat_id else ""
+        key = self._owner.chat_key(self._place.chat_id) if self._place.chat_id else ""
         self._claimed_from = key if key in own else next(iter(own), "")
         self._key = key
         if not key and to_whose(self._claimed_from).chat_id.startswith((NO_CHAT, _BY_HISTORY)):
@@ -369,7 +377,7 @@ class Chat:
     def _name(self) -> str:
         """The key under which the chat is kept; "" where nothing can be kept of it."""
         if self._place.chat_id:
-            return self._owner.key(self._place.chat_id)
+            return self._owner.chat_key(self._place.chat_id)
         if not self._finds_by_history:
             return ""
         name = continuity.exchange_name(self._place.history, self._texts)

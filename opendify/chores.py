@@ -149,7 +149,7 @@ class Chores:
         return self._follow_ups(model, app, caller)
 
     def _title(self, model: Model, caller: Caller) -> str:
-        key = owner_of(caller, model).key(caller.chat_id)
+        key = owner_of(caller, model).chat_key(caller.chat_id)
         conversation_id = self._await_conversation(key, caller)
         if not conversation_id:
             return ""
@@ -158,7 +158,7 @@ class Chores:
         return asides.parse_name(self._call(model, "POST", path, json=body))
 
     def _follow_ups(self, model: Model, app: App, caller: Caller) -> list[str]:
-        key = owner_of(caller, model).key(caller.chat_id)
+        key = owner_of(caller, model).chat_key(caller.chat_id)
         mapping = self._parts.conversations.get(key)
         if mapping is None or not app.suggestions:
             return []

@@ -10,6 +10,7 @@ from flask.testing import FlaskClient
 
 from opendify.config.models import Model
 from opendify.conversations import ConversationStore, Mapping
+from opendify.conversations.whose import to_whose
 from tests.fake_dify import FakeDify
 from tests.redis_server import RedisServer
 from tests.remembering_dify import RememberingDify
@@ -68,6 +69,37 @@ def test_the_end_of_a_chat_opens_it_to_nobody_who_shares_the_default_user(
     assert ask_for_the_secret(api, history, **headers).send() not in hers
     assert not any("1234" in text for _, text in polite.arrivals[-1].before)
     assert {alice.say("and now?")} == hers
+
+
+@pytest.mark.parametrize("header", [True, False], ids=["header", "metadata"])
+def test_no_chat_id_is_the_name_of_a_chat_without_one(
+    api: FlaskClient, polite: RememberingDify, store: ConversationStore, header: bool
+) -> None:
+    """Such names are digests of the last exchange, which anybody can compute who knows it."""
+    alice = Client(api)
+    hers = {alice.say(text) for text in ("My PIN is 1234", "Thanks!")}
+    keys = store.keys()
+    names = {to_whose(key).chat_id for key in keys}
+    for name in [*names, *(f"={id_}" for id_ in hers)]:
+        thief = ask_for_the_secret(api, said(*POLITE))
+        if header:
+            thief.headers["X-OpenWebUI-Chat-Id"] = name
+            assert thief.send() not in hers
+        else:
+            assert thief.send(metadata={"chat_id": name}) not in hers
+    assert {alice.say("and now?")} == hers
+
+
+@pytest.mark.parametrize(
+    "chat_id", ["~", "=", "~~x", "=x", "\\~x", "\\", "[]", '["a","b","c","d"]']
+)
+def test_a_chat_of_any_id_goes_on(api: FlaskClient, memory: RememberingDify, chat_id: str) -> None:
+    client, other = chat(api, chat_id), chat(api, f"\\{chat_id}")
+    mine, others = {client.say("one")}, {other.say("one")}
+    mine |= {client.say("two")}
+    others |= {other.say("two")}
+    assert len(mine) == len(others) == 1
+    assert mine != others
 
 
 @pytest.mark.parametrize("user", [None, "", "default_user"])
