@@ -1,4 +1,5 @@
 import json
+import re
 from typing import Any
 
 import pytest
@@ -302,6 +303,12 @@ NOT_OF_DIFY = [
     pytest.param(401, JSON, b'{"code":401,"message":"no"}', "front of Dify", id="a number"),
     pytest.param(403, JSON, b'{"code":"AccessDenied"}', "front of Dify", id="a cloud's code"),
     pytest.param(403, {}, b"", "front of Dify", id="nothing"),
+    pytest.param(400, HTML, PAGE_BODY, "(400, a page)", id="a page for a bad request"),
+    pytest.param(415, HTML, PAGE_BODY, "(415, a page)", id="a page about a type"),
+    pytest.param(421, HTML, PAGE_BODY, "(421, a page)", id="a misdirected request"),
+    pytest.param(428, HTML, PAGE_BODY, "(428, a page)", id="a challenge"),
+    pytest.param(495, HTML, PAGE_BODY, "(495, a page)", id="nginx wants a certificate"),
+    pytest.param(404, HTML, PAGE_BODY, "ending in /v1", id="another path"),
     pytest.param(502, HTML, PAGE_BODY, "something in front of it, failed (502", id="502"),
     pytest.param(521, HTML, PAGE_BODY, "something in front of it, failed (521", id="521"),
     pytest.param(
@@ -331,6 +338,69 @@ def test_what_is_not_of_dify_is_not_blamed_on_the_key(
     assert words in error.message
     assert "the key" not in error.message
     assert "example.com" not in error.message
+
+
+INNER = [
+    "HTTPConnectionPool(host='plugin_daemon', port=5002): Max retries exceeded",
+    "Connection error to http://ollama:11434/api/chat",
+    "no Route at http://10.2.3.4:8000/ matched",
+    "http://user:word@192.168.3.4:9997/v1 is down",
+    "dial tcp 172.18.0.5:6379: connect: connection refused",
+    "https://[fd00::5]:8443/x failed",
+    "redis://:word@redis:6379/1 is away",
+    "https://gpu-7.corp:8000/v1/models timed out",
+    "http://xinference.default.svc.cluster.local:9997 (500)",
+    "Reached maximum retries (3) for URL http://localhost/x.png.",
+]
+HIDDEN = re.compile(
+    r"plugin_daemon|5002|ollama|11434|10\.2|192\.168|9997|172\.18|6379|fd00|8443|word|redis:"
+    r"|gpu-7|8000|xinference|cluster|localhost"
+)
+
+
+@pytest.mark.parametrize("message", INNER)
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (400, "completion_request_error"),
+        (400, "invalid_param"),
+        (401, "unauthorized"),
+        (404, "not_found"),
+        (500, "internal_server_error"),
+        (500, ""),
+    ],
+)
+def test_callers_are_told_no_address_of_the_network_inside(
+    status: int, code: str, message: str
+) -> None:
+    told = to_error(Refusal(status, code, f"It failed: {message}"), "tiny").message
+    assert not HIDDEN.search(told)
+    assert "It failed: " in told
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Find your key at https://platform.openai.com/account/api-keys.",
+        "Reached maximum retries (3) for URL https://example.com:8443/cat.png",
+        "Needs version 1.13.2, not 0.10.1.2.3 or v10.0.0.1",
+        "It failed at 10:20:30, ratio 1.5",
+    ],
+)
+def test_what_is_no_such_address_is_told_as_it_is(message: str) -> None:
+    assert to_error(Refusal(400, "invalid_param", message), "tiny").message == message
+
+
+def test_a_long_message_of_half_addresses_is_read_in_no_time() -> None:
+    for piece in ("a.", "a://", "a://a@", "1.1.", "host='"):
+        told = to_error(Refusal(400, "invalid_param", piece * 200_000), "tiny").message
+        assert len(told) <= MAX_MESSAGE
+
+
+def test_an_ended_conversation_is_left_as_one_that_does_not_exist() -> None:
+    said = "The conversation has ended. Please start a new conversation."
+    error = to_error(Refusal(400, "conversation_completed", said), "tiny")
+    assert type(error) is errors.ConversationUnknown
 
 
 SECRETS = [

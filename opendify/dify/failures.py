@@ -10,15 +10,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from opendify import errors
+from opendify.dify.addresses import is_inner_host
 from opendify.dify.decoding import decode_whole
 
 MAX_MESSAGE = 1000
+_MAX_SEARCHED = 8 * MAX_MESSAGE
 
 _NO_VERSION = "Workflow not found with id"
 _APP_BUSY = "Too many requests. Please try again later"
 _RATE_LIMIT = re.compile(r"rate[ _-]?limit|too many requests|\b429\b", re.IGNORECASE)
 _TOO_LONG = re.compile(r"context[ _]length|maximum context|too long", re.IGNORECASE)
 _APP_KEY = re.compile(r"\b(app|sk)-[\w.-]{4,}")
+_ADDRESS = re.compile(
+    r"(?P<scheme>\b[a-z][a-z0-9+.-]{0,20}://)(?:[^\s/@'\"<>]*@)?(?P<url_host>\[[0-9a-f:.]+\]|[^\s/:?#'\"<>()\[\],;]+)"
+    r"(?::\d+)?[^\s'\"<>()\[\],;]*"
+    r"|\bhost='(?P<host>[^']*)', port=\d+"
+    r"|(?<![\w.])(?P<ip>(?:\d{1,3}\.){3}\d{1,3})(?!\.?\d)(?::\d+)?",
+    re.IGNORECASE,
+)
 _PAGE = re.compile(r"<(!doctype|html|head|body)\b.*", re.IGNORECASE | re.DOTALL)
 
 _AUTH = {"unauthorized", "forbidden"}
@@ -31,6 +40,11 @@ _CODE = re.compile(r"[a-z][a-z0-9_]*")
 
 # What Dify refuses because of what the caller has sent: 422 where a body is not as it should be.
 _OF_THE_CALLER = (400, 406, 409, 412, 422)
+
+# What a firewall or a proxy refuses with, and what means the same from everybody: a wrong path, a
+# request that is too large, too many of them.
+_REFUSED_IN_FRONT = (401, 402, 403, 405, 406, 407, 418, 451)
+_SAID_BY_ANY = (404, 413, 429)
 
 # How servers say that they expect TLS where a request came without: nginx, Apache, Go.
 _WANTS_TLS = re.compile(
@@ -145,6 +159,8 @@ def _by_code(refusal: Refusal, model: str, reason: str) -> errors.DifyError | No
             f"Dify rejected the key of model '{model}' ({reason or status}). "
             "Its operator should check the key in MODEL_CONFIG and the app's API access in Dify."
         )
+    if code == "conversation_completed":
+        return errors.ConversationUnknown("Dify has ended this conversation; begin a new one.")
     if refusal.message.startswith("Conversation Not Exists"):
         return errors.ConversationUnknown("Dify does not know this conversation.")
     if code in _WRONG_ROUTE:
@@ -203,7 +219,8 @@ def _by_what_came(refusal: Refusal, model: str) -> errors.DifyError | None:
             f"Dify's address wants https ({refusal.status}). The operator should put https:// "
             "instead of http:// into DIFY_API_BASE."
         )
-    if refusal.status in (401, 402, 403, 405, 406, 407, 418, 451):
+    is_page = refusal.foreign == PAGE and 400 <= refusal.status < 500
+    if refusal.status in _REFUSED_IN_FRONT or (is_page and refusal.status not in _SAID_BY_ANY):
         return errors.DifyBroken(
             f"Something in front of Dify refused the request of model '{model}' ({what}): a "
             "firewall or a proxy that wants a password, and not Dify's API. Its operator should "
@@ -231,5 +248,12 @@ def _redirected(refusal: Refusal) -> errors.DifyError:
 
 
 def _presentable(message: str) -> str:
-    """Without keys, and without the page that a model's gateway answered Dify with."""
-    return _APP_KEY.sub(r"\1-…", _PAGE.sub("…", message))[:MAX_MESSAGE].strip()
+    """Without keys, without the page that a model's gateway answered Dify with, and without
+    addresses inside the network."""
+    text = _APP_KEY.sub(r"\1-…", _PAGE.sub("…", message[:_MAX_SEARCHED]))
+    return _ADDRESS.sub(_without_inner_address, text)[:MAX_MESSAGE].strip()
+
+
+def _without_inner_address(found: re.Match[str]) -> str:
+    host = found["url_host"] or found["host"] or found["ip"]
+    return "…" if is_inner_host(host) else found[0]
