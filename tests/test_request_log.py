@@ -1,5 +1,6 @@
 """One line in the log for each request, also for one that never reaches the application."""
 
+import gzip
 import json
 import re
 import socket
@@ -10,12 +11,29 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.fake_dify import FakeDify
+from tests.fake_dify import (
+    CLOSE,
+    STREAM_HEAD,
+    Chat,
+    FakeDify,
+    chunk,
+    event,
+    head,
+    refused,
+    streamed,
+)
 from tests.faults.calls import address, receive_all, until
 from tests.service import Service, running
 
 QUESTION = {"model": "tiny", "user": "ann", "messages": [{"role": "user", "content": "Hi"}]}
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+
+
+def packed_head(coding: str) -> bytes:
+    """The head of an event stream that ends with its connection."""
+    return head(200, "Content-Type: text/event-stream", f"Content-Encoding: {coding}")
+
+
 # What is refused by the server itself; the status; the code.
 REFUSED = [
     (b"NONSENSE\r\n\r\n", 400, "invalid_http"),
@@ -60,7 +78,8 @@ def new_lines(service: Service, before: str) -> list[str]:
 
     def found() -> list[str]:
         lines = service.output().removeprefix(before).splitlines()
-        return [line for line in lines if "opendify.app" not in line and "upstream" not in line]
+        others = ("opendify.app", "opendify.upstream")
+        return [line for line in lines if not any(name in line for name in others)]
 
     until(found, 20, "a line")
     return found()
@@ -110,6 +129,49 @@ def test_what_the_server_refuses_has_its_line(
     assert f"X-Request-Id: {said['id']}".encode() in answer
     assert said["ip"] == "127.0.0.1"
     assert "secret" not in line
+
+
+FAILURE = {"event": "error", "status": 400, "code": "completion_request_error"}
+FAILED_ANSWERS = {
+    "a page": (refused(403, b"<html>", "text/html"), "status 403, content type text/html"),
+    "a refusal": (refused(400, {"code": "invalid_param", "message": "Hi"}), "status 400"),
+    "an empty stream": (streamed(), "closed the stream before the end"),
+    "an event that is no JSON": (streamed(b"data: {Hi\n\n"), "unreadable (not JSON)"),
+    "an endless event": ([STREAM_HEAD, chunk(b"data: Hi" * 5_000_000)], "unreadable"),
+    "a failure": (streamed(event(**FAILURE, message="Hi")), "a failure with status 400"),
+    "a bomb": (
+        [packed_head("gzip"), gzip.compress(b"data: Hi" * 4_000_000, 9), CLOSE],
+        "unpacks to more",
+    ),
+    "a cut in what is packed": (
+        [packed_head("gzip"), gzip.compress(Chat().text("Hi"))[:-9], CLOSE],
+        "in the middle",
+    ),
+    "a long end": (
+        streamed(Chat().event("message_end", metadata={"x": "Hi" * 9_000_000})),
+        "MAX_ANSWER_MB",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAILED_ANSWERS)
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_what_dify_fails_with_is_named_with_its_address(
+    service: Service, dify: FakeDify, name: str, is_streamed: bool
+) -> None:
+    before = service.output()
+    steps, cause = FAILED_ANSWERS[name]
+    dify.answers = [steps]
+    url = f"{service.url}/v1/chat/completions"
+    body = {**QUESTION, "stream": is_streamed}
+    answer = httpx.post(url, json=body, timeout=30, trust_env=False)
+    (line,) = new_lines(service, before)
+    said = fields(line)
+    assert answer.status_code >= 400 or "error" in answer.text
+    assert cause in said["cause"]
+    assert said["address"] == dify.base.removesuffix("/v1")
+    assert "Hi" not in line
+    assert str(dify.port) not in answer.text
 
 
 def test_the_access_log_of_gunicorn_comes_beside_it_where_it_is_switched_on(

@@ -19,6 +19,7 @@ from opendify.dify.events import (
     Ids,
     MessageEnded,
     NodeFinished,
+    NodeStarted,
     Paused,
     Reasoning,
     Replaced,
@@ -28,6 +29,7 @@ from opendify.dify.events import (
 from opendify.dify.failures import Refusal, to_error
 from opendify.dify.payloads import NotAnEvent, Payload, collect_ids, parse_event, parse_payload
 from opendify.steps import AT_ONCE, NEEDS_THREAD, Wait
+from opendify.upstream import causes
 from opendify.upstream.client import DifyClient
 from opendify.upstream.stream import EventStream
 from opendify.upstream.watch import UNWATCHED
@@ -95,8 +97,9 @@ class Turn:
                     if until == AT_ONCE
                     else self._stream.read(min(until, self._deadline))
                 )
-            except errors.DifyError:
+            except errors.DifyError as exc:
                 self._has_failed = True
+                self._explain(exc)
                 raise
             if payloads is None or (not payloads and time.monotonic() >= self._deadline):
                 return [self._without_message_end()]
@@ -209,7 +212,13 @@ class Turn:
 
     def _fail(self, error: errors.DifyError) -> None:
         self._has_failed = True
-        self._failure = error
+        self._failure = self._explain(error)
+
+    def _explain(self, error: errors.DifyError) -> errors.DifyError:
+        """The error, for whose cause in the log its own sentence is used where there is no
+        other: it is ours, and holds no words of Dify."""
+        error.details = error.details or causes.describe(self._model, error.message)
+        return error
 
     def _take(self, payload: Payload, length: int, events: list[Event]) -> None:
         if self.begun_at is None:
@@ -222,6 +231,8 @@ class Turn:
             self.ended = True
             refusal = Refusal(event.status, event.code, event.message)
             self._failure = to_error(refusal, self._model.name)
+            told = f"Dify tells of a failure with status {event.status}"
+            self._failure.details = causes.describe(self._model, told)
             return
         self.has_run = True
         if isinstance(event, RunFinished | MessageEnded) and length > self._client.max_answer:
@@ -247,7 +258,9 @@ class Turn:
     def _without_message_end(self) -> Event:
         if not self._run_finished:
             self._has_failed = True
-            raise errors.DifyBroken("Dify closed the stream before the end of the answer.")
+            raise self._explain(
+                errors.DifyBroken("Dify closed the stream before the end of the answer.")
+            )
         self.ended = True
         return MessageEnded()
 
@@ -255,10 +268,12 @@ class Turn:
 def _size(event: Event) -> int:
     """How much of an event is kept to the end of the answer, in characters and about."""
     match event:
-        case Text():
+        case Text() | Reasoning():
+            return len(event.text) or _SIZE_OF_OBJECT
+        case Replaced():
             return len(event.text)
-        case Reasoning() | Replaced():
-            return len(event.text)
+        case NodeStarted():
+            return _SIZE_OF_OBJECT + len(event.title + event.kind)
         case AgentStep():
             return _SIZE_OF_OBJECT + len(event.thought + event.tool_input + event.observation)
         case FileMade():

@@ -385,6 +385,29 @@ CUTS = {
         stops=True,
         code="answer_too_long",
     ),
+    "endless-nodes": Fault(
+        _after_text(
+            lambda chat: chunk(
+                b"".join(
+                    chat.event("node_started", data={"title": "n", "node_type": "llm"})
+                    for _ in range(8_000)
+                )
+            ),
+            FOREVER,
+        ),
+        mid=True,
+        stops=True,
+        code="answer_too_long",
+    ),
+    "endless-nothing": Fault(
+        _after_text(
+            lambda chat: chunk(b"".join(chat.text("") for _ in range(8_000))),
+            FOREVER,
+        ),
+        mid=True,
+        stops=True,
+        code="answer_too_long",
+    ),
     "enormous-outputs": Fault(
         _after_text(
             _in_chunk(name="workflow_finished", data={"outputs": {"text": "x" * 1_500_000}}),
