@@ -39,7 +39,13 @@ T = TypeVar("T")
 HOLD_SECONDS_OF_A_RUN = 1.0
 
 # Failures that leave it open whether Dify runs the turn: it may be in the conversation for good.
-_MAY_HAVE_RUN = (errors.DifyBroken, errors.DifyTimeout, errors.RunFailed)
+# Envoy answers 503 also where the connection broke after it had passed the question on.
+_MAY_HAVE_RUN = (
+    errors.DifyBroken,
+    errors.DifyTimeout,
+    errors.DifyUnavailable,
+    errors.RunFailed,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ _REASONING = re.compile(r"<think>.*?</think>", re.DOTALL)
 
 NOT_TAKEN = {
     "502": refused(502, b"<html><h1>502 Bad Gateway</h1></html>", "text/html"),
+    "503": refused(503, b"upstream connect error or disconnect/reset before headers", "text/plain"),
     "504": refused(504, b"<html><h1>504 Gateway Time-out</h1></html>", "text/html"),
     "500": refused(500, b"<html><h1>Internal Server Error</h1></html>", "text/html"),
     "302": refused(302, b"<html>Found</html>", "text/html"),
