@@ -147,7 +147,7 @@ callers = Callers(
     settings.callers_bring_dify_key,
 )
 warn_of_foreign_folder(data)
-warn_of_open_door(callers, settings.server_host)
+warn_of_open_door(callers, settings.reachable_host)
 access = Access(
     callers,
     Gate(Rates(link, gunicorn_config.workers), Slots(link, gunicorn_config.workers)),
@@ -171,7 +171,7 @@ app = create_app(
 refuse_other_sites(
     app,
     access,
-    Address(settings.server_host, settings.public_base_url, settings.cors_origins),
+    Address(settings.reachable_host, settings.public_base_url, settings.cors_origins),
 )
 add_cors(app, settings.cors_origins)
 add_description(app)

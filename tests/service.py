@@ -60,6 +60,7 @@ def running(
     *arguments: str,
     ready: bool = True,
     application: str = "main:app",
+    host: str = "127.0.0.1",
 ) -> Iterator[Service]:
     """Starts Gunicorn with ``gunicorn_config.py`` in ``folder``, where ``data/`` will be."""
     port = free_port()
@@ -69,7 +70,7 @@ def running(
         process = subprocess.Popen(
             [*command, *arguments, application],
             cwd=folder,
-            env=environment(SERVER_HOST="127.0.0.1", SERVER_PORT=str(port), **variables),
+            env=environment(SERVER_HOST=host, SERVER_PORT=str(port), **variables),
             stdout=output,
             stderr=subprocess.STDOUT,
         )

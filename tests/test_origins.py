@@ -16,6 +16,7 @@ from opendify.web.origins import Address
 from tests import schemas
 from tests.conftest import made_app
 from tests.fake_dify import FakeDify
+from tests.service import free_variables, running
 
 CHAT = "/v1/chat/completions"
 CLEANUP = "/v1/conversation/cleanup"
@@ -268,3 +269,17 @@ def test_an_instance_for_others_has_names_that_it_does_not_know(api: FlaskClient
     assert api.get("/v1/models", headers={"Host": "ai.example.com"}).status_code == 200
     headers = {"Host": "ai.example.com", **JSON}
     assert outcome(api.post(CHAT, data=QUESTION, headers=headers)) == (200, "")
+
+
+def test_one_that_compose_publishes_on_this_machine_only_is_as_closed(
+    dify: FakeDify, tmp_path: Path
+) -> None:
+    """Within its container it listens at all addresses."""
+    variables = free_variables(dify.base, GUNICORN_WORKERS="1", PUBLISH_ADDRESS="127.0.0.1")
+    with running(tmp_path, variables, host="0.0.0.0") as service:
+        found = httpx.get(f"{service.url}/v1/models", trust_env=False)
+        assert found.status_code == 200
+        for name, status in (("opendify:5000", 200), ("evil.example:5000", 403)):
+            answer = httpx.get(f"{service.url}/v1/models", headers={"Host": name}, trust_env=False)
+            assert answer.status_code == status
+        assert "OPENDIFY_API_KEYS is not set" not in service.output()

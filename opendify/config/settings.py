@@ -89,8 +89,16 @@ class Settings:
     log_file: str
     log_format: str
     server_host: str
+    publish_address: str
     server_port: int
     openwebui_jwt_secret: str = field(repr=False)
+
+    @property
+    def reachable_host(self) -> str:
+        """The address at which others find this service: in a container, which listens at all
+        addresses of its own, the one at which Compose publishes it."""
+        is_published = self.publish_address and self.server_host in ("0.0.0.0", "::")
+        return self.publish_address if is_published else self.server_host
 
     def secrets(self) -> list[str]:
         """What must be in no log line, whoever wrote it."""
@@ -140,9 +148,7 @@ def load_settings(
         limits=limits,
         callers_bring_dify_key=reader.callers_bring_keys(),
         cors_origins=reader.cors_origins(),
-        admin_keys=parse_key_list(
-            "OPENDIFY_ADMIN_KEYS", environ.get("OPENDIFY_ADMIN_KEYS", ""), problems
-        ),
+        admin_keys=reader.admin_keys(),
         read_timeout=reader.number("DIFY_READ_TIMEOUT", 35, 1, 3600),
         max_answer=reader.number("MAX_ANSWER_MB", 16, 1, 1024) * 1024 * 1024,
         authorities=read_authorities(environ, read_file, check_certificates, problems),
@@ -159,6 +165,7 @@ def load_settings(
         log_file=environ.get("LOG_FILE", "").strip(),
         log_format=reader.one_of("LOG_FORMAT", LOG_FORMATS, "text"),
         server_host=reader.server_host(parse_host),
+        publish_address=environ.get("PUBLISH_ADDRESS", "").strip().strip("[]"),
         server_port=reader.number("SERVER_PORT", 5000, 1, 65535),
         openwebui_jwt_secret=reader.jwt_secret(),
     )
@@ -253,6 +260,16 @@ class _Reader:
             self._problems.append(f"{name} must be a whole number from {least} to {most}.")
             return default
         return int(value)
+
+    def limits(self) -> Limits:
+        return Limits(
+            self.number("CALLER_REQUESTS_PER_MINUTE", 0, 0, MOST),
+            self.number("CALLER_MAX_STREAMS", 0, 0, MOST),
+        )
+
+    def admin_keys(self) -> Keys:
+        told = self._environ.get("OPENDIFY_ADMIN_KEYS", "")
+        return parse_key_list("OPENDIFY_ADMIN_KEYS", told, self._problems)
 
     def server_host(self, parse_host: Callable[[str], str]) -> str:
         value = self._environ.get("SERVER_HOST", "").strip() or "0.0.0.0"

@@ -32,8 +32,9 @@ _APPLICATION = re.compile(r"[a-z][a-z0-9+.-]*://\S+|file://")
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where this service is reached: ``host`` is the address that it listens on, ``public_base``
-    its URL as callers know it, empty where none is set, ``origins`` those whose pages may call."""
+    """Where this service is reached: ``host`` is the address that it listens on, or at which
+    Compose publishes it; ``public_base`` its URL as callers know it, empty where none is set,
+    ``origins`` those whose pages may call."""
 
     host: str
     public_base: str
@@ -128,7 +129,8 @@ def _without_default_port(netloc: str) -> str:
 
 def _not_this_host(host: str) -> str:
     return (
-        "This service needs no key and listens on its own machine only (SERVER_HOST), so it does "
+        "This service needs no key and is reached on its own machine only (SERVER_HOST, or "
+        "PUBLISH_ADDRESS with Compose), so it does "
         f"not answer to the name '{host[:100]}', which may be anybody's. Call it at 127.0.0.1, set "
         "PUBLIC_BASE_URL to the address at which it is called, or set OPENDIFY_API_KEYS."
     )

@@ -121,6 +121,7 @@ def test_compose_gives_a_drain_its_time_and_hard_limits() -> None:
     service = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["opendify"]
     assert service["stop_grace_period"] == f"{gunicorn_config.graceful_timeout + 10}s"
     assert service["ports"] == ["${PUBLISH_ADDRESS:-127.0.0.1}:${SERVER_PORT:-5000}:5000"]
+    assert service["environment"]["PUBLISH_ADDRESS"] == "${PUBLISH_ADDRESS:-127.0.0.1}"
     (tmpfs,) = service["tmpfs"]
     size = re.search(r"size=(\d+)m", tmpfs)
     assert size and int(size[1]) < 512, "the workers need the other half"
