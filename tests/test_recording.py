@@ -96,7 +96,16 @@ class TestOfAnAccount:
         assert "key-" not in str(lines())
 
 
-@pytest.mark.parametrize("user", ["ann@example.com", "ann%40example.com", " Ann <ann@b> "])
+@pytest.mark.parametrize(
+    "user",
+    [
+        "ann@example.com",
+        "ann%40example.com",
+        "ann%2540example.com",
+        "ann\uff20example.com",
+        " Ann <ann@b> ",
+    ],
+)
 def test_an_e_mail_address_is_named_by_its_hash(
     api: FlaskClient, dify: FakeDify, lines: Any, user: str
 ) -> None:

@@ -261,12 +261,6 @@ class _Reader:
             return default
         return int(value)
 
-    def limits(self) -> Limits:
-        return Limits(
-            self.number("CALLER_REQUESTS_PER_MINUTE", 0, 0, MOST),
-            self.number("CALLER_MAX_STREAMS", 0, 0, MOST),
-        )
-
     def admin_keys(self) -> Keys:
         told = self._environ.get("OPENDIFY_ADMIN_KEYS", "")
         return parse_key_list("OPENDIFY_ADMIN_KEYS", told, self._problems)

@@ -4,6 +4,7 @@ Of what was asked and answered there is nothing in it.
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,9 @@ SLOW_READER = "slow_reader"
 UNKNOWN_MODEL = "unknown"
 
 MAX_PATH = 200
+
+# Also as Unicode has it in other widths, and percent-encoded once or more.
+_AT_SIGN = re.compile("[@\uff20\ufe6b]|%(?:25)*40")
 
 _OUR_FAULTS = ("internal_error", "server_stopping", "aborted")
 
@@ -113,6 +117,6 @@ class Record:
 
 def shown_user(user: str) -> str:
     """A user as the log names it: "-" for none, and an e-mail address by its hash alone."""
-    if "@" in user or "%40" in user:
+    if _AT_SIGN.search(user):
         return f"sha256:{hashlib.sha256(user.encode('utf-8', 'replace')).hexdigest()[:12]}"
     return user or "-"

@@ -17,6 +17,7 @@ from opendify.files.content import Content
 from opendify.files.intake import Prepared, Ready, Speech, plan
 from opendify.files.once import Once
 from opendify.protocols.base import Attachment
+from opendify.upstream import causes
 from opendify.upstream.client import DifyClient
 from opendify.upstream.watch import UNWATCHED, Watch
 
@@ -96,7 +97,10 @@ class Uploads:
             raise _about(exc, content) from exc
         value = told.get(answer) if isinstance(told, dict) else None
         if not isinstance(value, str) or (answer == "id" and not value):
-            raise errors.DifyBroken(f"Dify's answer to POST {path} holds no '{answer}'.")
+            lack = f"Dify's answer to POST {path} holds no '{answer}'."
+            error = errors.DifyBroken(lack)
+            error.details = causes.describe(model, lack)
+            raise error
         log.info("gave a file to Dify model=%s bytes=%d", model.name, len(content.data))
         return value
 
@@ -116,5 +120,5 @@ def _about(exc: errors.RejectedByDify, content: Content) -> errors.RejectedByDif
     else:
         message = f"Dify refused '{content.name}': {exc.message}"
     refused = type(exc)(message, param=content.path, code=exc.code)
-    refused.dify_code = exc.dify_code
+    refused.dify_code, refused.details = exc.dify_code, exc.details
     return refused
