@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
+from opendify.monitoring.record import Record
 from tests.fake_dify import CLOSE, PING, Chat, FakeDify, refused, streamed
 from tests.test_web import HI, PATH, post
 
@@ -254,3 +255,19 @@ def test_an_error_that_comes_after_comments_only_is_the_first_byte(
     response = post(api, stream=True)
     assert response.data.startswith(b": keep-alive") and b'"error"' in response.data
     assert lines()[0]["first_byte"] >= 0.5
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("/v1/sk-caller-0123456789/x", "/v1/.../x"),
+        ("/v1/app-secret", "/v1/..."),
+        ("/users/ann@example.com/v1", "/users/.../v1"),
+        ("/v1/0123456789abcdef0123456789abcdef", "/v1/..."),
+        ("/v1/chat/completions/chat/completions", "/v1/chat/completions/chat/completions"),
+        ("/v1/" + "ab/" * 100, "/v1/" + ("ab/" * 100)[:196] + "..."),
+    ],
+)
+def test_a_path_that_is_not_ours_is_logged_without_keys_and_people(path: str, shown: str) -> None:
+    record = Record("id", "GET", 0.0, path=path)
+    assert record.fields()["path"] == shown

@@ -21,6 +21,11 @@ MAX_PATH = 200
 # Also as Unicode has it in other widths, and percent-encoded once or more.
 _AT_SIGN = re.compile("[@\uff20\ufe6b]|%(?:25)*40")
 
+# Parts of a path that may be a key, put there by mistake, or the name of a person.
+_PRIVATE_SEGMENT = re.compile(
+    rf"[^/]*(?:{_AT_SIGN.pattern}|\b(?:app|sk)-)[^/]*|[^/]{{32,}}", re.IGNORECASE
+)
+
 _OUR_FAULTS = ("internal_error", "server_stopping", "aborted")
 
 
@@ -112,7 +117,8 @@ class Record:
         }
 
     def _shown_path(self) -> str:
-        return self.path if len(self.path) <= MAX_PATH else f"{self.path[:MAX_PATH]}..."
+        path = _PRIVATE_SEGMENT.sub("...", self.path)
+        return path if len(path) <= MAX_PATH else f"{path[:MAX_PATH]}..."
 
 
 def shown_user(user: str) -> str:
