@@ -1056,7 +1056,7 @@ plan() {
   settle_bind
   settle_limits
   [[ $NETWORK != host ]] || host=${BIND//[][]/} port=$PORT
-  printf 'SERVER_HOST=%s\nSERVER_PORT=%s\n' "$host" "$port" >>"$RAW"
+  printf 'SERVER_HOST=%s\nSERVER_PORT=%s\nPUBLISH_ADDRESS=%s\n' "$host" "$port" "$BIND" >>"$RAW"
   DIGEST=$({
     printf '%s\n' "$NAME" "$BIND:$PORT $DATA $MEMORY $CPUS $NETWORK $PIDS $STOP"
     cat "$RAW"

@@ -31,6 +31,7 @@ def test_the_container_gets_values_without_quotes_and_the_fixed_port(host: Host)
         "LOG_LEVEL": "debug",
         "SERVER_HOST": "0.0.0.0",
         "SERVER_PORT": "5000",
+        "PUBLISH_ADDRESS": "127.0.0.1",
     }
     assert host.containers()["opendify"]["options"]["--publish"] == ["127.0.0.1:59871:5000"]
 
