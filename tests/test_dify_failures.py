@@ -17,6 +17,7 @@ from opendify.dify.failures import (
     to_error,
 )
 from opendify.dify.payloads import parse_event, parse_payload
+from opendify.openai.answers import error_body
 from tests import schemas
 from tests.fake_dify import recorded_names, recorded_streams, recording
 
@@ -175,7 +176,7 @@ def test_a_failure_means_the_error_of_the_map(
 ) -> None:
     error = to_error(Refusal(status, code, message), "tiny")
     assert type(error) is kind
-    schemas.assert_error(error.body())
+    schemas.assert_error(error_body(error))
     assert error.message.strip()
 
 
@@ -450,7 +451,7 @@ def test_any_failure_gives_an_error_that_a_client_can_read(
     assert isinstance(error, errors.DifyError)
     assert 400 <= error.status < 600
     assert error.message.strip()
-    schemas.assert_error(json.loads(json.dumps(error.body())))
+    schemas.assert_error(json.loads(json.dumps(error_body(error))))
 
 
 @given(

@@ -159,9 +159,9 @@ def test_encoded_text_stays_readable() -> None:
 
 
 def test_the_fixed_events_are_whole_events() -> None:
-    assert decoded(sse.DONE) == [b"[DONE]"]
+    assert decoded(b"data: [DONE]\n\n") == [b"[DONE]"]
     assert decoded(sse.KEEP_ALIVE) == []
-    assert decoded(sse.KEEP_ALIVE + sse.DONE) == [b"[DONE]"]
+    assert decoded(sse.KEEP_ALIVE + b"data: [DONE]\n\n") == [b"[DONE]"]
 
 
 def test_an_event_without_an_end_is_refused_before_it_fills_the_memory(
