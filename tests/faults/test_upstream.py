@@ -275,7 +275,7 @@ def test_a_dify_that_cannot_be_reached(
     lines = [
         line
         for line in lost.output().splitlines()
-        if f"model={name} address=http" in line and way.cause in line
+        if f"model={name} " in line and "address=http" in line and way.cause in line
     ]
     assert lines, lost.output()
     assert "app-secret" not in lost.output()
@@ -313,7 +313,7 @@ def test_a_dify_that_speaks_tls_where_none_is_expected(tmp_path: Path, user: str
     assert answer.status == 502
     assert answer.error["code"] in ("upstream_unreachable", "upstream_error")
     assert "DIFY_API_BASE" in answer.error["message"]
-    assert "https" in [line for line in output.splitlines() if "a request failed" in line][-1]
+    assert "https" in [line for line in output.splitlines() if "ended=upstream" in line][-1]
     check_clean(answer.text)
 
 
@@ -325,7 +325,7 @@ def test_what_is_not_dify_is_in_the_log_with_status_type_and_model(
     assert [
         line
         for line in shared.output().splitlines()
-        if "model=page-403 address=http://127.0.0.1:" in line and wanted in line
+        if "model=page-403 " in line and "address=http://127.0.0.1:" in line and wanted in line
     ]
 
 
