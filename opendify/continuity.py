@@ -204,10 +204,12 @@ def _answer_text(text: str) -> str:
 def _without(tag: re.Pattern[str], text: str) -> str:
     """The text without the elements of these tags, each up to the first end tag of its name. In
     time that grows with the text alone, whatever callers send."""
-    tags = list(tag.finditer(text))
-    last_ends = {found["name"].lower(): found.start() for found in tags if found["end"]}
+    # Found twice rather than kept: a list of a million of them blocks all threads for seconds.
+    last_ends = {
+        found["name"].lower(): found.start() for found in tag.finditer(text) if found["end"]
+    }
     kept, place, inside = [], 0, ""
-    for found in tags:
+    for found in tag.finditer(text):
         name = found["name"].lower()
         if inside and found["end"] and name == inside:
             place, inside = found.end(), ""
