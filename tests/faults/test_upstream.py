@@ -24,6 +24,7 @@ from tests.faults.calls import Answer, ask, asking, question, until
 from tests.faults.chaos import BOMB, CUTS, PAGE_MARK, REFUSALS, STRANGE, Chaos, Fault, key_of
 from tests.faults.conftest import started
 from tests.support.ports import free_port
+from tests.support.waiting import wait_for
 
 SLOW = ("many-pings", "slow-head")
 
@@ -272,12 +273,7 @@ def test_a_dify_that_cannot_be_reached(
     check_told(answer, fault, name)
     for inside in ("127.0.0.1", "nobody.invalid", "dify.example.com"):
         assert inside not in answer.text, "an address of the inside was told"
-    lines = [
-        line
-        for line in lost.output().splitlines()
-        if f"model={name} " in line and "address=http" in line and way.cause in line
-    ]
-    assert lines, lost.output()
+    wait_for(lambda: logged(lost, f"model={name} ", "address=http", way.cause))
     assert "app-secret" not in lost.output()
 
 
@@ -309,11 +305,11 @@ def test_a_dify_that_speaks_tls_where_none_is_expected(tmp_path: Path, user: str
             service.running(tmp_path, {**variables, "GUNICORN_WORKERS": "1"})
         )
         answer = ask(running, question("tiny", user))
-        output = running.output()
+        lines = wait_for(lambda: logged(running, "ended=upstream"))
     assert answer.status == 502
     assert answer.error["code"] in ("upstream_unreachable", "upstream_error")
     assert "DIFY_API_BASE" in answer.error["message"]
-    assert "https" in [line for line in output.splitlines() if "ended=upstream" in line][-1]
+    assert "https" in lines[-1]
     check_clean(answer.text)
 
 
@@ -322,11 +318,12 @@ def test_what_is_not_dify_is_in_the_log_with_status_type_and_model(
 ) -> None:
     assert ask(shared, question("page-403", user)).status == 502
     wanted = 'cause="status 403, content type text/html"'
-    assert [
-        line
-        for line in shared.output().splitlines()
-        if "model=page-403 " in line and "address=http://127.0.0.1:" in line and wanted in line
-    ]
+    wait_for(lambda: logged(shared, "model=page-403 ", "address=http://127.0.0.1:", wanted))
+
+
+def logged(running: service.Service, *words: str) -> list[str]:
+    """The lines of the log in which all of these words are."""
+    return [line for line in running.output().splitlines() if all(word in line for word in words)]
 
 
 # --- a Dify that restarts ----------------------------------------------------------------------
