@@ -107,7 +107,7 @@ worker_connections = threads + 16
 # A worker of ours takes no connection that it has no thread for, gives threads to whole requests
 # only, so that it can hold many that are idle or slow, and needs none for a stream that waits for
 # Dify. Without this line, the above serves.
-worker_class, worker_connections = "opendify.serving.worker.Worker", threads + 1000
+worker_class, worker_connections = "opendify.worker.worker.Worker", threads + 1000
 
 # Nothing that a proxy says of a request is obeyed: not its path (SCRIPT_NAME and PATH_INFO, which
 # would go past rules for paths), nor its scheme, which nothing depends on.
@@ -130,7 +130,7 @@ preload_app = not reload  # a preloaded application is never loaded again
 # Instances of one user would share the path of its socket; a read-only root has no place for it.
 control_socket_disable = True
 
-logger_class = "opendify.serving.access_log.Log"
+logger_class = "opendify.worker.access_log.Log"
 loglevel = _text("LOG_LEVEL", "debug" if _development else "info").lower()
 if loglevel == "debug" and _text("LOG_FORMAT", "text").lower() == "json":
     loglevel = "info"  # at debug Gunicorn begins with all its settings, in lines that are not JSON
@@ -147,7 +147,7 @@ access_log_format = (
 def on_starting(server: object) -> None:
     """Makes the folder in which the workers count. It is the last moment before they are forked,
     and comes after the preloaded application was imported."""
-    from opendify.monitoring.folder import new_folder
+    from opendify.observability.multiprocess_dir import new_folder
 
     _require_the_address()
     new_folder()
@@ -155,7 +155,7 @@ def on_starting(server: object) -> None:
 
 def child_exit(server: object, worker: object) -> None:
     """What an ended worker has counted stays counted."""
-    from opendify.monitoring.folding import fold_the_dead
+    from opendify.observability.dead_workers import fold_the_dead
 
     fold_the_dead()
 

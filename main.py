@@ -19,41 +19,41 @@ from typing import TypedDict
 import httpx
 
 import gunicorn_config
-from opendify.administration import Administration
-from opendify.callers import Callers
-from opendify.capacity import Capacity, files_take_answers, max_files
-from opendify.chat import ChatService
-from opendify.config.environment import check_certificates, load_environment, read_file
+from opendify.api.admin import add_operator_routes
+from opendify.api.app import create_app
+from opendify.api.files import add_file_routes
+from opendify.api.health import add_monitoring_routes
+from opendify.api.middleware.auth import Access, warn_of_open_door
+from opendify.api.middleware.cors import add_cors
+from opendify.api.middleware.origins import Address, refuse_other_sites
+from opendify.api.middleware.request_log import record_requests
+from opendify.api.openapi import add_description
+from opendify.auth.accounts import Callers
+from opendify.chat.service import ChatService
+from opendify.chat.turn import Parts
+from opendify.config.dotenv import check_certificates, load_environment, read_file
 from opendify.config.proxies import proxies_for
 from opendify.config.settings import ConfigError, load_settings
-from opendify.conversations.folder import warn_of_foreign_folder
-from opendify.conversations.kinds import new_conversations, new_link
-from opendify.exchange import Parts
-from opendify.files.secret import Secret
-from opendify.files.shelf import Shelf
-from opendify.files.tickets import VALID_SECONDS
-from opendify.limits.gate import Gate
-from opendify.limits.rates import Rates
-from opendify.limits.slots import Slots
-from opendify.logs import configure_logging
-from opendify.monitoring.metrics import LogCounter, Metrics
-from opendify.monitoring.readiness import Readiness
-from opendify.upstream import watcher
+from opendify.conversations.admin import Administration
+from opendify.conversations.store.factory import new_conversations, new_link
+from opendify.files.file_cache import Shelf
+from opendify.files.signed_links import VALID_SECONDS
+from opendify.files.signing_key import Secret
+from opendify.limits.capacity import Capacity, files_take_answers, max_files
+from opendify.limits.concurrency import Slots
+from opendify.limits.limiter import Gate
+from opendify.limits.rate import Rates
+from opendify.observability.logs import configure_logging
+from opendify.observability.metrics import LogCounter, Metrics
+from opendify.observability.readiness import Readiness
+from opendify.storage.data_dir import warn_of_foreign_folder
+from opendify.upstream import background_reader
+from opendify.upstream.app_registry import Directory
 from opendify.upstream.client import DifyClient
-from opendify.upstream.directory import Directory
-from opendify.upstream.relay import Relay
+from opendify.upstream.file_proxy import Relay
 from opendify.upstream.tls import new_ssl_context
 from opendify.upstream.transport.transport import PooledClient, PooledTransport
 from opendify.upstream.uploads import Uploads
-from opendify.web.access import Access, warn_of_open_door
-from opendify.web.app import create_app
-from opendify.web.cors import add_cors
-from opendify.web.description import add_description
-from opendify.web.files import add_file_routes
-from opendify.web.monitoring import add_monitoring_routes
-from opendify.web.operator import add_operator_routes
-from opendify.web.origins import Address, refuse_other_sites
-from opendify.web.recording import record_requests
 
 
 class HttpClientConfig(TypedDict):
@@ -81,7 +81,7 @@ configure_logging(settings.log_level, settings.log_file, settings.log_format, se
 # reads some that callers left, and a few more ask for the rest. An idle connection makes room where
 # one to another address is needed.
 # Dify without nginx before it closes a connection that was idle for 2 s: one kept longer is dead.
-_connections = 2 * gunicorn_config.threads + watcher.MOST + 16
+_connections = 2 * gunicorn_config.threads + background_reader.MOST + 16
 HTTP_CLIENT_CONFIG: HttpClientConfig = {
     "timeout": httpx.Timeout(60.0, connect=5.0),
     "limits": httpx.Limits(

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from opendify.conversations import ConversationStore, Mapping
-from opendify.conversations.keeper import Keeper
-from opendify.conversations.snapshot import read_snapshot, write_snapshot
+from opendify.conversations.store.compactor import Keeper
+from opendify.conversations.store.snapshot import read_snapshot, write_snapshot
 
 NEW, LOOKUPS = 2_000, 20_000
 COLUMNS = ("entries", "new µs", "lookup µs", "fold ms", "fold µs/new", "load ms", "bytes/entry")

@@ -7,7 +7,7 @@ import sys
 from opendify import __version__
 from opendify.config.__main__ import main as check
 from opendify.config.__main__ import server_folder
-from opendify.conversations import transfer
+from opendify.conversations import migrate
 
 _ABOUT = """\
 An OpenAI-compatible proxy in front of Dify apps. Settings come from the environment
@@ -34,7 +34,7 @@ def main() -> int:
         case "check":
             return check()
         case "transfer":
-            return transfer.main(rest, os.environ)
+            return migrate.main(rest, os.environ)
     sys.stdout.write(f"{__version__}\n")
     return 0
 

@@ -3,9 +3,9 @@
 import json
 from typing import Any
 
-from opendify.openai.json_object import JsonObject, parse_object
-from opendify.openai.requests import ChatRequest, parse_chat_request
 from opendify.protocols.base import ChatPrompt
+from opendify.protocols.openai.chat_request import ChatRequest, parse_chat_request
+from opendify.protocols.openai.json_object import JsonObject, parse_object
 
 MAX_TEXT_BYTES = 8 * 1024 * 1024
 

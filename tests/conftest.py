@@ -14,36 +14,36 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from opendify.administration import Administration
-from opendify.callers import Callers
-from opendify.capacity import Capacity
-from opendify.chat import ChatService
-from opendify.config.callers import Limits, parse_accounts
+from opendify.api.admin import add_operator_routes
+from opendify.api.app import create_app
+from opendify.api.files import add_file_routes
+from opendify.api.health import add_monitoring_routes
+from opendify.api.middleware.auth import Access
+from opendify.api.middleware.origins import Address, refuse_other_sites
+from opendify.api.middleware.request_log import record_requests
+from opendify.api.openapi import add_description
+from opendify.auth.accounts import Callers
+from opendify.auth.api_keys import parse_keys
+from opendify.chat.service import ChatService
+from opendify.chat.turn import Parts
+from opendify.config.accounts import Limits, parse_accounts
 from opendify.config.models import Model
 from opendify.conversations import Conversations, ConversationStore
-from opendify.conversations.turn_locks import FileTurnLocks
-from opendify.exchange import Parts
-from opendify.files.secret import Secret
-from opendify.files.shelf import Shelf
-from opendify.keys import parse_keys
-from opendify.limits.gate import Gate
-from opendify.limits.rates import Rates
-from opendify.limits.slots import Slots
-from opendify.monitoring.metrics import Metrics
-from opendify.monitoring.readiness import Readiness
+from opendify.conversations.admin import Administration
+from opendify.conversations.locks.files import FileTurnLocks
+from opendify.files.file_cache import Shelf
+from opendify.files.signing_key import Secret
+from opendify.limits.capacity import Capacity
+from opendify.limits.concurrency import Slots
+from opendify.limits.limiter import Gate
+from opendify.limits.rate import Rates
+from opendify.observability.metrics import Metrics
+from opendify.observability.readiness import Readiness
+from opendify.upstream.app_registry import Directory
 from opendify.upstream.client import DifyClient
-from opendify.upstream.directory import Directory
-from opendify.upstream.relay import Relay
+from opendify.upstream.file_proxy import Relay
 from opendify.upstream.transport.transport import PooledClient, PooledTransport
 from opendify.upstream.uploads import Uploads
-from opendify.web.access import Access
-from opendify.web.app import create_app
-from opendify.web.description import add_description
-from opendify.web.files import add_file_routes
-from opendify.web.monitoring import add_monitoring_routes
-from opendify.web.operator import add_operator_routes
-from opendify.web.origins import Address, refuse_other_sites
-from opendify.web.recording import record_requests
 from tests.fake_dify import FakeDify
 from tests.redis_server import RedisServer
 from tests.support.profiles import choose_profile

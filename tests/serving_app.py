@@ -9,7 +9,12 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qs
 
-from opendify.steps import NEEDS_THREAD, Steps, Wait, without_waits
+from opendify.streaming import (
+    NEEDS_THREAD,
+    Steps,
+    Wait,
+    without_waits,
+)
 
 
 class Answer:

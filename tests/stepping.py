@@ -9,7 +9,7 @@ from typing import Any
 from flask import Flask
 from werkzeug.test import EnvironBuilder
 
-from opendify.steps import IS_READABLE, Wait
+from opendify.streaming import IS_READABLE, Wait
 from tests.fake_dify import Step
 
 _PATIENCE = 5.0

@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 
 from opendify import errors, sse
 from opendify.config.models import Model
-from opendify.openai.chat_stream import ChatStreamWriter
+from opendify.protocols.openai.chat_stream import ChatStreamWriter
 from opendify.protocols.responses import ResponseMeta
-from opendify.telling.file_links import FileLinkResolver
-from opendify.telling.narration import ResponseRenderer
-from opendify.telling.tellings import Completion
+from opendify.rendering.deltas import Completion
+from opendify.rendering.file_links import FileLinkResolver
+from opendify.rendering.renderer import ResponseRenderer
 from opendify.upstream.client import DifyClient
-from opendify.upstream.stream import EventStream
+from opendify.upstream.event_stream import EventStream
+from opendify.upstream.run import Turn
 from opendify.upstream.transport.response_reader import ResponseReader
 from opendify.upstream.transport.transport import PooledClient, PooledTransport
-from opendify.upstream.turn import Turn
 from tests.fake_dify import LAST_CHUNK, STREAM_HEAD, chunk
 from tests.support.profiles import examples
 from tests.test_any_cut import BODIES, KINDS, Body

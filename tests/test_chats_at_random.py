@@ -35,12 +35,12 @@ from hypothesis.stateful import (
 )
 from werkzeug.test import TestResponse
 
-from opendify import chores
+from opendify.chat import background_tasks
 from opendify.config.models import Model
 from opendify.conversations import Conversations, ConversationStore
-from opendify.conversations.redis_link import RedisLink
-from opendify.conversations.redis_store import RedisStore
-from opendify.upstream import presence
+from opendify.conversations.store.redis import RedisStore
+from opendify.storage.redis_connection import RedisLink
+from opendify.upstream import conversation_probe
 from tests.conftest import made_app
 from tests.fake_dify import FakeDify
 from tests.openwebui import task_prompt
@@ -445,8 +445,8 @@ def test_every_turn_arrives_where_its_history_was_heard(
     if kind == "redis":
         monkeypatch.setattr(Talks, "redis", request.getfixturevalue("redis_server"))
     monkeypatch.setattr(Talks, "http", http, raising=False)
-    monkeypatch.setattr(chores, "SECONDS_FOR_FIRST_TURN", 0.1)
-    monkeypatch.setattr(presence, "SECONDS_TO_ARRIVE", 0.1)
+    monkeypatch.setattr(background_tasks, "SECONDS_FOR_FIRST_TURN", 0.1)
+    monkeypatch.setattr(conversation_probe, "SECONDS_TO_ARRIVE", 0.1)
     run_state_machine_as_test(
         Talks,
         settings=settings(

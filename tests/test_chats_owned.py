@@ -10,7 +10,7 @@ from flask.testing import FlaskClient
 
 from opendify.config.models import Model
 from opendify.conversations import ConversationStore, Mapping
-from opendify.conversations.whose import to_whose
+from opendify.conversations.keys import to_whose
 from tests.fake_dify import FakeDify
 from tests.redis_server import RedisServer
 from tests.remembering_dify import RememberingDify

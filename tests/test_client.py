@@ -18,13 +18,13 @@ from opendify import errors, sse
 from opendify.config.models import Model
 from opendify.config.proxies import proxies_for
 from opendify.dify.events import Text
+from opendify.upstream.cancellation import UNWATCHED, Watch
 from opendify.upstream.client import MAX_CALL_BYTES, DifyClient
-from opendify.upstream.stream import EventStream
+from opendify.upstream.event_stream import EventStream
+from opendify.upstream.run import Turn
 from opendify.upstream.transport import pending_response
 from opendify.upstream.transport.pending_response import PendingResponse
 from opendify.upstream.transport.transport import PooledClient, PooledTransport
-from opendify.upstream.turn import Turn
-from opendify.upstream.watch import UNWATCHED, Watch
 from tests.fake_dify import (
     CLOSE,
     FOREVER,

@@ -11,12 +11,22 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opendify.config.callers import Limits
-from opendify.config.environment import check_certificates, load_environment, read_file
-from opendify.config.models import SETTINGS, Model, parse_base, parse_models
-from opendify.config.settings import SERVER_NUMBERS, ConfigError, Settings, load_settings
-from opendify.config.values import BadValue
-from opendify.keys import Keys, parse_keys
+from opendify.auth.api_keys import Keys, parse_keys
+from opendify.config.accounts import Limits
+from opendify.config.dotenv import check_certificates, load_environment, read_file
+from opendify.config.models import (
+    SETTINGS,
+    Model,
+    parse_base,
+    parse_models,
+)
+from opendify.config.parsing import BadValue
+from opendify.config.settings import (
+    SERVER_NUMBERS,
+    ConfigError,
+    Settings,
+    load_settings,
+)
 from tests.service import ROOT, environment
 
 KEY = "app-AbCdEfGhIjKlMnOpQrStUvWx"

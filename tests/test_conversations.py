@@ -18,9 +18,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
 from opendify.conversations import ConversationStore, Mapping
-from opendify.conversations.keeper import Keeper
-from opendify.conversations.mapping import Entries, Patch, parse_mapping, parse_patch, to_line
-from opendify.conversations.snapshot import read_snapshot, write_snapshot
+from opendify.conversations.store.compactor import Keeper
+from opendify.conversations.store.records import (
+    Entries,
+    Patch,
+    parse_mapping,
+    parse_patch,
+    to_line,
+)
+from opendify.conversations.store.snapshot import read_snapshot, write_snapshot
 from tests.chats import DAY, Chats, Clock
 from tests.fake_dify import FakeDify
 from tests.service import free_variables, running
@@ -545,7 +551,7 @@ def test_a_large_store_is_written_when_its_journal_outgrew_the_file(
     opened: Opener, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Keeper, "LEAST_TO_FOLD", 1000)
-    monkeypatch.setattr("opendify.conversations.keeper._FEW_ENTRIES", 10)
+    monkeypatch.setattr("opendify.conversations.store.compactor._FEW_ENTRIES", 10)
     store = opened()
     for number in range(20):
         store.put(f"chat {number}", "c")
@@ -716,7 +722,7 @@ def test_a_file_that_may_not_be_read_is_not_overwritten(
 def test_a_paused_process_that_holds_the_lock_holds_nobody_up(
     opened: Opener, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("opendify.conversations.ledger._PATIENCE", 0.05)
+    monkeypatch.setattr("opendify.conversations.store.journaled_map._PATIENCE", 0.05)
     store, other = opened(), opened()
     store.put("a", "c1")
     with other._ledger._folder.changing.held(0):
@@ -737,7 +743,7 @@ def test_a_change_begun_without_the_lock_is_not_written_without_it(
     opened: Opener, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even if the disk is tried again, by the keeper, before the change is complete."""
-    monkeypatch.setattr("opendify.conversations.ledger._PATIENCE", 0.0)
+    monkeypatch.setattr("opendify.conversations.store.journaled_map._PATIENCE", 0.0)
     store, other = opened(), opened()
     store.put("a", "c1")
     size = journals(folder)[0].stat().st_size

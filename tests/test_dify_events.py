@@ -21,7 +21,12 @@ from opendify.dify.events import (
     Text,
     Usage,
 )
-from opendify.dify.payloads import NotAnEvent, collect_ids, parse_event, parse_payload
+from opendify.dify.parser import (
+    NotAnEvent,
+    collect_ids,
+    parse_event,
+    parse_payload,
+)
 from tests.fake_dify import recorded_streams, recording
 
 COMMON = {"conversation_id": "c", "message_id": "m", "created_at": 1705395332, "task_id": "t"}

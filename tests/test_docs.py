@@ -165,7 +165,7 @@ def test_every_route_is_in_the_table_and_vice_versa(name: str, app: Flask) -> No
 
 
 def test_every_route_is_in_openapi_json_and_vice_versa(app: Flask) -> None:
-    described = json.loads(read("opendify/web/openapi.json"))
+    described = json.loads(read("opendify/api/openapi.json"))
     told = {
         f"{method.upper()} {re.sub(r'{[^}]*}', '{}', path)}"
         for path, methods in described["paths"].items()

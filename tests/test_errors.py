@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from opendify import errors
-from opendify.openai.answers import error_body
+from opendify.protocols.openai.chat_response import error_body
 from tests import schemas
 
 

@@ -8,8 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opendify.errors import FileGone, LinkRefused
-from opendify.files.links import DifyFile, absolute, find_dify_file, markdown, root
-from opendify.files.tickets import VALID_SECONDS, Ticket, expiry, seal, unseal
+from opendify.files.links import (
+    DifyFile,
+    absolute,
+    find_dify_file,
+    markdown,
+    root,
+)
+from opendify.files.signed_links import (
+    VALID_SECONDS,
+    Ticket,
+    expiry,
+    seal,
+    unseal,
+)
 
 UUID = "0ccfe981-f968-4678-80ae-335266227dac"
 SIGNED = "timestamp=1795460797&nonce=05d3&sign=a6CTiN-Ew0b%3D"

@@ -6,8 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opendify.files.media import dify_kind, extension_for, kind_by_extension, media_type_for, sniff
-from opendify.files.names import MAX_NAME, clean_name, extension_of, file_name
+from opendify.files.media import (
+    dify_kind,
+    extension_for,
+    kind_by_extension,
+    media_type_for,
+    sniff,
+)
+from opendify.files.names import (
+    MAX_NAME,
+    clean_name,
+    extension_of,
+    file_name,
+)
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 20
 JPEG = b"\xff\xd8\xff\xe0\0\x10JFIF"

@@ -13,11 +13,11 @@ from gunicorn.config import Config
 
 import gunicorn_config
 from opendify.config.settings import SERVER_NUMBERS
-from opendify.serving.head import parse_head
+from opendify.worker.head import parse_head
 from tests.service import ROOT, environment, free_variables
 
-LOG_LINE = 'logger_class = "opendify.serving.access_log.Log"'
-LINE = 'worker_class, worker_connections = "opendify.serving.worker.Worker", threads + 1000'
+LOG_LINE = 'logger_class = "opendify.worker.access_log.Log"'
+LINE = 'worker_class, worker_connections = "opendify.worker.worker.Worker", threads + 1000'
 SOURCE = (ROOT / "gunicorn_config.py").read_text()
 V2 = "/sys/fs/cgroup/cpu.max"
 V1_QUOTA = "/sys/fs/cgroup/cpu/cpu.cfs_quota_us"
@@ -63,7 +63,7 @@ def test_without_any_variable_it_is_a_production_server(machine: Machine) -> Non
     assert config.bind == "0.0.0.0:5000"
     assert config.workers == 9
     assert (config.threads, config.worker_connections) == (128, 1128)
-    assert config.worker_class == "opendify.serving.worker.Worker"
+    assert config.worker_class == "opendify.worker.worker.Worker"
     assert (config.timeout, config.graceful_timeout, config.keepalive) == (60, 30, 2)
     assert (config.max_requests, config.max_requests_jitter) == (2000, 100)
     assert (config.reload, config.preload_app) == (False, True)

@@ -15,8 +15,8 @@ from werkzeug.test import create_environ
 
 from opendify.config.models import Model
 from opendify.config.settings import ConfigError, load_settings
-from opendify.conversations.store import ConversationStore
-from opendify.upstream import directory as rooms
+from opendify.conversations.store.json_file import ConversationStore
+from opendify.upstream import app_registry as rooms
 from opendify.upstream.client import DifyClient
 from tests import schemas
 from tests.conftest import made_app

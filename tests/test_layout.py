@@ -1,4 +1,4 @@
-"""Who may know whom, and where the doors to the outside are."""
+"""Which modules may import which libraries, and what every module keeps to."""
 
 import ast
 import json
@@ -13,81 +13,52 @@ import pytest
 
 from tests.service import ROOT, environment, free_variables
 
-# From the bottom to the top. A line of imports only ever points down, or stays in its package;
-# rooms that stand side by side do not know each other.
-FLOORS = [
-    [
-        "opendify",
-        "opendify.errors",
-        "opendify.keys",
-        "opendify.logs",
-        "opendify.request_ids",
-        "opendify.sse",
-        "opendify.steps",
-    ],
-    ["opendify.serving"],
-    ["opendify.capacity", "opendify.config", "opendify.dify", "opendify.protocols.base"],
-    ["opendify.conversations"],
-    ["opendify.files", "opendify.inputs", "opendify.openwebui", "opendify.tasks"],
-    ["opendify.telling", "opendify.limits"],
-    ["opendify.continuity", "opendify.protocols"],
-    ["opendify.openai"],
-    ["opendify.unsettled"],
-    ["opendify.translate", "opendify.callers", "opendify.chats", "opendify.upstream"],
-    ["opendify.administration", "opendify.deploy", "opendify.monitoring"],
-    ["opendify.exchange"],
-    ["opendify.chores"],
-    ["opendify.chat"],
-    ["opendify.web"],
-    ["main", "opendify.__main__"],
-]
-
 # These compute and nothing else.
 PURE = [
     "opendify.errors",
     "opendify.sse",
-    "opendify.steps",
-    "opendify.serving.chunks",
+    "opendify.streaming",
+    "opendify.worker.chunked",
     "opendify.upstream.transport.response_reader",
     "opendify.upstream.unpacking",
-    "opendify.openwebui",
-    "opendify.tasks",
-    "opendify.translate",
-    "opendify.telling",
+    "opendify.protocols.openwebui",
+    "opendify.chat.task_detection",
+    "opendify.chat.dify_request",
+    "opendify.rendering",
     "opendify.protocols",
-    "opendify.inputs",
-    "opendify.continuity",
-    "opendify.unsettled",
-    "opendify.files.acceptance",
+    "opendify.chat.form_inputs",
+    "opendify.conversations.fingerprint",
+    "opendify.conversations.unsettled",
+    "opendify.files.file_rules",
     "opendify.files.content",
-    "opendify.files.inline",
-    "opendify.files.intake",
+    "opendify.files.link_rewriter",
+    "opendify.files.attachments",
     "opendify.files.links",
     "opendify.files.media",
     "opendify.files.names",
-    "opendify.files.placing",
-    "opendify.files.tickets",
+    "opendify.files.input_placement",
+    "opendify.files.signed_links",
     "opendify.dify",
-    "opendify.openai",
+    "opendify.protocols.openai",
     "opendify.config.ca_files",
     "opendify.config.models",
     "opendify.config.proxies",
     "opendify.config.settings",
-    "opendify.config.store_address",
-    "opendify.config.callers",
+    "opendify.config.redis_url",
+    "opendify.config.accounts",
     "opendify.config.secret_files",
-    "opendify.config.values",
-    "opendify.callers",
+    "opendify.config.parsing",
+    "opendify.auth.accounts",
     "opendify.deploy.masking",
     "opendify.deploy.messages",
-    "opendify.keys",
-    "opendify.monitoring.record",
-    "opendify.request_ids",
-    "opendify.conversations.contract",
-    "opendify.conversations.mapping",
-    "opendify.conversations.owners",
-    "opendify.conversations.uses",
-    "opendify.conversations.whose",
+    "opendify.auth.api_keys",
+    "opendify.observability.record",
+    "opendify.observability.request_ids",
+    "opendify.conversations.store.base",
+    "opendify.conversations.store.records",
+    "opendify.conversations.store.owners",
+    "opendify.conversations.store.mutations",
+    "opendify.conversations.keys",
 ]
 DOORS = {
     "httpx",
@@ -113,29 +84,29 @@ DOORS = {
 }
 ONLY_IN = {
     "flask": {
-        "opendify.web.access",
-        "opendify.web.app",
-        "opendify.web.chat_completions",
-        "opendify.web.error_handlers",
-        "opendify.web.models",
-        "opendify.web.responder",
-        "opendify.web.body",
-        "opendify.web.cors",
-        "opendify.web.description",
-        "opendify.web.files",
-        "opendify.web.monitoring",
-        "opendify.web.operator",
-        "opendify.web.origins",
-        "opendify.web.recording",
-        "opendify.web.resources",
-        "opendify.web.stepped",
+        "opendify.api.middleware.auth",
+        "opendify.api.app",
+        "opendify.api.chat_completions",
+        "opendify.api.middleware.error_handlers",
+        "opendify.api.models",
+        "opendify.api.responder",
+        "opendify.api.request_body",
+        "opendify.api.middleware.cors",
+        "opendify.api.openapi",
+        "opendify.api.files",
+        "opendify.api.health",
+        "opendify.api.admin",
+        "opendify.api.middleware.origins",
+        "opendify.api.middleware.request_log",
+        "opendify.api.resources",
+        "opendify.api.streaming_response",
     },
-    "werkzeug": {"opendify.web.error_handlers", "opendify.web.files"},
+    "werkzeug": {"opendify.api.middleware.error_handlers", "opendify.api.files"},
     "httpx": {
         "opendify.deploy.online",
         "opendify.upstream.client",
         "opendify.upstream.network_errors",
-        "opendify.upstream.stream",
+        "opendify.upstream.event_stream",
         "opendify.upstream.tls",
         "opendify.upstream.transport.connector",
         "opendify.upstream.transport.pending_response",
@@ -154,33 +125,33 @@ ONLY_IN = {
     "socksio": {"opendify.upstream.transport.proxy"},
     "msgspec": {
         "opendify.dify.events",
-        "opendify.openai.json_object",
+        "opendify.protocols.openai.json_object",
         "opendify.sse",
-        "opendify.telling.tellings",
+        "opendify.rendering.deltas",
     },
-    "dotenv": {"opendify.config.environment", "opendify.deploy.env_files"},
-    "limits": {"opendify.limits.rates"},
-    "jwt": {"opendify.openwebui"},
-    "prometheus_client": {"opendify.monitoring.folding", "opendify.monitoring.metrics"},
+    "dotenv": {"opendify.config.dotenv", "opendify.deploy.env_files"},
+    "limits": {"opendify.limits.rate"},
+    "jwt": {"opendify.protocols.openwebui"},
+    "prometheus_client": {"opendify.observability.dead_workers", "opendify.observability.metrics"},
     "fcntl": {
-        "opendify.monitoring.folder",
-        "opendify.conversations.folder",
-        "opendify.conversations.turn_locks",
-        "opendify.serving.retirement",
+        "opendify.observability.multiprocess_dir",
+        "opendify.storage.data_dir",
+        "opendify.conversations.locks.files",
+        "opendify.worker.recycling",
     },
-    "mmap": {"opendify.serving.board"},
+    "mmap": {"opendify.worker.scoreboard"},
     "gunicorn": {
-        "opendify.serving.access_log",
-        "opendify.serving.answer",
-        "opendify.serving.connection",
-        "opendify.serving.head",
-        "opendify.serving.intake",
-        "opendify.serving.pages",
-        "opendify.serving.waiting",
-        "opendify.serving.worker",
-        "opendify.web.body",
+        "opendify.worker.access_log",
+        "opendify.worker.response_driver",
+        "opendify.worker.connection",
+        "opendify.worker.head",
+        "opendify.worker.request_buffer",
+        "opendify.worker.error_responses",
+        "opendify.worker.connection_set",
+        "opendify.worker.worker",
+        "opendify.api.request_body",
     },
-    "redis": {"opendify.conversations.redis_link", "opendify.conversations.redis_shelf"},
+    "redis": {"opendify.storage.redis_connection", "opendify.conversations.store.redis_schema"},
 }
 
 
@@ -226,35 +197,14 @@ def is_within(name: str, room: str) -> bool:
     return name == room or (room != "opendify" and name.startswith(f"{room}."))
 
 
-def room(name: str) -> str:
-    return next(room for floor in FLOORS for room in floor if is_within(name, room))
-
-
-def floor(name: str) -> int:
-    return next(i for i, rooms in enumerate(FLOORS) if any(is_within(name, r) for r in rooms))
-
-
 PURE_MODULES = [name for name in PATHS if any(is_within(name, pure) for pure in PURE)]
 
 
-@pytest.mark.parametrize("name", PATHS)
-def test_every_module_has_its_place_and_its_imports_point_down(name: str) -> None:
-    for found in ours(name):
-        assert room(found) == room(name) or floor(found) < floor(name), f"{name} imports {found}"
-
-
-def test_no_module_reaches_itself() -> None:
-    def visit(name: str, above: tuple[str, ...]) -> None:
-        assert name not in above, " -> ".join([*above, name])
-        if name not in done:
-            for found in sorted(ours(name)):
-                visit(found, (*above, name))
-            done.add(name)
-
-    done: set[str] = set()
-    for name in PATHS:
-        visit(name, ())
-    assert done == set(PATHS)
+def test_imports_point_down() -> None:
+    """The layers are in pyproject.toml."""
+    program = str(Path(sys.executable).with_name("lint-imports"))
+    done = subprocess.run([program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("name", PURE_MODULES)
@@ -288,38 +238,21 @@ def test_the_environment_is_read_at_the_edge_only() -> None:
             if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv"):
                 readers |= {name} if isinstance(node.value, ast.Name) else set()
     # request.environ is Flask's
-    rooms = (
-        "access",
-        "body",
-        "error_handlers",
-        "files",
-        "origins",
-        "recording",
-        "resources",
-        "responder",
-    )
-    readers -= {f"opendify.web.{room}" for room in rooms}
+    readers = {name for name in readers if not is_within(name, "opendify.api")}
     assert readers == {
         "main",
         "opendify.__main__",
-        "opendify.config.environment",
+        "opendify.config.dotenv",
         "opendify.config.__main__",
-        "opendify.conversations.transfer",
+        "opendify.conversations.migrate",
         "opendify.deploy.__main__",
-        "opendify.monitoring",  # prometheus_client takes its folder from there
-        "opendify.monitoring.folder",
+        "opendify.observability",  # prometheus_client takes its folder from there
+        "opendify.observability.multiprocess_dir",
     }
 
 
-def test_the_worker_and_the_application_do_not_know_each_other() -> None:
-    for name in PATHS:
-        for found in ours(name):
-            if found != "opendify.steps":  # what the two have agreed upon
-                assert is_within(name, "opendify.serving") == is_within(found, "opendify.serving")
-
-
 def test_no_response_owns_what_its_request_holds() -> None:
-    """Werkzeug does not call ``call_on_close`` of every response; web/resources.py is the owner."""
+    """Werkzeug does not call ``call_on_close`` of every response; api/resources.py is the owner."""
     for name in PATHS:
         names = {node.attr for node in ast.walk(tree(name)) if isinstance(node, ast.Attribute)}
         assert not names & {"call_on_close", "direct_passthrough"}, name
@@ -327,7 +260,7 @@ def test_no_response_owns_what_its_request_holds() -> None:
 
 def test_there_is_one_flask_app() -> None:
     assert [name for name in PATHS for function in called(name) if function == "Flask"] == [
-        "opendify.web.app"
+        "opendify.api.app"
     ]
 
 

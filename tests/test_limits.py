@@ -15,13 +15,13 @@ import redis
 from flask.testing import FlaskClient
 
 from opendify import errors
-from opendify.config.callers import Limits
+from opendify.config.accounts import Limits
 from opendify.config.models import Model
-from opendify.conversations.redis_link import RedisLink
-from opendify.conversations.store import ConversationStore
-from opendify.limits.gate import Gate
-from opendify.limits.rates import Rates
-from opendify.limits.slots import Slot, Slots
+from opendify.conversations.store.json_file import ConversationStore
+from opendify.limits.concurrency import Slot, Slots
+from opendify.limits.limiter import Gate
+from opendify.limits.rate import Rates
+from opendify.storage.redis_connection import RedisLink
 from tests import schemas
 from tests.conftest import made_app
 from tests.fake_dify import CLOSE, FOREVER, Chat, FakeDify, Request, Steps, refused, streamed

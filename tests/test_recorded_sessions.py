@@ -13,10 +13,10 @@ from flask import Flask
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from opendify import chores
+from opendify.chat import background_tasks
 from opendify.config.models import Model
 from opendify.conversations import ConversationStore
-from opendify.openai.messages import parse_messages
+from opendify.protocols.openai.messages import parse_messages
 from tests.conftest import made_app
 from tests.fake_dify import FakeDify
 from tests.openwebui import Recorded, recorded
@@ -103,7 +103,7 @@ def test_in_any_order_each_turn_comes_where_its_history_was_heard(
     examples: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(chores, "SECONDS_FOR_FIRST_TURN", 0.05)
+    monkeypatch.setattr(background_tasks, "SECONDS_FOR_FIRST_TURN", 0.05)
 
     @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
     @given(orders())

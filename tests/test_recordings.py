@@ -11,7 +11,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from opendify.config.models import Model
-from opendify.conversations.store import ConversationStore
+from opendify.conversations.store.json_file import ConversationStore
 from tests import schemas
 from tests.conftest import made_app
 from tests.fake_dify import (

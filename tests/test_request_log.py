@@ -1,207 +1,273 @@
-"""One line in the log for each request, also for one that never reaches the application."""
+"""The name of a request, and its line in the log."""
 
-import gzip
-import json
+import logging
 import re
-import socket
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
+from flask.testing import FlaskClient
 
-from tests.fake_dify import (
-    CLOSE,
-    STREAM_HEAD,
-    Chat,
-    FakeDify,
-    chunk,
-    event,
-    head,
-    refused,
-    streamed,
-)
-from tests.faults.calls import address, receive_all, until
-from tests.service import Service, running
+from opendify.observability.record import Record
+from tests.fake_dify import CLOSE, PING, Chat, FakeDify, refused, streamed
+from tests.test_web import HI, PATH, post
 
-QUESTION = {"model": "tiny", "user": "ann", "messages": [{"role": "user", "content": "Hi"}]}
-HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
-
-
-def packed_head(coding: str) -> bytes:
-    """The head of an event stream that ends with its connection."""
-    return head(200, "Content-Type: text/event-stream", f"Content-Encoding: {coding}")
-
-
-# What is refused by the server itself; the status; the code.
-REFUSED = [
-    (b"NONSENSE\r\n\r\n", 400, "invalid_http"),
-    (b"GET /a-path?key=secret HTTP/9.9\r\n\r\n", 400, "invalid_http"),
-    (HEAD + b"Content-Length: -1\r\n\r\n", 400, "invalid_http"),
-    (HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", 400, "invalid_http"),
-    (HEAD + b"X: " + b"a" * 9000 + b"\r\n\r\n", 431, "headers_too_large"),
-    (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n\r\n", 414, "url_too_long"),
-    (HEAD + b"Expect: magic\r\nContent-Length: 0\r\n\r\n", 417, "expectation_failed"),
+ERROR_ROUTES = [
+    ("GET", "/nothing", 404),
+    ("DELETE", "/v1/models", 405),
+    ("POST", PATH, 400),
+    ("GET", "/v1/conversation/mappings?limit=1", 403),
 ]
 
 
-@pytest.fixture(scope="module")
-def dify() -> Iterator[FakeDify]:
-    fake = FakeDify()
-    yield fake
-    fake.close()
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> Any:
+    """What the lines of requests say, those of probes too."""
+    caplog.set_level(logging.DEBUG, "opendify.requests")
+    return lambda: [found.fields for found in caplog.records if found.name == "opendify.requests"]  # type: ignore[attr-defined]
 
 
-@pytest.fixture(scope="module", params=["text", "json"])
-def form(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def service(
-    dify: FakeDify, tmp_path_factory: pytest.TempPathFactory, form: str
-) -> Iterator[Service]:
-    settings = {
-        "DIFY_API_BASE": dify.base,
-        "MODEL_CONFIG": '{"tiny":"app-k"}',
-        "GUNICORN_WORKERS": "1",
-        "LOG_FORMAT": form,
-    }
-    with running(tmp_path_factory.mktemp(form), settings) as running_service:
-        yield running_service
-
-
-def new_lines(service: Service, before: str) -> list[str]:
-    """The lines since ``before`` that tell of requests; they may come a moment after the answer.
-    What is asked of Dify in the background has lines of its own."""
-
-    def found() -> list[str]:
-        lines = service.output().removeprefix(before).splitlines()
-        others = ("opendify.app", "opendify.upstream")
-        return [line for line in lines if not any(name in line for name in others)]
-
-    until(found, 20, "a line")
-    return found()
-
-
-def fields(line: str) -> dict[str, Any]:
-    if line.startswith("{"):
-        found: dict[str, Any] = json.loads(line)
-        return found
-    pairs = re.findall(r'(\w+)=("(?:[^"\\]|\\.)*"|\S+)', line)
-    return {name: json.loads(value) if value[0] == '"' else value for name, value in pairs}
-
-
-def test_a_request_has_one_line(service: Service) -> None:
-    for path, body in (("/v1/models", None), ("/v1/chat/completions", QUESTION), ("/none", None)):
-        before = service.output()
-        url = f"{service.url}{path}"
-        method = "GET" if body is None else "POST"
-        answer = httpx.request(method, url, json=body, timeout=20, trust_env=False)
-        (line,) = new_lines(service, before)
-        said = fields(line)
-        assert said["id"] == answer.headers["X-Request-Id"]
-        assert (said["ip"], said["method"]) == ("127.0.0.1", method)
-        assert str(said["status"]) == str(answer.status_code)
-        assert path in (said["route"], said.get("path"))
-        if answer.status_code == 200:
-            assert said["ended"] == "ok"
-        else:
-            assert said["ended"] == answer.json()["error"]["code"]
-
-
-@pytest.mark.parametrize(("data", "status", "code"), REFUSED)
-def test_what_the_server_refuses_has_its_line(
-    service: Service, data: bytes, status: int, code: str
+@pytest.mark.parametrize(("method", "path", "status"), ERROR_ROUTES)
+def test_every_answer_has_the_name_of_its_request(
+    api: FlaskClient, method: str, path: str, status: int
 ) -> None:
-    before = service.output()
-    with socket.create_connection(address(service), timeout=20) as caller:
-        caller.sendall(data)
-        caller.shutdown(socket.SHUT_WR)
-        answer = receive_all(caller)
-    assert answer.startswith(b"HTTP/1.1 %d" % status), answer[:200]
-    body = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
-    (line,) = new_lines(service, before)
-    said = fields(line)
-    assert (str(said["status"]), said["ended"]) == (str(status), code)
-    assert said["error"] == body["message"]
-    assert f"X-Request-Id: {said['id']}".encode() in answer
-    assert said["ip"] == "127.0.0.1"
-    assert "secret" not in line
+    response = api.open(path, method=method, headers={"X-Request-Id": "abc-1"}, buffered=True)
+    assert response.status_code == status
+    assert response.headers.getlist("X-Request-Id") == ["abc-1"]
 
 
-FAILURE = {"event": "error", "status": 400, "code": "completion_request_error"}
-FAILED_ANSWERS = {
-    "a page": (refused(403, b"<html>", "text/html"), "status 403, content type text/html"),
-    "a refusal": (refused(400, {"code": "invalid_param", "message": "Hi"}), "status 400"),
-    "an empty stream": (streamed(), "closed the stream before the end"),
-    "an event that is no JSON": (streamed(b"data: {Hi\n\n"), "unreadable (not JSON)"),
-    "an endless event": ([STREAM_HEAD, chunk(b"data: Hi" * 5_000_000)], "unreadable"),
-    "a failure": (streamed(event(**FAILURE, message="Hi")), "a failure with status 400"),
-    "a bomb": (
-        [packed_head("gzip"), gzip.compress(b"data: Hi" * 4_000_000, 9), CLOSE],
-        "unpacks to more",
-    ),
-    "a cut in what is packed": (
-        [packed_head("gzip"), gzip.compress(Chat().text("Hi"))[:-9], CLOSE],
-        "in the middle",
-    ),
-    "a long end": (
-        streamed(Chat().event("message_end", metadata={"x": "Hi" * 9_000_000})),
-        "MAX_ANSWER_MB",
-    ),
-}
+@pytest.mark.parametrize("given", ["", "a b", "x" * 129, "ä"])
+def test_a_name_that_is_not_sound_is_replaced(api: FlaskClient, given: str) -> None:
+    response = api.get("/healthz", headers={"X-Request-Id": given})
+    assert response.headers["X-Request-Id"] == "new-request"
 
 
-@pytest.mark.parametrize("name", FAILED_ANSWERS)
-@pytest.mark.parametrize("is_streamed", [False, True])
-def test_what_dify_fails_with_is_named_with_its_address(
-    service: Service, dify: FakeDify, name: str, is_streamed: bool
+@pytest.mark.parametrize("stream", [True, False])
+def test_dify_traces_a_question_by_the_name_of_its_request(
+    api: FlaskClient, dify: FakeDify, stream: bool
 ) -> None:
-    before = service.output()
-    steps, cause = FAILED_ANSWERS[name]
-    dify.answers = [steps]
-    url = f"{service.url}/v1/chat/completions"
-    body = {**QUESTION, "stream": is_streamed}
-    answer = httpx.post(url, json=body, timeout=30, trust_env=False)
-    (line,) = new_lines(service, before)
-    said = fields(line)
-    assert answer.status_code >= 400 or "error" in answer.text
-    assert cause in said["cause"]
-    assert said["address"] == dify.base.removesuffix("/v1")
-    assert "Hi" not in line
-    assert str(dify.port) not in answer.text
+    post(api, {"X-Request-Id": "abc-1"}, stream=stream)
+    (asked,) = dify.asked()
+    assert asked.headers["x-trace-id"] == "abc-1"
 
 
-def test_the_access_log_of_gunicorn_comes_beside_it_where_it_is_switched_on(
-    dify: FakeDify, tmp_path: Path
+def test_without_a_name_dify_traces_by_the_traceparent(api: FlaskClient, dify: FakeDify) -> None:
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    post(api, {"traceparent": f"00-{trace}-00f067aa0ba902b7-01"})
+    assert dify.asked()[0].headers["x-trace-id"] == trace
+
+
+def test_the_trace_id_of_the_body_wins(api: FlaskClient, dify: FakeDify) -> None:
+    post(api, {"X-Request-Id": "abc-1"}, trace_id="mine")
+    (asked,) = dify.asked()
+    assert (asked.headers["x-trace-id"], asked.json["trace_id"]) == ("mine", "mine")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_has_one_line(api: FlaskClient, dify: FakeDify, lines: Any, stream: bool) -> None:
+    dify.answers = [Chat(conversation_id="c-1").says("Hello")]
+    post(api, {"X-Request-Id": "abc-1"}, stream=stream, user="ann")
+    (line,) = lines()
+    assert 0 < line.pop("first_byte") <= line.pop("total")
+    tokens = line.pop("prompt_tokens"), line.pop("completion_tokens")
+    assert all(isinstance(count, int) for count in tokens)
+    assert line == {
+        "id": "abc-1",
+        "ip": "127.0.0.1",
+        "caller": "-",
+        "user": "ann",
+        "method": "POST",
+        "route": PATH,
+        "status": 200,
+        "model": "tiny",
+        "conversation": "c-1",
+        "streamed": stream,
+        "ended": "ok",
+    }
+
+
+class TestOfAnAccount:
+    @pytest.fixture
+    def api_keys(self) -> str:
+        return '{"team-a": "key-a"}'
+
+    def test_a_line_names_it_and_not_its_key(self, api: FlaskClient, lines: Any) -> None:
+        post(api, {"Authorization": "Bearer key-a"})
+        post(api, {"Authorization": "Bearer key-wrong"})
+        assert [line["caller"] for line in lines()] == ["team-a", "-"]
+        assert "key-" not in str(lines())
+
+
+@pytest.mark.parametrize(
+    "user",
+    [
+        "ann@example.com",
+        "ann%40example.com",
+        "ann%2540example.com",
+        "ann\uff20example.com",
+        " Ann <ann@b> ",
+    ],
+)
+def test_an_e_mail_address_is_named_by_its_hash(
+    api: FlaskClient, dify: FakeDify, lines: Any, user: str
 ) -> None:
-    settings = {
-        "DIFY_API_BASE": dify.base,
-        "MODEL_CONFIG": '{"tiny":"app-k"}',
-        "GUNICORN_WORKERS": "1",
-        "ACCESS_LOG": "true",
-        "LOG_FILE": "logs/gunicorn.log",
-    }
-    with running(tmp_path, settings) as service:
-        headers = {"User-Agent": "curl/9"}
-        httpx.get(f"{service.url}/v1/models", headers=headers, timeout=20, trust_env=False)
-        log = tmp_path / "logs" / "gunicorn.log"
-        until(lambda: '"GET /v1/models HTTP/1.1" 200' in log.read_text(), 20, "the line")
-        assert '"curl/9"' in log.read_text()
-        assert "route=/v1/models" in log.read_text()
+    post(api, user=user)
+    assert dify.asked()[0].json["user"] == user.strip()
+    (line,) = lines()
+    assert re.fullmatch("sha256:[0-9a-f]{12}", line["user"])
+    assert "ann" not in str(line).lower()
 
 
-def test_a_caller_that_is_too_slow_has_its_line(dify: FakeDify, tmp_path: Path) -> None:
-    settings = {
-        "DIFY_API_BASE": dify.base,
-        "MODEL_CONFIG": '{"tiny":"app-k"}',
-        "GUNICORN_WORKERS": "1",
-    }
-    with running(tmp_path, settings) as service:
-        with socket.create_connection(address(service), timeout=60) as caller:
-            caller.sendall(b"GET / HT")
-            assert b"HTTP/1.1 408" in receive_all(caller)
-        said = fields(next(line for line in service.output().splitlines() if "=408" in line))
-        assert (said["status"], said["ended"], said["method"]) == ("408", "request_timeout", "-")
+SECRET = "the-question-itself"
+REFUSALS = [
+    (404, {"code": "not_found", "message": f"Conversation {SECRET}", "status": 404}),
+    (400, {"code": "completion_request_error", "message": f"bad {SECRET}", "status": 400}),
+    (400, {"code": "invalid_param", "message": SECRET, "status": 400}),
+    (400, {"code": "provider_quota_exceeded", "message": SECRET, "status": 400}),
+    (400, {"code": "provider_not_initialize", "message": SECRET, "status": 400}),
+    (401, {"code": "unauthorized", "message": SECRET, "status": 401}),
+    (413, {"code": "x", "message": SECRET, "status": 413}),
+    (415, {"code": "x", "message": SECRET, "status": 415}),
+    (429, {"code": "x", "message": SECRET, "status": 429}),
+    (500, {"code": "x", "message": SECRET, "status": 500}),
+]
+
+
+@pytest.mark.parametrize(("status", "body"), REFUSALS)
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_dify_said_is_not_in_the_line(
+    api: FlaskClient,
+    dify: FakeDify,
+    lines: Any,
+    caplog: pytest.LogCaptureFixture,
+    status: int,
+    body: dict[str, Any],
+    stream: bool,
+) -> None:
+    dify.answers = [refused(status, body)] * 2
+    assert SECRET in post(api, stream=stream).text
+    (line,) = lines()
+    assert line["dify_code"] == body["code"]
+    assert SECRET not in caplog.text and SECRET not in str(line)
+    warned = [found for found in caplog.records if found.levelno >= logging.WARNING]
+    assert [found.name for found in warned] in ([], ["opendify.requests"])
+
+
+def test_a_failure_is_told_in_one_line_with_its_sentence(
+    api: FlaskClient, dify: FakeDify, caplog: pytest.LogCaptureFixture
+) -> None:
+    dify.answers = [refused(503, {"code": "x", "message": "y", "status": 503})]
+    message = post(api).json["error"]["message"]
+    (line,) = caplog.records
+    assert (line.name, line.levelname) == ("opendify.requests", "WARNING")
+    assert line.fields["error"] == message  # type: ignore[attr-defined]
+
+
+def test_what_a_caller_did_wrong_is_told_with_its_sentence(api: FlaskClient, lines: Any) -> None:
+    api.post(PATH, data=b"{", content_type="application/json", buffered=True)
+    post(api, model=SECRET)
+    first, second = lines()
+    assert first["error"] == "The request body is not valid JSON."
+    assert (first["ended"], second["ended"]) == ("invalid_request", "model_not_found")
+    assert SECRET not in str(second)
+
+
+def test_a_failed_request_is_told_by_the_code_of_its_error(
+    api: FlaskClient, dify: FakeDify, lines: Any
+) -> None:
+    dify.answers = [refused(503, {"code": "x", "message": "y", "status": 503})]
+    post(api)
+    (line,) = lines()
+    assert (line["status"], line["ended"]) == (503, "upstream_unavailable")
+
+
+def test_a_stream_that_breaks_is_told_by_the_code_of_its_error(
+    api: FlaskClient, dify: FakeDify, lines: Any
+) -> None:
+    dify.answers = [[*streamed(Chat().text("Hal"))[:-1], CLOSE]]
+    post(api, stream=True)
+    (line,) = lines()
+    assert (line["status"], line["streamed"], line["ended"]) == (200, True, "upstream_error")
+
+
+def test_a_caller_that_leaves_is_told(api: FlaskClient, dify: FakeDify, lines: Any) -> None:
+    dify.answers = [streamed(*(Chat().text("word ") for _ in range(9)), 60.0)]
+    body = {"model": "tiny", "messages": HI, "stream": True}
+    response = api.post(PATH, json=body)
+    next(iter(response.response))
+    response.close()
+    (line,) = lines()
+    assert (line["status"], line["ended"]) == (200, "caller_gone")
+
+
+def test_the_model_is_told_only_where_there_is_one(api: FlaskClient, lines: Any) -> None:
+    post(api, model="app-a key that went astray")
+    api.get("/healthz", buffered=True)
+    assert [line["model"] for line in lines()] == ["unknown", "-"]
+
+
+@pytest.mark.parametrize(
+    ("path", "route"),
+    [
+        ("/v1/models/org/model?key=secret", "/v1/models/<path:name>"),
+        ("/secret", "-"),
+    ],
+)
+def test_of_a_path_that_has_a_route_only_that_is_told(
+    api: FlaskClient, lines: Any, path: str, route: str
+) -> None:
+    api.get(path, buffered=True)
+    assert [line["route"] for line in lines()] == [route]
+    assert [line.get("path") for line in lines()] == [None if route != "-" else path]
+
+
+def test_a_path_that_has_none_is_told_without_its_query(api: FlaskClient, lines: Any) -> None:
+    api.get("/v1/v1/models?key=secret", buffered=True)
+    api.get(f"/{'a' * 1000}", buffered=True)
+    first, second = lines()
+    assert first["path"] == "/v1/v1/models"
+    assert len(second["path"]) < 250
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
+def test_probes_are_quiet(api: FlaskClient, caplog: pytest.LogCaptureFixture, path: str) -> None:
+    caplog.set_level(logging.INFO, "opendify.requests")
+    api.get(path, buffered=True)
+    assert [found for found in caplog.records if found.name == "opendify.requests"] == []
+
+
+def test_a_keep_alive_is_not_the_first_byte(
+    api: FlaskClient, dify: FakeDify, lines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("opendify.api.responder.HOLD_SECONDS", 0.05)
+    monkeypatch.setattr("opendify.chat.service.KEEP_ALIVE_SECONDS", 0.1)
+    dify.answers = [streamed(PING, 0.5, Chat().text("Late"), Chat().end())]
+    response = post(api, stream=True)
+    assert response.data.startswith(b": keep-alive")
+    assert lines()[0]["first_byte"] >= 0.5
+
+
+def test_an_error_that_comes_after_comments_only_is_the_first_byte(
+    api: FlaskClient, dify: FakeDify, lines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("opendify.api.responder.HOLD_SECONDS", 0.05)
+    monkeypatch.setattr("opendify.chat.service.KEEP_ALIVE_SECONDS", 0.1)
+    dify.answers = [[*streamed(PING, 0.5)[:-1], CLOSE]]
+    response = post(api, stream=True)
+    assert response.data.startswith(b": keep-alive") and b'"error"' in response.data
+    assert lines()[0]["first_byte"] >= 0.5
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("/v1/sk-caller-0123456789/x", "/v1/.../x"),
+        ("/v1/app-secret", "/v1/..."),
+        ("/users/ann@example.com/v1", "/users/.../v1"),
+        ("/v1/0123456789abcdef0123456789abcdef", "/v1/..."),
+        ("/v1/chat/completions/chat/completions", "/v1/chat/completions/chat/completions"),
+        ("/v1/" + "ab/" * 100, "/v1/" + ("ab/" * 100)[:196] + "..."),
+    ],
+)
+def test_a_path_that_is_not_ours_is_logged_without_keys_and_people(path: str, shown: str) -> None:
+    record = Record("id", "GET", 0.0, path=path)
+    assert record.fields()["path"] == shown

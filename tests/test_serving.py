@@ -21,7 +21,7 @@ from tests.service import Service, running
 from tests.serving_app import digest
 from tests.support.waiting import wait_for
 
-WORKER = os.environ.get("WORKER_CLASS", "opendify.serving.worker.Worker")
+WORKER = os.environ.get("WORKER_CLASS", "opendify.worker.worker.Worker")
 # Far above what anything here takes, far below what it takes when it waits for something slow.
 SOON = 5.0
 

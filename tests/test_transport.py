@@ -20,13 +20,13 @@ import trustme
 
 from opendify import errors
 from opendify.config.models import Model
+from opendify.upstream.cancellation import UNWATCHED, Watch
 from opendify.upstream.client import DifyClient
-from opendify.upstream.stream import EventStream
+from opendify.upstream.event_stream import EventStream
 from opendify.upstream.transport import pool as pool_module
 from opendify.upstream.transport.pending_response import PendingResponse
 from opendify.upstream.transport.pool import ConnectionPool
 from opendify.upstream.transport.transport import PooledClient, PooledTransport
-from opendify.upstream.watch import UNWATCHED, Watch
 from tests.fake_dify import (
     CLOSE,
     FOREVER,

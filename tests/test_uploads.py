@@ -16,8 +16,8 @@ from werkzeug.formparser import parse_form_data
 from opendify import errors
 from opendify.config.models import Model
 from opendify.dify.apps import FileRules, parse_file_rules
-from opendify.files.intake import Prepared
-from opendify.files.once import Once
+from opendify.files.attachments import Prepared
+from opendify.files.single_flight import Once
 from opendify.protocols.base import Attachment
 from opendify.upstream.client import DifyClient
 from opendify.upstream.uploads import KEPT_SECONDS, Uploads

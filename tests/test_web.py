@@ -14,18 +14,19 @@ import pytest
 from flask.testing import FlaskClient
 from gunicorn.http.errors import InvalidChunkSize
 
-from opendify import chat, exchange
-from opendify.callers import Callers
-from opendify.capacity import Capacity
+from opendify.api import responder
+from opendify.api.app import create_app
+from opendify.api.middleware.auth import Access
+from opendify.auth.accounts import Callers
+from opendify.auth.api_keys import Keys
+from opendify.chat import service as chat_service
+from opendify.chat import turn
 from opendify.config.models import Model
-from opendify.conversations.store import ConversationStore
-from opendify.keys import Keys
-from opendify.limits.gate import Gate
-from opendify.limits.rates import Rates
-from opendify.limits.slots import Slots
-from opendify.web import responder
-from opendify.web.access import Access
-from opendify.web.app import create_app
+from opendify.conversations.store.json_file import ConversationStore
+from opendify.limits.capacity import Capacity
+from opendify.limits.concurrency import Slots
+from opendify.limits.limiter import Gate
+from opendify.limits.rate import Rates
 from tests import schemas, service
 from tests.conftest import KEY, NO_LIMITS, made_app
 from tests.fake_dify import (
@@ -588,7 +589,7 @@ def test_the_status_does_not_wait_for_ever(
     api: FlaskClient, dify: FakeDify, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(responder, "HOLD_SECONDS", 0.1)
-    monkeypatch.setattr(chat, "KEEP_ALIVE_SECONDS", 0.1)
+    monkeypatch.setattr(chat_service, "KEEP_ALIVE_SECONDS", 0.1)
     failed = event(event="error", code="invalid_param", status=400, message="x")
     dify.answers = [streamed(PING, 0.6, failed)]
     response = post(api, stream=True)
@@ -607,7 +608,7 @@ def test_a_chatflow_that_runs_is_held_back_for_a_moment_only(
     patience: float,
     status: int,
 ) -> None:
-    monkeypatch.setattr(exchange, "HOLD_SECONDS_OF_A_RUN", patience)
+    monkeypatch.setattr(turn, "HOLD_SECONDS_OF_A_RUN", patience)
     said = Chat()
     failed = said.event("workflow_finished", data={"status": "failed", "error": "x"})
     dify.answers = [streamed(said.event("workflow_started", data={}), 0.5, failed)]
@@ -620,7 +621,7 @@ def test_a_chatflow_that_runs_is_held_back_for_a_moment_only(
 def test_a_quiet_connection_is_kept_alive_in_the_middle_too(
     api: FlaskClient, dify: FakeDify, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chat, "KEEP_ALIVE_SECONDS", 0.1)
+    monkeypatch.setattr(chat_service, "KEEP_ALIVE_SECONDS", 0.1)
     said = Chat()
     dify.answers = [streamed(said.text("one"), PING, 0.5, said.text("two"), said.end())]
     found = read_stream(post(api, stream=True).data)

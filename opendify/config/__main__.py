@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from opendify.config.environment import check_certificates, load_environment, read_file
+from opendify.config.dotenv import check_certificates, load_environment, read_file
 from opendify.config.settings import ConfigError, load_settings
 
 

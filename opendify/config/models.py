@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
-from opendify.config.values import BadValue, parse_object, positive
+from opendify.config.parsing import BadValue, parse_object, positive
 
 APP_TYPES = ("chat", "agent-chat", "agent", "advanced-chat", "completion", "workflow")
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
-from opendify.config.ca_files import read_authorities
-from opendify.config.callers import (
+from opendify.auth.api_keys import Keys
+from opendify.config.accounts import (
     MOST,
     Account,
     Limits,
@@ -14,11 +14,11 @@ from opendify.config.callers import (
     parse_key_list,
     parse_origins,
 )
+from opendify.config.ca_files import read_authorities
 from opendify.config.models import Model, parse_base, parse_models
+from opendify.config.parsing import BadValue
+from opendify.config.redis_url import parse_store_address
 from opendify.config.secret_files import with_files
-from opendify.config.store_address import parse_store_address
-from opendify.config.values import BadValue
-from opendify.keys import Keys
 
 ENVIRONMENTS = ("production", "development")
 LOG_FORMATS = ("text", "json")

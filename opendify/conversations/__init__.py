@@ -1,23 +1,14 @@
-"""Which Dify conversation each chat is in, kept in a JSON file that processes share, or in Redis.
+"""Which Dify conversation continues a chat.
 
-`contract` says what can be asked of a store, `uses` what that does, `mapping` what one entry is,
-`kinds` which kind is meant; `transfer` is the program that copies one to another. `whose` knows
-what a key says.
-
-The JSON file, from the outside in: `store`, `ledger` and `memory` (one process's view), `keeper`
-(when it is tidied), `journal` and `snapshot` (the two kinds of file in it), `loading`, `folder`
-(which keeps processes apart) and `owners` (mappings by conversation). How they work together is
-told in docs/decisions/0001-json-file-store.md.
-
-Redis, from the outside in: `redis_store`, `recollection` (what is known while it is away),
-`redis_shelf` (how mappings lie there) and `redis_link`. See docs/decisions/0004-redis-store.md.
-
-The turns of a chat wait for one another by `turn_locks` or `redis_locks`; `processes` tells by
-them which processes are alive.
+`resolver` finds it and remembers it, by a `fingerprint` of the history or by the client's ids
+(`keys`); `unsettled` is about turns whose end was not seen. `store/` keeps the records, in a JSON
+file that processes share or in Redis; `locks/` lets one turn of a chat run at a time, and
+`processes` tells by them which processes are alive. `admin` serves operators; `migrate` is the
+program that copies one store to another. See docs/decisions 0001 and 0004.
 """
 
-from opendify.conversations.contract import Conversations
-from opendify.conversations.mapping import Mapping, Stats
-from opendify.conversations.store import ConversationStore
+from opendify.conversations.store.base import Conversations
+from opendify.conversations.store.json_file import ConversationStore
+from opendify.conversations.store.records import Mapping, Stats
 
 __all__ = ["ConversationStore", "Conversations", "Mapping", "Stats"]

@@ -8,8 +8,8 @@ import secrets
 import threading
 import time
 
-from opendify.conversations.forks import in_each_child
-from opendify.conversations.turn_locks import Lock, TurnLocks
+from opendify.conversations.locks.files import Lock, TurnLocks
+from opendify.storage.fork import in_each_child
 
 
 class Processes:

@@ -12,9 +12,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from opendify.config.environment import check_certificates, read_file
+from opendify.config.dotenv import check_certificates, read_file
 from opendify.config.settings import ConfigError, load_settings
-from opendify.deploy import backup, doctor, online, restore
+from opendify.deploy import (
+    backup,
+    doctor,
+    online,
+    restore,
+)
 from opendify.deploy.masking import find_secrets, mask
 from opendify.deploy.messages import LANGUAGES, message
 from opendify.deploy.operator import Gone, Operator, Refused

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
-from opendify.config.environment import check_certificates, read_file
+from opendify.config.dotenv import check_certificates, read_file
+from opendify.config.parsing import BadValue, parse_object, without_quotes
 from opendify.config.secret_files import FILE_VARIABLES, with_files
 from opendify.config.settings import ConfigError, Settings, load_settings
-from opendify.config.values import BadValue, parse_object, without_quotes
 from opendify.deploy.env_files import Unwritable, write_for_docker, write_json
 
 ReadFile = Callable[[str], str]

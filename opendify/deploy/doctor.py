@@ -3,7 +3,12 @@
 from collections.abc import Mapping
 
 from opendify.deploy import checking
-from opendify.deploy.env_files import BYTE_ORDER_MARK, BadLine, parse, parse_as_docker
+from opendify.deploy.env_files import (
+    BYTE_ORDER_MARK,
+    BadLine,
+    parse,
+    parse_as_docker,
+)
 from opendify.deploy.messages import problem
 from opendify.deploy.operator import Operator, Refused
 

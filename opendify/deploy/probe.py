@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from opendify.config.values import without_quotes
+from opendify.config.parsing import without_quotes
 from opendify.deploy.masking import split_keys
 
 TIMEOUT = 5.0  # seconds

@@ -8,8 +8,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from opendify.config.models import parse_base, parse_models
+from opendify.config.parsing import BadValue, parse_object
 from opendify.config.settings import SERVER_NUMBERS
-from opendify.config.values import BadValue, parse_object
 from opendify.deploy.env_files import (
     Unwritable,
     parse_assignments,

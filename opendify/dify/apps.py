@@ -8,7 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from opendify.dify.fields import as_count, as_list, as_object, as_string, as_strings
+from opendify.dify.fields import (
+    as_count,
+    as_list,
+    as_object,
+    as_string,
+    as_strings,
+)
 
 FILE_KINDS = ("image", "document", "audio", "video", "custom")
 

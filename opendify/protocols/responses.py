@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from opendify.dify.events import Ids
 from opendify.errors import OpenDifyError
 from opendify.protocols.base import ChatPrompt
-from opendify.telling.tellings import Completion, Delta
+from opendify.rendering.deltas import Completion, Delta
 
 
 @dataclass(frozen=True, slots=True)

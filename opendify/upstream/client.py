@@ -18,17 +18,22 @@ import httpx
 from opendify import errors
 from opendify.config.models import Model
 from opendify.dify.decoding import decode_whole
-from opendify.dify.failures import packed, parse_refusal, to_error, wrong_kind
-from opendify.request_ids import is_request_id
-from opendify.steps import AT_ONCE, Wait
+from opendify.dify.error_mapping import (
+    packed,
+    parse_refusal,
+    to_error,
+    wrong_kind,
+)
+from opendify.observability.request_ids import is_request_id
+from opendify.streaming import AT_ONCE, Wait
 from opendify.upstream import causes
+from opendify.upstream.background_reader import Steps, Watcher
+from opendify.upstream.cancellation import UNWATCHED, Watch
+from opendify.upstream.event_stream import EventStream
 from opendify.upstream.network_errors import to_network_error
-from opendify.upstream.stream import EventStream
 from opendify.upstream.transport.pending_response import PendingResponse
 from opendify.upstream.transport.transport import PooledClient
 from opendify.upstream.unpacking import BadPacking, UnknownCoding, new_unpacker
-from opendify.upstream.watch import UNWATCHED, Watch
-from opendify.upstream.watcher import Steps, Watcher
 
 log = logging.getLogger(__name__)
 

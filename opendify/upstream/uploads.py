@@ -13,13 +13,18 @@ from typing import Any
 from opendify import errors
 from opendify.config.models import Model
 from opendify.dify.apps import FileRules
+from opendify.files.attachments import (
+    Prepared,
+    Ready,
+    Speech,
+    plan,
+)
 from opendify.files.content import Content
-from opendify.files.intake import Prepared, Ready, Speech, plan
-from opendify.files.once import Once
+from opendify.files.single_flight import Once
 from opendify.protocols.base import Attachment
 from opendify.upstream import causes
+from opendify.upstream.cancellation import UNWATCHED, Watch
 from opendify.upstream.client import DifyClient
-from opendify.upstream.watch import UNWATCHED, Watch
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from opendify.conversations import ConversationStore
-from opendify.conversations.keeper import Keeper
+from opendify.conversations.store.compactor import Keeper
 
 MOVED_EVERY = 7
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from opendify.conversations import ConversationStore
-from opendify.conversations.keeper import Keeper
+from opendify.conversations.store.compactor import Keeper
 
 CALLS = [
     "open", "write", "pread", "replace", "rename", "unlink", "listdir",
@@ -26,7 +26,7 @@ Hook = Callable[[str, tuple[Any, ...]], None]
 @pytest.fixture(autouse=True)
 def slow_keeper(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Keeper, "TICK_SECONDS", 3600.0)
-    monkeypatch.setattr("opendify.conversations.ledger._PATIENCE", 0.0)
+    monkeypatch.setattr("opendify.conversations.store.journaled_map._PATIENCE", 0.0)
 
 
 class Kernel:

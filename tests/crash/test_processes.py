@@ -21,7 +21,7 @@ HEAD = """
     import logging, os, sys, threading, time
     from pathlib import Path
     from opendify.conversations import ConversationStore
-    from opendify.conversations.keeper import Keeper
+    from opendify.conversations.store.compactor import Keeper
 
     Keeper.TICK_SECONDS = 0.05
     logging.basicConfig(format="%(levelname)s %(message)s")

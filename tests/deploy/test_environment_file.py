@@ -12,7 +12,7 @@ from dotenv import dotenv_values
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from opendify.config.environment import load_environment
+from opendify.config.dotenv import load_environment
 from opendify.deploy.env_files import parse
 from tests.support.profiles import examples
 

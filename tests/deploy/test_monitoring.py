@@ -12,8 +12,8 @@ import yaml
 from flask.testing import FlaskClient
 
 from opendify import errors
-from opendify.monitoring.metrics import Metrics
-from opendify.monitoring.record import CALLER_GONE, OK
+from opendify.observability.metrics import Metrics
+from opendify.observability.record import CALLER_GONE, OK
 from tests.deploy.test_manifests import run
 from tests.fake_dify import CLOSE, Chat, FakeDify, streamed
 from tests.service import ROOT

@@ -6,14 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 
 import httpx
 
+from opendify.upstream.cancellation import Watch
 from opendify.upstream.transport.connection import Connection, Origin
 from opendify.upstream.transport.pool import ConnectionPool
-from opendify.upstream.transport.response_reader import (
-    ProtocolError,
-    RawHeaders,
-    ResponseReader,
-)
-from opendify.upstream.watch import Watch
+from opendify.upstream.transport.response_reader import ProtocolError, RawHeaders, ResponseReader
 
 # For how long from the beginning of a request the end of a reused connection can mean that the peer
 # had closed it before the request came.

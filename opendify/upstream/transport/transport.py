@@ -9,11 +9,11 @@ from typing import Any
 
 import httpx
 
+from opendify.upstream.cancellation import UNWATCHED, Watch
 from opendify.upstream.transport.connector import Connector, origin_of
 from opendify.upstream.transport.pending_response import PendingResponse
 from opendify.upstream.transport.pool import ConnectionPool
 from opendify.upstream.transport.request_writer import request_parts
-from opendify.upstream.watch import UNWATCHED, Watch
 
 
 class PooledTransport(httpx.BaseTransport):

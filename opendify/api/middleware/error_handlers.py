@@ -1,0 +1,79 @@
+"""What callers are told when a request fails."""
+
+import logging
+
+from flask import Flask, Response, jsonify, request
+from werkzeug.exceptions import HTTPException
+
+from opendify import errors
+from opendify.api.middleware.auth import Access, refuse_key
+from opendify.api.middleware.paths import advice
+from opendify.api.middleware.request_log import current_record
+from opendify.observability.record import CALLER_GONE
+from opendify.protocols.openai import chat_response
+
+log = logging.getLogger(__name__)
+
+
+def add_error_handlers(app: Flask, access: Access) -> None:
+    """Errors of ours, of Werkzeug, and unexpected ones are answered in OpenAI's form."""
+    app.register_error_handler(errors.OpenDifyError, _to_response)
+    if access.callers_bring_dify_key:
+        app.register_error_handler(errors.DifyAuthFailed, lambda exc: _to_response(refuse_key(exc)))
+    app.register_error_handler(errors.CallerGone, _to_nobody)
+    app.register_error_handler(HTTPException, _from_http_exception)
+    app.register_error_handler(Exception, _unexpected)
+
+
+def internal_error() -> errors.InternalError:
+    """What callers are told of an unexpected error: nothing of it."""
+    return errors.InternalError("OpenDify failed unexpectedly; its operator finds why in the log.")
+
+
+def _to_nobody(exc: errors.CallerGone) -> Response:
+    current_record().ended = CALLER_GONE
+    return Response(status=499)
+
+
+def _to_response(error: errors.OpenDifyError) -> Response:
+    current_record().failed(error)
+    response = jsonify(chat_response.error_body(error))
+    response.status_code = error.status
+    if error.status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    if error.retry_after is not None:
+        response.headers["Retry-After"] = str(error.retry_after)
+    if (not error.repeatable and error.status in (408, 409, 429)) or error.status >= 500:
+        response.headers["x-should-retry"] = "true" if error.repeatable else "false"
+    return response
+
+
+def _from_http_exception(exc: HTTPException) -> Response:
+    response = _to_response(_from_werkzeug(exc))
+    for name, value in exc.get_headers(request.environ):
+        if name in ("Allow", "Content-Range"):  # RFC 9110 wants them with 405 and 416
+            response.headers[name] = value
+    return response
+
+
+def _from_werkzeug(exc: HTTPException) -> errors.OpenDifyError:
+    if exc.code == 404:
+        here = f"There is no {request.method} {request.path[:200]} here."
+        return errors.RouteNotFound(f"{here} {advice(request.path)}".strip())
+    if exc.code == 405:
+        here = f"{request.path[:200]} does not answer {request.method}."
+        return errors.MethodNotAllowed(f"{here} {advice(request.path)}".strip())
+    if exc.code == 413:
+        limit = (request.max_content_length or 0) // (1024 * 1024)
+        return errors.RequestTooLarge(f"The request body is larger than {limit} MB (MAX_BODY_MB).")
+    if exc.code == 416:
+        return errors.RangeNotSatisfiable("The file has no such part.")
+    if exc.code is not None and 400 <= exc.code < 500:
+        return errors.InvalidRequest(exc.description or "The request cannot be read.")
+    log.error("unexpected error", exc_info=exc)
+    return internal_error()
+
+
+def _unexpected(exc: Exception) -> Response:
+    log.error("unexpected error", exc_info=exc)
+    return _to_response(internal_error())

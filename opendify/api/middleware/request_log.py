@@ -1,0 +1,177 @@
+"""Around the application: every request gets a name and a record, and one line in the log."""
+
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any, Protocol
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from flask import Flask, request
+
+from opendify.api.streaming_response import SteppedBody
+from opendify.observability.logs import log_fields, request_id
+from opendify.observability.record import (
+    CALLER_GONE,
+    OK,
+    UNKNOWN_MODEL,
+    Record,
+)
+from opendify.observability.request_ids import parse_request_id
+from opendify.streaming import (
+    NEEDS_THREAD,
+    Steps,
+    StepsWithEnd,
+    Wait,
+)
+
+log = logging.getLogger("opendify.requests")
+
+_KEY = "opendify.record"
+
+# Asked every few seconds by machines, and of no interest in the log.
+_PROBES = ("/healthz", "/readyz", "/metrics")
+
+
+class Observer(Protocol):
+    """Who is told of requests."""
+
+    def stream_began(self, record: Record) -> None: ...
+
+    def request_ended(self, record: Record) -> None: ...
+
+
+def record_requests(
+    app: Flask, observer: Observer, models: Collection[str], new_id: Callable[[], str]
+) -> None:
+    """Records every request of the application, its streams to their end."""
+    app.url_value_preprocessor(_note_route)  # which is called before anything may refuse
+    recording = _Recording(app.wsgi_app, observer, models, new_id)
+    app.wsgi_app = recording  # type: ignore[method-assign]
+
+
+def current_record() -> Record:
+    """The record of the request that is being served; of no use where none is made."""
+    record: Record = request.environ.get(_KEY) or Record("", request.method, 0.0)
+    return record
+
+
+def to_first_byte(steps: StepsWithEnd[bytes], record: Record, keep_alive: bytes) -> Steps[bytes]:
+    """The steps to the first that counts as a byte of the answer, as ``keep_alive`` does not.
+    Whoever takes them must have a thread; the rest is taken from ``steps``."""
+    for step in steps:
+        if isinstance(step, Wait):
+            yield NEEDS_THREAD
+        elif step == keep_alive:
+            yield step
+        else:
+            note_byte(record)
+            yield step
+            return
+
+
+def note_byte(record: Record) -> None:
+    """There is a byte of the answer now, perhaps the first."""
+    record.first_byte_at = record.first_byte_at or time.monotonic()
+
+
+def _note_route(endpoint: str | None, values: Any) -> None:
+    current_record().route = request.url_rule.rule if request.url_rule else ""
+
+
+class _Recording:
+    def __init__(
+        self,
+        app: WSGIApplication,
+        observer: Observer,
+        models: Collection[str],
+        new_id: Callable[[], str],
+    ) -> None:
+        self._app = app
+        self._observer = observer
+        self._models = models
+        self._new_id = new_id
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        given = environ.get("HTTP_X_REQUEST_ID", ""), environ.get("HTTP_TRACEPARENT", "")
+        name = parse_request_id(*given) or self._new_id()
+        record = Record(name, environ["REQUEST_METHOD"], time.monotonic())
+        record.ip, record.path = environ.get("REMOTE_ADDR", ""), environ.get("PATH_INFO", "")
+        environ[_KEY] = record
+        request_id.set(name)
+
+        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+            record.status = int(status[:3])
+            return start_response(status, [*headers, ("X-Request-Id", name)], exc_info)
+
+        try:
+            body = self._app(environ, start)
+        except BaseException:
+            record.ended = "aborted"
+            self._end(record)
+            raise
+        if record.is_streaming:
+            _tell(self._observer.stream_began, record)
+        if isinstance(body, SteppedBody):
+            return _Stepped(body, record, self._end)
+        return _Body(body, record, self._end)
+
+    def _end(self, record: Record) -> None:
+        record.ended_at = time.monotonic()
+        record.ended = record.ended or OK
+        if record.model and record.model not in self._models:
+            record.model = UNKNOWN_MODEL
+        log_fields(log, _level(record), "request", record.fields())
+        _tell(self._observer.request_ended, record)
+        request_id.set("")
+
+
+def _level(record: Record) -> int:
+    if record.is_failure and record.route not in _PROBES:
+        return logging.WARNING
+    return logging.DEBUG if record.route in _PROBES else logging.INFO
+
+
+def _tell(observer: Callable[[Record], None], record: Record) -> None:
+    """Answers go on also where they cannot be counted."""
+    try:
+        observer(record)
+    except Exception:
+        log.exception("a request was not counted")
+
+
+class _Body:
+    """The body of an answer. Whoever takes it must close it; before its end, only one whose caller
+    has gone is closed."""
+
+    def __init__(
+        self, body: Iterable[bytes], record: Record, end: Callable[[Record], None]
+    ) -> None:
+        self._body = body
+        self._record = record
+        self._end = end
+
+    def __iter__(self) -> Iterator[bytes]:
+        for piece in self._body:
+            note_byte(self._record)
+            yield piece
+        self._record.is_complete = True
+
+    def close(self) -> None:
+        try:
+            if hasattr(self._body, "close"):
+                self._body.close()
+        finally:
+            if not self._record.is_complete:
+                self._record.ended = self._record.ended or CALLER_GONE
+            self._end(self._record)
+
+
+class _Stepped(_Body):
+    """One whose steps note what is recorded of them, so that each costs nothing here."""
+
+    def __init__(self, body: SteppedBody, record: Record, end: Callable[[Record], None]) -> None:
+        super().__init__(body, record, end)
+        self.steps = body.steps
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._body)

@@ -1,0 +1,82 @@
+"""Reading the body of a request."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flask import abort, current_app, request
+from gunicorn.http.errors import ParseException
+
+from opendify import errors
+from opendify.protocols.openai.json_object import JsonObject, parse_object
+
+_USUAL_TYPES = ("", "application/json")
+# Of a length that is not absurd: Python refuses to read a number of thousands of digits.
+_MOST_DIGITS = 18
+
+
+def json_body(may_be_empty: bool = False) -> JsonObject:
+    """The JSON object in the body; an empty body is an object without fields if
+    ``may_be_empty``.
+
+    Raises InvalidRequest, RequestTooLarge, UnsupportedMediaType, and an HTTPException if the body
+    is larger than MAX_CONTENT_LENGTH.
+    """
+    environ = request.environ
+    data = _received(environ)
+    max_text_bytes: int = current_app.config["MAX_TEXT_BYTES"]
+    if may_be_empty and not data.strip():
+        return parse_object(b"{}", max_text_bytes)
+    _require_plain_json(environ)
+    return parse_object(data, max_text_bytes)
+
+
+def _received(environ: Mapping[str, Any]) -> bytes:
+    limit = request.max_content_length
+    length = _usual_length(environ, limit)
+    try:
+        if length is not None:
+            data = _read(environ["wsgi.input"], length)
+        else:
+            data, length = request.get_data(cache=False), request.content_length
+    except (OSError, ParseException) as exc:
+        raise errors.InvalidRequest(
+            "The request body ended too early, or its chunks are malformed."
+        ) from exc
+    if length is not None and len(data) < length:
+        raise errors.InvalidRequest("The request body is shorter than its Content-Length.")
+    if length is None and limit is not None and len(data) >= limit:  # cut off there in silence
+        abort(413)
+    return data
+
+
+def _usual_length(environ: Mapping[str, Any], limit: int | None) -> int | None:
+    """Of a body that is not too long, without chunks, from a server that ends it; None for any
+    other, which Werkzeug reads: it wraps the stream, and takes four times as long."""
+    told = environ.get("CONTENT_LENGTH", "")
+    if not told.isdecimal() or len(told) > _MOST_DIGITS or "HTTP_TRANSFER_ENCODING" in environ:
+        return None
+    length = int(told)
+    is_usual = "wsgi.input_terminated" in environ and limit is not None and length <= limit
+    return length if is_usual else None
+
+
+def _read(stream: Any, length: int) -> bytes:
+    """As much as there is of so many bytes. What the stream raises is what Werkzeug makes of it."""
+    data = b""
+    try:
+        while len(data) < length and (piece := stream.read(length - len(data))):
+            data += piece
+    except (OSError, ValueError):
+        abort(400)
+    return data
+
+
+def _require_plain_json(environ: Mapping[str, Any]) -> None:
+    if environ.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
+        raise errors.UnsupportedMediaType("Send the body as it is, without Content-Encoding.")
+    if environ.get("CONTENT_TYPE", "") in _USUAL_TYPES:
+        return
+    if request.mimetype and not request.mimetype.endswith("json"):
+        raise errors.UnsupportedMediaType(
+            "Send JSON, with the header Content-Type: application/json."
+        )

@@ -1,0 +1,121 @@
+"""What a request holds, and its one owner: the body of the response, whatever kind of it.
+
+Each request has its Resources in the WSGI environment. They are given back when the server closes
+the body (PEP 3333 has it do so however the response ends), or when the application raises instead
+of returning one. Nothing depends on ``Response.call_on_close``, which Werkzeug does not call for
+every kind of response.
+"""
+
+import select
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from threading import Lock
+from typing import Any
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from flask import Flask, request
+
+from opendify.api.streaming_response import SteppedBody
+
+_KEY = "opendify.resources"
+
+# The last bytes of a response: a socket that poll() calls writable takes as many without waiting.
+MAX_LAST_BYTES = 8 * 1024
+
+
+class Resources:
+    """What one request holds. ``sock`` is the caller's connection, where the server tells it."""
+
+    def __init__(self, sock: Any = None) -> None:
+        self._sock = sock
+        self._callbacks = ExitStack()
+        self._permits = ExitStack()
+        self._lock = Lock()
+        self._callbacks.callback(self._release_permits)
+
+    def add(self, close: Callable[[], object]) -> None:
+        """Calls ``close`` when the response is closed, before those that were added earlier."""
+        self._callbacks.callback(close)
+
+    def add_permit(self, release: Callable[[], object]) -> None:
+        """Calls ``release`` when the response is closed, after everything else, or a moment before
+        its last bytes are sent: so that a caller who has them finds the place free."""
+        self._permits.callback(release)
+
+    def release_permits(self) -> None:
+        """To be called before the last bytes of the response, at most MAX_LAST_BYTES, are given to
+        the server. A caller who has no room for them keeps its permits until it is closed, since
+        sending to it holds a thread."""
+        if self._sock is None or _is_writable(self._sock):
+            self._release_permits()
+
+    def close(self) -> None:
+        """Gives everything back; what fails does not keep the rest. Twice is harmless."""
+        with self._lock:
+            callbacks = self._callbacks.pop_all()
+        callbacks.close()
+
+    def _release_permits(self) -> None:
+        with self._lock:
+            permits = self._permits.pop_all()
+        permits.close()
+
+
+def own_resources(app: Flask) -> None:
+    """Gives every request of the application its Resources."""
+    app.wsgi_app = _Owning(app.wsgi_app)  # type: ignore[method-assign]
+
+
+def current_resources() -> Resources:
+    """Those of the request that is being served."""
+    resources: Resources = request.environ[_KEY]
+    return resources
+
+
+class _Owning:
+    def __init__(self, app: WSGIApplication) -> None:
+        self._app = app
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        resources = environ[_KEY] = Resources(environ.get("gunicorn.socket"))
+        try:
+            body = self._app(environ, start_response)
+        except BaseException:
+            resources.close()
+            raise
+        if hasattr(body, "close"):
+            resources.add(body.close)
+        if isinstance(body, SteppedBody):
+            return SteppedBody(body.steps, resources.close)
+        return _Body(body, resources)
+
+
+class _Body:
+    """A body that gives the permits back before its last bytes. Always one piece behind."""
+
+    def __init__(self, body: Iterable[bytes], resources: Resources) -> None:
+        self._body = body
+        self._resources = resources
+        self.close = resources.close
+
+    def __iter__(self) -> Iterator[bytes]:
+        last = b""
+        for piece in self._body:
+            if last:
+                yield last
+            last = piece
+        if len(last) > MAX_LAST_BYTES:
+            yield last[:-MAX_LAST_BYTES]
+            last = last[-MAX_LAST_BYTES:]
+        self._resources.release_permits()
+        if last:
+            yield last
+
+
+def _is_writable(sock: Any) -> bool:
+    poll = select.poll()
+    try:
+        poll.register(sock, select.POLLOUT)
+    except (OSError, ValueError):  # closed
+        return True
+    return bool(poll.poll(0))

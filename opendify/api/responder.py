@@ -1,0 +1,189 @@
+"""Answers the requests of every surface: limits, the caller, the answer whole or as a stream."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from flask import Response, jsonify, request
+
+from opendify import errors
+from opendify.api.middleware.auth import Access
+from opendify.api.middleware.error_handlers import internal_error
+from opendify.api.middleware.request_log import current_record, note_byte, to_first_byte
+from opendify.api.request_body import json_body
+from opendify.api.resources import Resources, current_resources
+from opendify.api.streaming_response import SteppedResponse
+from opendify.chat.service import HOLD_SECONDS, Asked, ChatService
+from opendify.chat.turn import Caller
+from opendify.limits.capacity import Capacity
+from opendify.observability.record import CALLER_GONE, Record
+from opendify.protocols import openwebui
+from opendify.protocols.base import ChatPrompt
+from opendify.protocols.openai.chat_request import nameable
+from opendify.protocols.openai.json_object import JsonObject
+from opendify.protocols.responses import ParsedRequest, StreamWriter
+from opendify.streaming import NEEDS_THREAD, Steps
+from opendify.upstream.cancellation import Watch
+
+log = logging.getLogger(__name__)
+
+MAX_NAME = 255
+DEFAULT_USER = "default_user"
+
+# So much may leave together with the end of a stream, after which its place counts as free.
+_MAX_HELD_BYTES = 4 * 1024
+
+_STREAM_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",
+}
+
+
+class Responder:
+    """``user_secret`` is that of Open WebUI's tokens: where there is one, only people are served
+    for whom such a token vouches. ``now`` gives epoch seconds."""
+
+    def __init__(
+        self,
+        service: ChatService,
+        access: Access,
+        capacity: Capacity,
+        user_secret: str,
+        now: Callable[[], float],
+    ) -> None:
+        self._service = service
+        self._access = access
+        self._capacity = capacity
+        self._user_secret = user_secret
+        self._now = now
+
+    def respond(self, parse: Callable[[JsonObject], ParsedRequest]) -> Response:
+        """The response to the request that is being served, which ``parse`` reads. Raises
+        OpenDifyError."""
+        record, resources = current_record(), current_resources()
+        with ExitStack() as acquired:
+            acquired.callback(self._access.enter())
+            parsed = parse(json_body())
+            prompt = parsed.prompt
+            record.model, record.streamed = prompt.model, prompt.stream
+            caller = self._caller(prompt)
+            record.user = caller.user
+            model = self._service.answering_model(prompt, caller)
+            resources.add_permit(self._capacity.take_answer())
+            acquired.callback(self._capacity.take_run(model.name))
+            exchange = self._service.start(prompt, caller)
+            # A run that its caller has left goes on in Dify: it counts until it is over there.
+            run_permits = acquired.pop_all()
+            resources.add_permit(lambda: exchange.when_over(run_permits.close))
+        resources.add(lambda: _close(exchange, record))
+        try:
+            response = self._response(parsed, exchange, record, resources)
+        except errors.DifyError:
+            exchange.end()
+            raise
+        return _with_headers(response, exchange, parsed)
+
+    def _response(
+        self, parsed: ParsedRequest, exchange: Asked, record: Record, resources: Resources
+    ) -> Response:
+        if parsed.prompt.stream:
+            exchange.hold(HOLD_SECONDS)
+            record.is_streaming = True
+            events = self._events(exchange, parsed.new_writer(), record, resources)
+            return SteppedResponse(events, headers=_STREAM_HEADERS)
+        response = jsonify(parsed.to_json(self._service.complete(exchange)))
+        exchange.end()
+        if exchange.ids.message_id:
+            response.headers["X-Dify-Message-Id"] = exchange.ids.message_id
+        return response
+
+    def _events(
+        self, exchange: Asked, writer: StreamWriter, record: Record, resources: Resources
+    ) -> Steps[bytes]:
+        steps = self._service.stream(exchange, writer)
+        try:
+            yield from to_first_byte(steps, record, writer.keep_alive())
+            end = yield from steps  # nothing of ours between a token and its caller
+        except errors.CallerGone:
+            record.ended = CALLER_GONE
+            return
+        except errors.OpenDifyError as exc:
+            yield NEEDS_THREAD  # the request is over, and goes into the log
+            end = _failure(exc, writer, record)
+        except Exception:
+            yield NEEDS_THREAD
+            log.exception("unexpected error in a stream")
+            end = _failure(internal_error(), writer, record)
+        before, last = _split_last_event(end)
+        if before:
+            yield before
+        if not exchange.has_ended or len(before) > _MAX_HELD_BYTES:
+            yield NEEDS_THREAD  # the bytes so far do not wait for Dify
+            exchange.end()
+        resources.release_permits()
+        yield last  # which clients wait for: a place is free before they see it
+        record.is_complete = True
+
+    def _caller(self, prompt: ChatPrompt) -> Caller:
+        environ, identity = request.environ, self._access.identity()
+        headers = openwebui.Told(environ)
+        person = openwebui.person(prompt, headers, self._user_secret, self._now())
+        user = _bounded(person.id) or DEFAULT_USER
+        chat_id = _bounded(openwebui.chat_id(prompt, headers))
+        return Caller(
+            name=identity.name,
+            models=identity.models,
+            user=user,
+            chat_id=chat_id,
+            is_temporary_chat=openwebui.is_temporary(chat_id),
+            watch=Watch(
+                _descriptor(environ, "gunicorn.socket"), _descriptor(environ, "opendify.ending")
+            ),
+            role=person.role,
+            in_open_webui=bool(headers),
+            task=openwebui.task(headers),
+            trace_id=current_record().id,
+            answer_id=openwebui.answer_id(headers),
+            follows=openwebui.followed_answer_id(headers),
+            is_named_user=user != DEFAULT_USER,
+        )
+
+
+def _with_headers(response: Response, exchange: Asked, parsed: ParsedRequest) -> Response:
+    if exchange.ids.conversation_id:
+        response.headers["X-Dify-Conversation-Id"] = exchange.ids.conversation_id
+    if ignored := nameable((*exchange.ignored, *parsed.ignored)):
+        response.headers["X-OpenDify-Ignored"] = ", ".join(ignored)
+    return response
+
+
+def _failure(error: errors.OpenDifyError, writer: StreamWriter, record: Record) -> bytes:
+    record.failed(error)
+    note_byte(record)
+    return writer.fail(error)
+
+
+def _split_last_event(events: bytes) -> tuple[bytes, bytes]:
+    start = events.rfind(b"\n\n", 0, -2)
+    return (events[: start + 2], events[start + 2 :]) if start >= 0 else (b"", events)
+
+
+def _close(exchange: Asked, record: Record) -> None:
+    if usage := exchange.usage:
+        record.tokens = {"prompt": usage.prompt_tokens, "completion": usage.completion_tokens}
+    record.conversation = exchange.ids.conversation_id
+    exchange.close()
+
+
+def _descriptor(environ: Mapping[str, Any], name: str) -> int | None:
+    """Of what the server gives the application; None where this server does not."""
+    found = environ.get(name)
+    return found.fileno() if found is not None else None
+
+
+def _bounded(name: str) -> str:
+    name = name.replace("\0", "")
+    return name if len(name) <= MAX_NAME else hashlib.sha256(name.encode()).hexdigest()

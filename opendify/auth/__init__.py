@@ -1,0 +1,1 @@
+"""Who calls: API keys, and the accounts that they belong to."""

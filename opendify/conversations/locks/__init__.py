@@ -1,0 +1,1 @@
+"""Locks that let one turn of a chat run at a time, over processes and machines."""

@@ -1,0 +1,145 @@
+"""``python -m opendify.conversations.migrate``: copies the conversations to another store."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from opendify.config.dotenv import load_environment, read_file
+from opendify.config.parsing import BadValue
+from opendify.config.redis_url import parse_store_address, without_secrets
+from opendify.config.secret_files import FILE_VARIABLES, with_files
+from opendify.config.settings import ConfigError, data_folder
+from opendify.conversations.store import records as kept
+from opendify.conversations.store.base import Conversations
+from opendify.conversations.store.factory import new_conversations, new_link
+from opendify.conversations.store.records import Entries
+
+_BATCH = 500
+_SETTING = "CONVERSATION_STORE"
+_NO_LIMIT = sys.maxsize
+
+_ABOUT = """\
+Copies the conversations of the chats from one store to another: from the JSON file
+into Redis, or back. The source stays as it is. A chat that the target knows and
+that was used later there is left as it is there, so a copy may be repeated, also
+while OpenDify runs; what it then writes to the old store meanwhile is copied by the
+next one.
+
+A store is one of
+  file           the JSON file in DATA_DIR (environment or .env)
+  setting        the one that CONVERSATION_STORE names (environment or .env): keeps
+                 a password off the command line
+  redis://...    a Redis server, rediss://... with TLS
+"""
+_EXAMPLE = "example: python -m opendify.conversations.migrate --from file --to setting"
+
+
+class Refused(Exception):
+    """Why nothing, or not everything, was copied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A store, and its name as it may be shown."""
+
+    store: Conversations
+    name: str
+
+
+def main(arguments: list[str], environ: Mapping[str, str]) -> int:
+    """Returns 0, or 1 where not all was copied; what is wrong is told on standard error."""
+    chosen = _parser().parse_args(arguments)
+    try:
+        source = _opened(chosen.source, environ, is_source=True)
+        target = _opened(chosen.target, environ, is_source=False)
+        if source.name == target.name:
+            raise Refused(f"{source.name} is both the source and the target.")
+        with closing(source.store), closing(target.store):
+            _copy(source, target, chosen.overwrite)
+    except Refused as exc:
+        sys.stderr.write(f"{exc}\n")
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m opendify.conversations.migrate",
+        description=_ABOUT,
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--from", dest="source", required=True, metavar="STORE")
+    parser.add_argument("--to", dest="target", required=True, metavar="STORE")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="let the source win also where the target's chat was used later",
+    )
+    return parser
+
+
+def _opened(choice: str, environ: Mapping[str, str], is_source: bool) -> Place:
+    if choice == "setting":
+        problems: list[str] = []
+        named = {name: environ.get(name, "") for name in (_SETTING, FILE_VARIABLES[_SETTING])}
+        choice = with_files(named, read_file, problems).get(_SETTING, "").strip()
+        if problems:
+            raise Refused("\n".join(problems))
+        told = _SETTING
+    else:
+        told = "a store"
+    try:
+        address = parse_store_address(choice)
+    except BadValue as exc:
+        raise Refused(f"{told} {exc}.") from None
+    folder = Path(data_folder(environ))
+    if is_source and not address and not folder.is_dir():
+        raise Refused(f"There is no folder {folder}. DATA_DIR says where the JSON file is.")
+    store, _ = new_conversations(
+        new_link(address), folder, clock=time.time, max_age_days=None, max_entries=_NO_LIMIT
+    )
+    return Place(store, without_secrets(address) if address else str(folder.resolve()))
+
+
+def _copy(source: Place, target: Place, overwrite: bool) -> None:
+    target.store.adopt({})  # finds out whether it can be written to, before anything is read
+    target.store.stats()
+    _require(target, "Nothing was copied.")
+    entries = source.store.entries()
+    _require(source, "Nothing was copied.")
+    found = copied = 0
+    for batch in _batches(entries):
+        found += len(batch)
+        taken = target.store.adopt(batch, overwrite)
+        _require(target, f"{copied} were copied before; repeat the command when it is mended.")
+        copied += taken
+    _require(source, f"{copied} were copied before; repeat the command when it is mended.")
+    sys.stdout.write(
+        f"{found} mappings in {source.name}: {copied} copied to {target.name}, "
+        f"{found - copied} were there already, as new or newer.\n"
+    )
+
+
+def _batches(entries: Iterator[tuple[str, kept.Mapping]]) -> Iterator[Entries]:
+    while batch := dict(islice(entries, _BATCH)):
+        yield batch
+
+
+def _require(place: Place, consequence: str) -> None:
+    if not place.store.available:
+        raise Refused(f"{place.name} cannot be used; the line above says why. {consequence}")
+
+
+if __name__ == "__main__":
+    try:
+        load_environment()
+    except ConfigError as exc:
+        sys.exit(str(exc))
+    sys.exit(main(sys.argv[1:], os.environ))

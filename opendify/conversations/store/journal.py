@@ -1,0 +1,176 @@
+"""The journals: what was changed since the snapshot was written, one patch a line.
+
+The one with the highest number is written to; making the next one closes it for good. A line
+counts from its newline on, and bytes once written are never changed, so that reading needs no
+lock. Number 0 means that there is none yet: an empty folder, or one with a plain JSON file.
+"""
+
+import errno
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+
+from opendify.conversations.store.records import Patch, parse_patch, to_line
+from opendify.storage.data_dir import fsync_folder
+
+log = logging.getLogger(__name__)
+
+_NAME = "conversation_mappings.{:08d}.jsonl"
+_NUMBER = re.compile(r"conversation_mappings\.(\d{8,})\.jsonl")
+
+
+class FoldedAway(Exception):
+    """What would have to be read next is only in the snapshot by now."""
+
+
+def numbers(folder: Path) -> list[int]:
+    """The numbers of the journals in a folder, in order."""
+    return sorted(
+        int(match[1]) for name in os.listdir(folder) if (match := _NUMBER.fullmatch(name))
+    )
+
+
+def drop_journals(folder: Path, below: int) -> None:
+    """Delete the journals that the snapshot has made superfluous, the oldest first."""
+    for number in numbers(folder):
+        if number < below:
+            (folder / _NAME.format(number)).unlink(missing_ok=True)
+
+
+class Journal:
+    """One process's place in the journals.
+
+    To append and to rotate, hold the lock and read all news first.
+    """
+
+    def __init__(self, folder: Path, *, sync: bool) -> None:
+        """Begin at the oldest journal; raises OSError, FoldedAway.
+
+        With `sync`, new journals' names outlast a power failure.
+        """
+        self._folder = folder
+        self._sync = sync
+        self._descriptor = -1
+        self._open(_first_of_the_last_row(numbers(folder)))
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """The number of the journal that is being read, and how many bytes of it were."""
+        return self._number, self._offset
+
+    def has_grown(self) -> bool:
+        """Whether there may be news, at the cost of one system call; raises OSError.
+
+        It overlooks only what others wrote after one was killed in the middle of `rotate`.
+        """
+        return self._number == 0 or os.fstat(self._descriptor).st_size != self._offset
+
+    def news(self) -> Iterator[Patch]:
+        """What was appended since the last time; raises OSError, FoldedAway."""
+        if self._number == 0:
+            if numbers(self._folder):
+                raise FoldedAway
+            return
+        closed = True
+        while closed:
+            # Asked before the size: a journal that is closed by then will never grow again.
+            closed = os.access(self._successor, os.F_OK)
+            self._seen = size = self._size()
+            if size > self._offset:
+                yield from self._lines_until(size)
+            elif size < self._offset:
+                raise FoldedAway
+            if closed:
+                self._open(self._number + 1)
+
+    def append(self, patch: Patch) -> None:
+        """Write one line; raises OSError."""
+        if self._number == 0:
+            self.rotate()
+        line = to_line(patch)
+        torn = self._seen > self._offset  # which is not what it was: the lock is held
+        if torn:
+            # Somebody was killed in the middle of a line. It is ended here and will be skipped:
+            # cutting it off could mislead a process that is reading it at this moment.
+            line = b"\n" + line
+        if os.write(self._descriptor, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._seen += len(line)
+        if not torn:
+            self._offset += len(line)
+
+    def rotate(self) -> None:
+        """Close this journal by making the next, where the news go on; raises OSError."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        os.close(os.open(self._successor, flags, 0o600))
+        if self._sync:
+            fsync_folder(self._folder)
+        if self._number == 0:
+            self._open(1)
+        else:
+            with suppress(OSError):  # tells others at once what they would find out in a second
+                os.write(self._descriptor, b"\n")
+
+    def holds_anything(self) -> bool:
+        """Whether there is anything that the snapshot may lack; raises OSError."""
+        return self._offset > 0 or any(older < self._number for older in numbers(self._folder))
+
+    def duplicate(self) -> int:
+        """A descriptor of the journal, for the caller to close."""
+        return os.dup(self._descriptor)
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _open(self, number: int) -> None:
+        path, successor = (str(self._folder / _NAME.format(n)) for n in (number, number + 1))
+        if number:
+            descriptor = _open_file(path)
+            self.close()
+            self._descriptor = descriptor
+        self._number, self._path, self._successor = number, path, successor
+        self._offset = self._seen = 0  # bytes: those that were read, and those that there were then
+
+    def _size(self) -> int:
+        try:
+            return os.stat(self._path).st_size
+        except FileNotFoundError:
+            raise FoldedAway from None
+
+    def _lines_until(self, size: int) -> Iterator[Patch]:
+        for line in BytesIO(os.pread(self._descriptor, size - self._offset, self._offset)):
+            if not line.endswith(b"\n"):
+                return
+            self._offset += len(line)
+            if line == b"\n":
+                continue
+            try:
+                yield parse_patch(line)
+            except (ValueError, RecursionError):
+                log.warning("%s: a line that is not whole is skipped.", self._path)
+
+
+def _first_of_the_last_row(present: list[int]) -> int:
+    """The oldest journal that is followed by all its successors, or 0 when there is none.
+
+    One before a gap is left over from a clean-up that a crash cut short.
+    """
+    first = present[-1] if present else 0
+    while first - 1 in present:
+        first -= 1
+    return first
+
+
+def _open_file(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise FoldedAway from None
+    except OSError:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a read-only folder can still be read

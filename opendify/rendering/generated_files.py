@@ -1,0 +1,28 @@
+"""The files that an app generates, each shown once, however often Dify names it. No I/O."""
+
+from collections.abc import Iterator
+
+from opendify.dify.events import FileMade
+from opendify.files import links
+from opendify.files.links import FileLink
+from opendify.rendering.deltas import FileFound
+from opendify.rendering.text_output import TextOutput
+
+
+class GeneratedFiles:
+    """A file is shown at the end, where the text has no link to it by then."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, FileLink] = {}
+
+    def note(self, file: FileMade, text: TextOutput) -> list[FileFound]:
+        """Dify has named this file."""
+        identity = links.identity(file.url)
+        if identity in self._found or text.holds(file.url):
+            return []
+        link = self._found[identity] = FileLink(file.url, file.name, file.kind)
+        return [FileFound(link)]
+
+    def unlinked(self, text: TextOutput) -> Iterator[FileLink]:
+        """Those that the text does not link to."""
+        return (link for link in self._found.values() if not text.holds(link.url))

@@ -1,0 +1,275 @@
+"""Renders the events of an answer as deltas: text, reasoning, and what a client shows beside them.
+
+Streamed and whole answers are rendered alike, so that they cannot differ. No I/O.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from opendify.config.models import Model
+from opendify.dify.events import (
+    AgentStep,
+    Event,
+    FileMade,
+    HumanInputNeeded,
+    MessageEnded,
+    NodeFinished,
+    NodeStarted,
+    Paused,
+    Reasoning,
+    Replaced,
+    RunFinished,
+    Text,
+    Usage,
+)
+from opendify.rendering import citations, workflow_outputs
+from opendify.rendering.deltas import (
+    Completion,
+    ReasoningDelta,
+    Rendered,
+    RenderedText,
+    Reset,
+    UiEvent,
+)
+from opendify.rendering.generated_files import GeneratedFiles
+from opendify.rendering.progress import Progress
+from opendify.rendering.reasoning import Piece, ReasoningParser, split
+from opendify.rendering.surrogates import SurrogateJoiner
+from opendify.rendering.text_output import TextOutput
+from opendify.rendering.transcript import Transcript
+from opendify.rendering.usage import total_usage
+
+# Nodes that every graph has and that do no work worth showing.
+_SILENT_NODES = ("start", "end", "answer")
+
+# Why Dify stops a run by itself: APP_MAX_EXECUTION_TIME and the like.
+_LIMIT = re.compile(r"\bmax|exceed|time ?out", re.IGNORECASE)
+
+_NOTES = {
+    "stopped": "(The run was stopped before its end.)",
+    "partial-succeeded": "(The run ended with errors in some of its steps.)",
+}
+
+
+class ResponseRenderer:
+    """Renders one answer. ``mode`` is that of the app; ``stops`` are the caller's stop sequences;
+    ``citation_form`` comes from ``citations.form_for``. ``completion`` is complete once
+    ``has_ended``."""
+
+    def __init__(self, model: Model, mode: str, stops: Sequence[str], citation_form: str) -> None:
+        self.completion = Completion()
+        self.has_ended = False
+        self._model = model
+        self._mode = mode
+        self._citation_form = citation_form
+        self._surrogates = SurrogateJoiner()
+        self._parsers: dict[str, ReasoningParser] = {"": ReasoningParser()}
+        self._text = TextOutput(stops)
+        self._node = ""
+        self._transcript = Transcript()
+        self._reasoned_nodes: set[str] = set()
+        self._agent_spoke = False
+        self._was_replaced = False
+        self._is_thinking_inline = False
+        self._files = GeneratedFiles()
+        self._progress = Progress(model)
+        self._node_usage: list[Usage] = []
+        self._run: RunFinished | None = None
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether a stop sequence of the caller has ended the answer."""
+        return self._text.is_cut
+
+    def feed(self, event: Event) -> list[Rendered]:
+        """What this event adds for the caller, in order. A MessageEnded, or a stop sequence, ends
+        the answer; nothing follows that."""
+        if self.has_ended:
+            return []
+        if isinstance(event, MessageEnded):
+            return self._finish(event)
+        deltas = self._render(event)
+        return deltas + self._finish(MessageEnded()) if self.is_cut else deltas
+
+    def _render(self, event: Event) -> list[Rendered]:  # noqa: C901 one match over a closed set
+        match event:
+            case Text():
+                return self._render_text(event)
+            case Reasoning(text, node):
+                self._reasoned_nodes.add(node)
+                return self._reason(text)
+            case Replaced(text):
+                return self._replace(text)
+            case AgentStep():
+                return self._render_step(event)
+            case FileMade():
+                return [*self._files.note(event, self._text)]
+            case NodeStarted(title, kind) if kind not in _SILENT_NODES:
+                return [*self._progress.line(title or kind)]
+            case NodeFinished():
+                return self._finish_node(event)
+            case HumanInputNeeded(form, actions):
+                choices = f"\n\n({' / '.join(actions)})" if actions else ""
+                return self._add_paragraph(f"{form}{choices}".strip())
+            case Paused():
+                return self._add_paragraph("(waiting for human input in Dify)")
+            case RunFinished():
+                self._finish_run(event)
+            case _:
+                pass
+        return []
+
+    def _finish(self, event: MessageEnded) -> list[Rendered]:
+        self.has_ended = True
+        deltas = self._render_model_text(self._surrogates.rest() or self._last_thought())
+        deltas += [
+            delta for parser in self._parsers.values() for delta in self._pieces(parser.close())
+        ]
+        deltas += self._render_outputs()
+        deltas += self._end_inline_thinking()
+        deltas += self._emit(self._text.flush())
+        for file in event.files:
+            deltas += self._files.note(file, self._text)
+        for link in self._files.unlinked(self._text):
+            deltas += self._emit(self._text.add_file(link))
+        if self._run is not None and self._mode == "workflow":
+            deltas += self._add_paragraph(_NOTES.get(self._run.status, ""))
+        deltas += self._cite(event.resources)
+        deltas += self._progress.over()
+        self.completion.usage = total_usage(event.usage, self._node_usage, self._run)
+        return deltas
+
+    def _last_thought(self) -> str:
+        """The answer of an agent that has sent none as text: its last thought."""
+        is_empty = not (self._was_replaced or self.is_cut or self._transcript.of_all().strip())
+        return self._progress.last_thought() if is_empty else ""
+
+    def _render_text(self, event: Text) -> list[Rendered]:
+        deltas = self._switch_to(event.node) if event.node != self._node else []
+        text = self._surrogates.feed(event.text)
+        if event.event == "agent_message":
+            self._agent_spoke = True
+        elif self._agent_spoke and event.event == "message":
+            # The new agents of Dify 1.15 repeat the whole answer at its end.
+            new = self._transcript.new_in(text)
+            if new is not None:
+                text = new
+            else:  # the text before was about their work
+                self._agent_spoke = False
+                deltas += self._pieces(self._parser.section())
+                deltas += self._emit(self._text.begin_paragraph())
+        if text:
+            self._transcript.add(event.node, text)
+            deltas += self._render_model_text(text)
+        return deltas
+
+    def _switch_to(self, node: str) -> list[Rendered]:
+        """Another node writes. Nodes that run side by side take turns in mid-sentence, and so a
+        block of reasoning that one has begun goes on when its text goes on."""
+        deltas = self._pieces(self._parser.pause())
+        self._node = node
+        self._parsers.setdefault(node, ReasoningParser())
+        return deltas
+
+    @property
+    def _parser(self) -> ReasoningParser:
+        return self._parsers[self._node]
+
+    def _render_model_text(self, text: str) -> list[Rendered]:
+        if self._model.reasoning == "inline":
+            return self._write(text)
+        return self._pieces(self._parser.feed(text))
+
+    def _pieces(self, pieces: Sequence[Piece]) -> list[Rendered]:
+        deltas: list[Rendered] = []
+        for piece in pieces:
+            deltas += self._reason(piece.text) if piece.is_reasoning else self._write(piece.text)
+        return deltas
+
+    def _write(self, text: str) -> list[Rendered]:
+        if self._is_thinking_inline:
+            return self._end_inline_thinking() + self._emit(self._text.feed(text))
+        return self._emit(self._text.feed(text))
+
+    def _add_paragraph(self, paragraph: str) -> list[Rendered]:
+        if not paragraph:
+            return []
+        deltas = self._pieces(self._parser.section())
+        deltas += self._end_inline_thinking()
+        deltas += self._emit(self._text.begin_paragraph())
+        return deltas + self._emit(self._text.insert(paragraph))
+
+    def _emit(self, texts: Iterable[RenderedText]) -> list[Rendered]:
+        deltas: list[Rendered] = [*texts]
+        return [*self._progress.over(), *deltas] if deltas and self._progress.is_open else deltas
+
+    def _reason(self, text: str) -> list[Rendered]:
+        if not text or self._model.reasoning == "drop":
+            return []
+        if self._model.reasoning == "split":
+            self._progress.after(text)
+            return [ReasoningDelta(text)]
+        opening = "" if self._is_thinking_inline else "<think>\n"
+        self._is_thinking_inline = True
+        return self._emit(self._text.insert(opening + text))
+
+    def _end_inline_thinking(self) -> list[Rendered]:
+        if not self._is_thinking_inline:
+            return []
+        self._is_thinking_inline = False
+        return self._emit(self._text.insert("\n</think>\n\n"))
+
+    def _replace(self, text: str) -> list[Rendered]:
+        self.completion.finish_reason = "content_filter"
+        self._was_replaced = True
+        self._is_thinking_inline = False
+        self._parsers = {self._node: ReasoningParser()}
+        return [Reset(self._text.reset()), *self._write(text)]
+
+    def _render_step(self, step: AgentStep) -> list[Rendered]:
+        deltas = self._pieces(self._parser.section()) if self._progress.is_new(step) else []
+        return deltas + self._progress.step(step, self._transcript)
+
+    def _finish_node(self, node: NodeFinished) -> list[Rendered]:
+        if node.usage is not None:
+            self._node_usage.append(node.usage)
+        if node.finish_reason and self.completion.finish_reason in ("stop", "length"):
+            is_length = node.finish_reason == "length"
+            self.completion.finish_reason = "length" if is_length else "stop"
+        if node.node not in self._transcript:
+            return []
+        parser = self._parsers.get(node.node)  # none where its text was replaced
+        deltas = self._pieces(parser.section()) if parser else []
+        return (
+            deltas if node.node in self._reasoned_nodes else deltas + self._reason(node.reasoning)
+        )
+
+    def _finish_run(self, run: RunFinished) -> None:
+        self._run = run
+        self.completion.run_status = run.status
+        if run.status == "stopped" and _LIMIT.search(run.reason):
+            self.completion.finish_reason = "length"
+
+    def _render_outputs(self) -> list[Rendered]:
+        if self._run is None or self._was_replaced:
+            return []
+        deltas: list[Rendered] = []
+        streamed = self._transcript.of_each()
+        if self._mode == "workflow" or not streamed:
+            known = {*streamed, *(split(text)[0] for text in streamed), self._transcript.of_all()}
+            text = workflow_outputs.text_of(self._run.outputs, known, self._model.output)
+            if text and streamed:
+                deltas += self._emit(self._text.begin_paragraph())
+            deltas += self._render_model_text(text) + self._pieces(self._parser.close())
+        for file in workflow_outputs.files_of(self._run.outputs):
+            if self._mode == "workflow" or not file.was_uploaded:
+                deltas += self._files.note(file, self._text)
+        return deltas
+
+    def _cite(self, resources: Sequence[Mapping[str, Any]]) -> list[Rendered]:
+        self.completion.resources = resources
+        cited = citations.cite(resources, self._citation_form)
+        self.completion.annotations = cited.annotations
+        deltas: list[Rendered] = [UiEvent(event) for event in cited.events]
+        return deltas + self._add_paragraph(cited.markdown)

@@ -1,1 +1,0 @@
-"""The worker in which Gunicorn serves the application. It knows nothing of what it serves."""

@@ -1,0 +1,1 @@
+"""The data folder, its file locks, the connection to Redis, and forks."""

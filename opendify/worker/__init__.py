@@ -1,0 +1,1 @@
+"""The Gunicorn worker. It imports nothing of the application that it serves but ``streaming``."""

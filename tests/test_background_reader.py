@@ -1,0 +1,110 @@
+"""What nobody waits for, read on one thread."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from opendify.upstream.background_reader import Steps, Wait, Watcher
+
+
+class Pipe:
+    def __init__(self) -> None:
+        self.out, self.into = os.pipe()
+
+    def close(self) -> None:
+        os.close(self.out)
+        os.close(self.into)
+
+
+@pytest.fixture
+def pipes() -> Iterator[list[Pipe]]:
+    made = [Pipe() for _ in range(3)]
+    yield made
+    for pipe in made:
+        pipe.close()
+
+
+def reading(pipe: Pipe, heard: list[bytes], seconds: float = 10) -> Steps:
+    """Reads until "." comes or it is time, and then says "closed"."""
+    until = time.monotonic() + seconds
+    try:
+        while b"." not in heard and time.monotonic() < until:
+            yield Wait(pipe.out, until)
+            if time.monotonic() < until:
+                heard.append(os.read(pipe.out, 1))
+    finally:
+        heard.append(b"closed")
+
+
+def watchers() -> int:
+    return [thread.name for thread in threading.enumerate()].count("watcher")
+
+
+def wait_for(watcher: Watcher, number: int) -> None:
+    until = time.monotonic() + 10
+    while len(watcher) != number:
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def test_all_are_read_on_one_thread_which_is_begun_when_it_is_needed(pipes: list[Pipe]) -> None:
+    before = watchers()
+    watcher = Watcher()
+    assert watchers() == before
+    heard: list[list[bytes]] = [[], [], []]
+    for pipe, one in zip(pipes, heard, strict=True):
+        watcher.watch(reading(pipe, one))
+    assert watchers() == before + 1
+    for pipe in reversed(pipes):
+        os.write(pipe.into, b"a")
+    for pipe in pipes:
+        os.write(pipe.into, b".")
+    wait_for(watcher, 0)
+    assert heard == [[b"a", b".", b"closed"]] * 3
+
+
+def test_what_has_no_time_left_is_over(pipes: list[Pipe]) -> None:
+    watcher, heard, late = Watcher(), list[bytes](), list[bytes]()
+    watcher.watch(reading(pipes[0], heard, seconds=0.05))
+    watcher.watch(reading(pipes[1], late))
+    wait_for(watcher, 1)
+    assert (heard, late) == ([b"closed"], [])
+    os.write(pipes[1].into, b".")
+    wait_for(watcher, 0)
+
+
+def test_of_too_many_the_oldest_is_given_up(pipes: list[Pipe]) -> None:
+    watcher = Watcher(most=2)
+    heard: list[list[bytes]] = [[], [], []]
+    for number, (pipe, one) in enumerate(zip(pipes, heard, strict=True)):
+        watcher.watch(reading(pipe, one))
+        wait_for(watcher, min(number + 1, 2))
+    assert heard == [[b"closed"], [], []]
+
+
+def test_one_that_fails_is_logged_and_harms_no_other(
+    pipes: list[Pipe], caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(descriptor: int) -> Steps:
+        if descriptor < 0:
+            raise RuntimeError("of the test")
+        yield Wait(descriptor if descriptor else -1, time.monotonic() + 10)
+        raise RuntimeError("of the test")
+
+    watcher, heard = Watcher(), list[bytes]()
+    os.write(pipes[1].into, b"x")
+    with caplog.at_level(logging.ERROR):
+        watcher.watch(failing(-1))
+        watcher.watch(failing(0))
+        watcher.watch(failing(pipes[1].out))
+        watcher.watch(reading(pipes[0], heard))
+        wait_for(watcher, 1)
+    assert caplog.text.count("RuntimeError: of the test") == 2
+    assert "what is waited for is closed" in caplog.text
+    os.write(pipes[0].into, b".")
+    wait_for(watcher, 0)
+    assert heard == [b".", b"closed"]

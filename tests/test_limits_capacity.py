@@ -1,0 +1,156 @@
+"""How much is answered at once, and what those beyond are told."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from opendify import errors
+from opendify.limits.capacity import Capacity, files_take_answers, max_files
+from tests import schemas
+from tests.fake_dify import Chat, FakeDify, streamed
+from tests.service import Service, free_variables, running
+
+QUESTION = {"model": "tiny", "stream": True, "messages": [{"role": "user", "content": "Hello"}]}
+ALL_TAKEN = "OpenDify is answering as many requests as it can; try again in a moment."
+MODEL_TAKEN = "The model 'tiny' is answering as many requests as it may; try again in a moment."
+
+
+def test_there_are_so_many_places_and_each_is_given_back_once() -> None:
+    capacity = Capacity(2, {}, 1)
+    for _ in range(3):
+        first, second = capacity.take_answer(), capacity.take_answer()
+        for _ in range(2):
+            with pytest.raises(errors.Overloaded, match="as many requests as it can") as caught:
+                capacity.take_answer()
+            assert caught.value.retry_after
+        first()
+        first()
+        third = capacity.take_answer()
+        with pytest.raises(errors.Overloaded):
+            capacity.take_answer()
+        second()
+        third()
+
+
+def test_a_model_has_no_more_runs_than_its_own_limit() -> None:
+    capacity = Capacity(4, {"a": 1}, 1)
+    release = capacity.take_run("a")
+    with pytest.raises(errors.Overloaded, match="The model 'a'"):
+        capacity.take_run("a")
+    for _ in range(9):
+        capacity.take_run("b")
+    release()
+    capacity.take_run("a")
+
+
+def test_files_and_answers_do_not_take_places_from_one_another() -> None:
+    capacity = Capacity(1, {}, 1)
+    release, _ = capacity.take_file(), capacity.take_answer()
+    with pytest.raises(errors.Overloaded, match="as many files as it can"):
+        capacity.take_file()
+    release()
+    capacity.take_file()
+
+
+def test_a_file_takes_the_place_of_an_answer_where_no_thread_is_left_for_it() -> None:
+    capacity = Capacity(2, {}, 1, files_take_answers=True)
+    first, second = capacity.take_answer(), capacity.take_answer()
+    with pytest.raises(errors.Overloaded, match="answering"):
+        capacity.take_file()
+    first()
+    release = capacity.take_file()
+    with pytest.raises(errors.Overloaded, match="answering"):
+        capacity.take_answer()
+    release()
+    release()
+    second()
+    capacity.take_answer()
+    capacity.take_file()
+    with pytest.raises(errors.Overloaded):
+        capacity.take_answer()
+
+
+@pytest.mark.parametrize(
+    ("threads", "answers", "do"),
+    [(128, 112, False), (16, 14, False), (8, 6, False), (8, 7, True), (4, 3, True), (1, 1, True)],
+)
+def test_one_thread_is_left_beside_answers_and_files(threads: int, answers: int, do: bool) -> None:
+    assert files_take_answers(threads, answers) is do
+
+
+@pytest.mark.parametrize(
+    ("threads", "answers", "files"),
+    [(128, 112, 12), (48, 42, 5), (16, 8, 2), (128, 1, 1), (8, 7, 1), (2, 1, 1), (1, 1, 1)],
+)
+def test_files_have_threads_that_answers_never_need(threads: int, answers: int, files: int) -> None:
+    assert max_files(threads, answers) == files
+
+
+@contextlib.contextmanager
+def opened(service: Service) -> Iterator[httpx.Response]:
+    url = f"{service.url}/v1/chat/completions"
+    limits = httpx.Timeout(10)
+    with (
+        httpx.Client(trust_env=False, timeout=limits) as client,
+        client.stream("POST", url, json=QUESTION) as response,
+    ):
+        yield response
+
+
+def assert_is_full(service: Service, message: str) -> None:
+    begun_at = time.monotonic()
+    with opened(service) as refused:
+        assert refused.status_code == 503
+        refused.read()
+        schemas.assert_error(refused.json())
+        error = refused.json()["error"]
+        assert (error["code"], error["message"]) == ("overloaded", message)
+        assert int(refused.headers["Retry-After"]) > 0
+        assert refused.headers["x-should-retry"] == "true"
+    for path in ("/healthz", "/v1/models"):
+        assert httpx.get(service.url + path, trust_env=False, timeout=5).status_code == 200
+    assert time.monotonic() - begun_at < 5
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_streams_fill_all_workers_before_one_is_refused(
+    tmp_path: Path, dify: FakeDify, workers: int
+) -> None:
+    dify.answer = lambda request: streamed(Chat().text("Hello"), 60.0, Chat().end())
+    variables = free_variables(
+        dify.base, GUNICORN_WORKERS=str(workers), GUNICORN_THREADS="6", MAX_CONCURRENT_STREAMS="4"
+    )
+    with running(tmp_path, variables) as service, contextlib.ExitStack() as streams:
+        for _ in range(4 * workers):
+            response = streams.enter_context(opened(service))
+            assert response.status_code == 200
+        assert_is_full(service, ALL_TAKEN)
+        streams.close()
+        wait_until_free(service)
+
+
+def test_a_model_may_have_fewer(tmp_path: Path, dify: FakeDify) -> None:
+    dify.answer = lambda request: streamed(Chat().text("Hello"), 60.0, Chat().end())
+    variables = free_variables(dify.base, GUNICORN_WORKERS="1") | {
+        "MODEL_CONFIG": '{"tiny":{"key":"app-1","max_streams":1},"other":"app-2"}'
+    }
+    with running(tmp_path, variables) as service:
+        with opened(service) as first:
+            assert first.status_code == 200
+            assert_is_full(service, MODEL_TAKEN)
+        wait_until_free(service)
+
+
+def wait_until_free(service: Service) -> None:
+    """The places of callers who have left are free within two seconds."""
+    until = time.monotonic() + 4
+    while True:
+        with opened(service) as response:
+            if response.status_code == 200:
+                return
+        assert time.monotonic() < until
+        time.sleep(0.1)

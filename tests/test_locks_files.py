@@ -1,0 +1,382 @@
+"""The turns of one chat: one after the other, wherever they come in, and nobody else waits."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import redis
+
+from opendify.conversations.locks.files import FileTurnLocks, Lock, TurnLocks
+from opendify.conversations.locks.redis import LEASE_SECONDS, RedisTurnLocks
+from opendify.storage.redis_connection import RedisLink
+from tests.redis_server import RedisServer
+from tests.service import ROOT
+from tests.support.waiting import wait_for
+
+LONG = 30.0
+
+MAKE = """
+import sys, threading, time
+from pathlib import Path
+from opendify.conversations.store.factory import new_conversations, new_link
+options = dict(clock=time.time, max_age_days=None, max_entries=9)
+_, locks = new_conversations(new_link(sys.argv[2]), Path(sys.argv[1]), **options)
+"""
+
+HOLDER = """
+assert locks.acquire("held", time.monotonic() + 30, lambda: False)
+print("held", flush=True)
+time.sleep(120)
+"""
+
+# Adds one to a number in a file, many times, with a pause between reading and writing: any two
+# at once lose one.
+COUNTER = """
+number = Path(sys.argv[1]) / "number"
+def add():
+    for _ in range(10):
+        lock = locks.acquire("chat", time.monotonic() + 50, lambda: False)
+        assert lock is not None
+        before = int(number.read_text())
+        time.sleep(0.001)
+        number.write_text(str(before + 1))
+        lock.release()
+threads = [threading.Thread(target=add) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+
+
+made: list[RedisTurnLocks] = []
+
+
+@pytest.fixture(autouse=True)
+def released() -> Iterator[None]:
+    """No lock is prolonged when its test is over."""
+    yield
+    for locks in made:
+        for lock in locks._leases.held():
+            lock.release()
+    made.clear()
+
+
+def redis_locks(url: str, lease: float = LEASE_SECONDS) -> RedisTurnLocks:
+    made.append(RedisTurnLocks(RedisLink(url, "Redis"), lease))
+    return made[-1]
+
+
+@pytest.fixture(params=["file", "redis"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
+    """The folder, and the address of Redis or nothing."""
+    is_file = request.param == "file"
+    return str(tmp_path / "data"), "" if is_file else request.getfixturevalue("redis_url")
+
+
+@pytest.fixture
+def locks(place: tuple[str, str]) -> TurnLocks:
+    return new_locks(place)
+
+
+def new_locks(place: tuple[str, str]) -> TurnLocks:
+    if place[1]:
+        return redis_locks(place[1])
+    return FileTurnLocks(Path(place[0]))
+
+
+def stays() -> bool:
+    return False
+
+
+def acquired(locks: TurnLocks, key: str, seconds: float = 0) -> Lock | None:
+    return locks.acquire(key, time.monotonic() + seconds, stays)
+
+
+def left(place: tuple[str, str]) -> list[str]:
+    """The locks that there are."""
+    if not place[1]:
+        return [path.name for path in (Path(place[0]) / "locks").iterdir()]
+    with redis.Redis.from_url(place[1]) as client:
+        return [key.decode() for key in client.scan_iter()]
+
+
+def started(place: tuple[str, str], program: str) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", MAKE + program, *place]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+
+
+@pytest.fixture
+def holder(place: tuple[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process that holds the turn of the chat ``held``."""
+    with started(place, HOLDER) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        yield process
+        process.kill()
+
+
+def test_a_turn_waits_until_the_earlier_one_lets_it(locks: TurnLocks) -> None:
+    first = locks.acquire("chat", time.monotonic(), stays)
+    assert first is not None
+    assert locks.acquire("chat", time.monotonic() + 0.05, stays) is None
+    with ThreadPoolExecutor(1) as others:
+        waiting = others.submit(locks.acquire, "chat", time.monotonic() + LONG, stays)
+        time.sleep(0.1)
+        assert not waiting.done()
+        first.release()
+        second = waiting.result(LONG)
+    assert second is not None
+    first.release()
+    assert locks.acquire("chat", time.monotonic(), stays) is None
+    second.release()
+
+
+def test_no_other_chat_waits(locks: TurnLocks, holder: subprocess.Popen[bytes]) -> None:
+    for number in range(20):
+        lock = locks.acquire(f"chat {number}", time.monotonic(), stays)
+        assert lock is not None
+    assert locks.acquire("held", time.monotonic(), stays) is None
+
+
+def test_who_hangs_up_waits_no_longer(locks: TurnLocks, holder: subprocess.Popen[bytes]) -> None:
+    gone = threading.Event()
+    asked: list[float] = []
+
+    def is_gone() -> bool:
+        asked.append(time.monotonic())
+        return gone.is_set()
+
+    with ThreadPoolExecutor(1) as others:
+        waiting = others.submit(locks.acquire, "held", time.monotonic() + LONG, is_gone)
+        time.sleep(0.5)
+        gone.set()
+        assert waiting.result(5) is None
+    assert 5 < len(asked) < 30  # often enough to notice, and not a busy loop
+
+
+def test_a_killed_holder_frees_the_turn(
+    place: tuple[str, str], locks: TurnLocks, holder: subprocess.Popen[bytes]
+) -> None:
+    assert acquired(locks, "held", 0.1) is None
+    holder.send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    lock = acquired(locks, "held", LONG)
+    assert lock is not None
+    assert time.monotonic() - killed < (LEASE_SECONDS + 1 if place[1] else 1)
+    lock.release()
+    assert left(place) == []
+
+
+def test_two_processes_of_four_threads_never_hold_a_turn_at_once(place: tuple[str, str]) -> None:
+    Path(place[0]).mkdir()
+    number = Path(place[0]) / "number"
+    number.write_text("0")
+    processes = [started(place, COUNTER) for _ in range(2)]
+    for process in processes:
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+    assert number.read_text() == "80"
+    if not place[1]:
+        assert left(place) == []
+
+
+def test_a_turn_is_released_once_however_often_and_from_wherever(
+    place: tuple[str, str], locks: TurnLocks
+) -> None:
+    lock = acquired(locks, "chat")
+    assert lock is not None
+    with ThreadPoolExecutor(8) as others:
+        for done in [others.submit(lock.release) for _ in range(50)]:
+            done.result()
+    with open(os.devnull) as reused:  # a second close would hit whoever has the number now
+        lock.release()
+        os.fstat(reused.fileno())
+    assert left(place) == []
+    again = acquired(locks, "chat")
+    lock.release()
+    assert again is not None
+    assert acquired(locks, "chat") is None
+
+
+def test_the_name_of_a_lock_tells_nothing(place: tuple[str, str], locks: TurnLocks) -> None:
+    assert acquired(locks, '["-","tiny","anna","secret chat \ud800"]')
+    (name,) = left(place)
+    assert "anna" not in name
+    assert "chat" not in name
+
+
+# In files
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "locks"
+
+
+@pytest.fixture
+def file_locks(tmp_path: Path) -> FileTurnLocks:
+    return FileTurnLocks(tmp_path / "data")
+
+
+@pytest.mark.parametrize("place", ["file"], indirect=True)
+def test_what_a_killed_holder_left_is_removed_by_the_next_process(
+    holder: subprocess.Popen[bytes], folder: Path, file_locks: FileTurnLocks
+) -> None:
+    (path,) = folder.iterdir()
+    (folder / path.name[::-1]).touch()
+    (folder / "notes.txt").touch()
+    holder.kill()
+    holder.wait()
+    lock = acquired(file_locks, "chat", LONG)
+    assert lock is not None
+    lock.release()
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("place", ["file"], indirect=True)
+def test_the_sweep_leaves_the_locks_of_the_living(
+    holder: subprocess.Popen[bytes], file_locks: FileTurnLocks
+) -> None:
+    assert acquired(file_locks, "chat", LONG) is not None
+    assert acquired(file_locks, "held", 0.1) is None
+
+
+def test_lock_files_are_their_owners_alone(folder: Path, file_locks: FileTurnLocks) -> None:
+    assert acquired(file_locks, "chat")
+    (path,) = folder.iterdir()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    assert path.parent.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_trouble_with_the_disk_lets_every_turn_go_and_is_told_once(
+    tmp_path: Path, file_locks: FileTurnLocks, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "data").write_text("a file where the folder should be")
+    for _ in range(3):
+        lock = acquired(file_locks, "chat", LONG)
+        assert lock is not None
+        lock.release()
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert str(tmp_path / "data" / "locks") in caplog.text
+    (tmp_path / "data").unlink()
+    assert acquired(file_locks, "chat") is not None
+    assert acquired(file_locks, "chat") is None
+
+
+def test_a_folder_that_is_removed_meanwhile_is_made_again(
+    folder: Path, file_locks: FileTurnLocks
+) -> None:
+    lock = acquired(file_locks, "chat")
+    assert lock is not None
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    lock.release()
+    assert acquired(file_locks, "chat") is not None
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_a_file_that_others_made_anew_is_not_removed(
+    folder: Path, file_locks: FileTurnLocks
+) -> None:
+    lock = acquired(file_locks, "chat")
+    assert lock is not None
+    (path,) = folder.iterdir()
+    path.unlink()
+    other = acquired(file_locks, "chat")
+    assert other is not None
+    lock.release()
+    assert acquired(file_locks, "chat") is None
+    other.release()
+    assert list(folder.iterdir()) == []
+
+
+def test_a_file_that_is_removed_between_opening_and_locking_is_no_lock(
+    file_locks: FileTurnLocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = acquired(file_locks, "chat")
+    assert first is not None
+    ordinary = fcntl.flock
+    others: list[Lock | None] = []
+
+    def let_another_be_faster(descriptor: int, operation: int) -> None:
+        if not others:
+            others.append(None)
+            first.release()
+            others.append(acquired(file_locks, "chat"))
+        ordinary(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", let_another_be_faster)
+    assert acquired(file_locks, "chat") is None
+    assert others[1] is not None
+    others[1].release()
+    assert acquired(file_locks, "chat") is not None
+
+
+def test_a_forked_child_does_not_go_on_holding_a_turn(file_locks: FileTurnLocks) -> None:
+    lock = acquired(file_locks, "chat")
+    assert lock is not None
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    try:
+        lock.release()
+        assert acquired(file_locks, "chat") is not None
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+# In Redis
+
+
+def test_a_turn_that_takes_longer_than_the_lease_is_kept(redis_url: str) -> None:
+    locks, other = (redis_locks(redis_url, lease=0.3) for _ in range(2))
+    held = [acquired(locks, f"chat {number}") for number in range(5)]
+    for _ in range(4):
+        time.sleep(0.3)
+        assert acquired(other, "chat 0") is None
+    for lock in held:
+        assert lock is not None
+        lock.release()
+    assert all(acquired(other, f"chat {number}") for number in range(5))
+
+
+def test_a_lock_that_somebody_else_has_by_now_is_left_alone(redis_url: str) -> None:
+    locks = redis_locks(redis_url)
+    lock = acquired(locks, "chat")
+    assert lock is not None
+    (name,) = left(("", redis_url))
+    with redis.Redis.from_url(redis_url) as client:
+        client.set(name, "of another")
+        lock.release()
+        assert client.get(name) == b"of another"
+
+
+def test_every_turn_goes_while_redis_is_away(caplog: pytest.LogCaptureFixture) -> None:
+    server = RedisServer()
+    locks = redis_locks(server.url)
+    first = acquired(locks, "chat")
+    server.kill()
+    with ThreadPoolExecutor(1) as others:
+        waiting = others.submit(acquired, locks, "chat", LONG)
+        second = waiting.result(5)
+    assert first is not None
+    assert second is not None
+    for lock in (first, second):
+        lock.release()
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert "not kept apart" in caplog.text
+    server.start()
+    wait_for(lambda: acquired(locks, "chat") is None)
+    server.close()

@@ -1,0 +1,181 @@
+"""Paths as clients write them, before a real server."""
+
+import http.client
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opendify.api.middleware.paths import advice, plain_path
+from tests.fake_dify import Chat, FakeDify
+from tests.service import Service, running
+
+CHAT = "/v1/chat/completions"
+QUESTION = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "plain"),
+    [
+        ("/", "/"),
+        ("//", "/"),
+        ("", ""),
+        ("*", "*"),
+        ("/v1/chat/completions", CHAT),
+        ("//v1///chat/completions//", CHAT),
+        ("/healthz/", "/healthz"),
+        ("/v1/models/", "/v1/models"),
+        ("//v1//models//", "/v1/models"),
+        ("/v1//models/tiny", "/v1/models/tiny"),
+        ("/v1/models/org//model/", "/v1/models/org//model/"),
+        ("/v1/models/a\nb/", "/v1/models/a\nb/"),
+        ("/v1/modelsx/", "/v1/modelsx"),
+        ("/v1/conversation/mappings/", "/v1/conversation/mappings"),
+    ],
+)
+def test_a_path_has_one_plain_form(path: str, plain: str) -> None:
+    assert plain_path(path) == plain
+    assert plain_path(plain) == plain
+
+
+@given(st.text("/v1models ", max_size=30))
+def test_a_plain_path_has_no_doubled_slashes_but_in_the_name_of_a_model(path: str) -> None:
+    plain = plain_path(f"/{path}")
+    assert plain.startswith("/v1/models/") or "//" not in plain
+    assert plain == "/" or plain.startswith("/v1/models/") or not plain.endswith("/")
+
+
+@pytest.fixture(scope="module")
+def dify() -> Iterator[FakeDify]:
+    fake = FakeDify()
+    yield fake
+    fake.close()
+
+
+@pytest.fixture(scope="module")
+def service(dify: FakeDify, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    settings = {
+        "DIFY_API_BASE": dify.base,
+        "MODEL_CONFIG": json.dumps(dict.fromkeys(("tiny", "org/model", "odd//name/"), "app-k")),
+        "OPENDIFY_ADMIN_KEYS": "adm-secret",
+        "GUNICORN_WORKERS": "1",
+    }
+    with running(tmp_path_factory.mktemp("paths"), settings) as running_service:
+        yield running_service
+
+
+def ask(service: Service, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    """The path goes out as it is, which no library for HTTP would do."""
+    link = http.client.HTTPConnection(service.url.removeprefix("http://"), timeout=20)
+    data = None if body is None else json.dumps(body)
+    link.request(method, path, data, {"Content-Type": "application/json"})
+    response = link.getresponse()
+    content = response.read()
+    link.close()
+    assert "Location" not in response.headers
+    return response.status, json.loads(content)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "//v1/chat/completions",
+        "/v1//chat/completions",
+        "/v1/chat//completions",
+        "/v1/chat/completions/",
+        "///v1///chat///completions///",
+        "/%2Fv1/chat/completions%2f",
+        "/v1/chat/completions/?a=b//c/",
+    ],
+)
+def test_a_question_is_answered_where_it_was_meant(
+    service: Service, dify: FakeDify, path: str
+) -> None:
+    dify.answers.append(Chat().says("Hello"))
+    status, answer = ask(service, "POST", path, QUESTION)
+    assert (status, answer["choices"][0]["message"]["content"]) == (200, "Hello")
+
+
+@pytest.mark.parametrize(
+    ("path", "id_"),
+    [
+        ("/v1/models/tiny", "tiny"),
+        ("/v1/models/tiny/", "tiny"),
+        ("//v1/models//tiny", "tiny"),
+        ("/v1/models/org/model", "org/model"),
+        ("/v1/models/org%2Fmodel/", "org/model"),
+        ("/v1/models/org//model", "org/model"),
+        ("/v1/models/odd//name/", "odd//name/"),
+        ("//v1//models/odd//name/", "odd//name/"),
+    ],
+)
+def test_a_model_is_found_by_its_name(service: Service, path: str, id_: str) -> None:
+    status, answer = ask(service, "GET", path)
+    assert (status, answer.get("id")) == (200, id_)
+
+
+@pytest.mark.parametrize("path", ["/v1/models/", "//v1/models", "/v1//models//", "//healthz/"])
+def test_what_is_read_is_found_as_well(service: Service, path: str) -> None:
+    assert ask(service, "GET", path)[0] == 200
+
+
+@pytest.mark.parametrize("path", ["//metrics", "/metrics/", "/v1//conversation/mappings/"])
+def test_what_needs_a_key_needs_it_by_any_path(service: Service, path: str) -> None:
+    assert ask(service, "GET", path)[0] == 401
+
+
+WRONG = [
+    (
+        "POST",
+        "/chat/completions",
+        f"Did you mean {CHAT}? The base address of a client ends in /v1.",
+    ),
+    ("POST", "/v1/v1/chat/completions", "ends in /v1, once."),
+    ("POST", "//v1//v1//chat/completions/", "ends in /v1, once."),
+    ("POST", "/v1/chat/completions/chat/completions", "without what comes behind it"),
+    ("POST", "/v1/chat/completions/v1/chat/completions", "without what comes behind it"),
+    ("GET", "/v1/chat/completions/models", "Did you mean /v1/models?"),
+    ("GET", "/v1/chat/completions/v1/models", "without what comes behind it"),
+    ("POST", "/v1/models/chat/completions", "without what comes behind it"),
+    ("GET", "/models", "Did you mean /v1/models? The base address of a client ends in /v1."),
+    ("POST", "/api/v1/chat/completions", "Leave '/api' out"),
+    ("POST", "/ai/opendify/v1/chat/completions", "Leave '/ai/opendify' out"),
+    ("GET", "/ai/v1/models", "Leave '/ai' out"),
+    ("POST", "/V1/chat/completions", "lower case"),
+    ("POST", "/openai/deployments/tiny/chat/completions", f"Did you mean {CHAT}?"),
+    ("POST", "/v1/responses", "switch the Responses API off"),
+    ("POST", "/responses", "switch the Responses API off"),
+    ("GET", "/v1/responses/resp_1", "switch the Responses API off"),
+    ("POST", "/v1/completions", f"have the client ask POST {CHAT}"),
+    ("POST", "/v1/chat", f"have the client ask POST {CHAT}"),
+    ("POST", "/v1/chat/completion", f"have the client ask POST {CHAT}"),
+    ("POST", "/v1/embeddings", "another provider for embeddings"),
+    ("POST", "/v1/audio/speech", "another provider for audio"),
+    ("POST", "/v1/images/generations", "another provider for images"),
+    ("POST", "/v1/messages", "choose the connection type 'OpenAI'"),
+    ("GET", "/api/tags", "choose the connection type 'OpenAI'"),
+    ("POST", "/api/chat", "choose the connection type 'OpenAI'"),
+    ("POST", "/v1beta/models/tiny:generateContent", "choose the connection type 'OpenAI'"),
+    ("GET", "/", "The base address of a client ends in /v1;"),
+    ("GET", "/v1", "The base address of a client ends in /v1;"),
+    ("GET", "/v1/", "The base address of a client ends in /v1;"),
+    ("GET", "/v1/nothing", "GET /v1/models and POST /v1/chat/completions"),
+    ("GET", "/favicon.ico", "The base address of a client ends in /v1."),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "hint"), WRONG)
+def test_a_wrong_path_is_explained(service: Service, method: str, path: str, hint: str) -> None:
+    status, answer = ask(service, method, path, {} if method == "POST" else None)
+    assert status == (405 if path.startswith("/v1/models/") else 404)
+    assert answer["error"]["type"] == "invalid_request_error"
+    assert hint in answer["error"]["message"]
+
+
+@given(st.lists(st.text(max_size=5) | st.sampled_from(["v1", "chat", "completions", "models"])))
+def test_there_is_advice_for_any_path(parts: list[str]) -> None:
+    path = plain_path("/" + "/".join(parts))
+    assert advice(path).endswith(".") or path in (CHAT, "/v1/models")

@@ -1,0 +1,169 @@
+"""Copying the conversations from one store to another, by the command that operators use."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from opendify.conversations import ConversationStore, Mapping
+from opendify.conversations.store.redis import RedisStore
+from opendify.storage.redis_connection import RedisLink
+from tests.redis_server import RedisServer
+from tests.service import ROOT, environment
+
+MANY = {
+    f'["-","tiny","user {n}","聊天 {n}"]': Mapping(f"c{n}", n, n + 1, f"heard {n}" * (n % 2))
+    for n in range(1234)
+}
+OPTIONS: dict[str, Any] = {"clock": lambda: 5000.0, "max_age_days": None, "max_entries": 10_000}
+
+
+@pytest.fixture
+def file_store(tmp_path: Path) -> Path:
+    """A working folder with many mappings in its ``data``."""
+    store = ConversationStore(tmp_path / "data", **OPTIONS)
+    store.adopt(MANY)
+    store.close()
+    return tmp_path
+
+
+def in_redis(url: str) -> RedisStore:
+    return RedisStore(RedisLink(url, "Redis"), **OPTIONS)
+
+
+def transfer(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "opendify.conversations.migrate", *arguments],
+        cwd=folder,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_everything_goes_there_and_back(
+    file_store: Path, redis_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    before = (file_store / "data/conversation_mappings.json").read_bytes()
+    there = transfer(file_store, "--from", "file", "--to", redis_url)
+    assert (there.returncode, there.stderr) == (0, "")
+    assert there.stdout == (
+        f"1234 mappings in {file_store / 'data'}: 1234 copied to {redis_url}, "
+        "0 were there already, as new or newer.\n"
+    )
+    store = in_redis(redis_url)
+    assert dict(store.entries()) == MANY
+    assert store.owner("c7") == '["-","tiny","user 7","聊天 7"]'
+    store.close()
+    assert (file_store / "data/conversation_mappings.json").read_bytes() == before
+    empty = tmp_path_factory.mktemp("empty")
+    back = transfer(empty, "--from", redis_url, "--to", "file")
+    assert back.returncode == 0
+    assert "1234 copied" in back.stdout
+    copied = json.loads((empty / "data/conversation_mappings.json").read_text("utf-8"))
+    assert copied == json.loads(before)
+
+
+def test_a_second_time_copies_only_what_is_news(file_store: Path, redis_url: str) -> None:
+    transfer(file_store, "--from", "file", "--to", redis_url)
+    first, second = list(MANY)[:2]
+    there = in_redis(redis_url)
+    there.adopt({first: Mapping("newer there", 1, 99_999)})
+    here = ConversationStore(file_store / "data", **OPTIONS)
+    here.adopt({second: Mapping("newer here", 1, 99_999)})
+    here.close()
+    again = transfer(file_store, "--from", "file", "--to", redis_url)
+    assert "1234 mappings" in again.stdout
+    assert " 1 copied" in again.stdout
+    assert "1233 were there already" in again.stdout
+    expected = {**MANY, first: Mapping("newer there", 1, 99_999)}
+    expected[second] = Mapping("newer here", 1, 99_999)
+    assert dict(there.entries()) == expected
+    overwritten = transfer(file_store, "--from", "file", "--to", redis_url, "--overwrite")
+    assert " 1 copied" in overwritten.stdout
+    assert there.get(first) == MANY[first]
+    there.close()
+
+
+def test_the_settings_of_the_environment_and_the_env_file_count(
+    file_store: Path, redis_url: str, redis_server: RedisServer
+) -> None:
+    with redis_server.client() as client:
+        client.config_set("requirepass", "pass-secret")
+    try:
+        address = redis_url.replace("redis://", "redis://:pass-secret@")
+        (file_store / ".env").write_text(f'CONVERSATION_STORE="{address}"\nDATA_DIR=elsewhere\n')
+        done = transfer(file_store, "--from", "file", "--to", "setting", DATA_DIR="data")
+        assert done.returncode == 0
+        assert "1234 copied" in done.stdout
+        assert "pass-secret" not in done.stdout + done.stderr
+        back = transfer(file_store, "--from", "setting", "--to", "file")
+        assert "1234 copied" in back.stdout
+        assert (file_store / "elsewhere").is_dir()
+    finally:
+        with redis.Redis(port=redis_server.port, password="pass-secret") as client:
+            client.config_set("requirepass", "")
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "message"),
+    [
+        ("file", "redis://127.0.0.1:1/0", "cannot be used"),
+        ("redis://127.0.0.1:1", "file", "cannot be used"),
+        ("file", "file", "both the source and the target"),
+        ("file", "setting", "both the source and the target"),
+        ("file", "mysql://secret", "must be"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(
+    file_store: Path, source: str, target: str, message: str
+) -> None:
+    before = (file_store / "data/conversation_mappings.json").read_bytes()
+    refused = transfer(file_store, "--from", source, "--to", target)
+    assert refused.returncode == 1
+    assert message in refused.stderr
+    assert refused.stdout == ""
+    assert "secret" not in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert (file_store / "data/conversation_mappings.json").read_bytes() == before
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path, redis_url: str) -> None:
+    refused = transfer(tmp_path, "--from", "file", "--to", redis_url, DATA_DIR="nowhere")
+    assert refused.returncode == 1
+    assert "There is no folder nowhere" in refused.stderr
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_full_redis_is_told_with_what_was_copied(file_store: Path) -> None:
+    server = RedisServer()
+    with server.client() as client:
+        client.config_set("maxmemory-policy", "noeviction")
+        client.config_set("maxmemory", "1")
+    refused = transfer(file_store, "--from", "file", "--to", server.url)
+    server.close()
+    assert refused.returncode == 1
+    assert "0 were copied before" in refused.stderr
+    assert "OutOfMemory" in refused.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_told(redis_url: str, tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("a file where the folder should be")
+    refused = transfer(tmp_path, "--from", redis_url, "--to", "file")
+    assert refused.returncode == 1
+    assert "Nothing was copied" in refused.stderr
+
+
+def test_the_help_says_what_a_store_is(tmp_path: Path) -> None:
+    told = transfer(tmp_path, "--help")
+    assert told.returncode == 0
+    for word in ("--from", "--to", "--overwrite", "file", "setting", "redis://", "example"):
+        assert word in told.stdout
+    assert transfer(tmp_path).returncode == 2
+    assert str(ROOT) not in told.stdout

@@ -1,0 +1,234 @@
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opendify.chat import task_detection
+from opendify.protocols.base import ChatPrompt
+from tests.bodies import to_prompt
+from tests.openwebui import Recorded, recorded, task_body, task_prompt
+
+SHAPED = [
+    "title_generation",
+    "tags_generation",
+    "follow_up_generation",
+    "query_generation",
+    "autocomplete_generation",
+    "image_prompt_generation",
+]
+RETRIEVAL = (
+    "### Task:\nRespond to the user query using the provided context.\n"
+    '<context>\n<source id="1">{source}</source>\n</context>\n\nWhat is in it?'
+)
+COMPACTION = (
+    "### Task:\nSummarize.\n\n### Previous Summary:\n\n"
+    "### Messages Being Compacted:\nUSER: {said}\n\n### Recent Messages Kept In Context:\nUSER: b"
+)
+
+
+def parse(prompt: Any, **fields: Any) -> ChatPrompt:
+    messages = [{"role": "user", "content": prompt}]
+    return to_prompt({"model": "tiny", "messages": messages, **fields})
+
+
+@pytest.mark.parametrize("one", recorded(), ids=lambda one: f"{one.scenario}-{one.task or 'turn'}")
+@pytest.mark.parametrize("header", ["sent", "absent", "a template", "blank"])
+def test_a_recorded_request_is_recognised(one: Recorded, header: str) -> None:
+    said = {"sent": one.task, "absent": "", "a template": "{{TASK}}", "blank": " "}[header]
+    assert task_detection.recognise(to_prompt(one.body), said) == one.task
+
+
+def test_the_recordings_hold_tasks_and_turns_of_many_kinds() -> None:
+    kinds = {one.task for one in recorded()}
+    assert {"", "title_generation", "tags_generation", "follow_up_generation"} <= kinds
+
+
+@pytest.mark.parametrize("kind", SHAPED)
+def test_a_task_is_recognised_by_its_shape(kind: str) -> None:
+    assert task_detection.recognise(to_prompt(task_body(kind)), "") == kind
+
+
+@pytest.mark.parametrize(
+    ("header", "kind"),
+    [
+        ("title_generation", "title_generation"),
+        (" tags_generation ", "tags_generation"),
+        ("emoji_generation", "emoji_generation"),
+        ("function_calling", "function_calling"),
+        ("moa_response_generation", "moa_response_generation"),
+        ("context_compaction", "context_compaction"),
+        ("memory_review", "task"),
+        ("", ""),
+        ("  ", ""),
+        ("{{TASK}}", ""),
+        ("{{ TASK }}", ""),
+    ],
+)
+def test_the_header_names_the_task_of_any_request(header: str, kind: str) -> None:
+    assert task_detection.recognise(parse("Hi"), header) == kind
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert task_detection.recognise(parse("Hi", stream=True, tools=tools), header) == kind
+
+
+TASK = task_prompt("title_generation")
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+TURNS = [
+    pytest.param({"stream": True}, id="streamed"),
+    pytest.param({"tools": TOOLS}, id="with tools"),
+    pytest.param({"tools": []}, id="with an empty list of tools"),
+    pytest.param(
+        {"messages": [{"role": "system", "content": "S"}, {"role": "user", "content": TASK}]},
+        id="with a system text",
+    ),
+    pytest.param(
+        {"messages": [{"role": "user", "content": TASK}, {"role": "assistant", "content": "A"}]},
+        id="an answer to be continued",
+    ),
+    pytest.param(
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": TASK}, PICTURE]}]},
+        id="with a picture",
+    ),
+    pytest.param({"messages": [{"role": "user", "content": f"See: {TASK}"}]}, id="a word before"),
+    pytest.param(
+        {"messages": [{"role": "user", "content": "### Task:\nWrite a poem."}]}, id="no history"
+    ),
+    pytest.param(
+        {"messages": [{"role": "user", "content": "### Task:\n<chat_history> is a tag of what?"}]},
+        id="half a history",
+    ),
+    pytest.param(
+        {"messages": [{"role": "user", "content": "### Task:\n</chat_history> <chat_history>"}]},
+        id="a history upside down",
+    ),
+    pytest.param(
+        {"messages": [{"role": "user", "content": RETRIEVAL.format(source="A lake.")}]},
+        id="a retrieval prompt that is not streamed",
+    ),
+    pytest.param(
+        {"messages": [{"role": "user", "content": RETRIEVAL.format(source=TASK)}]},
+        id="a retrieval prompt about a task prompt",
+    ),
+    pytest.param(
+        {
+            "messages": [
+                {"role": "user", "content": RETRIEVAL.format(source=COMPACTION.format(said="a"))}
+            ]
+        },
+        id="a retrieval prompt about a compaction",
+    ),
+]
+
+
+@pytest.mark.parametrize("fields", TURNS)
+def test_what_has_not_the_whole_shape_is_a_turn(fields: dict[str, Any]) -> None:
+    body = {**task_body("title_generation"), **fields}
+    assert task_detection.recognise(to_prompt(body), "") == ""
+
+
+def test_a_compaction_is_recognised() -> None:
+    prompt = COMPACTION.format(said="What is <chat_history>?")
+    assert task_detection.recognise(parse(prompt), "") == "context_compaction"
+
+
+SAID = st.text() | st.sampled_from(
+    ['{"tags": ["a"]}', '"title":', "<context>", "</chat_history>", "<chat_history>", "### Task:"]
+)
+
+
+@given(st.sampled_from(SHAPED), st.lists(SAID).map("\n".join))
+def test_nothing_that_was_said_changes_what_a_task_is(kind: str, said: str) -> None:
+    assert task_detection.recognise(parse(task_prompt(kind, said)), "") == kind
+
+
+CONTENT = st.text(min_size=1) | st.sampled_from([TASK, RETRIEVAL, "### Task:\nHi"])
+MESSAGE = st.fixed_dictionaries(
+    {"role": st.sampled_from(["system", "user", "assistant"]), "content": CONTENT}
+)
+
+
+@given(st.lists(MESSAGE, max_size=3), st.booleans(), st.booleans())
+def test_only_requests_of_the_shape_are_tasks(
+    before: list[dict[str, str]], streamed: bool, with_tools: bool
+) -> None:
+    messages = [*before, {"role": "user", "content": TASK}]
+    body = {"model": "tiny", "messages": messages, "stream": streamed}
+    request = to_prompt(body | ({"tools": TOOLS} if with_tools else {}))
+    is_task = not (before or streamed or with_tools)
+    assert task_detection.recognise(request, "") == ("title_generation" if is_task else "")
+
+
+@given(st.text())
+def test_what_a_person_writes_is_a_turn(text: str) -> None:
+    if "<chat_history>" not in text and "### Messages Being Compacted:" not in text:
+        for prompt in (text, f"### Task:\n{text}"):
+            if prompt.strip("\0").strip():
+                assert task_detection.recognise(parse(prompt), "") == ""
+
+
+EMPTY = [
+    ("title_generation", "", {"title": ""}),
+    ("tags_generation", "", {"tags": []}),
+    ("follow_up_generation", "", {"follow_ups": []}),
+    ("query_generation", "", {"queries": []}),
+    ("autocomplete_generation", "", {"text": ""}),
+    ("image_prompt_generation", "", {"prompt": ""}),
+    ("function_calling", "", {"tool_calls": []}),
+    ("task", task_prompt("tags_generation"), {"tags": []}),
+    ("task", 'Answer with the key "queries".', {"queries": []}),
+]
+
+
+@pytest.mark.parametrize(("kind", "prompt", "expected"), EMPTY)
+def test_an_empty_answer_has_the_shape_that_was_asked_for(
+    kind: str, prompt: str, expected: Any
+) -> None:
+    assert json.loads(task_detection.empty_answer(kind, prompt)) == expected
+
+
+@pytest.mark.parametrize(
+    "kind", ["emoji_generation", "context_compaction", "moa_response_generation", "task"]
+)
+def test_an_empty_answer_of_no_shape_is_no_text(kind: str) -> None:
+    assert task_detection.empty_answer(kind, "What is this?") == ""
+
+
+def test_an_answer_keeps_every_letter() -> None:
+    assert json.loads(task_detection.answer("title_generation", 'Ä "new" 会话')) == {
+        "title": 'Ä "new" 会话'
+    }
+    assert (
+        task_detection.answer("follow_up_generation", ["为什么?"]) == '{"follow_ups":["为什么?"]}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("chat", "throwaway"),
+        ("completion", "throwaway"),
+        ("agent-chat", "local"),
+        ("agent", "local"),
+        ("advanced-chat", "local"),
+        ("workflow", "local"),
+        ("", "local"),
+    ],
+)
+def test_agents_and_graphs_do_not_run_for_a_task(mode: str, expected: str) -> None:
+    assert task_detection.treatment("", "title_generation", mode) == expected
+    for setting in ("local", "throwaway", "model:x"):
+        assert task_detection.treatment(setting, "title_generation", mode) == setting
+
+
+def test_the_merged_answer_that_a_person_waits_for_is_run() -> None:
+    assert task_detection.treatment("", "moa_response_generation", "workflow") == "throwaway"
+    assert task_detection.treatment("local", "moa_response_generation", "chat") == "local"
+
+
+def test_a_prompt_made_to_take_long_takes_no_longer_than_others() -> None:
+    """It would take minutes if each of its blocks were looked for to the end."""
+    prompt = "### Task:" + "<chat_history>" * 300_000
+    raw = {"model": "m", "messages": [{"role": "user", "content": prompt}]}
+    assert task_detection.recognise(to_prompt(raw), "") == ""
