@@ -23,34 +23,34 @@ from opendify.api.admin import add_operator_routes
 from opendify.api.app import create_app
 from opendify.api.files import add_file_routes
 from opendify.api.health import add_monitoring_routes
-from opendify.api.middleware.auth import Access, warn_of_open_door
+from opendify.api.middleware.auth import Authorizer, warn_if_unauthenticated
 from opendify.api.middleware.cors import add_cors
 from opendify.api.middleware.origins import Address, refuse_other_sites
 from opendify.api.middleware.request_log import record_requests
 from opendify.api.openapi import add_description
-from opendify.auth.accounts import Callers
+from opendify.auth.accounts import AccountRegistry
 from opendify.chat.service import ChatService
-from opendify.chat.turn import Parts
+from opendify.chat.turn import Services
 from opendify.config.dotenv import check_certificates, load_environment, read_file
 from opendify.config.proxies import proxies_for
 from opendify.config.settings import ConfigError, load_settings
-from opendify.conversations.admin import Administration
+from opendify.conversations.admin import ConversationAdmin
 from opendify.conversations.store.factory import new_conversations, new_link
-from opendify.files.file_cache import Shelf
+from opendify.files.file_cache import FileCache
 from opendify.files.signed_links import VALID_SECONDS
-from opendify.files.signing_key import Secret
-from opendify.limits.capacity import Capacity, files_take_answers, max_files
-from opendify.limits.concurrency import Slots
-from opendify.limits.limiter import Gate
-from opendify.limits.rate import Rates
+from opendify.files.signing_key import SigningKey
+from opendify.limits.capacity import ServerCapacity, files_take_answers, max_files
+from opendify.limits.concurrency import ConcurrencyLimiter
+from opendify.limits.limiter import CallerLimiter
+from opendify.limits.rate import RateLimiter
 from opendify.observability.logs import configure_logging
 from opendify.observability.metrics import LogCounter, Metrics
 from opendify.observability.readiness import Readiness
-from opendify.storage.data_dir import warn_of_foreign_folder
+from opendify.storage.data_dir import warn_if_foreign
 from opendify.upstream import background_reader
-from opendify.upstream.app_registry import Directory
+from opendify.upstream.app_registry import AppRegistry
 from opendify.upstream.client import DifyClient
-from opendify.upstream.file_proxy import Relay
+from opendify.upstream.file_proxy import FileProxy
 from opendify.upstream.tls import new_ssl_context
 from opendify.upstream.transport.transport import PooledClient, PooledTransport
 from opendify.upstream.uploads import Uploads
@@ -115,18 +115,18 @@ logging.getLogger("opendify").addHandler(LogCounter(metrics))
 client = DifyClient(
     http, settings.read_timeout, on_stop=metrics.run_stopped, max_answer=settings.max_answer
 )
-directory = Directory(client, settings.models)
+directory = AppRegistry(client, settings.models)
 readiness = Readiness(conversations, directory)
-relay = Relay(
+relay = FileProxy(
     client,
     settings.models,
     settings.public_base_url,
-    Secret(settings.secret, data),
-    Shelf(data / "files", settings.file_cache_bytes, VALID_SECONDS),
+    SigningKey(settings.secret, data),
+    FileCache(data / "files", settings.file_cache_bytes, VALID_SECONDS),
     now=time.time,
 )
 service = ChatService(
-    Parts(
+    Services(
         client,
         directory,
         conversations,
@@ -139,20 +139,23 @@ service = ChatService(
     now=time.time,
     new_id=_new_id,
 )
-callers = Callers(
+callers = AccountRegistry(
     settings.accounts,
     settings.admin_keys,
     settings.models,
     settings.limits,
     settings.callers_bring_dify_key,
 )
-warn_of_foreign_folder(data)
-warn_of_open_door(callers, settings.reachable_host)
-access = Access(
+warn_if_foreign(data)
+warn_if_unauthenticated(callers, settings.reachable_host)
+access = Authorizer(
     callers,
-    Gate(Rates(link, gunicorn_config.workers), Slots(link, gunicorn_config.workers)),
+    CallerLimiter(
+        RateLimiter(link, gunicorn_config.workers),
+        ConcurrencyLimiter(link, gunicorn_config.workers),
+    ),
 )
-capacity = Capacity(
+capacity = ServerCapacity(
     settings.max_concurrent_streams,
     {name: model.max_streams for name, model in settings.models.items() if model.max_streams},
     max_files(gunicorn_config.threads, settings.max_concurrent_streams),
@@ -177,7 +180,7 @@ add_cors(app, settings.cors_origins)
 add_description(app)
 add_operator_routes(
     app,
-    Administration(conversations, settings.models, client, now=time.time),
+    ConversationAdmin(conversations, settings.models, client, now=time.time),
     access,
 )
 add_file_routes(app, relay, capacity)

@@ -15,8 +15,8 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from opendify.conversations import ConversationStore, Mapping
-from opendify.conversations.store.compactor import Keeper
+from opendify.conversations import ConversationRecord, JsonFileStore
+from opendify.conversations.store.compactor import Compactor
 from opendify.conversations.store.snapshot import read_snapshot, write_snapshot
 
 NEW, LOOKUPS = 2_000, 20_000
@@ -42,8 +42,10 @@ def measure(folder: Path, entries: int) -> tuple[float, ...]:
     path = folder / "conversation_mappings.json"
     folder.mkdir(mode=0o700)
     now = int(time.time())
-    write_snapshot(path, {key_of(n): Mapping(conversation_of(n), now, now) for n in range(entries)})
-    store = ConversationStore(folder, clock=time.time, max_age_days=None, max_entries=10**8)
+    write_snapshot(
+        path, {key_of(n): ConversationRecord(conversation_of(n), now, now) for n in range(entries)}
+    )
+    store = JsonFileStore(folder, clock=time.time, max_age_days=None, max_entries=10**8)
 
     def put() -> None:
         for number in range(entries, entries + NEW):
@@ -69,7 +71,7 @@ def measure(folder: Path, entries: int) -> tuple[float, ...]:
 
 def rows(most: int) -> Iterator[tuple[float, ...]]:
     """One row for each size, up to so many entries."""
-    Keeper.TICK_SECONDS = 3600.0
+    Compactor.TICK_SECONDS = 3600.0
     with tempfile.TemporaryDirectory() as place:
         for entries in (1_000, 10_000, 100_000, 1_000_000):
             if entries <= most:

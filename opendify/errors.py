@@ -67,7 +67,7 @@ class OpenDifyError(Exception):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "api_error"
     default_code: ClassVar[str | None] = None
-    repeatable = False
+    retryable = False
     quotes: ClassVar[bool] = False
     dify_code = ""
     details: Mapping[str, str] = MappingProxyType({})
@@ -101,7 +101,7 @@ class InvalidRequest(CallerError):
     default_code = "invalid_request"
 
 
-class UserNotVerified(CallerError):
+class InvalidUserToken(CallerError):
     status = 401
     default_code = "invalid_user_token"
 
@@ -112,16 +112,16 @@ class ModelNotFound(CallerError):
     default_code = "model_not_found"
 
 
-class KeyWrong(CallerError):
+class InvalidApiKey(CallerError):
     status = 401
     default_code = "invalid_api_key"
 
 
-class AdminKeyWrong(KeyWrong):
+class InvalidAdminKey(InvalidApiKey):
     pass
 
 
-class AdminKeyNeeded(CallerError):
+class AdminKeyRequired(CallerError):
     status = 403
     default_code = "admin_key_needed"
 
@@ -137,7 +137,7 @@ class RouteNotFound(CallerError):
     default_code = "not_found"
 
 
-class MappingUnknown(CallerError):
+class MappingNotFound(CallerError):
     quotes = True
     status = 404
     default_code = "mapping_not_found"
@@ -161,12 +161,12 @@ class HostNotAllowed(CallerError):
     default_code = "host_not_allowed"
 
 
-class LinkRefused(CallerError):
+class InvalidSignature(CallerError):
     status = 403
     default_code = "link_refused"
 
 
-class FileGone(CallerError):
+class FileExpired(CallerError):
     status = 410
     default_code = "file_gone"
 
@@ -186,7 +186,7 @@ class RangeNotSatisfiable(CallerError):
     default_code = "range_not_satisfiable"
 
 
-class LimitReached(OpenDifyError):
+class CallerRateLimited(OpenDifyError):
     status = 429
     type = "rate_limit_error"
     default_code = "rate_limit_exceeded"
@@ -222,42 +222,42 @@ class DifyError(OpenDifyError):
     default_code = "upstream_error"
 
 
-class DifyUnreachable(DifyError):
+class UpstreamUnreachable(DifyError):
     quotes = False
     default_code = "upstream_unreachable"
     repeatable = True
 
 
-class DifyBroken(DifyError):
+class BadUpstreamResponse(DifyError):
     pass
 
 
-class AnswerTooLong(DifyBroken):
+class AnswerTooLong(BadUpstreamResponse):
     default_code = "answer_too_long"
 
 
-class DifyTimeout(DifyError):
+class UpstreamTimeout(DifyError):
     quotes = False
     status = 504
     default_code = "upstream_timeout"
 
 
-class DifyNotConnected(DifyTimeout):
+class UpstreamConnectTimeout(UpstreamTimeout):
     pass
 
 
-class DifyUnavailable(DifyError):
+class UpstreamUnavailable(DifyError):
     quotes = False
     status = 503
     default_code = "upstream_unavailable"
     repeatable = True
 
 
-class DifyAuthFailed(DifyError):
+class UpstreamAuthError(DifyError):
     default_code = "upstream_auth_error"
 
 
-class DifyMisconfigured(DifyError):
+class UpstreamConfigError(DifyError):
     default_code = "upstream_config_error"
 
 
@@ -304,11 +304,11 @@ class FileTypeRefusedByDify(RejectedByDify):
     default_code = "unsupported_file_type"
 
 
-class ConversationUnknown(DifyError):
+class ConversationNotFound(DifyError):
     status = 404
     type = "invalid_request_error"
     default_code = "conversation_not_found"
 
 
-class CallerGone(Exception):
+class ClientDisconnected(Exception):
     """The caller has closed the connection: nobody is left to be told anything."""

@@ -12,20 +12,20 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-IS_READABLE = True
+READY = True
 
 # As the time until which something may be waited for: only what is there is taken.
-AT_ONCE = 0.0
+IMMEDIATELY = 0.0
 
 
 @dataclass(slots=True, eq=False)
-class Wait:
+class WaitFor:
     """Until the descriptor is readable, but not beyond a time of ``time.monotonic``. Below 0 it is
     none: what follows may take long in other ways, and only a thread may go on. It is the same in
     all Waits of an answer that a thread has not gone on with in between."""
 
     descriptor: int
-    until: float = AT_ONCE
+    until: float = IMMEDIATELY
 
     @property
     def needs_thread(self) -> bool:
@@ -33,17 +33,17 @@ class Wait:
         return self.descriptor < 0
 
 
-NEEDS_THREAD = Wait(-1)
+BLOCKING = WaitFor(-1)
 
 # What is given, between its waits; a caller may send IS_READABLE to each of these.
-Steps = Generator[T | Wait, bool | None, None]
+ResumableBody = Generator[T | WaitFor, bool | None, None]
 
 # The same; what it returns is to be given last.
-StepsWithEnd = Generator[T | Wait, bool | None, T]
+StepsWithEnd = Generator[T | WaitFor, bool | None, T]
 
 
-def without_waits(steps: Iterable[T | Wait]) -> Iterator[T]:
+def run_blocking(steps: Iterable[T | WaitFor]) -> Iterator[T]:
     """What the steps give to one who may wait."""
     for step in steps:
-        if not isinstance(step, Wait):
+        if not isinstance(step, WaitFor):
             yield step

@@ -3,7 +3,7 @@
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from opendify.conversations import Conversations, Mapping
+from opendify.conversations import ConversationRecord, ConversationStore
 
 DAY = 86400
 TIMES = st.integers(1_699_999_990, 1_700_100_000)
@@ -29,22 +29,24 @@ class Chats(RuleBasedStateMachine):
         self.clock = Clock()
         self.prepare()
         self.stores = [self.open() for _ in range(3)]
-        self.model: dict[str, Mapping] = {}
+        self.model: dict[str, ConversationRecord] = {}
 
     def prepare(self) -> None:
         raise NotImplementedError
 
-    def open(self) -> Conversations:
+    def open(self) -> ConversationStore:
         raise NotImplementedError
 
     def teardown(self) -> None:
         for store in self.stores:
             store.close()
 
-    def use(self, key: str, conversation_id: str, heard: str, old: Mapping | None) -> None:
+    def use(
+        self, key: str, conversation_id: str, heard: str, old: ConversationRecord | None
+    ) -> None:
         now = int(self.clock.now)
         kept = old is not None and old.conversation_id == conversation_id
-        self.model[key] = Mapping(
+        self.model[key] = ConversationRecord(
             conversation_id, old.created_at if old and kept else now, now, heard
         )
 
@@ -103,11 +105,11 @@ class Chats(RuleBasedStateMachine):
         who=whose,
         newcomers=st.dictionaries(
             keys,
-            st.builds(Mapping, conversations, st.just(7), TIMES),
+            st.builds(ConversationRecord, conversations, st.just(7), TIMES),
         ),
         overwrite=st.booleans(),
     )
-    def adopt(self, who: int, newcomers: dict[str, Mapping], overwrite: bool) -> None:
+    def adopt(self, who: int, newcomers: dict[str, ConversationRecord], overwrite: bool) -> None:
         taken = {
             key: new
             for key, new in newcomers.items()

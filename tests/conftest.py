@@ -18,30 +18,30 @@ from opendify.api.admin import add_operator_routes
 from opendify.api.app import create_app
 from opendify.api.files import add_file_routes
 from opendify.api.health import add_monitoring_routes
-from opendify.api.middleware.auth import Access
+from opendify.api.middleware.auth import Authorizer
 from opendify.api.middleware.origins import Address, refuse_other_sites
 from opendify.api.middleware.request_log import record_requests
 from opendify.api.openapi import add_description
-from opendify.auth.accounts import Callers
+from opendify.auth.accounts import AccountRegistry
 from opendify.auth.api_keys import parse_keys
 from opendify.chat.service import ChatService
-from opendify.chat.turn import Parts
+from opendify.chat.turn import Services
 from opendify.config.accounts import Limits, parse_accounts
 from opendify.config.models import Model
-from opendify.conversations import Conversations, ConversationStore
-from opendify.conversations.admin import Administration
+from opendify.conversations import ConversationStore, JsonFileStore
+from opendify.conversations.admin import ConversationAdmin
 from opendify.conversations.locks.files import FileTurnLocks
-from opendify.files.file_cache import Shelf
-from opendify.files.signing_key import Secret
-from opendify.limits.capacity import Capacity
-from opendify.limits.concurrency import Slots
-from opendify.limits.limiter import Gate
-from opendify.limits.rate import Rates
+from opendify.files.file_cache import FileCache
+from opendify.files.signing_key import SigningKey
+from opendify.limits.capacity import ServerCapacity
+from opendify.limits.concurrency import ConcurrencyLimiter
+from opendify.limits.limiter import CallerLimiter
+from opendify.limits.rate import RateLimiter
 from opendify.observability.metrics import Metrics
 from opendify.observability.readiness import Readiness
-from opendify.upstream.app_registry import Directory
+from opendify.upstream.app_registry import AppRegistry
 from opendify.upstream.client import DifyClient
-from opendify.upstream.file_proxy import Relay
+from opendify.upstream.file_proxy import FileProxy
 from opendify.upstream.transport.transport import PooledClient, PooledTransport
 from opendify.upstream.uploads import Uploads
 from tests.fake_dify import FakeDify
@@ -104,10 +104,8 @@ def http() -> Iterator[PooledClient]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[ConversationStore]:
-    store = ConversationStore(
-        tmp_path / "data", clock=time.time, max_age_days=None, max_entries=1000
-    )
+def store(tmp_path: Path) -> Iterator[JsonFileStore]:
+    store = JsonFileStore(tmp_path / "data", clock=time.time, max_age_days=None, max_entries=1000)
     yield store
     store.close()
 
@@ -145,7 +143,7 @@ class ClosingClient(FlaskClient):
 @contextmanager
 def made_app(
     http: PooledClient,
-    store: Conversations,
+    store: ConversationStore,
     models: dict[str, Model],
     folder: Path,
     *,
@@ -156,34 +154,34 @@ def made_app(
     api_keys: str = "",
     limits: Limits = NO_LIMITS,
     bring_dify_key: bool = False,
-    relay: Relay | None = None,
+    relay: FileProxy | None = None,
     max_body_bytes: int = 1024 * 1024,
     max_text_bytes: int = 1024 * 1024,
-    capacity: Capacity | None = None,
+    capacity: ServerCapacity | None = None,
     address: Address = ADDRESS,
 ) -> Iterator[Flask]:
     """An application as main.py makes it."""
     client = DifyClient(http, read_timeout)
-    directory = Directory(client, models)
-    shelf = Shelf(folder / "data" / "files", 1024 * 1024, 3600)
-    relay = relay or Relay(client, models, "", Secret("", folder / "data"), shelf, now=now)
+    directory = AppRegistry(client, models)
+    shelf = FileCache(folder / "data" / "files", 1024 * 1024, 3600)
+    relay = relay or FileProxy(client, models, "", SigningKey("", folder / "data"), shelf, now=now)
     locks = FileTurnLocks(folder / "data")
-    parts = Parts(
+    parts = Services(
         client, directory, store, Uploads(client), locks, relay, now=now, files_only_query="Look."
     )
     service = ChatService(parts, now=now, new_id=new_id)
     problems: list[str] = []
     accounts = parse_accounts(api_keys, set(models), limits, problems)
     assert not problems
-    gate = Gate(Rates(None, 1), Slots(None, 1))
-    callers = Callers(accounts, parse_keys(admin_keys), models, limits, bring_dify_key)
-    access = Access(callers, gate)
-    places = capacity or Capacity(100, {})
+    gate = CallerLimiter(RateLimiter(None, 1), ConcurrencyLimiter(None, 1))
+    callers = AccountRegistry(accounts, parse_keys(admin_keys), models, limits, bring_dify_key)
+    access = Authorizer(callers, gate)
+    places = capacity or ServerCapacity(100, {})
     application = create_app(
         service, directory, access, max_body_bytes, places, now=now, max_text_bytes=max_text_bytes
     )
     refuse_other_sites(application, access, address)
-    administration = Administration(store, models, client, now=now)
+    administration = ConversationAdmin(store, models, client, now=now)
     add_operator_routes(application, administration, access)
     metrics = Metrics(len(models))
     add_monitoring_routes(application, Readiness(store, directory), metrics, access)
@@ -203,7 +201,7 @@ def made_app(
 @pytest.fixture
 def app(
     http: PooledClient,
-    store: Conversations,
+    store: ConversationStore,
     models: dict[str, Model],
     tmp_path: Path,
     admin_keys: str,

@@ -10,10 +10,10 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from opendify.streaming import (
-    NEEDS_THREAD,
-    Steps,
-    Wait,
-    without_waits,
+    BLOCKING,
+    ResumableBody,
+    WaitFor,
+    run_blocking,
 )
 
 
@@ -67,17 +67,17 @@ app.config = {"ACCEPTS_BODY": accepts_body}  # type: ignore[attr-defined]
 class Stepped:
     """A body that a loop can take."""
 
-    def __init__(self, steps: Steps[bytes]) -> None:
+    def __init__(self, steps: ResumableBody[bytes]) -> None:
         self.steps = steps
 
     def __iter__(self) -> Iterator[bytes]:
-        return without_waits(self.steps)
+        return run_blocking(self.steps)
 
     def close(self) -> None:
         os.write(2, b"closed steps\n")
 
 
-def ticking(ticks: int, until: float, end: str) -> Steps[bytes]:
+def ticking(ticks: int, until: float, end: str) -> ResumableBody[bytes]:
     """Says by whom each tick was given on: one every 50 ms, and none after the last, for which it
     still waits, ``until`` seconds from then at most."""
     reader, writer = os.pipe()
@@ -87,7 +87,7 @@ def ticking(ticks: int, until: float, end: str) -> Steps[bytes]:
             if tick < ticks:
                 threading.Timer(0.05, os.write, (writer, b".")).start()
             patience = 60.0 if tick < ticks else until
-            is_readable = yield Wait(reader, time.monotonic() + patience)
+            is_readable = yield WaitFor(reader, time.monotonic() + patience)
             if not is_readable:
                 yield b"time is up\n"
                 break
@@ -95,7 +95,7 @@ def ticking(ticks: int, until: float, end: str) -> Steps[bytes]:
             if end == "raise":
                 raise RuntimeError("the secret reason")
             yield f"tick {threading.current_thread().name}\n".encode()
-        yield NEEDS_THREAD
+        yield BLOCKING
         yield f"end {threading.current_thread().name}\n".encode()
     finally:
         os.close(reader)

@@ -9,7 +9,7 @@ from typing import Any
 from flask import Flask
 from werkzeug.test import EnvironBuilder
 
-from opendify.streaming import IS_READABLE, Wait
+from opendify.streaming import READY, WaitFor
 from tests.fake_dify import Step
 
 _PATIENCE = 5.0
@@ -65,15 +65,15 @@ def _taken(steps: Any, packets: Packets) -> Iterator[bytes]:
         except StopIteration:
             return
         sent = None
-        if isinstance(step, Wait):
+        if isinstance(step, WaitFor):
             packets.want()
             if not step.needs_thread and _is_readable(step):
-                sent = IS_READABLE
+                sent = READY
         else:
             yield step
 
 
-def _is_readable(wait: Wait) -> bool:
+def _is_readable(wait: WaitFor) -> bool:
     poll = select.poll()
     poll.register(wait.descriptor, select.POLLIN)
     return bool(poll.poll(max(0.0, wait.until - time.monotonic()) * 1000))

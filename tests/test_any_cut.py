@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from opendify.config.models import Model
-from opendify.conversations import ConversationStore
+from opendify.conversations import JsonFileStore
 from tests import schemas
 from tests.conftest import made_app
 from tests.fake_dify import CLOSE, LAST_CHUNK, STREAM_HEAD, FakeDify, Step, chunk, recording
@@ -94,9 +94,7 @@ def api(http: httpx.Client, far: FakeDify) -> Iterator[FlaskClient]:
     }
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
-        store = ConversationStore(
-            data / "data", clock=time.time, max_age_days=None, max_entries=1000
-        )
+        store = JsonFileStore(data / "data", clock=time.time, max_age_days=None, max_entries=1000)
         with made_app(http, store, models, data, read_timeout=5) as application:
             yield application.test_client()
         store.close()

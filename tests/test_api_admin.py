@@ -10,9 +10,9 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from opendify.conversations import Conversations, ConversationStore, Mapping
+from opendify.conversations import ConversationRecord, ConversationStore, JsonFileStore
 from opendify.conversations.store.redis import RedisStore
-from opendify.storage.redis_connection import RedisLink
+from opendify.storage.redis_connection import RedisConnection
 from tests import schemas
 from tests.conftest import KEY
 from tests.fake_dify import FakeDify, head, refused
@@ -29,14 +29,14 @@ def admin_keys() -> str:
 
 
 @pytest.fixture(params=["file", "redis"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Conversations]:
-    store: Conversations
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ConversationStore]:
+    store: ConversationStore
     if request.param == "file":
-        store = ConversationStore(
+        store = JsonFileStore(
             tmp_path / "data", clock=time.time, max_age_days=None, max_entries=1000
         )
     else:
-        link = RedisLink(request.getfixturevalue("redis_url"), "Redis")
+        link = RedisConnection(request.getfixturevalue("redis_url"), "Redis")
         store = RedisStore(link, clock=time.time, max_age_days=None, max_entries=1000)
     yield store
     store.close()
@@ -47,13 +47,13 @@ def key(model: str, user: str, chat: str) -> str:
 
 
 @pytest.fixture
-def chats(store: Conversations) -> None:
+def chats(store: ConversationStore) -> None:
     store.adopt(
         {
-            key("tiny", "anna", "chat 1"): Mapping(ONE, 10, 40, "heard-secret"),
-            key("tiny", "ben", "聊天"): Mapping("c2", 20, 30),
-            key("org/model", "anna", "chat 1"): Mapping("c3", 30, 20),
-            "an earlier chat": Mapping("c4", 5, 10),
+            key("tiny", "anna", "chat 1"): ConversationRecord(ONE, 10, 40, "heard-secret"),
+            key("tiny", "ben", "聊天"): ConversationRecord("c2", 20, 30),
+            key("org/model", "anna", "chat 1"): ConversationRecord("c3", 30, 20),
+            "an earlier chat": ConversationRecord("c4", 5, 10),
         }
     )
 
@@ -82,7 +82,7 @@ REQUESTS = [
 )
 def test_with_admin_keys_everything_needs_one(
     api: FlaskClient,
-    store: Conversations,
+    store: ConversationStore,
     chats: None,
     dify: FakeDify,
     method: str,
@@ -109,7 +109,7 @@ class TestWithoutAdminKeys:
     def test_only_single_mappings_are_closed(
         self,
         api: FlaskClient,
-        store: Conversations,
+        store: ConversationStore,
         chats: None,
         method: str,
         path: str,
@@ -128,7 +128,7 @@ class TestWithoutAdminKeys:
 
 
 def test_the_counts_have_the_four_fields_and_more(
-    api: FlaskClient, chats: None, store: Conversations
+    api: FlaskClient, chats: None, store: ConversationStore
 ) -> None:
     told = api.get(MAPPINGS, headers=ADMIN).json
     assert abs(told.pop("timestamp") - time.time()) < 10
@@ -184,7 +184,7 @@ def test_a_wrong_limit_is_refused(api: FlaskClient, limit: str) -> None:
 
 
 def test_a_mapping_is_removed(
-    api: FlaskClient, store: Conversations, chats: None, dify: FakeDify
+    api: FlaskClient, store: ConversationStore, chats: None, dify: FakeDify
 ) -> None:
     response = api.delete(f"{MAPPINGS}/{ONE}", headers=ADMIN)
     assert (response.status_code, response.json["removed_count"]) == (200, 1)
@@ -212,7 +212,7 @@ def test_a_mapping_is_removed(
 )
 def test_a_conversation_is_deleted_in_dify_too(
     api: FlaskClient,
-    store: Conversations,
+    store: ConversationStore,
     chats: None,
     dify: FakeDify,
     answer: list[bytes],
@@ -229,7 +229,7 @@ def test_a_conversation_is_deleted_in_dify_too(
 
 
 def test_what_dify_does_not_delete_is_kept_here_too(
-    api: FlaskClient, store: Conversations, chats: None, dify: FakeDify
+    api: FlaskClient, store: ConversationStore, chats: None, dify: FakeDify
 ) -> None:
     dify.answer = lambda request: refused(401, {"code": "unauthorized", "message": "no"})
     response = api.delete(f"{MAPPINGS}/{ONE}?dify=true", headers=ADMIN)
@@ -238,9 +238,9 @@ def test_what_dify_does_not_delete_is_kept_here_too(
 
 
 def test_what_is_not_known_in_dify_is_not_deleted_there(
-    api: FlaskClient, store: Conversations, chats: None, dify: FakeDify
+    api: FlaskClient, store: ConversationStore, chats: None, dify: FakeDify
 ) -> None:
-    store.adopt({key("a model of old", "anna", "x"): Mapping("c5", 1, 1)})
+    store.adopt({key("a model of old", "anna", "x"): ConversationRecord("c5", 1, 1)})
     for conversation in ("c4", "c5"):
         response = api.delete(f"{MAPPINGS}/{conversation}?dify=true", headers=ADMIN)
         assert error_of(response) == (400, "invalid_request")
@@ -251,7 +251,7 @@ def test_what_is_not_known_in_dify_is_not_deleted_there(
 
 @pytest.mark.parametrize("flag", ["", "yes", "1", "True"])
 def test_a_wrong_flag_deletes_nothing(
-    api: FlaskClient, store: Conversations, chats: None, flag: str
+    api: FlaskClient, store: ConversationStore, chats: None, flag: str
 ) -> None:
     response = api.delete(f"{MAPPINGS}/{ONE}?dify={flag}", headers=ADMIN)
     assert error_of(response) == (400, "invalid_request")
@@ -270,7 +270,7 @@ def test_an_odd_id_is_unknown(api: FlaskClient, chats: None, dify: FakeDify, pat
     + [f'{{"max_age_days": {number}}}' for number in ("-1", "36501", "NaN", "Infinity", "1e999")],
 )
 def test_a_wrong_age_is_refused(
-    api: FlaskClient, store: Conversations, chats: None, body: str
+    api: FlaskClient, store: ConversationStore, chats: None, body: str
 ) -> None:
     response = api.post(CLEANUP, data=body, content_type="application/json", headers=ADMIN)
     assert error_of(response)[0] == 400
@@ -279,7 +279,7 @@ def test_a_wrong_age_is_refused(
 
 @pytest.mark.parametrize("body", [None, {}, {"max_age_days": 30}, {"max_age_days": 0.5}])
 def test_cleanup_removes_what_is_old(
-    api: FlaskClient, store: Conversations, chats: None, body: Any
+    api: FlaskClient, store: ConversationStore, chats: None, body: Any
 ) -> None:
     store.put("new", "c9")
     response = api.post(CLEANUP, json=body, headers=ADMIN)
@@ -290,8 +290,8 @@ def test_cleanup_removes_what_is_old(
 
 class TestWhileTheStoreIsAway:
     @pytest.fixture
-    def store(self) -> Iterator[Conversations]:
-        link = RedisLink("redis://127.0.0.1:1/0", "Redis")
+    def store(self) -> Iterator[ConversationStore]:
+        link = RedisConnection("redis://127.0.0.1:1/0", "Redis")
         store = RedisStore(link, clock=time.time, max_age_days=None, max_entries=10)
         yield store
         store.close()
@@ -318,9 +318,9 @@ TAMPERED = [
 
 @pytest.mark.parametrize("tampered", TAMPERED)
 def test_half_a_surrogate_pair_in_the_store_hides_nothing(
-    api: FlaskClient, store: Conversations, chats: None, tampered: str
+    api: FlaskClient, store: ConversationStore, chats: None, tampered: str
 ) -> None:
-    store.adopt({tampered: Mapping("c\udfff5", 1, 100)})
+    store.adopt({tampered: ConversationRecord("c\udfff5", 1, 100)})
     counts = api.get(MAPPINGS, headers=ADMIN)
     assert (counts.status_code, counts.json["mapping_count"]) == (200, 5)
     listed = api.get(f"{MAPPINGS}?limit=10", headers=ADMIN)

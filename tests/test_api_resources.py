@@ -11,14 +11,14 @@ from werkzeug.test import EnvironBuilder
 from werkzeug.wsgi import FileWrapper
 
 from opendify.api.resources import MAX_LAST_BYTES, current_resources, own_resources
-from opendify.api.streaming_response import SteppedResponse
+from opendify.api.streaming_response import StreamingResponse
 
 CONTENT = b"x" * (3 * MAX_LAST_BYTES)
 KINDS: dict[str, Callable[[], Response]] = {
     "whole": lambda: Response(CONTENT),
     "empty": lambda: Response(status=204),
     "generated": lambda: Response(piece for piece in [CONTENT, b"", CONTENT]),
-    "stepped": lambda: SteppedResponse((piece for piece in [CONTENT]), {}),
+    "stepped": lambda: StreamingResponse((piece for piece in [CONTENT]), {}),
     "passed through": lambda: Response(FileWrapper(BytesIO(CONTENT)), direct_passthrough=True),
 }
 

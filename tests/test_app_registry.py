@@ -13,7 +13,7 @@ from flask.testing import FlaskClient
 from opendify import errors
 from opendify.config.models import Model
 from opendify.upstream import app_registry as rooms
-from opendify.upstream.app_registry import Directory
+from opendify.upstream.app_registry import AppRegistry
 from opendify.upstream.client import DifyClient
 from tests.fake_dify import (
     CLOSE,
@@ -37,8 +37,8 @@ def model(dify: FakeDify) -> Model:
 
 
 @pytest.fixture
-def directory(http: httpx.Client, model: Model) -> Iterator[Directory]:
-    made = Directory(DifyClient(http, read_timeout=2), {model.name: model})
+def directory(http: httpx.Client, model: Model) -> Iterator[AppRegistry]:
+    made = AppRegistry(DifyClient(http, read_timeout=2), {model.name: model})
     yield made
     made.close()
 
@@ -57,7 +57,7 @@ def telling(**bodies: Any) -> Callable[[Request], Steps]:
 
 @pytest.mark.parametrize("name", INFOS)
 def test_a_recorded_app_is_known(
-    name: str, dify: FakeDify, model: Model, directory: Directory
+    name: str, dify: FakeDify, model: Model, directory: AppRegistry
 ) -> None:
     info, parameters = recording(name), recording(name.replace("/info", "/parameters"))
     dify.answer = telling(info=json.loads(info.body), parameters=json.loads(parameters.body))
@@ -94,7 +94,7 @@ PROBED = [
 
 @pytest.mark.parametrize(("mode", "codes"), PROBED)
 def test_the_mode_of_an_app_before_dify_1_4_is_probed(
-    mode: str, codes: dict[str, str], dify: FakeDify, model: Model, directory: Directory
+    mode: str, codes: dict[str, str], dify: FakeDify, model: Model, directory: AppRegistry
 ) -> None:
     answers = {
         path: refused(401 if code == "unauthorized" else 400, {"code": code, "message": "m"})
@@ -107,7 +107,7 @@ def test_the_mode_of_an_app_before_dify_1_4_is_probed(
 
 
 def test_an_app_that_does_not_tell_of_itself_is_probed_where_dify_knows_its_form(
-    dify: FakeDify, model: Model, directory: Directory
+    dify: FakeDify, model: Model, directory: AppRegistry
 ) -> None:
     wrong = refused(400, {"code": "not_chat_app", "message": "m"})
     right = refused(400, {"code": "invalid_param", "message": "m"})
@@ -118,7 +118,7 @@ def test_an_app_that_does_not_tell_of_itself_is_probed_where_dify_knows_its_form
 
 
 def test_the_operators_type_wins_and_is_not_probed(
-    dify: FakeDify, model: Model, directory: Directory
+    dify: FakeDify, model: Model, directory: AppRegistry
 ) -> None:
     dify.answer = telling(info={"mode": "chat"}, parameters={})
     assert directory.app(Model("tiny", "app-x", dify.base, type="workflow")).mode == "workflow"
@@ -126,7 +126,7 @@ def test_the_operators_type_wins_and_is_not_probed(
 
 
 def test_an_unpublished_app_is_known_by_its_mode(
-    dify: FakeDify, model: Model, directory: Directory
+    dify: FakeDify, model: Model, directory: AppRegistry
 ) -> None:
     unavailable = refused(400, {"code": "app_unavailable", "message": "m", "status": 400})
     dify.answer = telling(info={"mode": "advanced-chat"}, parameters=unavailable)
@@ -135,26 +135,26 @@ def test_an_unpublished_app_is_known_by_its_mode(
 
 
 def test_what_dify_does_not_tell_again_stays_known(
-    dify: FakeDify, model: Model, directory: Directory, monkeypatch: pytest.MonkeyPatch
+    dify: FakeDify, model: Model, directory: AppRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rooms, "FRESH_SECONDS", 0)
     dify.answer = telling(info={"mode": "workflow"}, parameters={"user_input_form": []})
     known = directory.app(model)
     dify.answer = telling(info=500, parameters=500)
-    assert directory.renewed(model) == known
+    assert directory.refreshed(model) == known
     dify.answer = lambda request: [CLOSE]
-    assert directory.renewed(model) == known
+    assert directory.refreshed(model) == known
     dify.answer = telling(info={"mode": "chat"}, parameters=500)
-    assert directory.renewed(model).mode == "chat"
+    assert directory.refreshed(model).mode == "chat"
 
 
 def test_a_dify_that_is_not_there_is_an_error_only_where_nothing_is_known(
-    dify: FakeDify, model: Model, directory: Directory
+    dify: FakeDify, model: Model, directory: AppRegistry
 ) -> None:
     dify.answer = lambda request: [CLOSE]
-    with pytest.raises(errors.DifyUnreachable):
+    with pytest.raises(errors.UpstreamUnreachable):
         directory.app(model)
-    assert directory.renewed(model).mode == ""
+    assert directory.refreshed(model).mode == ""
     assert directory.known(model).mode == ""
 
 
@@ -166,26 +166,26 @@ def test_a_dify_that_accepts_no_connection_is_waited_for_once(model: Model) -> N
         raise httpx.ConnectTimeout("x", request=request)
 
     with httpx.Client(transport=httpx.MockTransport(fail)) as http:
-        directory = Directory(DifyClient(http, read_timeout=1), {})
-        with pytest.raises(errors.DifyTimeout):
+        directory = AppRegistry(DifyClient(http, read_timeout=1), {})
+        with pytest.raises(errors.UpstreamTimeout):
             directory.app(model)
         directory.close()
     assert tried == ["/v1/info"]
 
 
 def test_an_app_that_was_just_asked_about_is_not_asked_about_again(
-    dify: FakeDify, model: Model, directory: Directory
+    dify: FakeDify, model: Model, directory: AppRegistry
 ) -> None:
     dify.answer = telling(info={"mode": "chat"}, parameters={})
     directory.app(model)
-    directory.renewed(model)
-    directory.doubt(model)
+    directory.refreshed(model)
+    directory.mark_stale(model)
     time.sleep(1.2)
     assert [r.path for r in dify.requests].count("/v1/info") == 1
 
 
 def test_a_burst_of_first_requests_asks_once(
-    dify: FakeDify, model: Model, directory: Directory
+    dify: FakeDify, model: Model, directory: AppRegistry
 ) -> None:
     told = telling(info={"name": "Tiny", "mode": "chat"}, parameters={})
     dify.answer = lambda request: [0.3, *told(request)]
@@ -197,22 +197,22 @@ def test_a_burst_of_first_requests_asks_once(
 
 
 def test_a_burst_of_first_requests_fails_as_one(
-    dify: FakeDify, model: Model, directory: Directory
+    dify: FakeDify, model: Model, directory: AppRegistry
 ) -> None:
     dify.answer = lambda request: [0.2, CLOSE]
     with ThreadPoolExecutor(8) as pool:
         outcomes = [pool.submit(directory.app, model) for _ in range(8)]
-        assert all(isinstance(one.exception(), errors.DifyUnreachable) for one in outcomes)
+        assert all(isinstance(one.exception(), errors.UpstreamUnreachable) for one in outcomes)
 
 
 def test_an_app_in_doubt_is_asked_about_in_the_background(
-    dify: FakeDify, model: Model, directory: Directory, monkeypatch: pytest.MonkeyPatch
+    dify: FakeDify, model: Model, directory: AppRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rooms, "FRESH_SECONDS", 0)
     dify.answer = telling(info={"mode": "chat"}, parameters={})
     directory.app(model)
     dify.answer = telling(info={"mode": "workflow"}, parameters={})
-    directory.doubt(model)
+    directory.mark_stale(model)
     until = time.monotonic() + 10
     while directory.known(model).mode != "workflow":
         assert time.monotonic() < until

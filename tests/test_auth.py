@@ -13,12 +13,12 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse, create_environ, run_wsgi_app
 
-from opendify.api.middleware.auth import warn_of_open_door
-from opendify.auth.accounts import Callers
+from opendify.api.middleware.auth import warn_if_unauthenticated
+from opendify.auth.accounts import AccountRegistry
 from opendify.auth.api_keys import Keys, parse_keys
 from opendify.config.accounts import Account
 from opendify.config.models import Model
-from opendify.conversations.store.json_file import ConversationStore
+from opendify.conversations.store.json_file import JsonFileStore
 from tests import schemas
 from tests.conftest import NO_LIMITS, made_app
 from tests.fake_dify import Chat, FakeDify
@@ -183,7 +183,7 @@ def test_a_caller_sees_and_uses_only_its_models(api: FlaskClient, dify: FakeDify
 
 
 def test_mappings_are_under_the_name_of_the_caller(
-    api: FlaskClient, dify: FakeDify, store: ConversationStore
+    api: FlaskClient, dify: FakeDify, store: JsonFileStore
 ) -> None:
     for key in ("key-a", "key-a-2"):
         dify.answers.append(Chat(conversation_id=f"c-{key}").says("Hello"))
@@ -200,7 +200,7 @@ class TestPlainKeys:
         return "key-1,key-2"
 
     def test_each_key_is_a_caller_of_its_own(
-        self, api: FlaskClient, dify: FakeDify, store: ConversationStore
+        self, api: FlaskClient, dify: FakeDify, store: JsonFileStore
     ) -> None:
         for key in ("key-1", "key-2"):
             dify.answers.append(Chat(conversation_id=f"c-{key}").says("Hello"))
@@ -224,7 +224,7 @@ OPENS = [
 @pytest.mark.parametrize(("ordinary", "admin", "counts", "listed"), OPENS)
 def test_what_is_for_admins(
     http: httpx.Client,
-    store: ConversationStore,
+    store: JsonFileStore,
     models: dict[str, Model],
     tmp_path: Path,
     ordinary: str,
@@ -243,7 +243,7 @@ def test_what_is_for_admins(
 
 
 def test_an_ordinary_key_is_told_that_it_is_not_an_admins(
-    http: httpx.Client, store: ConversationStore, models: dict[str, Model], tmp_path: Path
+    http: httpx.Client, store: JsonFileStore, models: dict[str, Model], tmp_path: Path
 ) -> None:
     for admin, code in (("admin", "admin_key_needed"), ("", "admin_keys_not_set")):
         with made_app(
@@ -254,7 +254,7 @@ def test_an_ordinary_key_is_told_that_it_is_not_an_admins(
 
 
 def test_an_admin_key_opens_everything(
-    http: httpx.Client, store: ConversationStore, models: dict[str, Model], tmp_path: Path
+    http: httpx.Client, store: JsonFileStore, models: dict[str, Model], tmp_path: Path
 ) -> None:
     with made_app(
         http, store, models, tmp_path, api_keys=json.dumps(KEYS), admin_keys="admin"
@@ -283,5 +283,5 @@ def test_an_open_door_is_told_once(
 ) -> None:
     accounts = (Account(parse_keys(keys)),) if keys else ()
     with caplog.at_level(logging.INFO):
-        warn_of_open_door(Callers(accounts, Keys(), {}, NO_LIMITS), host)
+        warn_if_unauthenticated(AccountRegistry(accounts, Keys(), {}, NO_LIMITS), host)
     assert ["OPENDIFY_API_KEYS" in line for line in caplog.messages] == [True] * warned

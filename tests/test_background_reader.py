@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from opendify.upstream.background_reader import Steps, Wait, Watcher
+from opendify.upstream.background_reader import BackgroundReader, Steps, WaitFor
 
 
 class Pipe:
@@ -33,7 +33,7 @@ def reading(pipe: Pipe, heard: list[bytes], seconds: float = 10) -> Steps:
     until = time.monotonic() + seconds
     try:
         while b"." not in heard and time.monotonic() < until:
-            yield Wait(pipe.out, until)
+            yield WaitFor(pipe.out, until)
             if time.monotonic() < until:
                 heard.append(os.read(pipe.out, 1))
     finally:
@@ -44,7 +44,7 @@ def watchers() -> int:
     return [thread.name for thread in threading.enumerate()].count("watcher")
 
 
-def wait_for(watcher: Watcher, number: int) -> None:
+def wait_for(watcher: BackgroundReader, number: int) -> None:
     until = time.monotonic() + 10
     while len(watcher) != number:
         assert time.monotonic() < until
@@ -53,11 +53,11 @@ def wait_for(watcher: Watcher, number: int) -> None:
 
 def test_all_are_read_on_one_thread_which_is_begun_when_it_is_needed(pipes: list[Pipe]) -> None:
     before = watchers()
-    watcher = Watcher()
+    watcher = BackgroundReader()
     assert watchers() == before
     heard: list[list[bytes]] = [[], [], []]
     for pipe, one in zip(pipes, heard, strict=True):
-        watcher.watch(reading(pipe, one))
+        watcher.add(reading(pipe, one))
     assert watchers() == before + 1
     for pipe in reversed(pipes):
         os.write(pipe.into, b"a")
@@ -68,9 +68,9 @@ def test_all_are_read_on_one_thread_which_is_begun_when_it_is_needed(pipes: list
 
 
 def test_what_has_no_time_left_is_over(pipes: list[Pipe]) -> None:
-    watcher, heard, late = Watcher(), list[bytes](), list[bytes]()
-    watcher.watch(reading(pipes[0], heard, seconds=0.05))
-    watcher.watch(reading(pipes[1], late))
+    watcher, heard, late = BackgroundReader(), list[bytes](), list[bytes]()
+    watcher.add(reading(pipes[0], heard, seconds=0.05))
+    watcher.add(reading(pipes[1], late))
     wait_for(watcher, 1)
     assert (heard, late) == ([b"closed"], [])
     os.write(pipes[1].into, b".")
@@ -78,10 +78,10 @@ def test_what_has_no_time_left_is_over(pipes: list[Pipe]) -> None:
 
 
 def test_of_too_many_the_oldest_is_given_up(pipes: list[Pipe]) -> None:
-    watcher = Watcher(most=2)
+    watcher = BackgroundReader(most=2)
     heard: list[list[bytes]] = [[], [], []]
     for number, (pipe, one) in enumerate(zip(pipes, heard, strict=True)):
-        watcher.watch(reading(pipe, one))
+        watcher.add(reading(pipe, one))
         wait_for(watcher, min(number + 1, 2))
     assert heard == [[b"closed"], [], []]
 
@@ -92,16 +92,16 @@ def test_one_that_fails_is_logged_and_harms_no_other(
     def failing(descriptor: int) -> Steps:
         if descriptor < 0:
             raise RuntimeError("of the test")
-        yield Wait(descriptor if descriptor else -1, time.monotonic() + 10)
+        yield WaitFor(descriptor if descriptor else -1, time.monotonic() + 10)
         raise RuntimeError("of the test")
 
-    watcher, heard = Watcher(), list[bytes]()
+    watcher, heard = BackgroundReader(), list[bytes]()
     os.write(pipes[1].into, b"x")
     with caplog.at_level(logging.ERROR):
-        watcher.watch(failing(-1))
-        watcher.watch(failing(0))
-        watcher.watch(failing(pipes[1].out))
-        watcher.watch(reading(pipes[0], heard))
+        watcher.add(failing(-1))
+        watcher.add(failing(0))
+        watcher.add(failing(pipes[1].out))
+        watcher.add(reading(pipes[0], heard))
         wait_for(watcher, 1)
     assert caplog.text.count("RuntimeError: of the test") == 2
     assert "what is waited for is closed" in caplog.text

@@ -17,8 +17,8 @@ from flask.testing import FlaskClient
 
 from opendify.chat import background_tasks
 from opendify.config.models import Model
-from opendify.conversations.store.json_file import ConversationStore
-from opendify.limits.capacity import Capacity
+from opendify.conversations.store.json_file import JsonFileStore
+from opendify.limits.capacity import ServerCapacity
 from tests.conftest import made_app
 from tests.fake_dify import FakeDify, refused
 from tests.openwebui import Recorded, recorded, task_body, task_prompt
@@ -93,7 +93,7 @@ def untouched(talking: TalkingDify) -> bool:
 def test_no_task_reaches_the_conversation_of_a_person(
     api: FlaskClient,
     models: dict[str, Model],
-    store: ConversationStore,
+    store: JsonFileStore,
     talking: TalkingDify,
     mode: str,
     setting: str,
@@ -127,7 +127,7 @@ def test_no_task_reaches_the_conversation_of_a_person(
 
 
 def test_a_task_that_comes_before_the_first_turn_does_not_begin_the_conversation(
-    api: FlaskClient, store: ConversationStore, talking: TalkingDify
+    api: FlaskClient, store: JsonFileStore, talking: TalkingDify
 ) -> None:
     ask(api, task_body("title_generation"))
     assert not list(store.entries())
@@ -165,7 +165,7 @@ ADA, CAROL = "key-ada-0123456789", "key-carol-0123456789"
 @pytest.fixture
 def served(
     http: httpx.Client,
-    store: ConversationStore,
+    store: JsonFileStore,
     models: dict[str, Model],
     tmp_path: Path,
     talking: TalkingDify,
@@ -183,7 +183,7 @@ def served(
         models,
         tmp_path,
         api_keys=json.dumps(callers),
-        capacity=Capacity(100, {"org/model": 1}),
+        capacity=ServerCapacity(100, {"org/model": 1}),
     ) as app:
         yield app.test_client()
 
@@ -411,7 +411,7 @@ TEMPORARY = {"X_OpenWebUI_Chat_Id": "temporary:ElSHthyP8UPrB3UtAAAJ"}
 @pytest.mark.parametrize("mode", CHATS)
 def test_of_a_temporary_chat_nothing_stays(
     api: FlaskClient,
-    store: ConversationStore,
+    store: JsonFileStore,
     talking: TalkingDify,
     mode: str,
     streamed: bool,
@@ -439,7 +439,7 @@ def test_an_app_without_conversations_has_none_to_delete(
 
 
 def test_a_conversation_that_was_there_before_a_temporary_chat_is_not_deleted(
-    api: FlaskClient, store: ConversationStore, talking: TalkingDify
+    api: FlaskClient, store: JsonFileStore, talking: TalkingDify
 ) -> None:
     ask(api, turn("Hi"))
     (mine,) = talking.conversations

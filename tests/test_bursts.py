@@ -17,7 +17,7 @@ from opendify.rendering.file_links import FileLinkResolver
 from opendify.rendering.renderer import ResponseRenderer
 from opendify.upstream.client import DifyClient
 from opendify.upstream.event_stream import EventStream
-from opendify.upstream.run import Turn
+from opendify.upstream.run import DifyRun
 from opendify.upstream.transport.response_reader import ResponseReader
 from opendify.upstream.transport.transport import PooledClient, PooledTransport
 from tests.fake_dify import LAST_CHUNK, STREAM_HEAD, chunk
@@ -50,12 +50,12 @@ def rendered(pieces: Iterator[bytes], mode: str, **settings: Any) -> tuple[bytes
     model = Model("m", "k", "b", **settings)
     renderer = ResponseRenderer(model, mode, stops, "auto")
     links = FileLinkResolver(lambda url, name, kind: f"our/{name}")
-    turn = Turn(CLIENT, model, mode, "u", cast(EventStream, Arriving(pieces)))
+    turn = DifyRun(CLIENT, model, mode, "u", cast(EventStream, Arriving(pieces)))
     writer = ChatStreamWriter()
     written = writer.start(META)
     try:
         while not renderer.has_ended:
-            for event in turn.next(float("inf")):
+            for event in turn.next_events(float("inf")):
                 written += writer.write(links.resolve(renderer.feed(event)))
     except errors.DifyError as exc:
         return written, exc.message, renderer.completion

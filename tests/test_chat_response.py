@@ -4,13 +4,13 @@ import pytest
 
 from opendify.dify.events import Ids, Usage
 from opendify.protocols.openai import chat_response
-from opendify.protocols.openai.chat_response import Head
+from opendify.protocols.openai.chat_response import ChunkMeta
 from opendify.protocols.responses import ResponseMeta, WholeResponse, dify_metadata
 from opendify.rendering.deltas import Completion
 from tests import schemas
 
-HEAD = Head("chatcmpl-1", 1795460080, "tiny")
-ASKED_FOR_USAGE = Head("chatcmpl-1", 1795460080, "tiny", include_usage=True)
+HEAD = ChunkMeta("chatcmpl-1", 1795460080, "tiny")
+ASKED_FOR_USAGE = ChunkMeta("chatcmpl-1", 1795460080, "tiny", include_usage=True)
 
 CHUNKS = [
     pytest.param({"role": "assistant", "content": ""}, None, id="the first"),
@@ -24,7 +24,7 @@ CHUNKS = [
 @pytest.mark.parametrize("head", [HEAD, ASKED_FOR_USAGE], ids=["plain", "with usage"])
 @pytest.mark.parametrize(("delta", "finish_reason"), CHUNKS)
 def test_a_chunk_is_valid_and_says_only_what_it_is_given(
-    head: Head, delta: dict[str, str], finish_reason: str | None
+    head: ChunkMeta, delta: dict[str, str], finish_reason: str | None
 ) -> None:
     chunk = chat_response.chunk(head, delta, finish_reason)
     schemas.assert_chunk(chunk)

@@ -33,7 +33,7 @@ DELTAS: st.SearchStrategy[Delta] = st.one_of(
 )
 
 
-def whole_chunk(head: chat_response.Head, delta: Delta) -> dict[str, Any]:
+def whole_chunk(head: chat_response.ChunkMeta, delta: Delta) -> dict[str, Any]:
     match delta:
         case TextDelta(text):
             return chat_response.chunk(head, {"content": text})

@@ -37,9 +37,9 @@ from werkzeug.test import TestResponse
 
 from opendify.chat import background_tasks
 from opendify.config.models import Model
-from opendify.conversations import Conversations, ConversationStore
+from opendify.conversations import ConversationStore, JsonFileStore
 from opendify.conversations.store.redis import RedisStore
-from opendify.storage.redis_connection import RedisLink
+from opendify.storage.redis_connection import RedisConnection
 from opendify.upstream import conversation_probe
 from tests.conftest import made_app
 from tests.fake_dify import FakeDify
@@ -130,11 +130,11 @@ class Talks(RuleBasedStateMachine):
         models = {name: Model(name, key, self.dify.base) for name, key in KEYS.items()}
         return self.stack.enter_context(made_app(self.http, store, models, self.folder))
 
-    def store(self) -> Conversations:
+    def store(self) -> ConversationStore:
         options: dict[str, Any] = {"clock": time.time, "max_age_days": None, "max_entries": 1000}
         if self.redis is not None:
-            return RedisStore(RedisLink(self.redis.url, "Redis"), **options)
-        return ConversationStore(self.folder / "data", **options)
+            return RedisStore(RedisConnection(self.redis.url, "Redis"), **options)
+        return JsonFileStore(self.folder / "data", **options)
 
     def teardown(self) -> None:
         self.stack.close()

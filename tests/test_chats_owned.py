@@ -9,8 +9,8 @@ import pytest
 from flask.testing import FlaskClient
 
 from opendify.config.models import Model
-from opendify.conversations import ConversationStore, Mapping
-from opendify.conversations.keys import to_whose
+from opendify.conversations import ConversationRecord, JsonFileStore
+from opendify.conversations.keys import parse_chat_key
 from tests.fake_dify import FakeDify
 from tests.redis_server import RedisServer
 from tests.remembering_dify import RememberingDify
@@ -73,13 +73,13 @@ def test_the_end_of_a_chat_opens_it_to_nobody_who_shares_the_default_user(
 
 @pytest.mark.parametrize("header", [True, False], ids=["header", "metadata"])
 def test_no_chat_id_is_the_name_of_a_chat_without_one(
-    api: FlaskClient, polite: RememberingDify, store: ConversationStore, header: bool
+    api: FlaskClient, polite: RememberingDify, store: JsonFileStore, header: bool
 ) -> None:
     """Such names are digests of the last exchange, which anybody can compute who knows it."""
     alice = Client(api)
     hers = {alice.say(text) for text in ("My PIN is 1234", "Thanks!")}
     keys = store.keys()
-    names = {to_whose(key).chat_id for key in keys}
+    names = {parse_chat_key(key).chat_id for key in keys}
     for name in [*names, *(f"={id_}" for id_ in hers)]:
         thief = ask_for_the_secret(api, said(*POLITE))
         if header:
@@ -133,7 +133,7 @@ def test_the_user_may_be_named_by_a_header_too(api: FlaskClient, polite: Remembe
 
 
 def test_who_named_a_conversation_has_not_told_all_of_it(
-    api: FlaskClient, polite: RememberingDify, store: ConversationStore
+    api: FlaskClient, polite: RememberingDify, store: JsonFileStore
 ) -> None:
     """An exchange in a conversation that has heard more, or what nobody knows, is not all of it."""
     alice = Client(api)
@@ -233,7 +233,7 @@ def test_the_answer_to_a_foreign_conversation_says_what_to_do(
 
 
 def test_what_was_removed_is_nobody_s(
-    api: FlaskClient, memory: RememberingDify, store: ConversationStore
+    api: FlaskClient, memory: RememberingDify, store: JsonFileStore
 ) -> None:
     mine = Client(api).say("one")
     store.remove_conversation(mine)
@@ -241,10 +241,10 @@ def test_what_was_removed_is_nobody_s(
 
 
 def test_an_earlier_entry_without_an_owner_is_nobody_s(
-    api: FlaskClient, memory: RememberingDify, store: ConversationStore
+    api: FlaskClient, memory: RememberingDify, store: JsonFileStore
 ) -> None:
     memory.new(UUID, (f"Bearer {KEY}", "default_user"))
-    store.adopt({"chat-1": Mapping(UUID, 1, 1)})
+    store.adopt({"chat-1": ConversationRecord(UUID, 1, 1)})
     claim(404, api, UUID)
 
 
@@ -260,7 +260,7 @@ def test_a_model_may_take_conversations_from_elsewhere_but_none_of_another_calle
 
 
 def test_a_temporary_chat_leaves_no_trace_of_whose_it_was(
-    api: FlaskClient, memory: RememberingDify, store: ConversationStore
+    api: FlaskClient, memory: RememberingDify, store: JsonFileStore
 ) -> None:
     chat(api, "temporary:x").say("one")
     assert store.keys() == []

@@ -14,7 +14,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from opendify.config.models import Model
-from opendify.conversations import ConversationStore
+from opendify.conversations import JsonFileStore
 from tests.fake_dify import (
     CLOSE,
     FOREVER,
@@ -221,7 +221,7 @@ def test_what_dify_lists_is_understood(
     api: FlaskClient,
     dify: FakeDify,
     memory: RememberingDify,
-    store: ConversationStore,
+    store: JsonFileStore,
     version: str,
     kind: str,
     is_listed: bool,
@@ -384,13 +384,13 @@ class Remote:
 # --- what earlier releases kept -----------------------------------------------------------------
 
 
-def forget_message_ids(store: ConversationStore) -> None:
+def forget_message_ids(store: JsonFileStore) -> None:
     for key, mapping in list(store.entries()):
         store.put(key, mapping.conversation_id, mapping.heard.partition("#")[0])
 
 
 def test_a_chat_of_an_earlier_release_is_settled_by_the_texts(
-    api: FlaskClient, memory: RememberingDify, store: ConversationStore
+    api: FlaskClient, memory: RememberingDify, store: JsonFileStore
 ) -> None:
     client, first = begun(api, "a chat id")
     forget_message_ids(store)
@@ -404,7 +404,7 @@ def test_a_chat_of_an_earlier_release_is_settled_by_the_texts(
 
 
 def test_a_turn_that_an_earlier_release_left_open_is_told_anew(
-    api: FlaskClient, dify: FakeDify, memory: RememberingDify, store: ConversationStore
+    api: FlaskClient, dify: FakeDify, memory: RememberingDify, store: JsonFileStore
 ) -> None:
     client, first = begun(api, "a chat id")
     (key,) = store.keys()
@@ -414,7 +414,7 @@ def test_a_turn_that_an_earlier_release_left_open_is_told_anew(
 
 
 def test_nothing_that_was_said_is_kept(
-    api: FlaskClient, memory: RememberingDify, store: ConversationStore, tmp_path: Path
+    api: FlaskClient, memory: RememberingDify, store: JsonFileStore, tmp_path: Path
 ) -> None:
     client, _ = begun(api, "a chat id")
     memory.trouble = ["502"]

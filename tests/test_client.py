@@ -18,10 +18,10 @@ from opendify import errors, sse
 from opendify.config.models import Model
 from opendify.config.proxies import proxies_for
 from opendify.dify.events import Text
-from opendify.upstream.cancellation import UNWATCHED, Watch
+from opendify.upstream.cancellation import NEVER, Cancellation
 from opendify.upstream.client import MAX_CALL_BYTES, DifyClient
 from opendify.upstream.event_stream import EventStream
-from opendify.upstream.run import Turn
+from opendify.upstream.run import DifyRun
 from opendify.upstream.transport import pending_response
 from opendify.upstream.transport.pending_response import PendingResponse
 from opendify.upstream.transport.transport import PooledClient, PooledTransport
@@ -61,7 +61,7 @@ def client(http: PooledClient) -> DifyClient:
 
 
 def ask(client: DifyClient, model: Model, caller: int | None = None) -> EventStream:
-    return client.stream(model, "/chat-messages", BODY, Watch(caller))
+    return client.stream(model, "/chat-messages", BODY, Cancellation(caller))
 
 
 def events(stream: EventStream, seconds: float = 10) -> list[Any]:
@@ -111,7 +111,7 @@ def test_a_question_is_sent_as_dify_wants_it(
 
 def test_a_large_question_arrives_whole(dify: FakeDify, client: DifyClient, model: Model) -> None:
     body = {"query": "x" * 5_000_000}
-    stream = client.stream(model, "/chat-messages", body, UNWATCHED)
+    stream = client.stream(model, "/chat-messages", body, NEVER)
     events(stream)
     stream.close()
     assert dify.requests[0].json == body
@@ -124,7 +124,7 @@ def test_a_number_that_json_does_not_have_is_refused_before_it_is_sent(
     dify: FakeDify, client: DifyClient, model: Model, value: float
 ) -> None:
     with pytest.raises(errors.InvalidRequest):
-        client.stream(model, "/chat-messages", {"inputs": {"a": value}}, UNWATCHED)
+        client.stream(model, "/chat-messages", {"inputs": {"a": value}}, NEVER)
     assert dify.requests == []
 
 
@@ -135,7 +135,7 @@ def test_endless_nesting_is_refused_before_it_is_sent(
     for _ in range(100_000):
         nested = [nested]
     with pytest.raises(errors.InvalidRequest):
-        client.stream(model, "/chat-messages", {"inputs": {"a": nested}}, UNWATCHED)
+        client.stream(model, "/chat-messages", {"inputs": {"a": nested}}, NEVER)
     assert dify.requests == []
 
 
@@ -225,21 +225,21 @@ def test_every_framing_of_http_is_read(
 def test_a_dify_that_is_not_there_is_unreachable(client: DifyClient) -> None:
     model = Model("tiny", KEY, f"http://127.0.0.1:{free_port()}/v1")
     error = failure(client, model)
-    assert type(error) is errors.DifyUnreachable
+    assert type(error) is errors.UpstreamUnreachable
     assert "DIFY_API_BASE" in error.message
 
 
 def test_a_name_that_nobody_has_is_unreachable(client: DifyClient) -> None:
     model = Model("tiny", KEY, "http://dify.invalid/v1")
-    assert type(failure(client, model)) is errors.DifyUnreachable
+    assert type(failure(client, model)) is errors.UpstreamUnreachable
 
 
 def test_a_dify_that_takes_no_more_bytes_is_given_up(http: PooledClient) -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         model = Model("tiny", KEY, f"http://127.0.0.1:{deaf.getsockname()[1]}/v1")
         client = DifyClient(http, read_timeout=0.3)
-        with pytest.raises(errors.DifyTimeout):
-            client.stream(model, "/chat-messages", {"query": "x" * 20_000_000}, UNWATCHED)
+        with pytest.raises(errors.UpstreamTimeout):
+            client.stream(model, "/chat-messages", {"query": "x" * 20_000_000}, NEVER)
 
 
 BROKEN = [
@@ -283,7 +283,7 @@ def test_a_broken_answer_is_an_error_and_is_not_asked_for_again(
 ) -> None:
     dify.answers = [steps]
     error = failure(client, model)
-    assert type(error) is errors.DifyBroken
+    assert type(error) is errors.BadUpstreamResponse
     assert len(dify.asked()) == 1
 
 
@@ -318,7 +318,7 @@ def test_a_coding_that_cannot_be_undone_is_named(
     dify: FakeDify, client: DifyClient, model: Model, coding: str
 ) -> None:
     answering(dify, 200, b"??", f"Content-Encoding: {coding}")
-    with pytest.raises(errors.DifyBroken, match=rf"\({coding}\).*switch compression off"):
+    with pytest.raises(errors.BadUpstreamResponse, match=rf"\({coding}\).*switch compression off"):
         client.call(model, "GET", "/x")
 
 
@@ -326,7 +326,7 @@ def test_a_call_that_is_answered_with_too_much_is_an_error(
     dify: FakeDify, client: DifyClient, model: Model
 ) -> None:
     answering(dify, 200, b'"' + b"x" * MAX_CALL_BYTES + b'"')
-    with pytest.raises(errors.DifyBroken, match="larger than 8 MB"):
+    with pytest.raises(errors.BadUpstreamResponse, match="larger than 8 MB"):
         client.call(model, "GET", "/x")
 
 
@@ -341,7 +341,7 @@ def test_a_call_that_is_answered_in_drops_is_given_up(
 
     dify.answer = lambda request: drops()
     begun = time.monotonic()
-    with pytest.raises(errors.DifyTimeout):
+    with pytest.raises(errors.UpstreamTimeout):
         client.call(model, "GET", "/x", timeout=1.0)
     assert time.monotonic() - begun < 10
 
@@ -370,11 +370,11 @@ def test_nobody_waits_for_a_dify_that_restarts_in_vain(client: DifyClient, what:
     with left, right:
         if what == "caller":
             right.close()
-            watch = Watch(caller=left.fileno())
+            watch = Cancellation(caller=left.fileno())
         else:
             right.sendall(b"!")
-            watch = Watch(ending=left.fileno())
-        with pytest.raises((errors.CallerGone, errors.ServerStopping)):
+            watch = Cancellation(ending=left.fileno())
+        with pytest.raises((errors.ClientDisconnected, errors.ServerStopping)):
             client.stream(model, "/chat-messages", BODY, watch)
 
 
@@ -390,9 +390,9 @@ def test_an_unreadable_event_is_an_error(
     dify: FakeDify, client: DifyClient, model: Model, event: bytes
 ) -> None:
     dify.answers = [streamed(event)]
-    turn = Turn(client, model, "chat", "u", ask(client, model))
-    with pytest.raises(errors.DifyBroken) as caught:
-        turn.next(time.monotonic() + 5)
+    turn = DifyRun(client, model, "chat", "u", ask(client, model))
+    with pytest.raises(errors.BadUpstreamResponse) as caught:
+        turn.next_events(time.monotonic() + 5)
     turn.close()
     assert "<" not in caught.value.message
     assert len(dify.asked()) == 1
@@ -411,11 +411,11 @@ def test_what_came_before_a_fault_in_the_same_bytes_is_not_lost(
     dify: FakeDify, client: DifyClient, model: Model, fault: bytes
 ) -> None:
     dify.answers = [[STREAM_HEAD + chunk(Chat().text("a")) + fault, FOREVER]]
-    turn = Turn(client, model, "chat", "u", ask(client, model))
+    turn = DifyRun(client, model, "chat", "u", ask(client, model))
     until = time.monotonic() + 5
-    assert turn.next(until) == [Text("a")]
-    with pytest.raises(errors.DifyBroken):
-        turn.next(until)
+    assert turn.next_events(until) == [Text("a")]
+    with pytest.raises(errors.BadUpstreamResponse):
+        turn.next_events(until)
     assert time.monotonic() < until
     turn.close()
 
@@ -426,8 +426,8 @@ def test_what_follows_an_answer_that_was_left_holds_up_no_other(
     dify.answers = [[STREAM_HEAD + chunk(Chat().text("a")), FOREVER]] * 2
     slow, done = threading.Event(), threading.Event()
     for afterwards in (slow.wait, done.set):
-        turn = Turn(client, model, "advanced-chat", "u", ask(client, model))
-        assert turn.next(time.monotonic() + 5) == [Text("a")]
+        turn = DifyRun(client, model, "advanced-chat", "u", ask(client, model))
+        assert turn.next_events(time.monotonic() + 5) == [Text("a")]
         turn.close(lambda do=afterwards: do() and None)
     try:
         assert done.wait(5)
@@ -436,11 +436,13 @@ def test_what_follows_an_answer_that_was_left_holds_up_no_other(
 
 
 REFUSED = [
-    pytest.param("1.13.2/chat/wrong_key", errors.DifyAuthFailed, id="401"),
-    pytest.param("1.13.2/chat/no_auth_header", errors.DifyAuthFailed, id="401 without a key"),
-    pytest.param("1.13.2/chat/stream_conv_unknown", errors.ConversationUnknown, id="404"),
+    pytest.param("1.13.2/chat/wrong_key", errors.UpstreamAuthError, id="401"),
+    pytest.param("1.13.2/chat/no_auth_header", errors.UpstreamAuthError, id="401 without a key"),
+    pytest.param("1.13.2/chat/stream_conv_unknown", errors.ConversationNotFound, id="404"),
     pytest.param("1.13.2/chat/missing_query", errors.RejectedByDify, id="400"),
-    pytest.param("1.13.2/workflow/on_chat_messages", errors.DifyMisconfigured, id="not a chat app"),
+    pytest.param(
+        "1.13.2/workflow/on_chat_messages", errors.UpstreamConfigError, id="not a chat app"
+    ),
 ]
 
 
@@ -457,13 +459,13 @@ def test_a_recorded_refusal_is_its_error(
 
 
 STATUSES = [
-    pytest.param(403, b"", (), errors.DifyBroken, None, id="403"),
-    pytest.param(401, b"<html>", (), errors.DifyBroken, None, id="401"),
+    pytest.param(403, b"", (), errors.BadUpstreamResponse, None, id="403"),
+    pytest.param(401, b"<html>", (), errors.BadUpstreamResponse, None, id="401"),
     pytest.param(413, b"<html>", (), errors.FileTooLargeForDify, None, id="413"),
     pytest.param(429, b"", ("Retry-After: 9",), errors.RateLimited, 9, id="429"),
-    pytest.param(503, b"<html>", ("Retry-After: 9",), errors.DifyUnavailable, 9, id="503"),
-    pytest.param(503, b"", (), errors.DifyUnavailable, 2, id="503 without a time"),
-    pytest.param(504, b"<html>", (), errors.DifyTimeout, None, id="504"),
+    pytest.param(503, b"<html>", ("Retry-After: 9",), errors.UpstreamUnavailable, 9, id="503"),
+    pytest.param(503, b"", (), errors.UpstreamUnavailable, 2, id="503 without a time"),
+    pytest.param(504, b"<html>", (), errors.UpstreamTimeout, None, id="504"),
 ]
 
 
@@ -488,7 +490,7 @@ def test_a_refusal_that_is_cut_off_still_tells_its_status(
     dify: FakeDify, client: DifyClient, model: Model
 ) -> None:
     dify.answers = [[head(503, "Content-Length: 500"), b"<html>", CLOSE]]
-    assert type(failure(client, model)) is errors.DifyUnavailable
+    assert type(failure(client, model)) is errors.UpstreamUnavailable
 
 
 def test_an_endless_page_is_not_read_to_its_end(
@@ -500,7 +502,7 @@ def test_an_endless_page_is_not_read_to_its_end(
             yield chunk(b"x" * 10_000)
 
     dify.answers = [page()]
-    assert type(failure(client, model)) is errors.DifyBroken
+    assert type(failure(client, model)) is errors.BadUpstreamResponse
 
 
 def test_an_event_that_is_too_large_is_an_error(
@@ -508,7 +510,7 @@ def test_an_event_that_is_too_large_is_an_error(
 ) -> None:
     monkeypatch.setattr(sse, "MAX_EVENT_BYTES", 1000)
     dify.answers = [streamed(b"data: " + b"x" * 2000)]
-    assert type(failure(client, model)) is errors.DifyBroken
+    assert type(failure(client, model)) is errors.BadUpstreamResponse
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -520,7 +522,7 @@ def test_a_redirect_is_not_followed(
         to = f"Location: {other.base}/chat-messages"
         dify.answers = [[head(status, to, "Content-Length: 0")]]
         error = failure(client, model)
-        assert type(error) is errors.DifyBroken
+        assert type(error) is errors.BadUpstreamResponse
         assert "DIFY_API_BASE" in error.message
         assert (other.requests, len(dify.asked())) == ([], 1)
     finally:
@@ -535,7 +537,7 @@ def test_an_answer_cut_at_any_byte_is_an_error(
     assert whole.endswith(LAST_CHUNK)
     for position in range(len(whole)):
         dify.answers = [[whole[:position], CLOSE]]
-        assert type(failure(client, model)) is errors.DifyBroken, position
+        assert type(failure(client, model)) is errors.BadUpstreamResponse, position
     assert len(dify.asked()) == len(whole)
 
 
@@ -556,7 +558,7 @@ def test_a_dify_that_falls_silent_is_given_up(
 ) -> None:
     dify.answers = [steps]
     error = failure(DifyClient(http, read_timeout=0.2), model)
-    assert type(error) is errors.DifyTimeout
+    assert type(error) is errors.UpstreamTimeout
     assert "0.2 seconds" in error.message
     assert len(dify.asked()) == 1
 
@@ -576,13 +578,15 @@ def concrete_httpx_errors() -> list[type[httpx.RequestError]]:
 @pytest.mark.parametrize("kind", concrete_httpx_errors(), ids=lambda kind: kind.__name__)
 def test_every_error_of_httpx_becomes_one_of_ours(kind: type[httpx.RequestError]) -> None:
     class Failing(PooledTransport):
-        def begin(self, request: httpx.Request, cancellation: Watch = UNWATCHED) -> PendingResponse:
+        def begin(
+            self, request: httpx.Request, cancellation: Cancellation = NEVER
+        ) -> PendingResponse:
             raise kind("secret words of a library", request=request)
 
     with PooledClient(Failing(LIMITS)) as http:
         client = DifyClient(http, read_timeout=1)
         with pytest.raises(errors.OpenDifyError) as caught:
-            client.stream(Model("tiny", KEY, "http://dify/v1"), "/chat-messages", BODY, UNWATCHED)
+            client.stream(Model("tiny", KEY, "http://dify/v1"), "/chat-messages", BODY, NEVER)
     assert caught.value.status in (502, 503, 504)
     assert "secret" not in caught.value.message
 
@@ -683,7 +687,7 @@ def test_no_question_is_asked_a_third_time(
 ) -> None:
     dify.answers = [Chat().says("one"), [CLOSE], [CLOSE]]
     assert text(client, model) == "one"
-    assert type(failure(client, model)) is errors.DifyBroken
+    assert type(failure(client, model)) is errors.BadUpstreamResponse
     assert len(dify.asked()) == 3
 
 
@@ -707,7 +711,7 @@ def test_a_dify_that_may_have_begun_is_not_asked_again(
     monkeypatch.setattr(pending_response, "REUSE_RACE_SECONDS", 0.1)
     dify.answers = [Chat().says("one"), steps]
     assert text(client, model) == "one"
-    assert type(failure(client, model)) is errors.DifyBroken
+    assert type(failure(client, model)) is errors.BadUpstreamResponse
     assert len(dify.asked()) == 2
 
 
@@ -730,7 +734,7 @@ def test_a_call_on_a_kept_connection_that_dify_has_closed_is_made_once_more(
     files = {"file": ("a.txt", b"hello", "text/plain")}
     assert client.call(model, "GET", "/meta") == {"n": 1}
     assert client.call(model, "POST", "/files/upload", data={"user": "u"}, files=files) == {"n": 2}
-    with pytest.raises(errors.DifyUnreachable):
+    with pytest.raises(errors.UpstreamUnreachable):
         client.call(model, "GET", "/meta")
     assert [request.connection for request in dify.requests] == [1, 1, 2, 2, 3]
     assert all(b"hello" in request.body for request in dify.requests[1:3])
@@ -743,7 +747,7 @@ def test_a_call_that_dify_began_to_answer_is_not_made_again(
     answers = [refused(200, {"n": 1}), steps]
     dify.answer = lambda request: answers.pop(0)
     assert client.call(model, "GET", "/meta") == {"n": 1}
-    with pytest.raises(errors.DifyUnreachable):
+    with pytest.raises(errors.UpstreamUnreachable):
         client.call(model, "GET", "/meta")
     assert len(dify.requests) == 2
 
@@ -770,7 +774,7 @@ def test_concurrent_answers_have_a_connection_each(
 
     def one(number: int) -> None:
         together.wait(10)
-        stream = client.stream(model, "/chat-messages", {"query": number}, UNWATCHED)
+        stream = client.stream(model, "/chat-messages", {"query": number}, NEVER)
         found.append(f"{number}={''.join(e.get('answer', '') for e in events(stream))}")
         stream.close()
 
@@ -822,7 +826,7 @@ def test_a_caller_that_hangs_up_is_noticed(
         theirs.shutdown(socket.SHUT_RDWR)
     else:
         theirs.close()
-    with pytest.raises(errors.CallerGone):
+    with pytest.raises(errors.ClientDisconnected):
         stream.read(time.monotonic() + 2)
     stream.close()
 
@@ -860,20 +864,20 @@ def test_a_post_on_a_connection_that_dify_has_closed_is_made_once_more(
     dify: FakeDify, client: DifyClient, model: Model
 ) -> None:
     dify.answer = lambda r: [CLOSE] if len(dify.requests) == 2 else refused(201, {"id": "f"})
-    assert client.post(model, "/files/upload", UNWATCHED, data={"user": "u"}) == {"id": "f"}
-    assert client.post(model, "/files/upload", UNWATCHED, data={"user": "u"}) == {"id": "f"}
+    assert client.post(model, "/files/upload", NEVER, data={"user": "u"}) == {"id": "f"}
+    assert client.post(model, "/files/upload", NEVER, data={"user": "u"}) == {"id": "f"}
     assert len(dify.requests) == 3
     dify.answer = lambda r: [CLOSE]
     with pytest.raises(errors.DifyError):
-        client.post(model, "/files/upload", UNWATCHED, data={"user": "u"})
+        client.post(model, "/files/upload", NEVER, data={"user": "u"})
 
 
 def test_a_post_ends_with_its_caller(dify: FakeDify, client: DifyClient, model: Model) -> None:
     dify.answer = lambda r: [FOREVER]
     ours, theirs = socket.socketpair()
-    with ours, pytest.raises(errors.CallerGone):
+    with ours, pytest.raises(errors.ClientDisconnected):
         theirs.close()
-        client.post(model, "/files/upload", Watch(ours.fileno()), data={"user": "u"})
+        client.post(model, "/files/upload", Cancellation(ours.fileno()), data={"user": "u"})
 
 
 # --- stop ------------------------------------------------------------------------------------
@@ -1000,7 +1004,7 @@ def test_what_tls_has_already_unpacked_is_read_without_waiting(secure_dify: Fake
 def test_a_certificate_that_nobody_vouches_for_is_refused(secure_dify: FakeDify) -> None:
     model = Model("tiny", KEY, secure_dify.base)
     with connected(model.base) as http:
-        assert type(failure(DifyClient(http, 2), model)) is errors.DifyUnreachable
+        assert type(failure(DifyClient(http, 2), model)) is errors.UpstreamUnreachable
     assert secure_dify.requests == []
 
 
@@ -1086,7 +1090,7 @@ def test_a_host_that_needs_no_proxy_is_reached_directly(relay: Relay, dify: Fake
 def test_a_proxy_that_is_not_there_is_an_error(dify: FakeDify, scheme: str) -> None:
     model = Model("tiny", KEY, dify.base)
     with connected(model.base, ALL_PROXY=f"{scheme}://127.0.0.1:{free_port()}") as http:
-        assert type(failure(DifyClient(http, 2), model)) is errors.DifyUnreachable
+        assert type(failure(DifyClient(http, 2), model)) is errors.UpstreamUnreachable
     assert dify.requests == []
 
 
@@ -1096,7 +1100,7 @@ def test_a_fresh_connection_through_a_proxy_is_not_asked_again_either(
     dify.answers = [[CLOSE]]
     model = Model("tiny", KEY, dify.base)
     with connected(model.base, ALL_PROXY=relay.url) as http:
-        assert type(failure(DifyClient(http, 2), model)) is errors.DifyBroken
+        assert type(failure(DifyClient(http, 2), model)) is errors.BadUpstreamResponse
     assert len(dify.asked()) == 1
 
 

@@ -20,7 +20,7 @@ from opendify.config.models import (
     parse_base,
     parse_models,
 )
-from opendify.config.parsing import BadValue
+from opendify.config.parsing import InvalidValue
 from opendify.config.settings import (
     SERVER_NUMBERS,
     ConfigError,
@@ -405,7 +405,7 @@ def test_an_address_loses_its_last_slash_and_nothing_else(url: str, base: str) -
 def test_any_text_is_an_address_or_a_bad_value(url: str) -> None:
     try:
         assert parse_base(url).startswith(("http", "HTTP"))
-    except BadValue as exc:
+    except InvalidValue as exc:
         assert str(exc).startswith("must be")
 
 

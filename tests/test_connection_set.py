@@ -10,7 +10,7 @@ import pytest
 from gunicorn.config import Config
 
 from opendify.worker.connection import Connection
-from opendify.worker.connection_set import Waiting
+from opendify.worker.connection_set import PendingConnections
 from opendify.worker.head import RequestHead
 
 HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
@@ -24,7 +24,9 @@ class Callers:
         self.started: list[Connection] = []
         poller = stack.enter_context(selectors.DefaultSelector())
         log = logging.getLogger("test")
-        self.waiting = Waiting(poller, log, self.started.append, most=10, max_body_bytes=2000)
+        self.waiting = PendingConnections(
+            poller, log, self.started.append, most=10, max_body_bytes=2000
+        )
 
     def send(
         self,

@@ -17,13 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
-from opendify.conversations import ConversationStore, Mapping
-from opendify.conversations.store.compactor import Keeper
+from opendify.conversations import ConversationRecord, JsonFileStore
+from opendify.conversations.store.compactor import Compactor
 from opendify.conversations.store.records import (
     Entries,
     Patch,
-    parse_mapping,
     parse_patch,
+    parse_record,
     to_line,
 )
 from opendify.conversations.store.snapshot import read_snapshot, write_snapshot
@@ -36,7 +36,7 @@ FILE = "conversation_mappings.json"
 JOURNAL = "conversation_mappings.*.jsonl"
 
 
-Opener = Callable[..., ConversationStore]
+Opener = Callable[..., JsonFileStore]
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def clock() -> Clock:
 @pytest.fixture
 def slow_keeper(monkeypatch: pytest.MonkeyPatch) -> None:
     """The keeper's thread does nothing during a test, so that the test says when it does."""
-    monkeypatch.setattr(Keeper, "TICK_SECONDS", 3600.0)
+    monkeypatch.setattr(Compactor, "TICK_SECONDS", 3600.0)
 
 
 @pytest.fixture(autouse=True)
@@ -66,9 +66,9 @@ def opened(folder: Path, clock: Clock, slow_keeper: None) -> Iterator[Opener]:
     """Makes stores on one folder; each is to the others like one of another process."""
     stores = []
 
-    def make(**options: Any) -> ConversationStore:
+    def make(**options: Any) -> JsonFileStore:
         defaults = {"clock": clock, "max_age_days": None, "max_entries": 100_000}
-        stores.append(ConversationStore(folder, **(defaults | options)))
+        stores.append(JsonFileStore(folder, **(defaults | options)))
         return stores[-1]
 
     yield make
@@ -77,7 +77,7 @@ def opened(folder: Path, clock: Clock, slow_keeper: None) -> Iterator[Opener]:
 
 
 @pytest.fixture
-def store(opened: Opener) -> ConversationStore:
+def store(opened: Opener) -> JsonFileStore:
     return opened()
 
 
@@ -99,7 +99,7 @@ def journals(folder: Path) -> list[Path]:
 
 
 def test_a_use_within_the_hour_is_not_written(
-    store: ConversationStore, clock: Clock, folder: Path
+    store: JsonFileStore, clock: Clock, folder: Path
 ) -> None:
     store.put("a", "c1")
     size = journals(folder)[0].stat().st_size
@@ -117,7 +117,7 @@ def test_a_use_within_the_hour_is_not_written(
 
 @pytest.mark.parametrize("count", [0, 1, 3, 499, 500, 501, 1001])
 def test_the_file_is_the_one_that_scripts_know(
-    store: ConversationStore, folder: Path, clock: Clock, count: int
+    store: JsonFileStore, folder: Path, clock: Clock, count: int
 ) -> None:
     expected = {}
     now = int(clock.now)
@@ -133,7 +133,7 @@ def test_the_file_is_the_one_that_scripts_know(
 
 
 def test_what_was_heard_is_in_the_file_only_where_there_is_any(
-    store: ConversationStore, folder: Path, clock: Clock
+    store: JsonFileStore, folder: Path, clock: Clock
 ) -> None:
     now = int(clock.now)
     store.put("a", "c1", 'digest "1" 二')
@@ -158,27 +158,27 @@ def test_a_store_that_only_read_writes_nothing(opened: Opener, folder: Path) -> 
     (folder / FILE).write_text('{"a": {"dify_conversation_id":"c1","created_at":1,"last_used":1}}')
     before = (folder / FILE).stat()
     store = opened()
-    assert store.get("a") == Mapping("c1", 1, 1)
+    assert store.get("a") == ConversationRecord("c1", 1, 1)
     store.close()
     assert (folder / FILE).stat() == before or (folder / FILE).stat().st_ino == before.st_ino
     assert journals(folder) == []
 
 
-def test_folder_and_files_are_their_owners_alone(store: ConversationStore, folder: Path) -> None:
+def test_folder_and_files_are_their_owners_alone(store: JsonFileStore, folder: Path) -> None:
     store.put("a", "c1")
     store.close()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
 
 
-def test_an_open_folder_of_ours_is_closed_to_others(store: ConversationStore, folder: Path) -> None:
+def test_an_open_folder_of_ours_is_closed_to_others(store: JsonFileStore, folder: Path) -> None:
     folder.mkdir(mode=0o755)
     folder.chmod(0o755)
     store.get("a")
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-def test_a_folder_for_everybody_is_left_as_it_is(store: ConversationStore, folder: Path) -> None:
+def test_a_folder_for_everybody_is_left_as_it_is(store: JsonFileStore, folder: Path) -> None:
     folder.mkdir()
     folder.chmod(0o1777)
     store.put("a", "c1")
@@ -186,7 +186,7 @@ def test_a_folder_for_everybody_is_left_as_it_is(store: ConversationStore, folde
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
-def test_a_folder_of_somebody_else_is_left_as_it_is(store: ConversationStore, folder: Path) -> None:
+def test_a_folder_of_somebody_else_is_left_as_it_is(store: JsonFileStore, folder: Path) -> None:
     folder.mkdir()
     folder.chmod(0o755)
     os.chown(folder, 4321, 4321)
@@ -213,16 +213,16 @@ def test_a_service_warns_once_of_a_folder_of_somebody_else(dify: FakeDify, tmp_p
 @pytest.mark.parametrize(
     ("raw", "expected"),
     [
-        (entry("c", 1, 2), Mapping("c", 1, 2)),
-        (entry("c", 1.9, 2.1), Mapping("c", 1, 2)),
-        (entry("c", -1, 0), Mapping("c", -1, 0)),
-        (entry("c", 10**400, 0), Mapping("c", 10**400, 0)),
-        (entry("c") | {"heard": "h"}, Mapping("c", 1, 1, "h")),
-        (entry("c") | {"user": "unknown to us"}, Mapping("c", 1, 1)),
+        (entry("c", 1, 2), ConversationRecord("c", 1, 2)),
+        (entry("c", 1.9, 2.1), ConversationRecord("c", 1, 2)),
+        (entry("c", -1, 0), ConversationRecord("c", -1, 0)),
+        (entry("c", 10**400, 0), ConversationRecord("c", 10**400, 0)),
+        (entry("c") | {"heard": "h"}, ConversationRecord("c", 1, 1, "h")),
+        (entry("c") | {"user": "unknown to us"}, ConversationRecord("c", 1, 1)),
     ],
 )
-def test_an_entry_is_read(raw: Any, expected: Mapping) -> None:
-    assert parse_mapping(raw) == expected
+def test_an_entry_is_read(raw: Any, expected: ConversationRecord) -> None:
+    assert parse_record(raw) == expected
 
 
 WRONG_ENTRIES = [
@@ -245,16 +245,16 @@ WRONG_ENTRIES = [
 @pytest.mark.parametrize("raw", WRONG_ENTRIES, ids=repr)
 def test_what_is_not_an_entry_is_refused(raw: Any) -> None:
     with pytest.raises(ValueError):
-        parse_mapping(raw)
+        parse_record(raw)
 
 
 def test_wrong_entries_are_left_out_with_one_warning(
-    store: ConversationStore, folder: Path, caplog: pytest.LogCaptureFixture
+    store: JsonFileStore, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder.mkdir(mode=0o700)
     content = {f"wrong {n}": raw for n, raw in enumerate(WRONG_ENTRIES)} | {"right": entry("c")}
     (folder / FILE).write_text(json.dumps(content))
-    assert store.get("right") == Mapping("c", 1, 1)
+    assert store.get("right") == ConversationRecord("c", 1, 1)
     assert store.stats().count == 1
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "13 entries" in caplog.text
@@ -269,7 +269,7 @@ def test_a_file_written_by_hand_is_read_and_taken_over(
     by_hand = {"聊天": entry("c1", 1.5, 2.5)}
     (folder / FILE).write_text(json.dumps(by_hand, ensure_ascii=False), encoding)
     store = opened()
-    assert store.get("聊天") == Mapping("c1", 1, 2)
+    assert store.get("聊天") == ConversationRecord("c1", 1, 2)
     store.put("new", "c2")
     store.close()
     now = int(clock.now)
@@ -278,7 +278,7 @@ def test_a_file_written_by_hand_is_read_and_taken_over(
 
 @pytest.mark.parametrize("content", [b"", b" \n"])
 def test_an_empty_file_is_no_mappings(
-    store: ConversationStore, folder: Path, content: bytes, caplog: pytest.LogCaptureFixture
+    store: JsonFileStore, folder: Path, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder.mkdir(mode=0o700)
     (folder / FILE).write_bytes(content)
@@ -301,7 +301,7 @@ def test_a_corrupt_file_is_kept_aside_and_the_journal_still_counts(
     writer.put("a", "c1")
     (folder / FILE).write_bytes(content)
     reader = opened()
-    assert reader.get("a") == Mapping("c1", int(clock.now), int(clock.now))
+    assert reader.get("a") == ConversationRecord("c1", int(clock.now), int(clock.now))
     aside = folder / f"{FILE}.corrupt-{int(clock.now)}"
     assert aside.read_bytes() == content
     assert [record.levelname for record in caplog.records] == ["ERROR"]
@@ -326,12 +326,12 @@ def test_a_file_that_was_replaced_meanwhile_is_not_put_aside(
         return ordinary(path, *rest, **more)
 
     monkeypatch.setattr(os, "open", replace_first)
-    assert opened().get("a") == Mapping("c1", 1, 1)
+    assert opened().get("a") == ConversationRecord("c1", 1, 1)
     assert list(folder.glob("*.corrupt-*")) == []
 
 
 def test_a_key_that_utf8_cannot_hold_does_not_spoil_the_file(
-    store: ConversationStore, folder: Path
+    store: JsonFileStore, folder: Path
 ) -> None:
     store.put("half \ud83d of a pair", "c1")
     store.put("a", "c2")
@@ -344,7 +344,7 @@ def test_a_key_that_utf8_cannot_hold_does_not_spoil_the_file(
 
 
 mappings = st.builds(
-    Mapping,
+    ConversationRecord,
     st.text(min_size=1),
     st.integers(-(2**40), 2**40),
     st.integers(-(2**40), 2**40),
@@ -353,7 +353,7 @@ mappings = st.builds(
 
 
 @given(st.dictionaries(st.text(), st.none() | mappings))
-def test_a_line_says_what_it_was_given(patch: dict[str, Mapping | None]) -> None:
+def test_a_line_says_what_it_was_given(patch: dict[str, ConversationRecord | None]) -> None:
     line = to_line(patch)
     assert line.count(b"\n") == 1
     assert parse_patch(line) == patch
@@ -363,14 +363,14 @@ def test_a_line_says_what_it_was_given(patch: dict[str, Mapping | None]) -> None
 @given(st.dictionaries(st.text(), mappings))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(50))
 def test_any_mappings_come_back_from_the_file(
-    tmp_path_factory: pytest.TempPathFactory, entries: dict[str, Mapping]
+    tmp_path_factory: pytest.TempPathFactory, entries: dict[str, ConversationRecord]
 ) -> None:
     path = tmp_path_factory.mktemp("snapshot") / FILE
     write_snapshot(path, entries)
     assert read_snapshot(path) == entries
 
 
-def test_every_change_is_in_the_journal_at_once(store: ConversationStore, folder: Path) -> None:
+def test_every_change_is_in_the_journal_at_once(store: JsonFileStore, folder: Path) -> None:
     store.put("a", "c1")
     store.move("a", "b", "c1", "")
     store.forget("b", "c1")
@@ -393,7 +393,7 @@ def three_lines(opened: Opener, folder: Path) -> tuple[bytes, list[dict[str, str
     return journals(folder)[0].read_bytes(), known
 
 
-def known_by(store: ConversationStore) -> dict[str, str]:
+def known_by(store: JsonFileStore) -> dict[str, str]:
     return {key: mapping.conversation_id for key, mapping in store.entries()}
 
 
@@ -408,8 +408,7 @@ def test_a_journal_cut_anywhere_says_what_its_whole_lines_say(
         folder.mkdir(mode=0o700)
         (folder / "conversation_mappings.00000001.jsonl").write_bytes(whole[:length])
         reader, writer = (
-            ConversationStore(folder, clock=clock, max_age_days=None, max_entries=9)
-            for _ in range(2)
+            JsonFileStore(folder, clock=clock, max_age_days=None, max_entries=9) for _ in range(2)
         )
         lines = whole[:length].count(b"\n")
         assert known_by(reader) == known[lines]
@@ -442,7 +441,7 @@ def test_a_journal_before_a_gap_counts_no_more(opened: Opener, folder: Path, clo
     """A clean-up that lost power may leave an old journal behind while later ones are gone."""
     folder.mkdir(mode=0o700)
     (folder / FILE).write_text(json.dumps({"a": entry("c2")}))
-    old, new = ({"a": Mapping("c1", 1, 1)}, {"b": Mapping("c3", 1, 1)})
+    old, new = ({"a": ConversationRecord("c1", 1, 1)}, {"b": ConversationRecord("c3", 1, 1)})
     (folder / "conversation_mappings.00000005.jsonl").write_bytes(to_line(old))
     (folder / "conversation_mappings.00000007.jsonl").write_bytes(to_line(new))
     store = opened()
@@ -503,7 +502,7 @@ def test_a_journal_that_was_cut_short_by_hand_is_read_anew(opened: Opener, folde
 # When the file is brought up to date
 
 
-def keeper_of(store: ConversationStore) -> Keeper:
+def keeper_of(store: JsonFileStore) -> Compactor:
     return store._keeper
 
 
@@ -537,8 +536,8 @@ def test_a_settled_file_is_not_written_again(opened: Opener, folder: Path) -> No
 def test_the_thread_brings_the_file_up_to_date_by_itself(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Keeper, "TICK_SECONDS", 0.01)
-    store = ConversationStore(folder, clock=time.time, max_age_days=None, max_entries=10)
+    monkeypatch.setattr(Compactor, "TICK_SECONDS", 0.01)
+    store = JsonFileStore(folder, clock=time.time, max_age_days=None, max_entries=10)
     store.put("a", "c1")
     deadline = time.monotonic() + 20
     while not (folder / FILE).exists() and time.monotonic() < deadline:
@@ -550,7 +549,7 @@ def test_the_thread_brings_the_file_up_to_date_by_itself(
 def test_a_large_store_is_written_when_its_journal_outgrew_the_file(
     opened: Opener, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Keeper, "LEAST_TO_FOLD", 1000)
+    monkeypatch.setattr(Compactor, "LEAST_TO_FOLD", 1000)
     monkeypatch.setattr("opendify.conversations.store.compactor._FEW_ENTRIES", 10)
     store = opened()
     for number in range(20):
@@ -747,12 +746,12 @@ def test_a_change_begun_without_the_lock_is_not_written_without_it(
     store, other = opened(), opened()
     store.put("a", "c1")
     size = journals(folder)[0].stat().st_size
-    mending = threading.Thread(target=store._ledger.mend)
+    mending = threading.Thread(target=store._ledger.retry_writes)
 
     def plan(_: Entries) -> Patch:
         mending.start()
         mending.join(0.2)
-        return {"c": Mapping("c3", 1, 1)}
+        return {"c": ConversationRecord("c3", 1, 1)}
 
     with other._ledger._folder.changing.held(0):
         store.put("b", "c2")
@@ -785,8 +784,8 @@ class ChatsInFiles(Chats):
         self.place = tempfile.TemporaryDirectory()
         self.folder = Path(self.place.name) / "data"
 
-    def open(self) -> ConversationStore:
-        return ConversationStore(self.folder, clock=self.clock, max_age_days=None, max_entries=1000)
+    def open(self) -> JsonFileStore:
+        return JsonFileStore(self.folder, clock=self.clock, max_age_days=None, max_entries=1000)
 
     def teardown(self) -> None:
         super().teardown()

@@ -10,7 +10,7 @@ from opendify.dify.events import (
     AgentStep,
     Event,
     Failed,
-    FileMade,
+    FileGenerated,
     Ids,
     MessageEnded,
     NodeFinished,
@@ -71,7 +71,7 @@ EVENTS = [
     ),
     pytest.param(
         {"event": "message_file", **COMMON, "id": "f", "type": "image", "url": "/files/f.png"},
-        FileMade("f", "image", "/files/f.png"),
+        FileGenerated("f", "image", "/files/f.png"),
         id="message_file that is a file",
     ),
     pytest.param(
@@ -224,7 +224,7 @@ EVENTS = [
                 },
             ],
         },
-        MessageEnded(files=(FileMade("r", "document", "http://a/b.pdf", "b.pdf"),)),
+        MessageEnded(files=(FileGenerated("r", "document", "http://a/b.pdf", "b.pdf"),)),
         id="message_end with a file of the question and one of the answer",
     ),
     pytest.param(
@@ -267,7 +267,7 @@ EVENTS = [
                 }
             ],
         },
-        MessageEnded(files=(FileMade("r", "image", "http://a/b.png"),)),
+        MessageEnded(files=(FileGenerated("r", "image", "http://a/b.png"),)),
         id="message_end with a file that a chat app made",
     ),
     pytest.param(

@@ -5,13 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opendify.chat import dify_request
-from opendify.chat.dify_request import MAX_HISTORY_CHARACTERS, Dialogue, to_dialogue
-from opendify.chat.form_inputs import Facts
+from opendify.chat.dify_request import MAX_HISTORY_CHARACTERS, Prompt
+from opendify.chat.form_inputs import TemplateVars
 from opendify.config.models import Model
 from opendify.dify.apps import App
 from opendify.files.attachments import Prepared
 from opendify.protocols.base import Message
-from tests.bodies import to_prompt
+from tests.bodies import to_prompt as parse_prompt
 
 CONTINUE = "Please continue your last answer exactly where it stopped."
 SYSTEM = Message("system", "Be brief.")
@@ -21,39 +21,39 @@ ASKED_AGAIN = Message("user", "And a bird?")
 CHAT = [SYSTEM, ASKED, ANSWERED, ASKED_AGAIN]
 
 DIALOGUES = [
-    pytest.param([ASKED], Dialogue("", (), "What is a fish?"), id="one question"),
-    pytest.param(CHAT, Dialogue("Be brief.", (ASKED, ANSWERED), "And a bird?"), id="a chat"),
+    pytest.param([ASKED], Prompt("", (), "What is a fish?"), id="one question"),
+    pytest.param(CHAT, Prompt("Be brief.", (ASKED, ANSWERED), "And a bird?"), id="a chat"),
     pytest.param(
         [SYSTEM, ASKED, Message("developer", "Be kind.")],
-        Dialogue("Be brief.\n\nBe kind.", (), "What is a fish?"),
+        Prompt("Be brief.\n\nBe kind.", (), "What is a fish?"),
         id="system and developer, wherever they stand",
     ),
     pytest.param(
-        [Message("system", ""), ASKED], Dialogue("", (), "What is a fish?"), id="an empty system"
+        [Message("system", ""), ASKED], Prompt("", (), "What is a fish?"), id="an empty system"
     ),
     pytest.param(
-        [ASKED, ANSWERED], Dialogue("", (ASKED, ANSWERED), CONTINUE), id="continue your answer"
+        [ASKED, ANSWERED], Prompt("", (ASKED, ANSWERED), CONTINUE), id="continue your answer"
     ),
     pytest.param(
         [ASKED, Message("tool", "4", name="add")],
-        Dialogue("", (ASKED,), "Tool result (add): 4"),
+        Prompt("", (ASKED,), "Tool result (add): 4"),
         id="the result of a tool",
     ),
     pytest.param(
         [ASKED, Message("function", "4")],
-        Dialogue("", (ASKED,), "Tool result (tool): 4"),
+        Prompt("", (ASKED,), "Tool result (tool): 4"),
         id="the result of a function without a name",
     ),
-    pytest.param([Message("user", " ")], Dialogue("", (), ""), id="only a file"),
-    pytest.param([Message("user", " x ")], Dialogue("", (), " x "), id="blanks around the text"),
+    pytest.param([Message("user", " ")], Prompt("", (), ""), id="only a file"),
+    pytest.param([Message("user", " x ")], Prompt("", (), " x "), id="blanks around the text"),
 ]
 
 
 @pytest.mark.parametrize(("messages", "dialogue"), DIALOGUES)
 def test_the_question_is_told_from_what_came_before(
-    messages: list[Message], dialogue: Dialogue
+    messages: list[Message], dialogue: Prompt
 ) -> None:
-    assert to_dialogue(messages) == dialogue
+    assert dify_request.to_prompt(messages) == dialogue
 
 
 def raw(*messages: Message) -> list[dict[str, Any]]:
@@ -66,11 +66,11 @@ def asked(
     settings: dict[str, Any] | None = None,
     **fields: Any,
 ) -> dict[str, Any]:
-    prompt = to_prompt({"model": "tiny", "messages": raw(*messages), **fields})
+    prompt = parse_prompt({"model": "tiny", "messages": raw(*messages), **fields})
     model = Model("tiny", "app-x", "http://dify/v1", **(settings or {}))
-    dialogue = to_dialogue(prompt.messages)
-    facts = Facts("u", system=dialogue.system)
-    question = dify_request.to_question(
+    dialogue = dify_request.to_prompt(prompt.messages)
+    facts = TemplateVars("u", system=dialogue.system)
+    question = dify_request.to_dify_request(
         prompt.options,
         dialogue,
         model,
@@ -175,14 +175,14 @@ IMPOSTORS = [
 def test_inputs_that_tell_who_asks_are_not_the_caller_s_to_set(fields: dict[str, Any]) -> None:
     settings = {"inputs": {"who": "{user}", "tone": "warm"}}
     assert asked(ASKED, settings=settings, **fields)["inputs"] == {"who": "u", "tone": "warm"}
-    prompt = to_prompt({"model": "tiny", "messages": raw(ASKED), **fields})
+    prompt = parse_prompt({"model": "tiny", "messages": raw(ASKED), **fields})
     model = Model("tiny", "app-x", "http://dify/v1", **settings)
     assert dify_request.ignored_inputs(prompt.options, model) == ("inputs.who",)
 
 
 def test_other_inputs_of_the_request_are_not_ignored() -> None:
     settings = {"inputs": {"who": "{user}", "tone": "warm", "system": "{system}"}}
-    prompt = to_prompt(
+    prompt = parse_prompt(
         {"model": "tiny", "messages": raw(ASKED), "inputs": {"tone": "cold", "system": "x", "a": 1}}
     )
     model = Model("tiny", "app-x", "http://dify/v1", **settings)

@@ -11,8 +11,8 @@ from opendify.dify.error_mapping import (
     MAX_MESSAGE,
     OTHER,
     PAGE,
-    Refusal,
-    parse_refusal,
+    ErrorResponse,
+    parse_error_response,
     to_error,
 )
 from opendify.dify.events import Failed
@@ -33,29 +33,29 @@ UNKNOWN = (
 # status, code and message of Dify; the error that they mean
 ERRORS = [
     pytest.param(
-        401, "unauthorized", "Access token is invalid", errors.DifyAuthFailed, id="a wrong key"
+        401, "unauthorized", "Access token is invalid", errors.UpstreamAuthError, id="a wrong key"
     ),
-    pytest.param(401, "", "", errors.DifyBroken, id="401 without a code"),
+    pytest.param(401, "", "", errors.BadUpstreamResponse, id="401 without a code"),
     pytest.param(
-        403, "forbidden", "The app no longer exists.", errors.DifyAuthFailed, id="a deleted app"
+        403, "forbidden", "The app no longer exists.", errors.UpstreamAuthError, id="a deleted app"
     ),
     pytest.param(
         403,
         "forbidden",
         "The app's API service has been disabled.",
-        errors.DifyAuthFailed,
+        errors.UpstreamAuthError,
         id="a disabled API",
     ),
-    pytest.param(403, "", "", errors.DifyBroken, id="403 without a code"),
+    pytest.param(403, "", "", errors.BadUpstreamResponse, id="403 without a code"),
     pytest.param(422, "unprocessable_entity", "query: too long", errors.RejectedByDify, id="a 422"),
     pytest.param(409, "conflict", "Already there", errors.RejectedByDify, id="a conflict"),
     pytest.param(412, "human_input_form_submitted", "x", errors.RejectedByDify, id="a 412"),
-    pytest.param(422, "", "", errors.DifyBroken, id="422 of something that is not Dify"),
-    pytest.param(404, "not_found", UNKNOWN, errors.ConversationUnknown, id="no conversation"),
+    pytest.param(422, "", "", errors.BadUpstreamResponse, id="422 of something that is not Dify"),
+    pytest.param(404, "not_found", UNKNOWN, errors.ConversationNotFound, id="no conversation"),
     pytest.param(
-        404, "not_found", "Conversation Not Exists.", errors.ConversationUnknown, id="as of 1.8"
+        404, "not_found", "Conversation Not Exists.", errors.ConversationNotFound, id="as of 1.8"
     ),
-    pytest.param(404, "", "", errors.DifyBroken, id="another 404"),
+    pytest.param(404, "", "", errors.BadUpstreamResponse, id="another 404"),
     pytest.param(
         404,
         "not_found",
@@ -63,10 +63,10 @@ ERRORS = [
         errors.RejectedByDify,
         id="no such version",
     ),
-    pytest.param(400, "not_chat_app", "x", errors.DifyMisconfigured, id="not a chat app"),
-    pytest.param(400, "not_workflow_app", "x", errors.DifyMisconfigured, id="not a workflow"),
-    pytest.param(400, "not_completion_app", "x", errors.DifyMisconfigured, id="not completion"),
-    pytest.param(400, "app_unavailable", "x", errors.DifyMisconfigured, id="app unavailable"),
+    pytest.param(400, "not_chat_app", "x", errors.UpstreamConfigError, id="not a chat app"),
+    pytest.param(400, "not_workflow_app", "x", errors.UpstreamConfigError, id="not a workflow"),
+    pytest.param(400, "not_completion_app", "x", errors.UpstreamConfigError, id="not completion"),
+    pytest.param(400, "app_unavailable", "x", errors.UpstreamConfigError, id="app unavailable"),
     pytest.param(
         400,
         "invalid_param",
@@ -77,7 +77,7 @@ ERRORS = [
     pytest.param(400, "invalid_param", "Invalid upload file", errors.RejectedByDify, id="a file"),
     pytest.param(400, "bad_request", "x", errors.RejectedByDify, id="a bad request"),
     pytest.param(400, "invalid_param", "", errors.RejectedByDify, id="no reason"),
-    pytest.param(400, "", "", errors.DifyBroken, id="400 of something that is not Dify"),
+    pytest.param(400, "", "", errors.BadUpstreamResponse, id="400 of something that is not Dify"),
     pytest.param(400, "invalid_param", BUSY, errors.RateLimited, id="the app is busy, as 400"),
     pytest.param(429, "too_many_requests", BUSY, errors.RateLimited, id="the app is busy"),
     pytest.param(429, "rate_limit_error", "Rate Limit Error", errors.RateLimited, id="429"),
@@ -157,16 +157,16 @@ ERRORS = [
     pytest.param(413, "file_too_large", "x", errors.FileTooLargeForDify, id="413"),
     pytest.param(413, "", "", errors.FileTooLargeForDify, id="413 of a gateway"),
     pytest.param(415, "unsupported_file_type", "x", errors.FileTypeRefusedByDify, id="415"),
-    pytest.param(500, "internal_server_error", "x", errors.DifyBroken, id="500"),
-    pytest.param(500, "", "", errors.DifyBroken, id="500 of a gateway"),
-    pytest.param(502, "", "", errors.DifyBroken, id="502"),
-    pytest.param(503, "", "", errors.DifyUnavailable, id="503"),
-    pytest.param(504, "", "", errors.DifyTimeout, id="504"),
-    pytest.param(524, "", "", errors.DifyBroken, id="524 of Cloudflare"),
-    pytest.param(301, "", "", errors.DifyBroken, id="a redirect"),
-    pytest.param(307, "", "", errors.DifyBroken, id="a redirect that keeps the method"),
-    pytest.param(204, "", "", errors.DifyBroken, id="nothing"),
-    pytest.param(200, "weird", "x", errors.DifyBroken, id="an error that is none"),
+    pytest.param(500, "internal_server_error", "x", errors.BadUpstreamResponse, id="500"),
+    pytest.param(500, "", "", errors.BadUpstreamResponse, id="500 of a gateway"),
+    pytest.param(502, "", "", errors.BadUpstreamResponse, id="502"),
+    pytest.param(503, "", "", errors.UpstreamUnavailable, id="503"),
+    pytest.param(504, "", "", errors.UpstreamTimeout, id="504"),
+    pytest.param(524, "", "", errors.BadUpstreamResponse, id="524 of Cloudflare"),
+    pytest.param(301, "", "", errors.BadUpstreamResponse, id="a redirect"),
+    pytest.param(307, "", "", errors.BadUpstreamResponse, id="a redirect that keeps the method"),
+    pytest.param(204, "", "", errors.BadUpstreamResponse, id="nothing"),
+    pytest.param(200, "weird", "x", errors.BadUpstreamResponse, id="an error that is none"),
 ]
 
 
@@ -174,7 +174,7 @@ ERRORS = [
 def test_a_failure_means_the_error_of_the_map(
     status: int, code: str, message: str, kind: type[errors.DifyError]
 ) -> None:
-    error = to_error(Refusal(status, code, message), "tiny")
+    error = to_error(ErrorResponse(status, code, message), "tiny")
     assert type(error) is kind
     schemas.assert_error(error_body(error))
     assert error.message.strip()
@@ -182,8 +182,8 @@ def test_a_failure_means_the_error_of_the_map(
 
 # What a caller sees of each of them: HTTP status, type, code.
 WORDS = [
-    (errors.DifyAuthFailed, 502, "api_error", "upstream_auth_error"),
-    (errors.DifyMisconfigured, 502, "api_error", "upstream_config_error"),
+    (errors.UpstreamAuthError, 502, "api_error", "upstream_auth_error"),
+    (errors.UpstreamConfigError, 502, "api_error", "upstream_config_error"),
     (errors.ModelNotReady, 502, "api_error", "model_not_ready"),
     (errors.RunFailed, 502, "api_error", "run_failed"),
     (errors.RateLimited, 429, "rate_limit_error", "rate_limit_exceeded"),
@@ -192,10 +192,10 @@ WORDS = [
     (errors.RejectedByDify, 400, "invalid_request_error", "rejected_by_dify"),
     (errors.FileTooLargeForDify, 413, "invalid_request_error", "file_too_large"),
     (errors.FileTypeRefusedByDify, 415, "invalid_request_error", "unsupported_file_type"),
-    (errors.ConversationUnknown, 404, "invalid_request_error", "conversation_not_found"),
-    (errors.DifyBroken, 502, "api_error", "upstream_error"),
-    (errors.DifyUnavailable, 503, "api_error", "upstream_unavailable"),
-    (errors.DifyTimeout, 504, "api_error", "upstream_timeout"),
+    (errors.ConversationNotFound, 404, "invalid_request_error", "conversation_not_found"),
+    (errors.BadUpstreamResponse, 502, "api_error", "upstream_error"),
+    (errors.UpstreamUnavailable, 503, "api_error", "upstream_unavailable"),
+    (errors.UpstreamTimeout, 504, "api_error", "upstream_timeout"),
 ]
 
 
@@ -212,21 +212,21 @@ def test_every_error_that_dify_can_mean_is_in_the_table() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [errors.DifyAuthFailed, errors.DifyMisconfigured, errors.ModelNotReady]
+    "kind", [errors.UpstreamAuthError, errors.UpstreamConfigError, errors.ModelNotReady]
 )
 def test_what_the_operator_has_to_mend_names_the_model(kind: type[errors.DifyError]) -> None:
     rows = [row.values for row in ERRORS if row.values[3] is kind]
     for status, code, message, _ in rows:
-        assert "'tiny'" in to_error(Refusal(status, code, message), "tiny").message
+        assert "'tiny'" in to_error(ErrorResponse(status, code, message), "tiny").message
 
 
 def test_the_reason_that_dify_gives_is_passed_on() -> None:
-    refusal = Refusal(400, "invalid_param", "city is required in input form")
+    refusal = ErrorResponse(400, "invalid_param", "city is required in input form")
     assert to_error(refusal, "tiny").message == "city is required in input form"
 
 
 def test_a_redirect_says_what_to_do() -> None:
-    assert "DIFY_API_BASE" in to_error(Refusal(301, "", ""), "tiny").message
+    assert "DIFY_API_BASE" in to_error(ErrorResponse(301, "", ""), "tiny").message
 
 
 RETRY_AFTER = [
@@ -250,43 +250,47 @@ def test_a_client_is_told_when_to_come_again(
     status: int, headers: dict[str, str], seconds: int | None
 ) -> None:
     body = b'{"code":"x","message":"y"}'
-    assert to_error(parse_refusal(status, headers, body), "tiny").retry_after == seconds
+    assert to_error(parse_error_response(status, headers, body), "tiny").retry_after == seconds
 
 
 BODIES = [
-    pytest.param(b"", Refusal(400, "", "", foreign=OTHER), id="nothing"),
-    pytest.param(b"<html>x</html>", Refusal(400, "", "", foreign=PAGE), id="a page"),
-    pytest.param(b"null", Refusal(400, "", "", foreign=OTHER), id="null"),
-    pytest.param(b"[]", Refusal(400, "", "", foreign=OTHER), id="an array"),
-    pytest.param(b'"text"', Refusal(400, "", "", foreign=OTHER), id="a string"),
-    pytest.param(b"\xff", Refusal(400, "", "", foreign=OTHER), id="no text"),
-    pytest.param(b"[" * 200_000, Refusal(400, "", "", foreign=OTHER), id="endless nesting"),
-    pytest.param(b'{"code":5,"message":{}}', Refusal(400, "", "", foreign=OTHER), id="other types"),
+    pytest.param(b"", ErrorResponse(400, "", "", foreign=OTHER), id="nothing"),
+    pytest.param(b"<html>x</html>", ErrorResponse(400, "", "", foreign=PAGE), id="a page"),
+    pytest.param(b"null", ErrorResponse(400, "", "", foreign=OTHER), id="null"),
+    pytest.param(b"[]", ErrorResponse(400, "", "", foreign=OTHER), id="an array"),
+    pytest.param(b'"text"', ErrorResponse(400, "", "", foreign=OTHER), id="a string"),
+    pytest.param(b"\xff", ErrorResponse(400, "", "", foreign=OTHER), id="no text"),
+    pytest.param(b"[" * 200_000, ErrorResponse(400, "", "", foreign=OTHER), id="endless nesting"),
+    pytest.param(
+        b'{"code":5,"message":{}}', ErrorResponse(400, "", "", foreign=OTHER), id="other types"
+    ),
     pytest.param(
         b'{"code":"invalid_param","message":"no \xff city"}',
-        Refusal(400, "invalid_param", "no \ufffd city"),
+        ErrorResponse(400, "invalid_param", "no \ufffd city"),
         id="a broken character",
     ),
     pytest.param(
         b'{"code":"invalid_param","message":"no \\ud83d city"}',
-        Refusal(400, "invalid_param", "no \ufffd city"),
+        ErrorResponse(400, "invalid_param", "no \ufffd city"),
         id="half a character",
     ),
-    pytest.param(b'{"code":"c"}', Refusal(400, "c", ""), id="no message"),
+    pytest.param(b'{"code":"c"}', ErrorResponse(400, "c", ""), id="no message"),
     pytest.param(
         b'{"code":"invalid_param","message":"m","params":"inputs"}',
-        Refusal(400, "invalid_param", "m"),
+        ErrorResponse(400, "invalid_param", "m"),
         id="without a status, as before 1.8",
     ),
     pytest.param(
-        b'{"code":"c","message":"m","status":404}', Refusal(400, "c", "m"), id="HTTP's status wins"
+        b'{"code":"c","message":"m","status":404}',
+        ErrorResponse(400, "c", "m"),
+        id="HTTP's status wins",
     ),
 ]
 
 
 @pytest.mark.parametrize(("body", "refusal"), BODIES)
-def test_a_body_of_any_kind_is_read(body: bytes, refusal: Refusal) -> None:
-    assert parse_refusal(400, {}, body) == refusal
+def test_a_body_of_any_kind_is_read(body: bytes, refusal: ErrorResponse) -> None:
+    assert parse_error_response(400, {}, body) == refusal
 
 
 HTML = {"content-type": "text/html; charset=utf-8"}
@@ -334,8 +338,8 @@ NOT_OF_DIFY = [
 def test_what_is_not_of_dify_is_not_blamed_on_the_key(
     status: int, headers: dict[str, str], body: bytes, words: str
 ) -> None:
-    error = to_error(parse_refusal(status, headers, body), "tiny")
-    assert type(error) is errors.DifyBroken
+    error = to_error(parse_error_response(status, headers, body), "tiny")
+    assert type(error) is errors.BadUpstreamResponse
     assert words in error.message
     assert "the key" not in error.message
     assert "example.com" not in error.message
@@ -374,7 +378,7 @@ HIDDEN = re.compile(
 def test_callers_are_told_no_address_of_the_network_inside(
     status: int, code: str, message: str
 ) -> None:
-    told = to_error(Refusal(status, code, f"It failed: {message}"), "tiny").message
+    told = to_error(ErrorResponse(status, code, f"It failed: {message}"), "tiny").message
     assert not HIDDEN.search(told)
     assert "It failed: " in told
 
@@ -389,19 +393,19 @@ def test_callers_are_told_no_address_of_the_network_inside(
     ],
 )
 def test_what_is_no_such_address_is_told_as_it_is(message: str) -> None:
-    assert to_error(Refusal(400, "invalid_param", message), "tiny").message == message
+    assert to_error(ErrorResponse(400, "invalid_param", message), "tiny").message == message
 
 
 def test_a_long_message_of_half_addresses_is_read_in_no_time() -> None:
     for piece in ("a.", "a://", "a://a@", "1.1.", "host='"):
-        told = to_error(Refusal(400, "invalid_param", piece * 200_000), "tiny").message
+        told = to_error(ErrorResponse(400, "invalid_param", piece * 200_000), "tiny").message
         assert len(told) <= MAX_MESSAGE
 
 
 def test_an_ended_conversation_is_left_as_one_that_does_not_exist() -> None:
     said = "The conversation has ended. Please start a new conversation."
-    error = to_error(Refusal(400, "conversation_completed", said), "tiny")
-    assert type(error) is errors.ConversationUnknown
+    error = to_error(ErrorResponse(400, "conversation_completed", said), "tiny")
+    assert type(error) is errors.ConversationNotFound
 
 
 SECRETS = [
@@ -421,7 +425,7 @@ PAGES = [
 @pytest.mark.parametrize("status", [400, 401, 404, 429, 500])
 @pytest.mark.parametrize("code", ["invalid_param", "completion_request_error", "run_failed", ""])
 def test_a_key_in_a_reason_is_not_shown(message: str, status: int, code: str) -> None:
-    shown = to_error(Refusal(status, code, message), "tiny").message
+    shown = to_error(ErrorResponse(status, code, message), "tiny").message
     for part in ("aBcDeF", "123456", "abc_DEF", "api03"):
         assert part not in shown
 
@@ -429,13 +433,13 @@ def test_a_key_in_a_reason_is_not_shown(message: str, status: int, code: str) ->
 @pytest.mark.parametrize("message", PAGES)
 @pytest.mark.parametrize("code", ["completion_request_error", "run_failed", "invalid_param", ""])
 def test_a_page_in_a_reason_is_not_shown(message: str, code: str) -> None:
-    shown = to_error(Refusal(400, code, message), "tiny").message
+    shown = to_error(ErrorResponse(400, code, message), "tiny").message
     for part in ("<", "nginx", "Gateway"):
         assert part not in shown
 
 
 def test_an_endless_reason_is_cut() -> None:
-    error = to_error(Refusal(400, "invalid_param", "x" * 100_000), "tiny")
+    error = to_error(ErrorResponse(400, "invalid_param", "x" * 100_000), "tiny")
     assert len(error.message) <= MAX_MESSAGE
 
 
@@ -447,7 +451,7 @@ CODES = st.text() | st.sampled_from(sorted({row.values[1] for row in ERRORS}))
 def test_any_failure_gives_an_error_that_a_client_can_read(
     status: int, code: str, message: str
 ) -> None:
-    error = to_error(Refusal(status, code, message), "tiny")
+    error = to_error(ErrorResponse(status, code, message), "tiny")
     assert isinstance(error, errors.DifyError)
     assert 400 <= error.status < 600
     assert error.message.strip()
@@ -460,7 +464,9 @@ def test_any_failure_gives_an_error_that_a_client_can_read(
     body=st.binary(),
 )
 def test_any_answer_is_read(status: int, headers: dict[str, str], body: bytes) -> None:
-    assert isinstance(to_error(parse_refusal(status, headers, body), "tiny"), errors.DifyError)
+    assert isinstance(
+        to_error(parse_error_response(status, headers, body), "tiny"), errors.DifyError
+    )
 
 
 RECORDED = [n for n in recorded_names() if recording(n).status >= 400]
@@ -476,19 +482,19 @@ RECORDED_REFUSALS = {
     "empty_inputs": errors.RejectedByDify,
     "suggested": errors.RejectedByDify,
     "upload_too_large_image": errors.FileTooLargeForDify,
-    "no_auth_header": errors.DifyAuthFailed,
-    "wrong_key": errors.DifyAuthFailed,
-    "stream_conv_of_other_user": errors.ConversationUnknown,
-    "stream_conv_unknown": errors.ConversationUnknown,
-    "block_conv_unknown": errors.ConversationUnknown,
-    "conversation_delete_unknown": errors.ConversationUnknown,
-    "messages_unknown_conv": errors.ConversationUnknown,
-    "messages": errors.DifyMisconfigured,  # a text generator has none
-    "on_chat_messages": errors.DifyMisconfigured,
-    "on_completion_endpoint": errors.DifyMisconfigured,
-    "on_completion_messages": errors.DifyMisconfigured,
-    "on_workflow_endpoint": errors.DifyMisconfigured,
-    "conversations": errors.DifyMisconfigured,
+    "no_auth_header": errors.UpstreamAuthError,
+    "wrong_key": errors.UpstreamAuthError,
+    "stream_conv_of_other_user": errors.ConversationNotFound,
+    "stream_conv_unknown": errors.ConversationNotFound,
+    "block_conv_unknown": errors.ConversationNotFound,
+    "conversation_delete_unknown": errors.ConversationNotFound,
+    "messages_unknown_conv": errors.ConversationNotFound,
+    "messages": errors.UpstreamConfigError,  # a text generator has none
+    "on_chat_messages": errors.UpstreamConfigError,
+    "on_completion_endpoint": errors.UpstreamConfigError,
+    "on_completion_messages": errors.UpstreamConfigError,
+    "on_workflow_endpoint": errors.UpstreamConfigError,
+    "conversations": errors.UpstreamConfigError,
     "llm_fail_start_block": errors.RunFailed,
     "llm_fail_mid_block": errors.RunFailed,
     "llm_fail_ratelimit_block": errors.RateLimited,
@@ -501,7 +507,7 @@ def test_a_recorded_refusal_means_what_the_table_says(name: str) -> None:
     headers = {key.lower(): value for key, value in answer.headers.items()}
     blocked = b"does not support blocking mode" in answer.body  # so agents answer every such call
     kind = errors.RejectedByDify if blocked else RECORDED_REFUSALS[name.rpartition("/")[2]]
-    error = to_error(parse_refusal(answer.status, headers, answer.body), "tiny")
+    error = to_error(parse_error_response(answer.status, headers, answer.body), "tiny")
     assert type(error) is kind
 
 
@@ -528,5 +534,5 @@ def first_failure(name: str) -> Failed | None:
 def test_a_recorded_failure_in_a_stream_means_what_the_table_says(name: str) -> None:
     failed = first_failure(name)
     assert failed is not None
-    error = to_error(Refusal(failed.status, failed.code, failed.message), "tiny")
+    error = to_error(ErrorResponse(failed.status, failed.code, failed.message), "tiny")
     assert type(error) is RECORDED_FAILURES[name.rpartition("/")[2]]

@@ -46,7 +46,7 @@ def test_the_drawing_tells_status_and_code_of_every_leaf() -> None:
     drawn = {row["name"]: (int(row["status"] or 0), row["code"]) for _, row in drawing()}
     for kind in LEAVES:
         code = None if kind is errors.InvalidRequest else kind.default_code
-        if kind is errors.DifyBroken:
+        if kind is errors.BadUpstreamResponse:
             code = errors.DifyError.default_code
         assert drawn[kind.__name__] == (kind.status, code)
 
@@ -67,7 +67,7 @@ def test_every_leaf_has_a_status_a_type_and_a_code(kind: type[errors.OpenDifyErr
 
 def test_no_two_leaves_share_a_code() -> None:
     """But for the two limits of rate, ours and Dify's, which a caller treats alike."""
-    codes = [kind.default_code for kind in LEAVES if kind is not errors.LimitReached]
+    codes = [kind.default_code for kind in LEAVES if kind is not errors.CallerRateLimited]
     assert len(set(codes)) == len(codes)
 
 
@@ -91,14 +91,14 @@ def test_a_code_of_its_own_wins() -> None:
 
 def test_only_what_ran_nothing_may_be_repeated_by_a_client_itself() -> None:
     assert {kind for kind in LEAVES if kind.repeatable} == {
-        errors.LimitReached,
+        errors.CallerRateLimited,
         errors.Overloaded,
         errors.StoreUnavailable,
-        errors.DifyUnreachable,
-        errors.DifyUnavailable,
+        errors.UpstreamUnreachable,
+        errors.UpstreamUnavailable,
         errors.RateLimited,
     }
 
 
 def test_a_caller_that_is_gone_is_told_nothing() -> None:
-    assert not issubclass(errors.CallerGone, errors.OpenDifyError)
+    assert not issubclass(errors.ClientDisconnected, errors.OpenDifyError)

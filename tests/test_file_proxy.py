@@ -20,13 +20,13 @@ from werkzeug.test import TestResponse
 
 from opendify import errors
 from opendify.config.models import Model
-from opendify.conversations.store.json_file import ConversationStore
-from opendify.files.file_cache import DoesNotFit, Shelf
+from opendify.conversations.store.json_file import JsonFileStore
+from opendify.files.file_cache import DoesNotFit, FileCache
 from opendify.files.signed_links import VALID_SECONDS
-from opendify.files.signing_key import Secret
+from opendify.files.signing_key import SigningKey
 from opendify.upstream import file_proxy as relays
 from opendify.upstream.client import DifyClient
-from opendify.upstream.file_proxy import Relay
+from opendify.upstream.file_proxy import FileProxy
 from tests.conftest import made_app
 from tests.fake_dify import CLOSE, FakeDify, Request, Steps, head, refused
 from tests.service import ROOT, environment
@@ -84,13 +84,13 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def relay(http: httpx.Client, models: dict[str, Model], data: Path, clock: Clock) -> Relay:
-    return Relay(
+def relay(http: httpx.Client, models: dict[str, Model], data: Path, clock: Clock) -> FileProxy:
+    return FileProxy(
         DifyClient(http, read_timeout=2.0),
         models,
         PUBLIC,
-        Secret("", data),
-        Shelf(data / "files", 10_000, VALID_SECONDS, clock),
+        SigningKey("", data),
+        FileCache(data / "files", 10_000, VALID_SECONDS, clock),
         clock,
     )
 
@@ -103,10 +103,10 @@ def tiny(models: dict[str, Model]) -> Model:
 @pytest.fixture
 def api(
     http: httpx.Client,
-    store: ConversationStore,
+    store: JsonFileStore,
     models: dict[str, Model],
     tmp_path: Path,
-    relay: Relay,
+    relay: FileProxy,
 ) -> Iterator[FlaskClient]:
     with made_app(http, store, models, tmp_path, relay=relay) as app:
         yield app.test_client()
@@ -131,7 +131,7 @@ def kept(data: Path) -> list[Path]:
 
 
 def test_a_file_of_a_tool_outlives_its_link(
-    relay: Relay, api: FlaskClient, tiny: Model, files: Files, dify: FakeDify, clock: Clock
+    relay: FileProxy, api: FlaskClient, tiny: Model, files: Files, dify: FakeDify, clock: Clock
 ) -> None:
     link = relay.link(tiny, TOOL, "cat.png", "image")
     [asked] = dify.requests
@@ -153,12 +153,12 @@ def test_a_file_of_a_tool_outlives_its_link(
 def test_without_a_public_address_links_are_difys(
     http: httpx.Client, models: dict[str, Model], data: Path, dify: FakeDify, tiny: Model
 ) -> None:
-    relay = Relay(
+    relay = FileProxy(
         DifyClient(http, 2.0),
         models,
         "",
-        Secret("", data),
-        Shelf(data / "files", 1, 1, time.time),
+        SigningKey("", data),
+        FileCache(data / "files", 1, 1, time.time),
         time.time,
     )
     assert relay.link(tiny, TOOL, "cat.png", "image") == f"{origin(dify)}{TOOL}"
@@ -169,7 +169,7 @@ def test_without_a_public_address_links_are_difys(
 
 
 def test_a_file_is_kept_once_for_all_its_links(
-    relay: Relay, models: dict[str, Model], files: Files, data: Path
+    relay: FileProxy, models: dict[str, Model], files: Files, data: Path
 ) -> None:
     again = TOOL.replace("nonce=05d3", "nonce=77")
     first = relay.link(models["tiny"], TOOL, "cat.png", "image")
@@ -181,7 +181,7 @@ def test_a_file_is_kept_once_for_all_its_links(
 
 
 def test_a_link_that_somebody_made_up_opens_no_file_that_is_kept(
-    relay: Relay, tiny: Model, files: Files, dify: FakeDify
+    relay: FileProxy, tiny: Model, files: Files, dify: FakeDify
 ) -> None:
     relay.link(tiny, TOOL, "cat.png", "image")
     relay.link(tiny, UPLOAD, "cat.png", "image")
@@ -191,7 +191,7 @@ def test_a_link_that_somebody_made_up_opens_no_file_that_is_kept(
 
 
 def test_a_public_address_of_dify_is_fetched_where_the_base_is(
-    relay: Relay, api: FlaskClient, tiny: Model, files: Files, dify: FakeDify
+    relay: FileProxy, api: FlaskClient, tiny: Model, files: Files, dify: FakeDify
 ) -> None:
     link = relay.link(tiny, f"https://files.dify.example{TOOL}", "cat.png", "image")
     assert [r.path for r in dify.requests] == [TOOL]
@@ -213,7 +213,7 @@ def test_names_are_safe_in_a_header(
     kind: str,
     url: str,
     shown: str,
-    relay: Relay,
+    relay: FileProxy,
     api: FlaskClient,
     tiny: Model,
     files: Files,
@@ -230,7 +230,7 @@ def test_names_are_safe_in_a_header(
     [("猫.png", "%E7%8C%AB.png"), ("é%.png", "%C3%A9%25.png"), ("\ud800猫.png", "%E7%8C%AB.png")],
 )
 def test_a_name_in_any_script_reaches_the_browser(
-    name: str, shown: str, relay: Relay, api: FlaskClient, tiny: Model, files: Files
+    name: str, shown: str, relay: FileProxy, api: FlaskClient, tiny: Model, files: Files
 ) -> None:
     answer = get(api, relay.link(tiny, TOOL, name, "image"))
     assert answer.headers["Content-Disposition"] == f"inline; filename*=UTF-8''{shown}"
@@ -256,7 +256,7 @@ def test_only_pictures_are_shown_in_place(
     name: str,
     media_type: str,
     shown: bool,
-    relay: Relay,
+    relay: FileProxy,
     api: FlaskClient,
     tiny: Model,
     files: Files,
@@ -287,7 +287,7 @@ def test_the_name_that_is_offered_fits_the_type(
     content: bytes,
     name: str,
     offered: str,
-    relay: Relay,
+    relay: FileProxy,
     api: FlaskClient,
     tiny: Model,
     files: Files,
@@ -319,7 +319,7 @@ def test_the_name_that_is_offered_fits_the_type(
     ],
 )
 def test_what_is_no_file_of_dify_is_not_fetched(
-    url: str, relay: Relay, tiny: Model, files: Files, dify: FakeDify
+    url: str, relay: FileProxy, tiny: Model, files: Files, dify: FakeDify
 ) -> None:
     address = relay.link(tiny, url, "a.png", "image")
     assert not address.startswith(PUBLIC)
@@ -342,7 +342,7 @@ def test_what_is_no_file_of_dify_is_not_fetched(
     ],
 )
 def test_whatever_host_an_address_names_only_the_models_own_is_asked(
-    where: str, relay: Relay, tiny: Model, files: Files, dify: FakeDify
+    where: str, relay: FileProxy, tiny: Model, files: Files, dify: FakeDify
 ) -> None:
     """Nothing listens elsewhere, so that a link of ours means that our Dify gave the file."""
     host = urlsplit(dify.base).netloc
@@ -374,7 +374,7 @@ def test_the_client_downloads_from_the_models_origin_only(
     host = urlsplit(dify.base).netloc
     address = url.format(host=host, port=host.rpartition(":")[2])
     with (
-        pytest.raises(errors.DifyBroken, match="not Dify's"),
+        pytest.raises(errors.BadUpstreamResponse, match="not Dify's"),
         DifyClient(http, 2.0).download(tiny, address, 5) as pieces,
     ):
         list(pieces)
@@ -408,7 +408,7 @@ def nothing_kept(data: Path) -> Iterator[None]:
 )
 def test_where_a_fetch_fails_the_link_stays_difys(
     steps: list[object],
-    relay: Relay,
+    relay: FileProxy,
     tiny: Model,
     dify: FakeDify,
     data: Path,
@@ -423,7 +423,7 @@ def test_where_a_fetch_fails_the_link_stays_difys(
 
 
 def test_a_dify_that_trickles_is_given_up(
-    relay: Relay, tiny: Model, dify: FakeDify, data: Path, monkeypatch: pytest.MonkeyPatch
+    relay: FileProxy, tiny: Model, dify: FakeDify, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relays, "FETCH_SECONDS", 0.5)
     drops: list[object] = [step for _ in range(200) for step in (b"x", 0.05)]
@@ -435,7 +435,7 @@ def test_a_dify_that_trickles_is_given_up(
 
 
 def test_where_nothing_can_be_written_the_link_stays_difys(
-    relay: Relay, tiny: Model, files: Files, dify: FakeDify, data: Path
+    relay: FileProxy, tiny: Model, files: Files, dify: FakeDify, data: Path
 ) -> None:
     data.write_text("no folder")
     assert relay.link(tiny, TOOL, "a.png", "image") == f"{origin(dify)}{TOOL}"
@@ -445,7 +445,7 @@ def test_where_nothing_can_be_written_the_link_stays_difys(
 
 
 def test_an_upload_that_is_not_kept_any_more_is_had_again(
-    relay: Relay, api: FlaskClient, tiny: Model, files: Files, dify: FakeDify, data: Path
+    relay: FileProxy, api: FlaskClient, tiny: Model, files: Files, dify: FakeDify, data: Path
 ) -> None:
     link = relay.link(tiny, UPLOAD, "a.png", "image")
     for path in kept(data):
@@ -459,7 +459,7 @@ def test_an_upload_that_is_not_kept_any_more_is_had_again(
 
 
 def test_a_file_that_nobody_has_any_more_is_gone(
-    relay: Relay,
+    relay: FileProxy,
     api: FlaskClient,
     models: dict[str, Model],
     files: Files,
@@ -481,7 +481,7 @@ def test_a_file_that_nobody_has_any_more_is_gone(
 
 
 def test_a_file_of_a_model_that_is_gone_is_gone(
-    relay: Relay, api: FlaskClient, models: dict[str, Model], files: Files
+    relay: FileProxy, api: FlaskClient, models: dict[str, Model], files: Files
 ) -> None:
     link = relay.link(models["tiny"], TOOL, "a.png", "image")
     del models["tiny"]
@@ -489,7 +489,7 @@ def test_a_file_of_a_model_that_is_gone_is_gone(
 
 
 def test_a_link_that_is_not_ours_is_refused(
-    relay: Relay, api: FlaskClient, tiny: Model, files: Files, data: Path, clock: Clock
+    relay: FileProxy, api: FlaskClient, tiny: Model, files: Files, data: Path, clock: Clock
 ) -> None:
     link = relay.link(tiny, TOOL, "a.png", "image")
     token = urlsplit(link).path.split("/")[3]
@@ -515,15 +515,15 @@ def test_a_link_that_is_not_ours_is_refused(
 
 
 def test_a_link_of_another_secret_is_refused(
-    relay: Relay, api: FlaskClient, tiny: Model, files: Files, data: Path
+    relay: FileProxy, api: FlaskClient, tiny: Model, files: Files, data: Path
 ) -> None:
     link = relay.link(tiny, TOOL, "a.png", "image")
-    relay._secret = Secret("another secret of another one", data)
+    relay._secret = SigningKey("another secret of another one", data)
     assert get(api, link).status_code == 403
 
 
 def test_parts_heads_and_repeats_are_answered_as_browsers_ask(
-    relay: Relay, api: FlaskClient, tiny: Model, files: Files
+    relay: FileProxy, api: FlaskClient, tiny: Model, files: Files
 ) -> None:
     link = relay.link(tiny, TOOL, "a.png", "image")
     whole = get(api, link)
@@ -542,7 +542,7 @@ def test_parts_heads_and_repeats_are_answered_as_browsers_ask(
     "ranges", ["items=0-4", "bytes=0-0,2-5", "bytes=5-2", "bytes=x", "bytes", "bytes=", ""]
 )
 def test_a_range_that_cannot_be_answered_is_ignored(
-    relay: Relay, api: FlaskClient, tiny: Model, files: Files, ranges: str
+    relay: FileProxy, api: FlaskClient, tiny: Model, files: Files, ranges: str
 ) -> None:
     response = get(api, relay.link(tiny, TOOL, "a.png", "image"), Range=ranges)
     assert (response.status_code, response.data) == (200, PNG)
@@ -550,7 +550,7 @@ def test_a_range_that_cannot_be_answered_is_ignored(
 
 
 def test_no_descriptor_is_left_open(
-    relay: Relay, api: FlaskClient, tiny: Model, files: Files
+    relay: FileProxy, api: FlaskClient, tiny: Model, files: Files
 ) -> None:
     link = relay.link(tiny, TOOL, "a.png", "image")
     get(api, link)
@@ -566,7 +566,7 @@ def test_no_descriptor_is_left_open(
 
 def test_the_oldest_go_when_the_shelf_is_full(tmp_path: Path) -> None:
     clock = Clock(1000.0)
-    shelf = Shelf(tmp_path / "files", 30, 1e9, clock)
+    shelf = FileCache(tmp_path / "files", 30, 1e9, clock)
     for key in ("a", "b", "c"):
         clock.now += 1
         shelf.put(key, [key.encode() * 10], 100)
@@ -589,7 +589,7 @@ def test_the_oldest_go_when_the_shelf_is_full(tmp_path: Path) -> None:
 
 def test_what_is_too_old_goes_with_the_next_file(tmp_path: Path) -> None:
     clock = Clock(1000.0)
-    shelf = Shelf(tmp_path / "files", 1000, 60, clock)
+    shelf = FileCache(tmp_path / "files", 1000, 60, clock)
     shelf.put("old", [b"x"], 100)
     abandoned = tmp_path / "files" / ".x.part"
     abandoned.write_bytes(b"x")
@@ -603,7 +603,7 @@ def test_what_is_too_old_goes_with_the_next_file(tmp_path: Path) -> None:
 
 
 def test_what_is_too_large_leaves_nothing_behind(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path / "files", 30, 60, time.time)
+    shelf = FileCache(tmp_path / "files", 30, 60, time.time)
     for most, pieces in ((10, [b"x" * 6] * 2), (100, [b"x" * 31])):
         with pytest.raises(DoesNotFit):
             shelf.put("a", pieces, most)
@@ -611,14 +611,14 @@ def test_what_is_too_large_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_what_is_kept_is_its_owners_alone(tmp_path: Path) -> None:
-    Shelf(tmp_path / "data" / "files", 30, 60, time.time).put("a", [b"x"], 100)
+    FileCache(tmp_path / "data" / "files", 30, 60, time.time).put("a", [b"x"], 100)
     modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "data").rglob("*")}
     assert modes == {"files": 0o700, "a": 0o600}
     assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700
 
 
 def test_threads_that_fill_the_shelf_do_not_harm_each_other(tmp_path: Path) -> None:
-    shelves = [Shelf(tmp_path / "files", 100, 60, time.time) for _ in range(4)]
+    shelves = [FileCache(tmp_path / "files", 100, 60, time.time) for _ in range(4)]
     failures: list[Exception] = []
 
     def fill(number: int) -> None:
@@ -678,21 +678,21 @@ def test_processes_that_start_together_agree_on_a_secret(data: Path) -> None:
 
 def test_threads_agree_on_a_secret(data: Path) -> None:
     found: list[bytes] = []
-    together([lambda: found.append(Secret("", data).key())] * 8)
+    together([lambda: found.append(SigningKey("", data).key())] * 8)
     assert len(found) == 8 and len(set(found)) == 1
 
 
 def test_a_secret_of_the_operator_needs_no_file(data: Path) -> None:
-    assert Secret(SECRET, data).key() == SECRET.encode()
+    assert SigningKey(SECRET, data).key() == SECRET.encode()
     assert not data.exists()
 
 
 def test_a_secret_is_read_again_and_closed_to_others(
     data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    secret = Secret("", data).key()
+    secret = SigningKey("", data).key()
     (data / "secret").chmod(0o644)
-    assert Secret("", data).key() == secret
+    assert SigningKey("", data).key() == secret
     assert stat.S_IMODE((data / "secret").stat().st_mode) == 0o600
     assert "closed to them now" in caplog.text and secret.decode() not in caplog.text
 
@@ -701,6 +701,6 @@ def test_a_secret_is_read_again_and_closed_to_others(
 def test_a_damaged_secret_is_made_anew(damaged: bytes, data: Path) -> None:
     data.mkdir(0o700)
     (data / "secret").write_bytes(damaged)
-    secret = Secret("", data).key()
+    secret = SigningKey("", data).key()
     assert len(secret) == 64
-    assert Secret("", data).key() == secret
+    assert SigningKey("", data).key() == secret

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opendify.errors import FileGone, LinkRefused
+from opendify.errors import FileExpired, InvalidSignature
 from opendify.files.links import (
     DifyFile,
     absolute,
@@ -19,8 +19,8 @@ from opendify.files.signed_links import (
     VALID_SECONDS,
     Ticket,
     expiry,
-    seal,
-    unseal,
+    sign,
+    verify,
 )
 
 UUID = "0ccfe981-f968-4678-80ae-335266227dac"
@@ -142,8 +142,8 @@ def test_only_uploads_can_be_had_again() -> None:
 
 
 def test_a_ticket_survives_its_link() -> None:
-    token, signature = seal(TICKET, SECRET)
-    assert unseal(token, signature, SECRET, now=TICKET.expires - 1) == TICKET
+    token, signature = sign(TICKET, SECRET)
+    assert verify(token, signature, SECRET, now=TICKET.expires - 1) == TICKET
     assert set(token + signature) <= set(
         "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
     )
@@ -152,14 +152,14 @@ def test_a_ticket_survives_its_link() -> None:
 @given(st.text(max_size=20), st.text(max_size=20), st.integers(1, 2**40))
 def test_any_ticket_survives_its_link(model: str, name: str, expires: int) -> None:
     ticket = Ticket(model, "p", name, expires)
-    token, signature = seal(ticket, SECRET)
-    assert unseal(token, signature, SECRET, now=0) == ticket
+    token, signature = sign(ticket, SECRET)
+    assert verify(token, signature, SECRET, now=0) == ticket
 
 
 def test_a_link_ends_when_its_time_has_come() -> None:
-    token, signature = seal(TICKET, SECRET)
-    with pytest.raises(FileGone):
-        unseal(token, signature, SECRET, now=TICKET.expires)
+    token, signature = sign(TICKET, SECRET)
+    with pytest.raises(FileExpired):
+        verify(token, signature, SECRET, now=TICKET.expires)
 
 
 def test_links_of_the_same_hour_are_the_same_and_live_a_week() -> None:
@@ -170,7 +170,7 @@ def test_links_of_the_same_hour_are_the_same_and_live_a_week() -> None:
 
 
 def test_every_other_signature_is_refused() -> None:
-    token, signature = seal(TICKET, SECRET)
+    token, signature = sign(TICKET, SECRET)
     wrong = [
         ("", ""),
         (token, ""),
@@ -185,13 +185,13 @@ def test_every_other_signature_is_refused() -> None:
         ("A" + token, signature),
         ("x" * 5000, signature),
         ("\0/../..", signature),
-        seal(TICKET, b"another secret!!"),
+        sign(TICKET, b"another secret!!"),
     ]
     wrong += [(token[:i] + other(token[i]) + token[i + 1 :], signature) for i in range(len(token))]
     wrong += [(token, signature[:i] + other(signature[i]) + signature[i + 1 :]) for i in range(42)]
     for bad_token, bad_signature in wrong:
-        with pytest.raises(LinkRefused):
-            unseal(bad_token, bad_signature, SECRET, now=0)
+        with pytest.raises(InvalidSignature):
+            verify(bad_token, bad_signature, SECRET, now=0)
 
 
 def other(char: str) -> str:
@@ -199,22 +199,22 @@ def other(char: str) -> str:
 
 
 def test_the_last_character_of_a_signature_counts_too() -> None:
-    token, signature = seal(TICKET, SECRET)
+    token, signature = sign(TICKET, SECRET)
     for char in "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_":
         if char != signature[-1]:
-            with pytest.raises(LinkRefused):
-                unseal(token, signature[:-1] + char, SECRET, now=0)
+            with pytest.raises(InvalidSignature):
+                verify(token, signature[:-1] + char, SECRET, now=0)
 
 
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_nothing_made_up_is_accepted(token: str, signature: str) -> None:
-    with pytest.raises(LinkRefused):
-        unseal(token, signature, SECRET, now=0)
+    with pytest.raises(InvalidSignature):
+        verify(token, signature, SECRET, now=0)
 
 
 def test_a_ticket_cannot_be_rewritten() -> None:
-    token, signature = seal(TICKET, SECRET)
+    token, signature = sign(TICKET, SECRET)
     raw = base64.urlsafe_b64decode(token + "==").replace(b"2000000000", b"3000000000")
     longer = base64.urlsafe_b64encode(raw).decode().rstrip("=")
-    with pytest.raises(LinkRefused):
-        unseal(longer, signature, SECRET, now=0)
+    with pytest.raises(InvalidSignature):
+        verify(longer, signature, SECRET, now=0)

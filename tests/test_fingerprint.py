@@ -10,16 +10,18 @@ from hypothesis import strategies as st
 
 from opendify.conversations import fingerprint
 from opendify.conversations.fingerprint import (
-    Heard,
+    HistoryFingerprint,
     decode,
-    exchange_name,
-    hear,
+    extend,
+    last_exchange_id,
 )
 from opendify.protocols.openai.messages import Attachment, Message, parse_messages
 
 
-def continues(heard: Heard, history: list[Message], follows: str | None = None) -> bool:
-    return fingerprint.continues(heard, hear(Heard(), history), history, follows)
+def continues(
+    heard: HistoryFingerprint, history: list[Message], follows: str | None = None
+) -> bool:
+    return fingerprint.matches(heard, extend(HistoryFingerprint(), history), history, follows)
 
 
 def user(text: str, *attachments: Attachment) -> Message:
@@ -80,12 +82,12 @@ OTHER = [
 
 @pytest.mark.parametrize("history", [h for _, h in ALIKE], ids=[name for name, _ in ALIKE])
 def test_a_conversation_is_continued_by_the_history_it_has_heard(history: list[Message]) -> None:
-    assert continues(hear(Heard(), HISTORY), history)
+    assert continues(extend(HistoryFingerprint(), HISTORY), history)
 
 
 @pytest.mark.parametrize("history", [h for _, h in OTHER], ids=[name for name, _ in OTHER])
 def test_a_conversation_is_not_continued_by_another_history(history: list[Message]) -> None:
-    assert not continues(hear(Heard(), HISTORY), history)
+    assert not continues(extend(HistoryFingerprint(), HISTORY), history)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +101,7 @@ def test_a_conversation_is_not_continued_by_another_history(history: list[Messag
     ids=["sent again", "left out", "another", "wrapped"],
 )
 def test_a_file_counts_only_where_the_history_has_one(later: Message, fits: bool) -> None:
-    heard = hear(Heard(), [user("look", IMAGE), assistant("a cat")])
+    heard = extend(HistoryFingerprint(), [user("look", IMAGE), assistant("a cat")])
     assert continues(heard, [later, assistant("a cat")]) is fits
 
 
@@ -107,7 +109,7 @@ def test_a_retrieval_prompt_is_followed_by_the_text_that_the_person_wrote() -> N
     wrapped = (
         "### Task:\nRespond ...\n<context>\n<source id='1'>x</source>\n</context>\n\nwhat is it"
     )
-    heard = hear(Heard(), [user(wrapped), assistant("x")])
+    heard = extend(HistoryFingerprint(), [user(wrapped), assistant("x")])
     assert continues(heard, [user("what is it"), assistant("x")])
     assert continues(heard, [user(wrapped), assistant("x")])
     assert not continues(heard, [user("what else is it"), assistant("x")])
@@ -117,7 +119,8 @@ def test_a_retrieval_prompt_is_followed_by_the_text_that_the_person_wrote() -> N
 def test_older_retrieval_prompts_are_understood_too(tail: str) -> None:
     wrapped = f"### Task:\nRespond ...\n<context>\n<source>x</source>\n</context>\n\n{tail}"
     assert continues(
-        hear(Heard(), [user(wrapped), assistant("x")]), [user("what is it"), assistant("x")]
+        extend(HistoryFingerprint(), [user(wrapped), assistant("x")]),
+        [user("what is it"), assistant("x")],
     )
 
 
@@ -126,19 +129,21 @@ def test_older_retrieval_prompts_are_understood_too(tail: str) -> None:
 def test_an_earlier_state_of_a_chat_that_repeats_itself_is_no_end_of_it(
     repeats: int, length: int
 ) -> None:
-    heard = hear(Heard(), [user("go on"), assistant("ok")] * repeats)
+    heard = extend(HistoryFingerprint(), [user("go on"), assistant("ok")] * repeats)
     history = [user("go on"), assistant("ok")] * (length // 2)
     assert continues(heard, history) is (length == 2 * repeats)
 
 
 def test_the_end_of_a_chat_that_repeats_itself_only_later_is_its_end() -> None:
-    heard = hear(Heard(), [*HISTORY, user("ok"), assistant("2"), user("ok"), assistant("2")])
+    heard = extend(
+        HistoryFingerprint(), [*HISTORY, user("ok"), assistant("2"), user("ok"), assistant("2")]
+    )
     assert continues(heard, [user("ok"), assistant("2")])
 
 
 def test_exactly_as_many_messages_as_are_kept_are_the_end_of_a_longer_chat() -> None:
     long = [turn for i in range(40) for turn in (user(f"q{i}"), assistant(f"a{i}"))]
-    assert continues(hear(Heard(), long), long[-fingerprint.KEPT_MESSAGES :])
+    assert continues(extend(HistoryFingerprint(), long), long[-fingerprint.KEPT_MESSAGES :])
 
 
 NAMED = [
@@ -162,15 +167,15 @@ NAMED = [
 def test_the_names_of_answers_tell_branches_apart(
     told: list[Message], history: list[Message], follows: str | None, continued: bool
 ) -> None:
-    heard = decode(hear(Heard(), told, "m2").encode())
+    heard = decode(extend(HistoryFingerprint(), told, "m2").encode())
     assert heard is not None
     assert continues(heard, history, follows) is continued
 
 
 @pytest.mark.parametrize("follows", ["m1", "", None])
 def test_without_a_name_of_the_last_answer_the_words_decide(follows: str | None) -> None:
-    assert continues(hear(Heard(), HISTORY), HISTORY[2:], follows)
-    assert not continues(hear(Heard(), HISTORY), [], follows)
+    assert continues(extend(HistoryFingerprint(), HISTORY), HISTORY[2:], follows)
+    assert not continues(extend(HistoryFingerprint(), HISTORY), [], follows)
 
 
 HOSTILE = [
@@ -189,26 +194,27 @@ HOSTILE = [
 def test_a_text_made_to_take_long_takes_no_longer_than_others(text: str) -> None:
     """Each of these would take minutes if any part of it were read again and again."""
     told = [user(text), assistant(text)]
-    assert continues(hear(Heard(), told), told)
+    assert continues(extend(HistoryFingerprint(), told), told)
 
 
 def test_half_a_character_is_a_character_like_others() -> None:
     assert continues(
-        hear(Heard(), [user("\ud83d"), assistant("\udc00")]), [user("\ud83d"), assistant("\udc00")]
+        extend(HistoryFingerprint(), [user("\ud83d"), assistant("\udc00")]),
+        [user("\ud83d"), assistant("\udc00")],
     )
 
 
 def test_the_system_text_is_not_among_what_counts() -> None:
     raw = [{"role": "system", "content": "It is noon."}, {"role": "user", "content": "hi"}]
     messages = [m for m in parse_messages(raw) if m.role != "system"]
-    assert exchange_name([*messages, assistant("yo")]) == exchange_name(
+    assert last_exchange_id([*messages, assistant("yo")]) == last_exchange_id(
         [user("hi"), assistant("yo")]
     )
 
 
 def test_a_history_longer_than_what_is_kept_one_by_one_must_match_as_a_whole() -> None:
     long = [turn for i in range(40) for turn in (user(f"q{i}"), assistant(f"a{i}"))]
-    heard = hear(Heard(), long)
+    heard = extend(HistoryFingerprint(), long)
     assert len(heard.items) == fingerprint.KEPT_MESSAGES
     assert continues(heard, long)
     assert continues(heard, long[-10:])
@@ -223,19 +229,23 @@ dialogues = st.lists(st.tuples(texts, texts), max_size=6).map(
 
 @given(dialogues, dialogues)
 def test_hearing_in_parts_is_hearing_at_once(first: list[Message], second: list[Message]) -> None:
-    assert hear(hear(Heard(), first), second) == hear(Heard(), [*first, *second])
+    assert extend(extend(HistoryFingerprint(), first), second) == extend(
+        HistoryFingerprint(), [*first, *second]
+    )
 
 
 @given(dialogues)
 def test_digests_that_were_made_already_say_the_same(messages: list[Message]) -> None:
     texts = fingerprint.text_digests(messages)
-    assert hear(Heard(), messages, texts=texts) == hear(Heard(), messages)
-    assert exchange_name(messages, texts) == exchange_name(messages)
+    assert extend(HistoryFingerprint(), messages, texts=texts) == extend(
+        HistoryFingerprint(), messages
+    )
+    assert last_exchange_id(messages, texts) == last_exchange_id(messages)
 
 
 @given(dialogues.filter(bool))
 def test_what_is_written_is_read_back(messages: list[Message]) -> None:
-    heard = hear(Heard(), messages)
+    heard = extend(HistoryFingerprint(), messages)
     assert decode(heard.encode()) == heard
 
 
@@ -247,7 +257,7 @@ def test_any_word_of_a_store_is_understood_or_nothing(word: str) -> None:
 
 @given(dialogues.filter(bool))
 def test_every_chat_continues_itself(messages: list[Message]) -> None:
-    assert continues(hear(Heard(), messages), messages)
+    assert continues(extend(HistoryFingerprint(), messages), messages)
 
 
 PARTS = [
@@ -309,10 +319,10 @@ def test_a_word_is_taken_part_by_part(word: str) -> None:
         and (not at or re.fullmatch("[0-9a-f]{8}", answer))
         and all(re.fullmatch(r"[0-9a-f]{8}(\+[0-9a-f]{8})?", item) for item in items)
     )
-    assert decode(word) == (Heard(chain, tuple(items), answer) if is_sound else None)
+    assert decode(word) == (HistoryFingerprint(chain, tuple(items), answer) if is_sound else None)
 
 
 def test_the_store_is_given_no_text() -> None:
-    word = hear(Heard(), [user("secret"), assistant("hush")]).encode()
+    word = extend(HistoryFingerprint(), [user("secret"), assistant("hush")]).encode()
     assert "secret" not in json.dumps(word)
     assert "hush" not in json.dumps(word)

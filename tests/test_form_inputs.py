@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from opendify.chat import form_inputs
-from opendify.chat.form_inputs import Facts
+from opendify.chat.form_inputs import TemplateVars
 from opendify.dify.apps import (
     FileRules,
     FormField,
@@ -15,7 +15,7 @@ from opendify.dify.apps import (
 from opendify.errors import InvalidRequest
 from opendify.files.input_placement import place_files
 
-FACTS = Facts(user="u{role}", role="admin", chat_id="c-1", system="Be brief.")
+FACTS = TemplateVars(user="u{role}", role="admin", chat_id="c-1", system="Be brief.")
 
 
 def form(**kinds: Any) -> tuple[FormField, ...]:

@@ -15,7 +15,7 @@ from werkzeug.test import create_environ
 
 from opendify.config.models import Model
 from opendify.config.settings import ConfigError, load_settings
-from opendify.conversations.store.json_file import ConversationStore
+from opendify.conversations.store.json_file import JsonFileStore
 from opendify.upstream import app_registry as rooms
 from opendify.upstream.client import DifyClient
 from tests import schemas
@@ -38,7 +38,7 @@ def models(dify: FakeDify) -> dict[str, Model]:
 
 @pytest.fixture
 def api(
-    http: httpx.Client, store: ConversationStore, models: dict[str, Model], tmp_path: Path
+    http: httpx.Client, store: JsonFileStore, models: dict[str, Model], tmp_path: Path
 ) -> Iterator[FlaskClient]:
     with made_app(
         http, store, models, tmp_path, admin_keys="admin", bring_dify_key=True
@@ -101,7 +101,7 @@ def test_a_key_that_dify_refuses_is_the_fault_of_the_caller(
 
 
 def test_chats_of_different_keys_never_meet(
-    api: FlaskClient, dify: FakeDify, store: ConversationStore
+    api: FlaskClient, dify: FakeDify, store: JsonFileStore
 ) -> None:
     for key in KEYS * 2:
         dify.answers.append(Chat(conversation_id=f"c-{key}").says("Hello"))
@@ -252,7 +252,7 @@ def test_made_up_keys_fill_no_memory(
     http: httpx.Client, dify: FakeDify, models: dict[str, Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rooms, "MOST_OF_CALLERS", 5)
-    directory = rooms.Directory(DifyClient(http, 2.0), models)
+    directory = rooms.AppRegistry(DifyClient(http, 2.0), models)
     for number in range(20):
         directory.app(Model("tiny", f"app-{number}", dify.base))
     assert len(directory._entries) <= len(models) + 5

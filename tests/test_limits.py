@@ -17,11 +17,11 @@ from flask.testing import FlaskClient
 from opendify import errors
 from opendify.config.accounts import Limits
 from opendify.config.models import Model
-from opendify.conversations.store.json_file import ConversationStore
-from opendify.limits.concurrency import Slot, Slots
-from opendify.limits.limiter import Gate
-from opendify.limits.rate import Rates
-from opendify.storage.redis_connection import RedisLink
+from opendify.conversations.store.json_file import JsonFileStore
+from opendify.limits.concurrency import ConcurrencyLimiter, Slot
+from opendify.limits.limiter import CallerLimiter
+from opendify.limits.rate import RateLimiter
+from opendify.storage.redis_connection import RedisConnection
 from tests import schemas
 from tests.conftest import made_app
 from tests.fake_dify import CLOSE, FOREVER, Chat, FakeDify, Request, Steps, refused, streamed
@@ -33,11 +33,11 @@ CHAT = "/v1/chat/completions"
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
 
 
-def link(url: str) -> RedisLink:
-    return RedisLink(url, "Redis")
+def link(url: str) -> RedisConnection:
+    return RedisConnection(url, "Redis")
 
 
-def hits(rates: Rates, caller: str, per_minute: int, times: int) -> int:
+def hits(rates: RateLimiter, caller: str, per_minute: int, times: int) -> int:
     """How many of so many requests at once are let through."""
     with ThreadPoolExecutor(8) as pool:
         waits = list(pool.map(lambda _: rates.hit(caller, per_minute), range(times)))
@@ -45,14 +45,14 @@ def hits(rates: Rates, caller: str, per_minute: int, times: int) -> int:
     return waits.count(0)
 
 
-def taken(slots: Slots, caller: str, most: int, times: int) -> list[Slot]:
+def taken(slots: ConcurrencyLimiter, caller: str, most: int, times: int) -> list[Slot]:
     with ThreadPoolExecutor(8) as pool:
         found = pool.map(lambda _: slots.take(caller, most), range(times))
         return [slot for slot in found if slot is not None]
 
 
 @pytest.fixture
-def away() -> RedisLink:
+def away() -> RedisConnection:
     return link("redis://127.0.0.1:1/0")
 
 
@@ -61,13 +61,13 @@ def away() -> RedisLink:
 )
 class TestOfOneWorker:
     def test_requests(self, limit: int, workers: int, share: int) -> None:
-        rates = Rates(None, workers)
+        rates = RateLimiter(None, workers)
         assert hits(rates, "a", limit, 20) == share
         assert hits(rates, "b", limit, 20) == share
         assert 55 <= rates.hit("a", limit) <= 60
 
     def test_streams(self, limit: int, workers: int, share: int) -> None:
-        slots = Slots(None, workers)
+        slots = ConcurrencyLimiter(None, workers)
         first = taken(slots, "a", limit, 20)
         assert len(first) == share
         assert len(taken(slots, "b", limit, 20)) == share
@@ -76,10 +76,10 @@ class TestOfOneWorker:
         assert len(taken(slots, "a", limit, 20)) == 1
 
     def test_it_is_the_same_while_redis_is_away(
-        self, away: RedisLink, limit: int, workers: int, share: int
+        self, away: RedisConnection, limit: int, workers: int, share: int
     ) -> None:
-        assert hits(Rates(away, workers), "a", limit, 20) == share
-        slots = Slots(away, workers)
+        assert hits(RateLimiter(away, workers), "a", limit, 20) == share
+        slots = ConcurrencyLimiter(away, workers)
         first = taken(slots, "a", limit, 20)
         assert len(first) == share
         for slot in first:
@@ -88,7 +88,7 @@ class TestOfOneWorker:
 
 
 def test_workers_count_requests_together_in_redis(redis_url: str) -> None:
-    workers = [Rates(link(redis_url), 3) for _ in range(3)]
+    workers = [RateLimiter(link(redis_url), 3) for _ in range(3)]
     with ThreadPoolExecutor(3) as pool:
         let_through = list(pool.map(lambda rates: hits(rates, "a", 10, 15), workers))
     assert sum(let_through) == 10
@@ -97,7 +97,7 @@ def test_workers_count_requests_together_in_redis(redis_url: str) -> None:
 
 
 def test_workers_count_streams_together_in_redis(redis_url: str) -> None:
-    workers = [Slots(link(redis_url), 3) for _ in range(3)]
+    workers = [ConcurrencyLimiter(link(redis_url), 3) for _ in range(3)]
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda slots: taken(slots, "a", 10, 15), workers))
     held = [slot for slots in found for slot in slots]
@@ -110,7 +110,10 @@ def test_workers_count_streams_together_in_redis(redis_url: str) -> None:
 
 
 def test_a_slot_is_kept_as_long_as_its_holder_lives(redis_url: str) -> None:
-    mine, other = Slots(link(redis_url), 1, lease=0.3), Slots(link(redis_url), 1)
+    mine, other = (
+        ConcurrencyLimiter(link(redis_url), 1, lease=0.3),
+        ConcurrencyLimiter(link(redis_url), 1),
+    )
     slot = mine.take("a", 1)
     assert slot is not None
     for _ in range(4):
@@ -121,7 +124,7 @@ def test_a_slot_is_kept_as_long_as_its_holder_lives(redis_url: str) -> None:
 
 
 def test_nothing_stays_in_redis(redis_url: str) -> None:
-    gate = Gate(Rates(link(redis_url), 1), Slots(link(redis_url), 1))
+    gate = CallerLimiter(RateLimiter(link(redis_url), 1), ConcurrencyLimiter(link(redis_url), 1))
     gate.enter("a b/ü", Limits(5, 5))()
     with redis.Redis.from_url(redis_url) as client:
         for key in client.scan_iter():
@@ -131,7 +134,7 @@ def test_nothing_stays_in_redis(redis_url: str) -> None:
 
 def test_redis_that_comes_back_counts_again(caplog: pytest.LogCaptureFixture) -> None:
     server = RedisServer()
-    rates, slots = (kind(link(server.url), 2) for kind in (Rates, Slots))
+    rates, slots = (kind(link(server.url), 2) for kind in (RateLimiter, ConcurrencyLimiter))
     assert hits(rates, "a", 4, 6) == 4
     server.kill()
     assert hits(rates, "a", 4, 6) == 2
@@ -143,22 +146,22 @@ def test_redis_that_comes_back_counts_again(caplog: pytest.LogCaptureFixture) ->
 
 
 def test_what_is_refused_by_one_limit_counts_for_none() -> None:
-    gate = Gate(Rates(None, 1), Slots(None, 1))
+    gate = CallerLimiter(RateLimiter(None, 1), ConcurrencyLimiter(None, 1))
     leave = gate.enter("a", Limits(2, 1))
     for _ in range(5):
-        with pytest.raises(errors.LimitReached) as caught:
+        with pytest.raises(errors.CallerRateLimited) as caught:
             gate.enter("a", Limits(2, 1))
         assert caught.value.retry_after == 2
     leave()
     gate.enter("a", Limits(2, 1))()
-    with pytest.raises(errors.LimitReached) as caught:
+    with pytest.raises(errors.CallerRateLimited) as caught:
         gate.enter("a", Limits(2, 1))
     assert 55 <= (caught.value.retry_after or 0) <= 60
     gate.enter("a", Limits(0, 1))()
 
 
-def test_without_limits_nothing_is_asked(away: RedisLink, caplog: Any) -> None:
-    gate = Gate(Rates(away, 1), Slots(away, 1))
+def test_without_limits_nothing_is_asked(away: RedisConnection, caplog: Any) -> None:
+    gate = CallerLimiter(RateLimiter(away, 1), ConcurrencyLimiter(away, 1))
     for _ in range(5):
         gate.enter("a", Limits())
     assert caplog.messages == []
@@ -169,7 +172,7 @@ def test_without_limits_nothing_is_asked(away: RedisLink, caplog: Any) -> None:
 
 @pytest.fixture
 def limited(
-    http: httpx.Client, store: ConversationStore, models: dict[str, Model], tmp_path: Path
+    http: httpx.Client, store: JsonFileStore, models: dict[str, Model], tmp_path: Path
 ) -> Iterator[FlaskClient]:
     keys = json.dumps({"a": {"keys": "key-a", "requests_per_minute": 3}, "b": "key-b"})
     with made_app(
@@ -254,7 +257,7 @@ def test_a_stream_that_is_closed_early_holds_its_slot_until_it_is_stopped(
 
 
 def test_without_keys_all_are_one_caller(
-    http: httpx.Client, store: ConversationStore, models: dict[str, Model], tmp_path: Path
+    http: httpx.Client, store: JsonFileStore, models: dict[str, Model], tmp_path: Path
 ) -> None:
     with made_app(http, store, models, tmp_path, limits=Limits(2, 0)) as application:
         api = application.test_client()

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from opendify import errors
-from opendify.limits.capacity import Capacity, files_take_answers, max_files
+from opendify.limits.capacity import ServerCapacity, files_take_answers, max_files
 from tests import schemas
 from tests.fake_dify import Chat, FakeDify, streamed
 from tests.service import Service, free_variables, running
@@ -20,7 +20,7 @@ MODEL_TAKEN = "The model 'tiny' is answering as many requests as it may; try aga
 
 
 def test_there_are_so_many_places_and_each_is_given_back_once() -> None:
-    capacity = Capacity(2, {}, 1)
+    capacity = ServerCapacity(2, {}, 1)
     for _ in range(3):
         first, second = capacity.take_answer(), capacity.take_answer()
         for _ in range(2):
@@ -37,7 +37,7 @@ def test_there_are_so_many_places_and_each_is_given_back_once() -> None:
 
 
 def test_a_model_has_no_more_runs_than_its_own_limit() -> None:
-    capacity = Capacity(4, {"a": 1}, 1)
+    capacity = ServerCapacity(4, {"a": 1}, 1)
     release = capacity.take_run("a")
     with pytest.raises(errors.Overloaded, match="The model 'a'"):
         capacity.take_run("a")
@@ -48,7 +48,7 @@ def test_a_model_has_no_more_runs_than_its_own_limit() -> None:
 
 
 def test_files_and_answers_do_not_take_places_from_one_another() -> None:
-    capacity = Capacity(1, {}, 1)
+    capacity = ServerCapacity(1, {}, 1)
     release, _ = capacity.take_file(), capacity.take_answer()
     with pytest.raises(errors.Overloaded, match="as many files as it can"):
         capacity.take_file()
@@ -57,7 +57,7 @@ def test_files_and_answers_do_not_take_places_from_one_another() -> None:
 
 
 def test_a_file_takes_the_place_of_an_answer_where_no_thread_is_left_for_it() -> None:
-    capacity = Capacity(2, {}, 1, files_take_answers=True)
+    capacity = ServerCapacity(2, {}, 1, files_take_answers=True)
     first, second = capacity.take_answer(), capacity.take_answer()
     with pytest.raises(errors.Overloaded, match="answering"):
         capacity.take_file()

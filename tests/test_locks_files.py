@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from opendify.conversations.locks.files import FileTurnLocks, Lock, TurnLocks
+from opendify.conversations.locks.files import FileTurnLocks, TurnLock, TurnLocks
 from opendify.conversations.locks.redis import LEASE_SECONDS, RedisTurnLocks
-from opendify.storage.redis_connection import RedisLink
+from opendify.storage.redis_connection import RedisConnection
 from tests.redis_server import RedisServer
 from tests.service import ROOT
 from tests.support.waiting import wait_for
@@ -69,7 +69,7 @@ def released() -> Iterator[None]:
 
 
 def redis_locks(url: str, lease: float = LEASE_SECONDS) -> RedisTurnLocks:
-    made.append(RedisTurnLocks(RedisLink(url, "Redis"), lease))
+    made.append(RedisTurnLocks(RedisConnection(url, "Redis"), lease))
     return made[-1]
 
 
@@ -95,7 +95,7 @@ def stays() -> bool:
     return False
 
 
-def acquired(locks: TurnLocks, key: str, seconds: float = 0) -> Lock | None:
+def acquired(locks: TurnLocks, key: str, seconds: float = 0) -> TurnLock | None:
     return locks.acquire(key, time.monotonic() + seconds, stays)
 
 
@@ -306,7 +306,7 @@ def test_a_file_that_is_removed_between_opening_and_locking_is_no_lock(
     first = acquired(file_locks, "chat")
     assert first is not None
     ordinary = fcntl.flock
-    others: list[Lock | None] = []
+    others: list[TurnLock | None] = []
 
     def let_another_be_faster(descriptor: int, operation: int) -> None:
         if not others:

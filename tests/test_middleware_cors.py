@@ -9,7 +9,7 @@ from flask.testing import FlaskClient
 
 from opendify.api.middleware.cors import add_cors
 from opendify.config.accounts import parse_origins
-from opendify.config.parsing import BadValue
+from opendify.config.parsing import InvalidValue
 from tests.fake_dify import FakeDify, refused
 
 CHAT = "/v1/chat/completions"
@@ -127,5 +127,5 @@ class TestOfNone:
     ],
 )
 def test_what_is_no_origin_is_refused(text: str) -> None:
-    with pytest.raises(BadValue):
+    with pytest.raises(InvalidValue):
         parse_origins(f"{PAGE},{text}")

@@ -12,7 +12,7 @@ from flask.testing import FlaskClient
 from opendify.api.middleware.origins import Address
 from opendify.config.accounts import parse_origins
 from opendify.config.models import Model
-from opendify.conversations.store.json_file import ConversationStore
+from opendify.conversations.store.json_file import JsonFileStore
 from tests import schemas
 from tests.conftest import made_app
 from tests.fake_dify import FakeDify
@@ -29,7 +29,7 @@ PUBLIC = "https://ai.example.com"
 
 @pytest.fixture
 def new_api(
-    http: httpx.Client, store: ConversationStore, models: dict[str, Model], tmp_path: Path
+    http: httpx.Client, store: JsonFileStore, models: dict[str, Model], tmp_path: Path
 ) -> Iterator[Any]:
     with ExitStack() as stack:
 

@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 import redis
 
-from opendify.conversations import ConversationStore, Mapping
+from opendify.conversations import ConversationRecord, JsonFileStore
 from opendify.conversations.store.redis import RedisStore
-from opendify.storage.redis_connection import RedisLink
+from opendify.storage.redis_connection import RedisConnection
 from tests.redis_server import RedisServer
 from tests.service import ROOT, environment
 
 MANY = {
-    f'["-","tiny","user {n}","聊天 {n}"]': Mapping(f"c{n}", n, n + 1, f"heard {n}" * (n % 2))
+    f'["-","tiny","user {n}","聊天 {n}"]': ConversationRecord(
+        f"c{n}", n, n + 1, f"heard {n}" * (n % 2)
+    )
     for n in range(1234)
 }
 OPTIONS: dict[str, Any] = {"clock": lambda: 5000.0, "max_age_days": None, "max_entries": 10_000}
@@ -25,14 +27,14 @@ OPTIONS: dict[str, Any] = {"clock": lambda: 5000.0, "max_age_days": None, "max_e
 @pytest.fixture
 def file_store(tmp_path: Path) -> Path:
     """A working folder with many mappings in its ``data``."""
-    store = ConversationStore(tmp_path / "data", **OPTIONS)
+    store = JsonFileStore(tmp_path / "data", **OPTIONS)
     store.adopt(MANY)
     store.close()
     return tmp_path
 
 
 def in_redis(url: str) -> RedisStore:
-    return RedisStore(RedisLink(url, "Redis"), **OPTIONS)
+    return RedisStore(RedisConnection(url, "Redis"), **OPTIONS)
 
 
 def transfer(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -74,16 +76,16 @@ def test_a_second_time_copies_only_what_is_news(file_store: Path, redis_url: str
     transfer(file_store, "--from", "file", "--to", redis_url)
     first, second = list(MANY)[:2]
     there = in_redis(redis_url)
-    there.adopt({first: Mapping("newer there", 1, 99_999)})
-    here = ConversationStore(file_store / "data", **OPTIONS)
-    here.adopt({second: Mapping("newer here", 1, 99_999)})
+    there.adopt({first: ConversationRecord("newer there", 1, 99_999)})
+    here = JsonFileStore(file_store / "data", **OPTIONS)
+    here.adopt({second: ConversationRecord("newer here", 1, 99_999)})
     here.close()
     again = transfer(file_store, "--from", "file", "--to", redis_url)
     assert "1234 mappings" in again.stdout
     assert " 1 copied" in again.stdout
     assert "1233 were there already" in again.stdout
-    expected = {**MANY, first: Mapping("newer there", 1, 99_999)}
-    expected[second] = Mapping("newer here", 1, 99_999)
+    expected = {**MANY, first: ConversationRecord("newer there", 1, 99_999)}
+    expected[second] = ConversationRecord("newer here", 1, 99_999)
     assert dict(there.entries()) == expected
     overwritten = transfer(file_store, "--from", "file", "--to", redis_url, "--overwrite")
     assert " 1 copied" in overwritten.stdout

@@ -9,9 +9,9 @@ import pytest
 from flask.testing import FlaskClient
 
 from opendify.config.models import Model
-from opendify.conversations import ConversationStore
+from opendify.conversations import JsonFileStore
 from opendify.upstream import app_registry as directories
-from opendify.upstream.app_registry import Directory
+from opendify.upstream.app_registry import AppRegistry
 from opendify.upstream.client import DifyClient
 from tests.conftest import KEY, made_app
 from tests.fake_dify import FakeDify, Request, Steps, refused
@@ -49,7 +49,7 @@ def test_it_is_ready_at_the_first_look(api: FlaskClient) -> None:
 
 
 def test_it_is_not_ready_without_dify(
-    http: httpx.Client, store: ConversationStore, dead: dict[str, Model], tmp_path: Path
+    http: httpx.Client, store: JsonFileStore, dead: dict[str, Model], tmp_path: Path
 ) -> None:
     with made_app(http, store, dead, tmp_path) as app:
         response = app.test_client().get("/readyz")
@@ -91,7 +91,7 @@ def test_it_is_not_ready_without_a_place_for_conversations(
     http: httpx.Client, models: dict[str, Model], tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    store = ConversationStore(
+    store = JsonFileStore(
         tmp_path / "file" / "data", clock=time.time, max_age_days=None, max_entries=10
     )
     with made_app(http, store, models, tmp_path) as app:
@@ -105,7 +105,7 @@ def test_it_is_not_ready_without_a_place_for_conversations(
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, ADMIN])
 def test_only_operators_are_told_details_and_metrics(
     http: httpx.Client,
-    store: ConversationStore,
+    store: JsonFileStore,
     models: dict[str, Model],
     tmp_path: Path,
     headers: dict[str, str],
@@ -150,8 +150,8 @@ def test_a_dead_dify_is_asked_by_one_of_its_models(
             tries.append(model.name)
             return super().call(model, *rest, **more)
 
-    directory = Directory(Client(http, 2.0), dead)
-    assert set(directory.troubles(5).values()) == {"upstream_unreachable"}
+    directory = AppRegistry(Client(http, 2.0), dead)
+    assert set(directory.problems(5).values()) == {"upstream_unreachable"}
     time.sleep(1.2)
     directory.close()
     assert tries == ["a"]
@@ -166,13 +166,13 @@ def test_an_unexpected_error_is_told_once_and_ends_nothing(
     client = DifyClient(http, 2.0)
     call = client.call
     client.call = lambda *a, **k: {}[a[2]]  # type: ignore[method-assign]
-    directory = Directory(client, models)
+    directory = AppRegistry(client, models)
     try:
-        assert directory.troubles(5) == {"tiny": None, "org/model": None}
+        assert directory.problems(5) == {"tiny": None, "org/model": None}
         directory._wake.set()
         wait_for_value(directory._wake.is_set, False)
         client.call = call  # type: ignore[method-assign]
-        wait_for_value(lambda: directory.troubles(0), {"tiny": "", "org/model": ""})
+        wait_for_value(lambda: directory.problems(0), {"tiny": "", "org/model": ""})
     finally:
         directory.close()
     told = [found for found in caplog.records if found.exc_info]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from werkzeug.datastructures import EnvironHeaders, Headers
 
-from opendify.errors import UserNotVerified
+from opendify.errors import InvalidUserToken
 from opendify.protocols import openwebui
 from opendify.protocols.base import ChatPrompt
 from tests.bodies import to_prompt
@@ -78,7 +78,7 @@ USERS = [
 def test_the_person_is_found(
     headers: dict[str, str], fields: dict[str, Any], expected: str
 ) -> None:
-    assert openwebui.person(request(**fields), Headers(headers), "", 0).id == expected
+    assert openwebui.identify_user(request(**fields), Headers(headers), "", 0).id == expected
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def token(secret: str = SECRET, algorithm: str = "HS256", **claims: Any) -> str:
 def person(value: str, **fields: Any) -> openwebui.Person:
     headers = Headers({"x-openwebui-user-jwt": value, "X-OpenWebUI-User-Id": "eve"})
     headers["X-OpenWebUI-User-Role"] = "admin"
-    return openwebui.person(request(**fields), headers, SECRET, NOW)
+    return openwebui.identify_user(request(**fields), headers, SECRET, NOW)
 
 
 BELIEVED = [
@@ -176,7 +176,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("value", "message"), REFUSED)
 def test_without_a_valid_token_nobody_is_believed(value: str, message: str) -> None:
-    with pytest.raises(UserNotVerified, match=message) as caught:
+    with pytest.raises(InvalidUserToken, match=message) as caught:
         person(value, user="eve", metadata={"user_id": "eve"})
     assert caught.value.status == 401
     assert SECRET not in caught.value.message
@@ -185,21 +185,21 @@ def test_without_a_valid_token_nobody_is_believed(value: str, message: str) -> N
 
 @given(st.text())
 def test_any_text_that_is_no_token_is_refused(value: str) -> None:
-    with pytest.raises(UserNotVerified):
-        openwebui.person(request(), {"X-OpenWebUI-User-Jwt": value}, SECRET, NOW)
+    with pytest.raises(InvalidUserToken):
+        openwebui.identify_user(request(), {"X-OpenWebUI-User-Jwt": value}, SECRET, NOW)
 
 
 @given(st.lists(st.binary(max_size=60), min_size=1, max_size=4))
 def test_any_bytes_in_the_form_of_a_token_are_refused(parts: list[bytes]) -> None:
     value = ".".join(jwt.utils.base64url_encode(part).decode() for part in parts)
-    with pytest.raises(UserNotVerified):
-        openwebui.person(request(), {"X-OpenWebUI-User-Jwt": value}, SECRET, NOW)
+    with pytest.raises(InvalidUserToken):
+        openwebui.identify_user(request(), {"X-OpenWebUI-User-Jwt": value}, SECRET, NOW)
 
 
 def test_the_role_is_that_of_the_header_where_nobody_vouches() -> None:
     headers = Headers({"x-openwebui-user-role": " admin "})
-    assert openwebui.person(request(), headers, "", NOW).role == "admin"
-    assert openwebui.person(request(), Headers(), "", NOW).role == ""
+    assert openwebui.identify_user(request(), headers, "", NOW).role == "admin"
+    assert openwebui.identify_user(request(), Headers(), "", NOW).role == ""
 
 
 NAMES = [
@@ -220,7 +220,7 @@ NAMES = [
     )
 )
 def test_the_headers_of_open_webui_are_told_as_werkzeug_tells_them(environ: dict[str, str]) -> None:
-    told, headers = openwebui.Told(environ), EnvironHeaders(environ)
+    told, headers = openwebui.OpenWebUiHeaders(environ), EnvironHeaders(environ)
     for name in NAMES:
         assert told.get(name, "none") == headers.get(name, "none")
         assert told.get(name.lower(), "none") == headers.get(name, "none")

@@ -13,7 +13,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from opendify.config.models import Model
-from opendify.conversations import ConversationStore
+from opendify.conversations import JsonFileStore
 from tests import schemas
 from tests.conftest import made_app
 from tests.fake_dify import (
@@ -58,9 +58,7 @@ def apis(http: httpx.Client, recorded_dify: FakeDify) -> Iterator[dict[bool, Fla
     models = {mode: Model(mode, "app-x", recorded_dify.base, type=mode) for mode in modes}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
-        store = ConversationStore(
-            data / "data", clock=time.time, max_age_days=None, max_entries=1000
-        )
+        store = JsonFileStore(data / "data", clock=time.time, max_age_days=None, max_entries=1000)
         with (
             made_app(http, store, models, data, read_timeout=5) as patient,
             made_app(http, store, models, data, read_timeout=0.4) as impatient,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from opendify.chat import background_tasks
 from opendify.config.models import Model
-from opendify.conversations import ConversationStore
+from opendify.conversations import JsonFileStore
 from opendify.protocols.openai.messages import parse_messages
 from tests.conftest import made_app
 from tests.fake_dify import FakeDify
@@ -80,9 +80,7 @@ def play(
     models = {"tiny": Model("tiny", "app", dify.base)}
     with tempfile.TemporaryDirectory() as place, ThreadPoolExecutor(len(RECORDED)) as pool:
         folder = Path(place)
-        store = ConversationStore(
-            folder / "data", clock=time.time, max_age_days=None, max_entries=100
-        )
+        store = JsonFileStore(folder / "data", clock=time.time, max_age_days=None, max_entries=100)
         with made_app(http, store, models, folder) as app:
             for group in groups:
                 running = [pool.submit(send, app, one, with_headers) for one in group]

@@ -11,7 +11,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from opendify.config.models import Model
-from opendify.conversations.store.json_file import ConversationStore
+from opendify.conversations.store.json_file import JsonFileStore
 from tests import schemas
 from tests.conftest import made_app
 from tests.fake_dify import (
@@ -32,7 +32,7 @@ FINE = [name for name in NAMES if ROWS[name]["whole"] == 200]
 
 
 @pytest.fixture
-def patient(http: httpx.Client, store: ConversationStore, dify: FakeDify) -> Iterator[FlaskClient]:
+def patient(http: httpx.Client, store: JsonFileStore, dify: FakeDify) -> Iterator[FlaskClient]:
     models = {"tiny": Model("tiny", "app-x", dify.base, reasoning="inline", agent_steps="off")}
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.connection import parse_url
 
-from opendify.config.parsing import BadValue
+from opendify.config.parsing import InvalidValue
 from opendify.config.redis_url import parse_store_address, without_secrets
 from opendify.config.settings import ConfigError, load_settings
 
@@ -78,7 +78,7 @@ def test_anything_else_is_told_at_the_start_without_a_part_of_it(value: str) -> 
 def test_any_text_is_an_address_or_told(text: str, before: str) -> None:
     try:
         address = parse_store_address(before + text)
-    except BadValue:
+    except InvalidValue:
         return
     assert address == "" or parse_url(address)["host"]
 

@@ -13,7 +13,7 @@ from opendify.config.models import Model
 from opendify.dify.events import (
     AgentStep,
     Event,
-    FileMade,
+    FileGenerated,
     HumanInputNeeded,
     MessageEnded,
     NodeFinished,
@@ -38,7 +38,7 @@ from tests.support.profiles import examples
 
 UUID = "0ccfe981-f968-4678-80ae-335266227dac"
 SIGNED = "timestamp=1&nonce=2&sign=3"
-CAT = FileMade("f", "image", f"/files/tools/{UUID}.png?{SIGNED}", "cat.png")
+CAT = FileGenerated("f", "image", f"/files/tools/{UUID}.png?{SIGNED}", "cat.png")
 CAT_IN_TEXT = f"![cat](https://other.host/files/tools/{UUID}.png?{SIGNED})"
 CAT_FILE = {"type": "image", "transfer_method": "tool_file", "url": CAT.url, "filename": "cat.png"}
 SHOWN_CAT = "![cat.png](our/cat.png)"
@@ -304,7 +304,12 @@ CHATS: list[tuple[str, list[Event], dict[str, Any], str, str]] = [
     ("a file", [Text("Here"), CAT, END], {}, f"Here\n\n{SHOWN_CAT}", ""),
     (
         "a file that is told three times",
-        [CAT, Text("Here"), CAT, MessageEnded(files=(CAT, FileMade("other", "image", CAT.url)))],
+        [
+            CAT,
+            Text("Here"),
+            CAT,
+            MessageEnded(files=(CAT, FileGenerated("other", "image", CAT.url))),
+        ],
         {},
         f"Here\n\n{SHOWN_CAT}",
         "",
@@ -322,7 +327,7 @@ CHATS: list[tuple[str, list[Event], dict[str, Any], str, str]] = [
         "a file from elsewhere that the text shows",
         [
             Text("![x](https://cdn.example/x.png)"),
-            FileMade("", "image", "https://cdn.example/x.png"),
+            FileGenerated("", "image", "https://cdn.example/x.png"),
             END,
         ],
         {},

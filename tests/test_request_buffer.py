@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opendify.worker.connection import Connection, Phase
-from opendify.worker.connection_set import Waiting
+from opendify.worker.connection_set import PendingConnections
 from opendify.worker.head import parse_head
-from opendify.worker.request_buffer import MAX_HEAD_BYTES, Intake, Stage
+from opendify.worker.request_buffer import MAX_HEAD_BYTES, RequestBuffer, Stage
 from opendify.worker.shutdown import holds_any, inodes
 from opendify.worker.worker import Worker
 
@@ -46,11 +46,11 @@ COMPLETE = {
 NEXT = b"GET / HTTP/1.1\r\n\r\n"
 
 
-def new_intake() -> Intake:
-    return Intake(partial(parse_head, Config(), ("127.0.0.1", 1)), 1000, None)
+def new_intake() -> RequestBuffer:
+    return RequestBuffer(partial(parse_head, Config(), ("127.0.0.1", 1)), 1000, None)
 
 
-def collected(intake: Intake) -> bytes:
+def collected(intake: RequestBuffer) -> bytes:
     request = intake.hand_over()
     headers = dict(request.headers)
     assert "TRANSFER-ENCODING" not in headers
@@ -273,7 +273,7 @@ def test_a_body_that_is_not_accepted_is_not_waited_for() -> None:
 
 def test_a_thread_is_kept_for_a_new_connection_for_a_moment(conn: Connection) -> None:
     with selectors.DefaultSelector() as poller:
-        waiting = Waiting(poller, logging.getLogger("test"), lambda conn: None, 10, 1000)
+        waiting = PendingConnections(poller, logging.getLogger("test"), lambda conn: None, 10, 1000)
         waiting.welcome(conn)
         assert waiting.fresh() == 1
         until = time.monotonic() + 5
@@ -288,7 +288,7 @@ def test_no_thread_is_kept_for_a_connection_that_has_begun_to_send() -> None:
     caller, sock = socket.socketpair()
     with caller, selectors.DefaultSelector() as poller:
         conn = Connection(Config(), sock, "", "", 1000, None, lambda conn, request: True)
-        waiting = Waiting(poller, logging.getLogger("test"), lambda conn: None, 10, 1000)
+        waiting = PendingConnections(poller, logging.getLogger("test"), lambda conn: None, 10, 1000)
         caller.sendall(b"GET")
         waiting.welcome(conn)
         assert (len(waiting), waiting.fresh()) == (1, 0)

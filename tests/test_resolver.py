@@ -13,7 +13,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from opendify.config.models import Model
-from opendify.conversations import ConversationStore, Mapping
+from opendify.conversations import ConversationRecord, JsonFileStore
 from opendify.conversations.locks.files import FileTurnLocks
 from tests.conftest import made_app
 from tests.fake_dify import FOREVER, STREAM_HEAD, FakeDify, Request, Steps, chunk, head, refused
@@ -352,7 +352,7 @@ def test_a_chat_whose_conversation_another_has_used_is_told_anew(
 
 
 def test_a_chat_whose_conversation_a_temporary_chat_has_used_is_told_anew(
-    api: FlaskClient, memory: RememberingDify, store: ConversationStore
+    api: FlaskClient, memory: RememberingDify, store: JsonFileStore
 ) -> None:
     client = chat(api)
     first = client.say("one")
@@ -375,9 +375,9 @@ def test_a_client_may_name_the_conversation_and_send_no_history(
 
 
 @pytest.fixture
-def legacy(store: ConversationStore, memory: RememberingDify) -> ConversationStore:
+def legacy(store: JsonFileStore, memory: RememberingDify) -> JsonFileStore:
     """An entry of an earlier system, for bob's conversation."""
-    store.adopt({"chat-1": Mapping(UUID, 1, 1)})
+    store.adopt({"chat-1": ConversationRecord(UUID, 1, 1)})
     return store
 
 
@@ -395,7 +395,7 @@ def remember(memory: RememberingDify, user: str) -> None:
 
 
 def test_an_earlier_entry_is_its_user_s_alone(
-    api: FlaskClient, memory: RememberingDify, legacy: ConversationStore
+    api: FlaskClient, memory: RememberingDify, legacy: JsonFileStore
 ) -> None:
     remember(memory, "bob")
     ada = with_history(chat(api, X_OpenWebUI_User_Id="ada"))
@@ -408,7 +408,7 @@ def test_an_earlier_entry_is_its_user_s_alone(
 
 
 def test_an_earlier_entry_survives_a_refusal(
-    api: FlaskClient, memory: RememberingDify, legacy: ConversationStore
+    api: FlaskClient, memory: RememberingDify, legacy: JsonFileStore
 ) -> None:
     remember(memory, "bob")
     bob = with_history(chat(api, X_OpenWebUI_User_Id="bob"))
@@ -419,7 +419,7 @@ def test_an_earlier_entry_survives_a_refusal(
 
 
 def test_an_earlier_entry_that_dify_tells_nothing_of_is_not_taken(
-    api: FlaskClient, dify: FakeDify, memory: RememberingDify, legacy: ConversationStore
+    api: FlaskClient, dify: FakeDify, memory: RememberingDify, legacy: JsonFileStore
 ) -> None:
     remember(memory, "bob")
     broken = refused(500, {"code": "internal_server_error", "message": "", "status": 500})
@@ -463,7 +463,7 @@ def aged(
     def wait(seconds: float) -> None:
         times[0] += seconds
 
-    store = ConversationStore(
+    store = JsonFileStore(
         tmp_path / "aged", clock=lambda: times[0], max_age_days=None, max_entries=100
     )
     with made_app(http, store, models, tmp_path, now=lambda: times[0]) as app:

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 
 from opendify.conversations import (
-    Conversations,
+    ConversationRecord,
     ConversationStore,
-    Mapping,
+    JsonFileStore,
     Stats,
 )
-from opendify.conversations.store.compactor import Keeper
+from opendify.conversations.store.compactor import Compactor
 from opendify.conversations.store.redis import RedisStore
-from opendify.storage.redis_connection import RedisLink
+from opendify.storage.redis_connection import RedisConnection
 from tests.chats import DAY, Clock
 
-Opener = Callable[[], Conversations]
+Opener = Callable[[], ConversationStore]
 
 
 @pytest.fixture
@@ -34,18 +34,18 @@ def opened(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Opener]:
     """Makes stores on one place; each is to the others like one of another process."""
-    stores: list[Conversations] = []
+    stores: list[ConversationStore] = []
     options: dict[str, Any] = {"clock": clock, "max_age_days": None, "max_entries": 100_000}
     if request.param == "redis":
         url = request.getfixturevalue("redis_url")
     else:
-        monkeypatch.setattr(Keeper, "TICK_SECONDS", 3600.0)
+        monkeypatch.setattr(Compactor, "TICK_SECONDS", 3600.0)
 
-    def make() -> Conversations:
+    def make() -> ConversationStore:
         if request.param == "redis":
-            stores.append(RedisStore(RedisLink(url, "Redis"), **options))
+            stores.append(RedisStore(RedisConnection(url, "Redis"), **options))
         else:
-            stores.append(ConversationStore(tmp_path / "data", **options))
+            stores.append(JsonFileStore(tmp_path / "data", **options))
         return stores[-1]
 
     yield make
@@ -54,40 +54,40 @@ def opened(
 
 
 @pytest.fixture
-def store(opened: Opener) -> Conversations:
+def store(opened: Opener) -> ConversationStore:
     return opened()
 
 
-def test_an_unknown_chat_has_no_mapping(store: Conversations) -> None:
+def test_an_unknown_chat_has_no_mapping(store: ConversationStore) -> None:
     assert store.get("a") is None
 
 
-def test_a_chat_keeps_its_conversation(store: Conversations, clock: Clock) -> None:
+def test_a_chat_keeps_its_conversation(store: ConversationStore, clock: Clock) -> None:
     store.put("a", "c1", "heard")
-    assert store.get("a") == Mapping("c1", int(clock.now), int(clock.now), "heard")
+    assert store.get("a") == ConversationRecord("c1", int(clock.now), int(clock.now), "heard")
 
 
-def test_a_moved_chat_counts_from_the_move(store: Conversations, clock: Clock) -> None:
+def test_a_moved_chat_counts_from_the_move(store: ConversationStore, clock: Clock) -> None:
     store.put("a", "c1")
     clock.now += 10
     store.put("a", "c2")
-    assert store.get("a") == Mapping("c2", int(clock.now), int(clock.now))
+    assert store.get("a") == ConversationRecord("c2", int(clock.now), int(clock.now))
 
 
 def test_what_was_heard_may_change_within_a_conversation(
-    store: Conversations, clock: Clock
+    store: ConversationStore, clock: Clock
 ) -> None:
     began = int(clock.now)
     store.put("a", "c1", "one")
     clock.now += 10
     store.put("a", "c1", "two")
-    assert store.get("a") == Mapping("c1", began, began + 10, "two")
+    assert store.get("a") == ConversationRecord("c1", began, began + 10, "two")
 
 
-def test_times_are_whole_seconds(store: Conversations, clock: Clock) -> None:
+def test_times_are_whole_seconds(store: ConversationStore, clock: Clock) -> None:
     clock.now = 1_700_000_000.9
     store.put("a", "c1")
-    assert store.get("a") == Mapping("c1", 1_700_000_000, 1_700_000_000)
+    assert store.get("a") == ConversationRecord("c1", 1_700_000_000, 1_700_000_000)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_times_are_whole_seconds(store: Conversations, clock: Clock) -> None:
 )
 @pytest.mark.parametrize("how", ["touch", "put"])
 def test_the_last_use_is_noted_once_an_hour(
-    store: Conversations, clock: Clock, seconds: int, noted: bool, how: str
+    store: ConversationStore, clock: Clock, seconds: int, noted: bool, how: str
 ) -> None:
     store.put("a", "c1")
     before = int(clock.now)
@@ -104,15 +104,15 @@ def test_the_last_use_is_noted_once_an_hour(
         store.touch("a")
     else:
         store.put("a", "c1")
-    assert store.get("a") == Mapping("c1", before, before + seconds if noted else before)
+    assert store.get("a") == ConversationRecord("c1", before, before + seconds if noted else before)
 
 
-def test_touching_an_unknown_chat_makes_nothing(store: Conversations) -> None:
+def test_touching_an_unknown_chat_makes_nothing(store: ConversationStore) -> None:
     store.touch("a")
     assert store.get("a") is None
 
 
-def test_only_the_conversation_that_failed_is_forgotten(store: Conversations) -> None:
+def test_only_the_conversation_that_failed_is_forgotten(store: ConversationStore) -> None:
     store.put("a", "c2")
     store.forget("a", "c1")
     assert store.get("a") is not None
@@ -121,25 +121,25 @@ def test_only_the_conversation_that_failed_is_forgotten(store: Conversations) ->
     store.forget("a", "c2")
 
 
-def test_a_conversation_is_handed_over_once(store: Conversations, clock: Clock) -> None:
+def test_a_conversation_is_handed_over_once(store: ConversationStore, clock: Clock) -> None:
     store.put("old", "c1", "one")
     began = int(clock.now)
     clock.now += 5
     assert store.move("old", "new", "c1", "two")
     assert store.get("old") is None
-    assert store.get("new") == Mapping("c1", began, began + 5, "two")
+    assert store.get("new") == ConversationRecord("c1", began, began + 5, "two")
     assert not store.move("old", "other", "c1", "three")
     assert store.get("other") is None
 
 
-def test_a_conversation_is_not_handed_over_by_who_lost_it(store: Conversations) -> None:
+def test_a_conversation_is_not_handed_over_by_who_lost_it(store: ConversationStore) -> None:
     store.put("old", "c2")
     assert not store.move("old", "new", "c1", "")
     assert store.get("old") is not None
     assert store.get("new") is None
 
 
-def test_a_move_onto_itself_keeps_the_chat(store: Conversations) -> None:
+def test_a_move_onto_itself_keeps_the_chat(store: ConversationStore) -> None:
     store.put("a", "c1")
     assert store.move("a", "a", "c1", "heard")
     moved = store.get("a")
@@ -148,7 +148,7 @@ def test_a_move_onto_itself_keeps_the_chat(store: Conversations) -> None:
 
 
 def test_one_of_many_threads_gets_a_conversation_that_is_handed_over(
-    store: Conversations,
+    store: ConversationStore,
 ) -> None:
     store.put("old", "c1")
     taken: list[str] = []
@@ -167,7 +167,7 @@ def test_one_of_many_threads_gets_a_conversation_that_is_handed_over(
 
 
 def test_stats_count_and_give_the_first_and_last_beginning(
-    store: Conversations, clock: Clock
+    store: ConversationStore, clock: Clock
 ) -> None:
     assert store.stats() == Stats(0, None, None)
     began = int(clock.now)
@@ -177,7 +177,7 @@ def test_stats_count_and_give_the_first_and_last_beginning(
     assert store.stats() == Stats(3, began, began + 20)
 
 
-def test_entries_come_newest_first(store: Conversations, clock: Clock) -> None:
+def test_entries_come_newest_first(store: ConversationStore, clock: Clock) -> None:
     for key in "abcd":
         clock.now += 1
         store.put(key, f"c-{key}")
@@ -186,7 +186,7 @@ def test_entries_come_newest_first(store: Conversations, clock: Clock) -> None:
     assert list(store.entries(limit=0)) == []
 
 
-def test_cleanup_goes_by_the_last_use(store: Conversations, clock: Clock) -> None:
+def test_cleanup_goes_by_the_last_use(store: ConversationStore, clock: Clock) -> None:
     for key in ("old", "used", "new"):
         store.put(key, "c")
     clock.now += 30 * DAY
@@ -199,7 +199,7 @@ def test_cleanup_goes_by_the_last_use(store: Conversations, clock: Clock) -> Non
     assert store.cleanup(-1) == 2
 
 
-def test_all_chats_of_a_conversation_are_removed(store: Conversations) -> None:
+def test_all_chats_of_a_conversation_are_removed(store: ConversationStore) -> None:
     store.put("a", "c1")
     store.put("b", "c1")
     store.put("c", "c2")
@@ -208,7 +208,7 @@ def test_all_chats_of_a_conversation_are_removed(store: Conversations) -> None:
     assert store.remove_conversation("c1") == []
 
 
-def test_a_conversation_knows_its_chat(store: Conversations) -> None:
+def test_a_conversation_knows_its_chat(store: ConversationStore) -> None:
     assert store.owner("c1") is None
     store.put("a", "c1")
     assert store.owner("c1") == "a"
@@ -234,12 +234,12 @@ def test_all_see_what_one_wrote(opened: Opener) -> None:
     assert list(other.entries()) == []
 
 
-def test_mappings_are_taken_over_as_they_are(store: Conversations, clock: Clock) -> None:
+def test_mappings_are_taken_over_as_they_are(store: ConversationStore, clock: Clock) -> None:
     store.put("here", "c1")
     now = int(clock.now)
-    older, newer = Mapping("c2", 5, 6, "heard"), Mapping("c3", 7, now + 1)
+    older, newer = ConversationRecord("c2", 5, 6, "heard"), ConversationRecord("c3", 7, now + 1)
     assert store.adopt({"here": older, "a": older, "b": newer}) == 2
-    assert store.get("here") == Mapping("c1", now, now)
+    assert store.get("here") == ConversationRecord("c1", now, now)
     assert (store.get("a"), store.get("b")) == (older, newer)
     assert store.adopt({"here": newer, "a": older, "b": newer}) == 1
     assert store.get("here") == newer
@@ -249,8 +249,8 @@ def test_mappings_are_taken_over_as_they_are(store: Conversations, clock: Clock)
     assert store.adopt({}) == 0
 
 
-def test_very_many_are_taken_over_listed_and_cleaned_away(store: Conversations) -> None:
-    many = {f"chat {n}": Mapping(f"c{n % 700}", n, n) for n in range(1201)}
+def test_very_many_are_taken_over_listed_and_cleaned_away(store: ConversationStore) -> None:
+    many = {f"chat {n}": ConversationRecord(f"c{n % 700}", n, n) for n in range(1201)}
     assert store.adopt(many) == 1201
     assert dict(store.entries()) == many
     assert [key for key, _ in store.entries(limit=3)] == ["chat 1200", "chat 1199", "chat 1198"]
@@ -277,21 +277,21 @@ def test_any_text_is_a_key_and_a_digest(opened: Opener, key: str) -> None:
     assert store.get(key) is None
 
 
-def test_times_that_people_wrote_do_no_harm(store: Conversations) -> None:
-    past, future = Mapping("c1", -5, -5), Mapping("c2", 10**30, 10**30)
+def test_times_that_people_wrote_do_no_harm(store: ConversationStore) -> None:
+    past, future = ConversationRecord("c1", -5, -5), ConversationRecord("c2", 10**30, 10**30)
     assert store.adopt({"past": past, "future": future}) == 2
     assert dict(store.entries()) == {"past": past, "future": future}
     assert store.cleanup(30) == 1
     assert store.keys() == ["future"]
 
 
-def test_a_store_is_available_while_its_place_is(store: Conversations) -> None:
+def test_a_store_is_available_while_its_place_is(store: ConversationStore) -> None:
     store.put("a", "c1")
     assert store.available
     assert store.kind in ("file", "redis")
 
 
-def test_a_closed_store_opens_again(store: Conversations) -> None:
+def test_a_closed_store_opens_again(store: ConversationStore) -> None:
     store.put("a", "c1")
     store.close()
     store.close()

@@ -14,9 +14,9 @@ import redis
 from hypothesis import settings
 from hypothesis.stateful import rule
 
-from opendify.conversations import Mapping, Stats
+from opendify.conversations import ConversationRecord, Stats
 from opendify.conversations.store.redis import RedisStore
-from opendify.storage.redis_connection import RedisLink
+from opendify.storage.redis_connection import RedisConnection
 from tests.chats import DAY, Chats, Clock
 from tests.redis_server import RedisServer
 from tests.service import ROOT
@@ -45,7 +45,7 @@ def opened(clock: Clock) -> Iterator[Opener]:
 
     def make(url: str, **options: Any) -> RedisStore:
         chosen = {"clock": clock, "max_age_days": None, "max_entries": 1000} | options
-        stores.append(RedisStore(RedisLink(url, "redis://shown:6379/0"), **chosen))
+        stores.append(RedisStore(RedisConnection(url, "redis://shown:6379/0"), **chosen))
         return stores[-1]
 
     yield make
@@ -155,7 +155,7 @@ def test_the_least_recently_used_go_when_there_are_too_many(
     redis_url: str, opened: Opener, clock: Clock
 ) -> None:
     store = opened(redis_url)
-    store.adopt({f"chat {n}": Mapping("c", n, n) for n in range(1300)})
+    store.adopt({f"chat {n}": ConversationRecord("c", n, n) for n in range(1300)})
     clock.now = 5000
     store.touch("chat 0")
     small = opened(redis_url, max_entries=10)
@@ -215,7 +215,7 @@ def test_a_killed_process_loses_no_mapping_that_it_was_told_of(
 
 
 def test_as_many_threads_as_there_are_may_ask_at_once(redis_url: str) -> None:
-    link = RedisLink(redis_url, "Redis")
+    link = RedisConnection(redis_url, "Redis")
     together = threading.Barrier(200)
 
     def ask(_: int) -> bool:
@@ -239,7 +239,9 @@ def test_what_was_seen_and_what_is_new_is_known_while_redis_is_away(
     store.put("seen", "c1", "one")
     server.kill()
     clock.now += 1
-    assert store.get("seen") == Mapping("c1", int(clock.now) - 1, int(clock.now) - 1, "one")
+    assert store.get("seen") == ConversationRecord(
+        "c1", int(clock.now) - 1, int(clock.now) - 1, "one"
+    )
     assert store.get("unknown") is None
     store.put("new", "c2")
     assert store.move("new", "moved", "c2", "two")
@@ -270,7 +272,7 @@ def test_what_was_new_meanwhile_is_kept_when_redis_is_back(
     clock.now += 5
     other.put("contested", "c4")
     return_of(store)
-    assert other.get("new") == Mapping("c2", int(clock.now) - 5, int(clock.now) - 5)
+    assert other.get("new") == ConversationRecord("c2", int(clock.now) - 5, int(clock.now) - 5)
     assert known_by(store) == {"contested": "c4", "new": "c2"}
     assert store.get("contested") == other.get("contested")
     assert store.get("seen") is None  # this server keeps nothing over a restart
@@ -463,7 +465,7 @@ class ChatsInRedis(Chats):
         self.redis.flushall()
 
     def open(self) -> RedisStore:
-        link = RedisLink(self.url, "Redis")
+        link = RedisConnection(self.url, "Redis")
         return RedisStore(link, clock=self.clock, max_age_days=None, max_entries=1000)
 
     def teardown(self) -> None:

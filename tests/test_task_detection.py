@@ -37,7 +37,7 @@ def parse(prompt: Any, **fields: Any) -> ChatPrompt:
 @pytest.mark.parametrize("header", ["sent", "absent", "a template", "blank"])
 def test_a_recorded_request_is_recognised(one: Recorded, header: str) -> None:
     said = {"sent": one.task, "absent": "", "a template": "{{TASK}}", "blank": " "}[header]
-    assert task_detection.recognise(to_prompt(one.body), said) == one.task
+    assert task_detection.detect(to_prompt(one.body), said) == one.task
 
 
 def test_the_recordings_hold_tasks_and_turns_of_many_kinds() -> None:
@@ -47,7 +47,7 @@ def test_the_recordings_hold_tasks_and_turns_of_many_kinds() -> None:
 
 @pytest.mark.parametrize("kind", SHAPED)
 def test_a_task_is_recognised_by_its_shape(kind: str) -> None:
-    assert task_detection.recognise(to_prompt(task_body(kind)), "") == kind
+    assert task_detection.detect(to_prompt(task_body(kind)), "") == kind
 
 
 @pytest.mark.parametrize(
@@ -67,9 +67,9 @@ def test_a_task_is_recognised_by_its_shape(kind: str) -> None:
     ],
 )
 def test_the_header_names_the_task_of_any_request(header: str, kind: str) -> None:
-    assert task_detection.recognise(parse("Hi"), header) == kind
+    assert task_detection.detect(parse("Hi"), header) == kind
     tools = [{"type": "function", "function": {"name": "f"}}]
-    assert task_detection.recognise(parse("Hi", stream=True, tools=tools), header) == kind
+    assert task_detection.detect(parse("Hi", stream=True, tools=tools), header) == kind
 
 
 TASK = task_prompt("title_generation")
@@ -125,12 +125,12 @@ TURNS = [
 @pytest.mark.parametrize("fields", TURNS)
 def test_what_has_not_the_whole_shape_is_a_turn(fields: dict[str, Any]) -> None:
     body = {**task_body("title_generation"), **fields}
-    assert task_detection.recognise(to_prompt(body), "") == ""
+    assert task_detection.detect(to_prompt(body), "") == ""
 
 
 def test_a_compaction_is_recognised() -> None:
     prompt = COMPACTION.format(said="What is <chat_history>?")
-    assert task_detection.recognise(parse(prompt), "") == "context_compaction"
+    assert task_detection.detect(parse(prompt), "") == "context_compaction"
 
 
 SAID = st.text() | st.sampled_from(
@@ -140,7 +140,7 @@ SAID = st.text() | st.sampled_from(
 
 @given(st.sampled_from(SHAPED), st.lists(SAID).map("\n".join))
 def test_nothing_that_was_said_changes_what_a_task_is(kind: str, said: str) -> None:
-    assert task_detection.recognise(parse(task_prompt(kind, said)), "") == kind
+    assert task_detection.detect(parse(task_prompt(kind, said)), "") == kind
 
 
 CONTENT = st.text(min_size=1) | st.sampled_from([TASK, RETRIEVAL, "### Task:\nHi"])
@@ -157,7 +157,7 @@ def test_only_requests_of_the_shape_are_tasks(
     body = {"model": "tiny", "messages": messages, "stream": streamed}
     request = to_prompt(body | ({"tools": TOOLS} if with_tools else {}))
     is_task = not (before or streamed or with_tools)
-    assert task_detection.recognise(request, "") == ("title_generation" if is_task else "")
+    assert task_detection.detect(request, "") == ("title_generation" if is_task else "")
 
 
 @given(st.text())
@@ -165,7 +165,7 @@ def test_what_a_person_writes_is_a_turn(text: str) -> None:
     if "<chat_history>" not in text and "### Messages Being Compacted:" not in text:
         for prompt in (text, f"### Task:\n{text}"):
             if prompt.strip("\0").strip():
-                assert task_detection.recognise(parse(prompt), "") == ""
+                assert task_detection.detect(parse(prompt), "") == ""
 
 
 EMPTY = [
@@ -217,18 +217,18 @@ def test_an_answer_keeps_every_letter() -> None:
     ],
 )
 def test_agents_and_graphs_do_not_run_for_a_task(mode: str, expected: str) -> None:
-    assert task_detection.treatment("", "title_generation", mode) == expected
+    assert task_detection.policy("", "title_generation", mode) == expected
     for setting in ("local", "throwaway", "model:x"):
-        assert task_detection.treatment(setting, "title_generation", mode) == setting
+        assert task_detection.policy(setting, "title_generation", mode) == setting
 
 
 def test_the_merged_answer_that_a_person_waits_for_is_run() -> None:
-    assert task_detection.treatment("", "moa_response_generation", "workflow") == "throwaway"
-    assert task_detection.treatment("local", "moa_response_generation", "chat") == "local"
+    assert task_detection.policy("", "moa_response_generation", "workflow") == "throwaway"
+    assert task_detection.policy("local", "moa_response_generation", "chat") == "local"
 
 
 def test_a_prompt_made_to_take_long_takes_no_longer_than_others() -> None:
     """It would take minutes if each of its blocks were looked for to the end."""
     prompt = "### Task:" + "<chat_history>" * 300_000
     raw = {"model": "m", "messages": [{"role": "user", "content": prompt}]}
-    assert task_detection.recognise(to_prompt(raw), "") == ""
+    assert task_detection.detect(to_prompt(raw), "") == ""

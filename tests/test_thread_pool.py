@@ -4,14 +4,14 @@ import threading
 
 import pytest
 
-from opendify.worker.thread_pool import Threads
+from opendify.worker.thread_pool import ThreadPool
 
 
 def test_what_is_to_be_done_waits_for_a_thread_that_is_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     go_on = threading.Event()
-    with Threads(4) as threads:
+    with ThreadPool(4) as threads:
         first = threads.submit(go_on.wait, 10)
         monkeypatch.setattr(threading.Thread, "start", _refused)
         others = [threads.submit(lambda n=n: n) for n in range(3)]
@@ -23,7 +23,7 @@ def test_what_is_to_be_done_waits_for_a_thread_that_is_there(
 def test_without_any_thread_there_is_nothing_to_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading.Thread, "start", _refused)
     with pytest.raises(RuntimeError):
-        Threads(4).submit(int)
+        ThreadPool(4).submit(int)
 
 
 def _refused(thread: threading.Thread) -> None:

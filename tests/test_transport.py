@@ -20,7 +20,7 @@ import trustme
 
 from opendify import errors
 from opendify.config.models import Model
-from opendify.upstream.cancellation import UNWATCHED, Watch
+from opendify.upstream.cancellation import NEVER, Cancellation
 from opendify.upstream.client import DifyClient
 from opendify.upstream.event_stream import EventStream
 from opendify.upstream.transport import pool as pool_module
@@ -122,7 +122,7 @@ def until(holds: Callable[[], object], seconds: float = 5) -> None:
 
 
 def open_stream(client: DifyClient, model: Model) -> EventStream:
-    return client.stream(model, "/chat-messages", BODY, UNWATCHED)
+    return client.stream(model, "/chat-messages", BODY, NEVER)
 
 
 def finish(stream: EventStream) -> None:
@@ -151,7 +151,7 @@ def test_all_kinds_of_requests_share_one_connection(
         until(lambda: not len(client.watcher))
         with client.download(model, f"{dify.base}/file", 5) as pieces:
             assert b"".join(pieces) == b'{"a": 1}'
-        answer = client.post(model, "/a/stop", UNWATCHED, data={"user": "u"})
+        answer = client.post(model, "/a/stop", NEVER, data={"user": "u"})
         assert answer == {"result": "success"}
     assert (dify.connections, pool.count, pool.idle_count) == (1, 1, 1)
 
@@ -161,7 +161,7 @@ def test_a_large_question_arrives_whole_on_a_reused_connection(
 ) -> None:
     assert text(client, model) == "Hello"
     body = {"query": "x" * 5_000_000}
-    finish(client.stream(model, "/chat-messages", body, UNWATCHED))
+    finish(client.stream(model, "/chat-messages", body, NEVER))
     assert (dify.asked()[1].json, dify.connections) == (body, 1)
 
 
@@ -169,7 +169,7 @@ def test_a_question_goes_where_its_model_says(
     dify: FakeDify, client: DifyClient, model: Model
 ) -> None:
     assert text(client, model) == "Hello"
-    finish(client.stream(model, "/workflows/a b/run", BODY, UNWATCHED))
+    finish(client.stream(model, "/workflows/a b/run", BODY, NEVER))
     assert dify.requests[1].path == "/v1/workflows/a%20b/run"
 
 
@@ -203,7 +203,7 @@ def test_what_a_connection_is_used_for_is_forgotten_once_the_answer_begins(
     dify.answers = [Chat().says("one"), [STREAM_HEAD, chunk(Chat().text("a")), FOREVER]]
     assert text(client, model) == "one"
     large = "x" * 3_000_000
-    stream = client.stream(model, "/chat-messages", {"query": large}, UNWATCHED)
+    stream = client.stream(model, "/chat-messages", {"query": large}, NEVER)
     assert stream.read(time.monotonic() + 5)
     gc.collect()
     assert not [one for one in gc.get_objects() if isinstance(one, httpx.Request)]
@@ -235,7 +235,7 @@ def test_a_key_that_no_header_can_hold_goes_nowhere(
 ) -> None:
     assert text(client, model) == "Hello"
     evil = Model("evil", key, dify.base)
-    assert type(failure(client, evil)) is errors.DifyUnreachable
+    assert type(failure(client, evil)) is errors.UpstreamUnreachable
     assert (pool.count, pool.idle_count) == (1, 1)
     assert text(client, model) == "Hello"
     assert [request.headers["authorization"] for request in dify.requests] == [f"Bearer {KEY}"] * 2
@@ -245,8 +245,8 @@ def test_a_key_that_no_header_can_hold_goes_nowhere(
 def test_a_trace_that_is_no_name_is_not_sent(
     dify: FakeDify, client: DifyClient, model: Model, trace_id: str
 ) -> None:
-    finish(client.stream(model, "/chat-messages", BODY, UNWATCHED, trace_id))
-    finish(client.stream(model, "/chat-messages", BODY, UNWATCHED, "trace-1"))
+    finish(client.stream(model, "/chat-messages", BODY, NEVER, trace_id))
+    finish(client.stream(model, "/chat-messages", BODY, NEVER, "trace-1"))
     first, second = dify.asked()
     assert second.headers.pop("x-trace-id") == "trace-1"
     assert first.headers == second.headers
@@ -462,7 +462,7 @@ def test_a_question_whose_connection_ends_under_it_goes_on_another(
     try:
         model = Model("tiny", KEY, dify.base)
         assert text(client, model) == "on 1"
-        stream = client.stream(model, "/chat-messages", {"query": "x" * size}, UNWATCHED)
+        stream = client.stream(model, "/chat-messages", {"query": "x" * size}, NEVER)
         try:
             assert events(stream)[0]["answer"] == "on 2"
         finally:
@@ -494,7 +494,7 @@ def test_a_repeat_that_cannot_connect_is_an_error_and_takes_no_place(
     until(lambda: len(fake.asked()) == 2)
     fake._server.shutdown(socket.SHUT_RDWR)
     fake._server.close()
-    with pytest.raises(errors.DifyUnreachable):
+    with pytest.raises(errors.UpstreamUnreachable):
         stream.read(time.monotonic() + 5)
     assert (stream.fileno(), pool.count) == (-1, 0)
     stream.close()
@@ -506,8 +506,8 @@ def test_a_dify_that_takes_no_more_bytes_is_given_up(trusting: ssl.SSLContext) -
         model = Model("tiny", KEY, dify.base)
         with connected(trusting, read_timeout=0.3) as (client, pool):
             assert text(client, model) == "on 1"
-            with pytest.raises(errors.DifyTimeout):
-                client.stream(model, "/chat-messages", {"query": "x" * 20_000_000}, UNWATCHED)
+            with pytest.raises(errors.UpstreamTimeout):
+                client.stream(model, "/chat-messages", {"query": "x" * 20_000_000}, NEVER)
             assert pool.count == 0
     finally:
         dify.close()
@@ -554,7 +554,7 @@ def test_an_answer_that_is_shorter_than_it_said_is_an_error(
     dify: FakeDify, client: DifyClient, model: Model, pool: ConnectionPool, step: Step
 ) -> None:
     dify.answer = lambda request: [head(200, "Content-Length: 9") + b"{}", 0.02, step]
-    with pytest.raises(errors.DifyUnreachable):
+    with pytest.raises(errors.UpstreamUnreachable):
         client.call(model, "GET", "/meta")
     assert (len(dify.requests), pool.count) == (1, 0)
 
@@ -611,7 +611,7 @@ def test_an_upload_that_is_refused_before_it_was_sent_gets_its_answer(
         begun = time.monotonic()
         with pytest.raises(errors.FileTooLargeForDify):
             files = {"file": ("a.bin", b"\0" * 30_000_000, "image/png")}
-            client.post(model, "/files/upload", UNWATCHED, data={"user": "u"}, files=files)
+            client.post(model, "/files/upload", NEVER, data={"user": "u"}, files=files)
         assert time.monotonic() - begun < 20
         assert pool.count == 0
     finally:
@@ -624,7 +624,7 @@ def test_a_question_that_is_refused_before_it_was_sent_gets_its_answer(
     gateway = Refusing(TOO_LARGE, closes=False)
     try:
         model = Model("tiny", KEY, gateway.base)
-        stream = client.stream(model, "/chat-messages", {"query": "x" * 30_000_000}, UNWATCHED)
+        stream = client.stream(model, "/chat-messages", {"query": "x" * 30_000_000}, NEVER)
         with pytest.raises(errors.FileTooLargeForDify):
             events(stream)
         stream.close()
@@ -637,8 +637,8 @@ def test_garbage_before_the_request_was_sent_is_an_error(client: DifyClient) -> 
     gateway = Refusing(b"SSH-2.0-OpenSSH\r\n\r\n", closes=False)
     try:
         model = Model("tiny", KEY, gateway.base)
-        with pytest.raises(errors.DifyUnreachable):
-            client.post(model, "/files/upload", UNWATCHED, content=b"x" * 30_000_000)
+        with pytest.raises(errors.UpstreamUnreachable):
+            client.post(model, "/files/upload", NEVER, content=b"x" * 30_000_000)
     finally:
         gateway.close()
 
@@ -667,10 +667,10 @@ def test_a_call_ends_with_its_caller_and_with_the_server(
         dify.answer = lambda r: [FOREVER]
     size = 30_000_000 if kind == "sending" else 10
     threading.Timer(0.2, cut, (how, ours, theirs, ending)).start()
-    kinds = {"caller": errors.CallerGone, "server": errors.ServerStopping}
+    kinds = {"caller": errors.ClientDisconnected, "server": errors.ServerStopping}
     begun = time.monotonic()
     with ours, deaf, pytest.raises(kinds[how]):
-        watch = Watch(ours.fileno(), ends)
+        watch = Cancellation(ours.fileno(), ends)
         client.post(Model("tiny", KEY, base), "/files/upload", watch, content=b"x" * size)
     assert time.monotonic() - begun < 10
     assert pool.count == 0
@@ -829,7 +829,7 @@ def test_many_threads_share_what_is_there(
             try:
                 for turn in range(4):
                     query = f"{number}-{turn}"
-                    stream = client.stream(model, "/chat-messages", {"query": query}, UNWATCHED)
+                    stream = client.stream(model, "/chat-messages", {"query": query}, NEVER)
                     payloads = stream.read(time.monotonic() + 20) or []
                     finish(stream)
                     assert payloads
@@ -943,7 +943,7 @@ def test_a_response_that_was_closed_cannot_be_read(dify: FakeDify, http: PooledC
     pending: PendingResponse = http.begin(http.build_request("GET", f"{dify.base}/x"))
     pending.close()
     pending.close()
-    for read in (pending.read_available, lambda: pending.read(0.0, UNWATCHED)):
+    for read in (pending.read_available, lambda: pending.read(0.0, NEVER)):
         with pytest.raises(httpx.ReadError):
             read()
 
@@ -959,12 +959,12 @@ def asked_thrice(dify: FakeDify, trusting: ssl.SSLContext, proxy: Any = None) ->
         assert [text(client, model) for _ in range(2)] == ["Hello"] * 2
         body = {"query": "x" * 3_000_000}
         dify.answers = [Chat().says(*["word "] * 2000)]
-        stream = client.stream(model, "/chat-messages", body, UNWATCHED)
+        stream = client.stream(model, "/chat-messages", body, NEVER)
         assert "".join(e.get("answer", "") for e in events(stream)) == "word " * 2000
         stream.close()
         assert dify.asked()[-1].json == body
         dify.answer_stop = refused(200, {"a": 1})
-        assert client.post(model, "/a/stop", UNWATCHED, data={"user": "u"}) == {"a": 1}
+        assert client.post(model, "/a/stop", NEVER, data={"user": "u"}) == {"a": 1}
         assert pool.count == 1
         return dify.connections
 
@@ -1058,7 +1058,7 @@ def test_tls_within_tls_is_checked_before_it_is_used_again(
         with connected(trusting, proxies={secure_dify.base: relay.url}) as (client, pool):
             assert text(client, model) == "one"
             time.sleep(0.2)
-            assert type(failure(client, model)) is errors.DifyBroken
+            assert type(failure(client, model)) is errors.BadUpstreamResponse
             assert text(client, model) == "Hello"
             assert (asked_on(secure_dify), pool.count) == ([1, 2, 3], 1)
     finally:

@@ -17,7 +17,7 @@ from opendify import errors
 from opendify.config.models import Model
 from opendify.dify.apps import FileRules, parse_file_rules
 from opendify.files.attachments import Prepared
-from opendify.files.single_flight import Once
+from opendify.files.single_flight import SingleFlightCache
 from opendify.protocols.base import Attachment
 from opendify.upstream.client import DifyClient
 from opendify.upstream.uploads import KEPT_SECONDS, Uploads
@@ -272,13 +272,13 @@ def test_the_recorded_rules_of_an_app_let_pass_what_it_takes(
             errors.RejectedByDify,
             "'image.png': File type blocked",
         ),
-        (refused(401, {"code": "unauthorized", "message": "x"}), errors.DifyAuthFailed, "key"),
-        (refused(503, b""), errors.DifyUnavailable, "503"),
-        (refused(201, {"name": "a"}), errors.DifyBroken, "holds no 'id'"),
-        (refused(201, b"[]"), errors.DifyBroken, "holds no 'id'"),
-        (refused(201, {"id": ""}), errors.DifyBroken, "holds no 'id'"),
-        (refused(201, {"id": 7}), errors.DifyBroken, "holds no 'id'"),
-        (refused(200, b"<html>"), errors.DifyBroken, "not JSON"),
+        (refused(401, {"code": "unauthorized", "message": "x"}), errors.UpstreamAuthError, "key"),
+        (refused(503, b""), errors.UpstreamUnavailable, "503"),
+        (refused(201, {"name": "a"}), errors.BadUpstreamResponse, "holds no 'id'"),
+        (refused(201, b"[]"), errors.BadUpstreamResponse, "holds no 'id'"),
+        (refused(201, {"id": ""}), errors.BadUpstreamResponse, "holds no 'id'"),
+        (refused(201, {"id": 7}), errors.BadUpstreamResponse, "holds no 'id'"),
+        (refused(200, b"<html>"), errors.BadUpstreamResponse, "not JSON"),
     ],
 )
 def test_a_failed_upload_says_what_failed_and_is_not_kept(
@@ -298,12 +298,12 @@ def test_a_failed_upload_says_what_failed_and_is_not_kept(
 
 
 def test_an_upload_that_others_wait_for_and_that_fails_is_tried_by_each() -> None:
-    once = Once(10, 60, lambda: 0.0)
+    once = SingleFlightCache(10, 60, lambda: 0.0)
     go_on, made = threading.Event(), []
 
     def fail() -> str:
         go_on.wait(10)
-        raise errors.DifyUnreachable("gone")
+        raise errors.UpstreamUnreachable("gone")
 
     def succeed() -> str:
         made.append(1)
@@ -315,13 +315,13 @@ def test_an_upload_that_others_wait_for_and_that_fails_is_tried_by_each() -> Non
             pass
         others = [pool.submit(once.get, "key", succeed) for _ in range(2)]
         go_on.set()
-        assert isinstance(first.exception(10), errors.DifyUnreachable)
+        assert isinstance(first.exception(10), errors.UpstreamUnreachable)
         assert [other.result(10) for other in others] == ["id", "id"]
     assert made
 
 
 def test_who_waits_for_the_upload_of_another_may_leave() -> None:
-    once = Once(10, 60, lambda: 0.0)
+    once = SingleFlightCache(10, 60, lambda: 0.0)
     begun, may_end = threading.Event(), threading.Event()
 
     def slow() -> str:
@@ -330,19 +330,19 @@ def test_who_waits_for_the_upload_of_another_may_leave() -> None:
         return "a"
 
     def leave() -> None:
-        raise errors.CallerGone
+        raise errors.ClientDisconnected
 
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(once.get, "key", slow)
         assert begun.wait(5)
-        with pytest.raises(errors.CallerGone):
+        with pytest.raises(errors.ClientDisconnected):
             once.get("key", slow, leave)
         may_end.set()
         assert first.result(5) == "a"
 
 
 def test_what_is_kept_is_bounded_and_the_least_used_goes_first() -> None:
-    once = Once(2, 60, lambda: 0.0)
+    once = SingleFlightCache(2, 60, lambda: 0.0)
     for key in ("a", "b", "a", "c"):
         once.get(key, lambda: "old")
     assert [once.get(key, lambda: "new") for key in ("a", "c", "b")] == ["old", "old", "new"]

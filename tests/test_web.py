@@ -16,17 +16,17 @@ from gunicorn.http.errors import InvalidChunkSize
 
 from opendify.api import responder
 from opendify.api.app import create_app
-from opendify.api.middleware.auth import Access
-from opendify.auth.accounts import Callers
+from opendify.api.middleware.auth import Authorizer
+from opendify.auth.accounts import AccountRegistry
 from opendify.auth.api_keys import Keys
 from opendify.chat import service as chat_service
 from opendify.chat import turn
 from opendify.config.models import Model
-from opendify.conversations.store.json_file import ConversationStore
-from opendify.limits.capacity import Capacity
-from opendify.limits.concurrency import Slots
-from opendify.limits.limiter import Gate
-from opendify.limits.rate import Rates
+from opendify.conversations.store.json_file import JsonFileStore
+from opendify.limits.capacity import ServerCapacity
+from opendify.limits.concurrency import ConcurrencyLimiter
+from opendify.limits.limiter import CallerLimiter
+from opendify.limits.rate import RateLimiter
 from tests import schemas, service
 from tests.conftest import KEY, NO_LIMITS, made_app
 from tests.fake_dify import (
@@ -384,7 +384,7 @@ IGNORED = [
 @pytest.mark.parametrize("chat_id", ["c1", ""], ids=["a chat", "a single question"])
 def test_who_asks_is_the_operator_s_to_say(
     http: httpx.Client,
-    store: ConversationStore,
+    store: JsonFileStore,
     dify: FakeDify,
     tmp_path: Path,
     stream: bool,
@@ -534,12 +534,12 @@ def test_a_fault_of_ours_is_a_500_that_tells_nothing(
     api: FlaskClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken: Any = Broken()
-    open_to_all = Access(
-        Callers((), Keys(), {"tiny": Model("tiny", KEY, "")}, NO_LIMITS),
-        Gate(Rates(None, 1), Slots(None, 1)),
+    open_to_all = Authorizer(
+        AccountRegistry((), Keys(), {"tiny": Model("tiny", KEY, "")}, NO_LIMITS),
+        CallerLimiter(RateLimiter(None, 1), ConcurrencyLimiter(None, 1)),
     )
     app = create_app(
-        broken, broken, open_to_all, 1024, Capacity(1, {}), now=time.time, max_text_bytes=1024
+        broken, broken, open_to_all, 1024, ServerCapacity(1, {}), now=time.time, max_text_bytes=1024
     )
     response = app.test_client().post(PATH, json={"model": "tiny", "messages": HI}, buffered=True)
     assert response.status_code == 500
@@ -550,7 +550,7 @@ def test_a_fault_of_ours_is_a_500_that_tells_nothing(
 
 def test_a_fault_of_ours_in_a_stream_ends_it_with_an_error(
     http: httpx.Client,
-    store: ConversationStore,
+    store: JsonFileStore,
     dify: FakeDify,
     caplog: pytest.LogCaptureFixture,
     tmp_path: Path,
@@ -686,7 +686,7 @@ def test_a_conversation_belongs_to_one_chat_of_one_user_model_and_key(
 
 
 def test_a_task_neither_makes_nor_uses_a_mapping(
-    api: FlaskClient, remembering: FakeDify, store: ConversationStore
+    api: FlaskClient, remembering: FakeDify, store: JsonFileStore
 ) -> None:
     post(api, {**CHAT, "X-OpenWebUI-Task": "emoji_generation"})
     assert store.stats().count == 0
@@ -721,7 +721,7 @@ KEYS = [
 @pytest.mark.parametrize(("headers", "caller"), KEYS)
 def test_the_mapping_in_the_file_is_named_by_caller_model_user_and_chat(
     api: FlaskClient,
-    store: ConversationStore,
+    store: JsonFileStore,
     tmp_path: Path,
     headers: dict[str, str],
     caller: str,
@@ -738,14 +738,14 @@ def test_the_mapping_in_the_file_is_named_by_caller_model_user_and_chat(
     assert "sk-1" not in text
 
 
-def test_an_endless_chat_id_is_shortened(api: FlaskClient, store: ConversationStore) -> None:
+def test_an_endless_chat_id_is_shortened(api: FlaskClient, store: JsonFileStore) -> None:
     post(api, {"X-OpenWebUI-Chat-Id": "x" * 10_000})
     ((key, _),) = store.entries()
     assert json.loads(key)[3] == hashlib.sha256(b"x" * 10_000).hexdigest()
 
 
 def test_no_mapping_is_made_of_a_failure(
-    api: FlaskClient, dify: FakeDify, store: ConversationStore
+    api: FlaskClient, dify: FakeDify, store: JsonFileStore
 ) -> None:
     dify.answers = [refused(500, b"", "text/html"), replayed("1.13.2/chat/llm_fail_start_stream")]
     post(api, CHAT)
@@ -755,7 +755,7 @@ def test_no_mapping_is_made_of_a_failure(
 
 @STREAM_AND_WHOLE
 def test_a_conversation_that_dify_has_lost_is_begun_anew_once(
-    api: FlaskClient, dify: FakeDify, store: ConversationStore, stream: bool
+    api: FlaskClient, dify: FakeDify, store: JsonFileStore, stream: bool
 ) -> None:
     lost = replayed("1.13.2/chat/stream_conv_unknown")
     dify.answers = [Chat("c-1").says("Hello"), lost, Chat("c-2").says("Anew")]
@@ -773,7 +773,7 @@ def test_a_conversation_that_dify_has_lost_is_begun_anew_once(
 
 @STREAM_AND_WHOLE
 def test_a_conversation_that_dify_has_lost_twice_is_an_error(
-    api: FlaskClient, dify: FakeDify, store: ConversationStore, stream: bool
+    api: FlaskClient, dify: FakeDify, store: JsonFileStore, stream: bool
 ) -> None:
     lost = [replayed("1.13.2/chat/stream_conv_unknown") for _ in range(3)]
     dify.answers = [Chat("c-1").says("Hello"), *lost]
@@ -812,7 +812,7 @@ def aged(
     def now() -> float:
         return clock[0]
 
-    store = ConversationStore(tmp_path / "aged", clock=now, max_age_days=None, max_entries=100)
+    store = JsonFileStore(tmp_path / "aged", clock=now, max_age_days=None, max_entries=100)
     with made_app(http, store, models, tmp_path, now=now) as application:
         yield application.test_client()
     store.close()
@@ -878,7 +878,7 @@ BAD_CLEANUPS = [
 
 @pytest.mark.parametrize("data", BAD_CLEANUPS)
 def test_a_cleanup_of_a_wrong_age_removes_nothing(
-    api: FlaskClient, store: ConversationStore, data: bytes
+    api: FlaskClient, store: JsonFileStore, data: bytes
 ) -> None:
     post(api, CHAT)
     response = api.post("/v1/conversation/cleanup", data=data, content_type="application/json")

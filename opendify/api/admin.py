@@ -6,16 +6,16 @@ from typing import Any
 from flask import Flask, Response, jsonify, request
 
 from opendify import errors
-from opendify.api.middleware.auth import Access
+from opendify.api.middleware.auth import Authorizer
 from opendify.api.request_body import json_body
-from opendify.conversations.admin import Administration
+from opendify.conversations.admin import ConversationAdmin
 
 DEFAULT_MAX_AGE_DAYS = 30
 DEFAULT_LIMIT = 100
 MOST_LISTED = 10_000
 
 
-def add_operator_routes(app: Flask, administration: Administration, access: Access) -> None:
+def add_operator_routes(app: Flask, administration: ConversationAdmin, access: Authorizer) -> None:
     """Counts and cleanup are open where no keys are set; single mappings never are."""
 
     @app.get("/v1/conversation/mappings")

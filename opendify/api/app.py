@@ -6,23 +6,23 @@ from typing import Any
 from flask import Flask
 
 from opendify.api.chat_completions import add_chat_completions
-from opendify.api.middleware.auth import Access, add_door
+from opendify.api.middleware.auth import Authorizer, require_api_key
 from opendify.api.middleware.error_handlers import add_error_handlers
 from opendify.api.middleware.paths import PlainPaths
 from opendify.api.models import add_model_routes
 from opendify.api.resources import own_resources
 from opendify.api.responder import Responder
 from opendify.chat.service import ChatService
-from opendify.limits.capacity import Capacity
-from opendify.upstream.app_registry import Directory
+from opendify.limits.capacity import ServerCapacity
+from opendify.upstream.app_registry import AppRegistry
 
 
 def create_app(
     service: ChatService,
-    directory: Directory,
-    access: Access,
+    directory: AppRegistry,
+    access: Authorizer,
     max_body_bytes: int,
-    capacity: Capacity,
+    capacity: ServerCapacity,
     now: Callable[[], float],
     max_text_bytes: int,
     user_secret: str = "",
@@ -41,7 +41,7 @@ def create_app(
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.ensure_sync = _as_it_is  # type: ignore[method-assign]
     own_resources(app)
-    add_door(app, access)
+    require_api_key(app, access)
     responder = Responder(service, access, capacity, user_secret, now)
     add_chat_completions(app, responder)
     add_model_routes(app, directory, access)

@@ -12,9 +12,9 @@ from werkzeug.wsgi import FileWrapper
 from opendify.api.middleware.request_log import current_record
 from opendify.api.pacing import ReadsTooSlowly, paced, room_of
 from opendify.api.resources import current_resources
-from opendify.limits.capacity import Capacity
+from opendify.limits.capacity import ServerCapacity
 from opendify.observability.record import SLOW_READER, Record
-from opendify.upstream.file_proxy import Relay, Served
+from opendify.upstream.file_proxy import FileProxy, Served
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _HARMLESS = {
 }
 
 
-def add_file_routes(app: Flask, relay: Relay, capacity: Capacity) -> None:
+def add_file_routes(app: Flask, relay: FileProxy, capacity: ServerCapacity) -> None:
     """Serves the links that ``relay`` makes, under the endpoint ``ENDPOINT``."""
 
     @app.get("/v1/files/<token>/content", endpoint=ENDPOINT)

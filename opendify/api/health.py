@@ -3,13 +3,13 @@
 from flask import Flask, Response, jsonify, request
 
 from opendify import errors
-from opendify.api.middleware.auth import Access
+from opendify.api.middleware.auth import Authorizer
 from opendify.observability.metrics import CONTENT_TYPE, Metrics
 from opendify.observability.readiness import PARTS, Readiness
 
 
 def add_monitoring_routes(
-    app: Flask, readiness: Readiness, metrics: Metrics, access: Access
+    app: Flask, readiness: Readiness, metrics: Metrics, access: Authorizer
 ) -> None:
     """Where keys are set, only an operator's opens the metrics and the details of readiness."""
 

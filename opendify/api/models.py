@@ -4,15 +4,15 @@ from typing import Any
 
 from flask import Flask, Response, jsonify
 
-from opendify.api.middleware.auth import Access
+from opendify.api.middleware.auth import Authorizer
 from opendify.api.middleware.paths import plain_path
 from opendify.chat.service import find_model
 from opendify.config.models import Model
 from opendify.protocols.openai import chat_response
-from opendify.upstream.app_registry import Directory
+from opendify.upstream.app_registry import AppRegistry
 
 
-def add_model_routes(app: Flask, directory: Directory, access: Access) -> None:
+def add_model_routes(app: Flask, directory: AppRegistry, access: Authorizer) -> None:
     """Adds the list and its entries."""
 
     @app.get("/v1/models")
@@ -29,7 +29,7 @@ def add_model_routes(app: Flask, directory: Directory, access: Access) -> None:
         return jsonify(_model(directory, known))
 
 
-def _model(directory: Directory, model: Model) -> dict[str, Any]:
+def _model(directory: AppRegistry, model: Model) -> dict[str, Any]:
     app = directory.known(model)
     files = app.files.kinds if app.files else frozenset()
     about = {"name": app.name, "description": app.description, "mode": app.mode}

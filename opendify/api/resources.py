@@ -15,7 +15,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from flask import Flask, request
 
-from opendify.api.streaming_response import SteppedBody
+from opendify.api.streaming_response import StreamingBody
 
 _KEY = "opendify.resources"
 
@@ -85,8 +85,8 @@ class _Owning:
             raise
         if hasattr(body, "close"):
             resources.add(body.close)
-        if isinstance(body, SteppedBody):
-            return SteppedBody(body.steps, resources.close)
+        if isinstance(body, StreamingBody):
+            return StreamingBody(body.steps, resources.close)
         return _Body(body, resources)
 
 

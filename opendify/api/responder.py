@@ -9,23 +9,23 @@ from typing import Any
 from flask import Response, jsonify, request
 
 from opendify import errors
-from opendify.api.middleware.auth import Access
+from opendify.api.middleware.auth import Authorizer
 from opendify.api.middleware.error_handlers import internal_error
 from opendify.api.middleware.request_log import current_record, note_byte, to_first_byte
 from opendify.api.request_body import json_body
 from opendify.api.resources import Resources, current_resources
-from opendify.api.streaming_response import SteppedResponse
-from opendify.chat.service import HOLD_SECONDS, Asked, ChatService
-from opendify.chat.turn import Caller
-from opendify.limits.capacity import Capacity
+from opendify.api.streaming_response import StreamingResponse
+from opendify.chat.service import HOLD_SECONDS, ChatService, Turn
+from opendify.chat.turn import RequestContext
+from opendify.limits.capacity import ServerCapacity
 from opendify.observability.record import CALLER_GONE, Record
 from opendify.protocols import openwebui
 from opendify.protocols.base import ChatPrompt
 from opendify.protocols.openai.chat_request import nameable
 from opendify.protocols.openai.json_object import JsonObject
 from opendify.protocols.responses import ParsedRequest, StreamWriter
-from opendify.streaming import NEEDS_THREAD, Steps
-from opendify.upstream.cancellation import Watch
+from opendify.streaming import BLOCKING, ResumableBody
+from opendify.upstream.cancellation import Cancellation
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +49,8 @@ class Responder:
     def __init__(
         self,
         service: ChatService,
-        access: Access,
-        capacity: Capacity,
+        access: Authorizer,
+        capacity: ServerCapacity,
         user_secret: str,
         now: Callable[[], float],
     ) -> None:
@@ -87,13 +87,13 @@ class Responder:
         return _with_headers(response, exchange, parsed)
 
     def _response(
-        self, parsed: ParsedRequest, exchange: Asked, record: Record, resources: Resources
+        self, parsed: ParsedRequest, exchange: Turn, record: Record, resources: Resources
     ) -> Response:
         if parsed.prompt.stream:
-            exchange.hold(HOLD_SECONDS)
+            exchange.await_status(HOLD_SECONDS)
             record.is_streaming = True
             events = self._events(exchange, parsed.new_writer(), record, resources)
-            return SteppedResponse(events, headers=_STREAM_HEADERS)
+            return StreamingResponse(events, headers=_STREAM_HEADERS)
         response = jsonify(parsed.to_json(self._service.complete(exchange)))
         exchange.end()
         if exchange.ids.message_id:
@@ -101,45 +101,45 @@ class Responder:
         return response
 
     def _events(
-        self, exchange: Asked, writer: StreamWriter, record: Record, resources: Resources
-    ) -> Steps[bytes]:
+        self, exchange: Turn, writer: StreamWriter, record: Record, resources: Resources
+    ) -> ResumableBody[bytes]:
         steps = self._service.stream(exchange, writer)
         try:
             yield from to_first_byte(steps, record, writer.keep_alive())
             end = yield from steps  # nothing of ours between a token and its caller
-        except errors.CallerGone:
+        except errors.ClientDisconnected:
             record.ended = CALLER_GONE
             return
         except errors.OpenDifyError as exc:
-            yield NEEDS_THREAD  # the request is over, and goes into the log
+            yield BLOCKING  # the request is over, and goes into the log
             end = _failure(exc, writer, record)
         except Exception:
-            yield NEEDS_THREAD
+            yield BLOCKING
             log.exception("unexpected error in a stream")
             end = _failure(internal_error(), writer, record)
         before, last = _split_last_event(end)
         if before:
             yield before
         if not exchange.has_ended or len(before) > _MAX_HELD_BYTES:
-            yield NEEDS_THREAD  # the bytes so far do not wait for Dify
+            yield BLOCKING  # the bytes so far do not wait for Dify
             exchange.end()
         resources.release_permits()
         yield last  # which clients wait for: a place is free before they see it
         record.is_complete = True
 
-    def _caller(self, prompt: ChatPrompt) -> Caller:
+    def _caller(self, prompt: ChatPrompt) -> RequestContext:
         environ, identity = request.environ, self._access.identity()
-        headers = openwebui.Told(environ)
-        person = openwebui.person(prompt, headers, self._user_secret, self._now())
+        headers = openwebui.OpenWebUiHeaders(environ)
+        person = openwebui.identify_user(prompt, headers, self._user_secret, self._now())
         user = _bounded(person.id) or DEFAULT_USER
         chat_id = _bounded(openwebui.chat_id(prompt, headers))
-        return Caller(
+        return RequestContext(
             name=identity.name,
             models=identity.models,
             user=user,
             chat_id=chat_id,
             is_temporary_chat=openwebui.is_temporary(chat_id),
-            watch=Watch(
+            cancellation=Cancellation(
                 _descriptor(environ, "gunicorn.socket"), _descriptor(environ, "opendify.ending")
             ),
             role=person.role,
@@ -147,12 +147,12 @@ class Responder:
             task=openwebui.task(headers),
             trace_id=current_record().id,
             answer_id=openwebui.answer_id(headers),
-            follows=openwebui.followed_answer_id(headers),
+            parent_answer_id=openwebui.followed_answer_id(headers),
             is_named_user=user != DEFAULT_USER,
         )
 
 
-def _with_headers(response: Response, exchange: Asked, parsed: ParsedRequest) -> Response:
+def _with_headers(response: Response, exchange: Turn, parsed: ParsedRequest) -> Response:
     if exchange.ids.conversation_id:
         response.headers["X-Dify-Conversation-Id"] = exchange.ids.conversation_id
     if ignored := nameable((*exchange.ignored, *parsed.ignored)):
@@ -171,7 +171,7 @@ def _split_last_event(events: bytes) -> tuple[bytes, bytes]:
     return (events[: start + 2], events[start + 2 :]) if start >= 0 else (b"", events)
 
 
-def _close(exchange: Asked, record: Record) -> None:
+def _close(exchange: Turn, record: Record) -> None:
     if usage := exchange.usage:
         record.tokens = {"prompt": usage.prompt_tokens, "completion": usage.completion_tokens}
     record.conversation = exchange.ids.conversation_id

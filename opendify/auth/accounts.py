@@ -12,17 +12,17 @@ _DIFY_KEY = re.compile(r"app-[!-~]{1,200}")
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class Principal:
     """Somebody whom we know. ``name`` stands for the key in the mappings and never is one;
     ``models`` are those that they may use; ``limits`` hold for all who are ``counted_as`` one."""
 
     name: str
     models: Mapping[str, Model]
     limits: Limits
-    counted_as: str
+    limit_key: str
 
 
-class Callers:
+class AccountRegistry:
     """Those who may call: the accounts and the admins; where there are no accounts, everybody;
     where ``bring_dify_key``, those with the key of a Dify app, which then is the key of every
     model for them, and only theirs."""
@@ -46,7 +46,7 @@ class Callers:
         """Whether a request needs a key at all."""
         return bool(self._accounts) or self.bring_dify_key
 
-    def identify(self, key: str) -> Identity | None:
+    def identify(self, key: str) -> Principal | None:
         """Who shows this key ("" is none), or None where that is nobody we know.
 
         How long it takes says nothing of how near a wrong key is to a right one.
@@ -59,18 +59,18 @@ class Callers:
         if found:
             account, models = found[0]
             name = account.name or name
-            return Identity(name, models, account.limits, name)
+            return Principal(name, models, account.limits, name)
         if self.admin_keys.hold_digest(digest):
-            return Identity(name, self._models, Limits(), name)
+            return Principal(name, self._models, Limits(), name)
         if not self.need_keys:  # anybody can make up keys, so all are counted as one
-            return Identity(name, self._models, self._limits, "-")
+            return Principal(name, self._models, self._limits, "-")
         return None
 
-    def _with_dify_key(self, key: str, name: str) -> Identity | None:
+    def _with_dify_key(self, key: str, name: str) -> Principal | None:
         if not _DIFY_KEY.fullmatch(key):
             return None
         models = {name: replace(model, key=key) for name, model in self._models.items()}
-        return Identity(name, models, self._limits, name)
+        return Principal(name, models, self._limits, name)
 
 
 def _allowed(account: Account, models: Mapping[str, Model]) -> Mapping[str, Model]:

@@ -13,9 +13,9 @@ from typing import Any
 from opendify import errors
 from opendify.chat import task_detection
 from opendify.chat.turn import (
-    Caller,
-    Exchange,
-    Parts,
+    ChatTurn,
+    RequestContext,
+    Services,
     owner_of,
 )
 from opendify.config.models import Model
@@ -30,7 +30,7 @@ from opendify.dify.events import (
 )
 from opendify.protocols.base import ChatPrompt
 from opendify.rendering.renderer import ResponseRenderer
-from opendify.streaming import NEEDS_THREAD, Wait
+from opendify.streaming import BLOCKING, WaitFor
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ CALL_SECONDS = 20.0
 _HELPER = "model:"
 
 
-class LocalAnswer:
+class StaticTurn:
     """An answer that is complete already, told to its caller as that of an Exchange is."""
 
     has_begun = True
@@ -66,18 +66,18 @@ class LocalAnswer:
         """No file is Dify's here: addresses stay as they are."""
         return ""
 
-    def hold(self, seconds: float) -> None:
+    def await_status(self, seconds: float) -> None:
         """There is nothing to wait for."""
 
-    def wait(self, seconds: float) -> Wait:
+    def wait(self, seconds: float) -> WaitFor:
         """There is nothing to wait for."""
-        return NEEDS_THREAD
+        return BLOCKING
 
-    def take(self, is_readable: bool | None = None) -> list[Event]:
+    def next_events(self, is_readable: bool | None = None) -> list[Event]:
         """All events, at once."""
         return [Text(self._text), MessageEnded()]
 
-    def settle(self, said: str, usage: Usage | None, is_cut: bool) -> None:
+    def commit(self, said: str, usage: Usage | None, is_cut: bool) -> None:
         """Nothing is remembered of it."""
 
     def close(self) -> None:
@@ -91,14 +91,14 @@ class LocalAnswer:
         callback()
 
 
-class Chores:
+class BackgroundTasks:
     """Answers background tasks."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Services) -> None:
         self._parts = parts
         self._complained: set[tuple[str, str]] = set()
 
-    def answering_model(self, model: Model, caller: Caller) -> Model:
+    def answering_model(self, model: Model, caller: RequestContext) -> Model:
         """The model that answers the background tasks of this one for the caller, with a key: the
         helper of its setting ``tasks``, else itself. Nobody gets a helper that they may not use."""
         if not model.tasks.startswith(_HELPER):
@@ -110,23 +110,23 @@ class Chores:
             return model
         return helper if helper.key else replace(helper, key=model.key)
 
-    def ask(
-        self, kind: str, prompt: ChatPrompt, model: Model, caller: Caller
-    ) -> Exchange | LocalAnswer:
+    def start(
+        self, kind: str, prompt: ChatPrompt, model: Model, caller: RequestContext
+    ) -> ChatTurn | StaticTurn:
         """The answer to a task of this kind. Raises CallerGone, CallerError and DifyError."""
         treatment, answering = model.tasks, self.answering_model(model, caller)
         if not treatment:
             mode = self._parts.directory.app(model).mode
-            treatment = task_detection.treatment("", kind, mode)
+            treatment = task_detection.policy("", kind, mode)
         elif treatment.startswith(_HELPER) and answering is model:
             # A person waits to read a merged answer; the others serve the client alone.
             treatment = "throwaway" if kind == task_detection.MERGED_ANSWER else "local"
         log.info("a background task model=%s kind=%s by=%s", model.name, kind, treatment)
         if treatment == "local":
-            return LocalAnswer(prompt, model, self._answer(kind, prompt, model, caller))
+            return StaticTurn(prompt, model, self._answer(kind, prompt, model, caller))
         options = replace(prompt.options, conversation_id="", auto_generate_name=False)
         prompt = replace(prompt, options=options)
-        return Exchange(prompt, answering, caller, self._parts, is_throwaway=True)
+        return ChatTurn(prompt, answering, caller, self._parts, is_throwaway=True)
 
     def _complain(self, model: str, helper: str, caller: str) -> None:
         if (model, caller) not in self._complained:
@@ -139,7 +139,7 @@ class Chores:
                 caller,
             )
 
-    def _answer(self, kind: str, prompt: ChatPrompt, model: Model, caller: Caller) -> str:
+    def _answer(self, kind: str, prompt: ChatPrompt, model: Model, caller: RequestContext) -> str:
         content: str | list[str] = ""
         if caller.chat_id and not caller.is_temporary_chat:
             try:
@@ -150,17 +150,17 @@ class Chores:
             return task_detection.answer(kind, content)
         return task_detection.empty_answer(kind, prompt.messages[-1].text)
 
-    def _ask_dify(self, kind: str, model: Model, caller: Caller) -> str | list[str]:
+    def _ask_dify(self, kind: str, model: Model, caller: RequestContext) -> str | list[str]:
         if kind not in (task_detection.TITLE, task_detection.FOLLOW_UPS):
             return ""
         app = self._parts.directory.app(model)
-        if not endpoints.remembers(app.mode):
+        if not endpoints.has_conversations(app.mode):
             return ""
         if kind == task_detection.TITLE:
             return self._title(model, caller)
         return self._follow_ups(model, app, caller)
 
-    def _title(self, model: Model, caller: Caller) -> str:
+    def _title(self, model: Model, caller: RequestContext) -> str:
         key = owner_of(caller, model).chat_key(caller.chat_id)
         conversation_id = self._await_conversation(key, caller)
         if not conversation_id:
@@ -169,7 +169,7 @@ class Chores:
         path = f"/conversations/{conversation_id}/name"
         return conversation_api.parse_name(self._call(model, "POST", path, json=body))
 
-    def _follow_ups(self, model: Model, app: App, caller: Caller) -> list[str]:
+    def _follow_ups(self, model: Model, app: App, caller: RequestContext) -> list[str]:
         key = owner_of(caller, model).chat_key(caller.chat_id)
         mapping = self._parts.conversations.get(key)
         if mapping is None or not app.suggestions:
@@ -192,13 +192,13 @@ class Chores:
             self._call(model, "GET", path, params={"user": caller.user})
         )
 
-    def _await_conversation(self, key: str, caller: Caller) -> str:
+    def _await_conversation(self, key: str, caller: RequestContext) -> str:
         """The conversation of a chat, whose first turn may be on its way still."""
         until = time.monotonic() + SECONDS_FOR_FIRST_TURN
         while (mapping := self._parts.conversations.get(key)) is None:
             if time.monotonic() > until:
                 return ""
-            caller.watch.look()
+            caller.cancellation.raise_if_cancelled()
             time.sleep(_SECONDS_BETWEEN_LOOKS)
         return mapping.conversation_id
 

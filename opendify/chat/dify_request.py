@@ -20,7 +20,7 @@ _SPEAKERS = {"user": "User", "assistant": "Assistant"}
 
 
 @dataclass(frozen=True, slots=True)
-class Dialogue:
+class Prompt:
     """The messages of a request, told apart: what Dify is asked, and what came before. ``turn``
     is empty where the person sent nothing but files."""
 
@@ -31,43 +31,43 @@ class Dialogue:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class DifyRequest:
     """A question to Dify: where it goes, and the body."""
 
     path: str
     body: Mapping[str, Any]
 
 
-def to_dialogue(messages: Sequence[Message]) -> Dialogue:
+def to_prompt(messages: Sequence[Message]) -> Prompt:
     """Takes the last message for the question.
 
     An answer of the assistant at the end is no question: clients that offer *continue* send the
     history up to it, and so it is asked to go on. Only the files of the last message are new.
     """
     system = "\n\n".join(m.text for m in messages if m.role in ("system", "developer") and m.text)
-    spoken = to_spoken(messages)
+    spoken = without_system(messages)
     last = spoken[-1]
     if last.role == "assistant":
-        return Dialogue(system, spoken, _CONTINUE)
+        return Prompt(system, spoken, _CONTINUE)
     turn = last.text if last.role == "user" else _line(last)
-    return Dialogue(system, spoken[:-1], turn.strip() and turn, last.attachments)
+    return Prompt(system, spoken[:-1], turn.strip() and turn, last.attachments)
 
 
-def to_spoken(messages: Sequence[Message]) -> tuple[Message, ...]:
+def without_system(messages: Sequence[Message]) -> tuple[Message, ...]:
     """What the person, the assistant and the tools have said, without the instructions."""
     return tuple(m for m in messages if m.role not in ("system", "developer"))
 
 
-def to_question(
+def to_dify_request(
     options: DifyOptions,
-    dialogue: Dialogue,
+    dialogue: Prompt,
     model: Model,
     app: App,
-    facts: form_inputs.Facts,
+    facts: form_inputs.TemplateVars,
     conversation_id: str,
     prepared: Prepared,
     files_only_query: str,
-) -> Question:
+) -> DifyRequest:
     """The question for an app of any mode. ``prepared`` are the files of the turn, and
     ``files_only_query`` is asked where there is nothing else: Dify takes no empty question.
 
@@ -92,7 +92,7 @@ def to_question(
     body |= {"user": facts.user, "response_mode": "streaming"}
     if options.trace_id:
         body["trace_id"] = options.trace_id
-    return Question(path, body)
+    return DifyRequest(path, body)
 
 
 def ignored_inputs(options: DifyOptions, model: Model) -> tuple[str, ...]:
@@ -102,27 +102,29 @@ def ignored_inputs(options: DifyOptions, model: Model) -> tuple[str, ...]:
     return tuple(f"inputs.{name}" for name in options.inputs if name in reserved)
 
 
-def to_query(dialogue: Dialogue, model: Model, prepared: Prepared, files_only_query: str) -> str:
+def to_query(dialogue: Prompt, model: Model, prepared: Prepared, files_only_query: str) -> str:
     """The ``query`` of the question that ``to_question`` makes for a conversation that Dify has,
     in an app that remembers."""
     return _query(_with_files(dialogue, prepared, files_only_query), model, "any")
 
 
-def _fill_inputs(options: DifyOptions, model: Model, facts: form_inputs.Facts) -> dict[str, Any]:
+def _fill_inputs(
+    options: DifyOptions, model: Model, facts: form_inputs.TemplateVars
+) -> dict[str, Any]:
     """The inputs of the request over those of the operator, except the operator's reserved ones."""
     filled = form_inputs.fill(model.inputs, facts)
     own = {name: filled[name] for name in form_inputs.reserved(model.inputs)}
     return {**filled, **options.inputs, **own}
 
 
-def _with_files(dialogue: Dialogue, prepared: Prepared, files_only_query: str) -> Dialogue:
+def _with_files(dialogue: Prompt, prepared: Prepared, files_only_query: str) -> Prompt:
     turn = "\n\n".join(filter(None, (dialogue.turn, prepared.spoken))) or files_only_query
     return replace(dialogue, turn=turn) if turn != dialogue.turn else dialogue
 
 
 def _chat_body(
     options: DifyOptions,
-    dialogue: Dialogue,
+    dialogue: Prompt,
     model: Model,
     app: App,
     filled: dict[str, Any],
@@ -141,7 +143,7 @@ def _chat_body(
 
 
 def _completion_body(
-    dialogue: Dialogue, model: Model, app: App, filled: dict[str, Any], files: list[Any]
+    dialogue: Prompt, model: Model, app: App, filled: dict[str, Any], files: list[Any]
 ) -> dict[str, Any]:
     name = form_inputs.text_field(app.form, model.text_input, filled, usual="query")
     query = _fitting_query(dialogue, model, app, name)
@@ -151,7 +153,7 @@ def _completion_body(
 
 
 def _workflow_body(
-    dialogue: Dialogue, model: Model, app: App, filled: dict[str, Any], files: list[Any]
+    dialogue: Prompt, model: Model, app: App, filled: dict[str, Any], files: list[Any]
 ) -> dict[str, Any]:
     name = form_inputs.text_field(app.form, model.text_input, filled)
     if name:
@@ -165,14 +167,14 @@ def _with_inputs(app: App, filled: dict[str, Any], files: list[Any]) -> dict[str
     return body | ({"files": rest} if rest else {})
 
 
-def _fitting_query(dialogue: Dialogue, model: Model, app: App, name: str) -> str:
+def _fitting_query(dialogue: Prompt, model: Model, app: App, name: str) -> str:
     """The query, with as much of what came before as the input has room for."""
     limit = next((one.max_length for one in app.form or () if one.name == name), 0)
     room = max(0, limit - len(dialogue.system) - len(dialogue.turn) - 100) if limit else None
     return _query(dialogue, model, "", room)
 
 
-def _query(dialogue: Dialogue, model: Model, conversation_id: str, room: int | None = None) -> str:
+def _query(dialogue: Prompt, model: Model, conversation_id: str, room: int | None = None) -> str:
     parts = []
     if dialogue.system and (
         model.system == "every" or (model.system == "first" and not conversation_id)

@@ -21,7 +21,7 @@ _TEXT_NAMES = ("query", "input", "text", "question", "prompt", "message")
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class TemplateVars:
     """What is known of the caller; MODEL_CONFIG may use it in inputs as ``{user}`` and so on."""
 
     user: str = ""
@@ -30,7 +30,7 @@ class Facts:
     system: str = ""
 
 
-def fill(configured: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
+def fill(configured: Mapping[str, Any], facts: TemplateVars) -> dict[str, Any]:
     """The operator's inputs, with the facts in the place of their names, at any depth."""
     return {name: _filled(value, facts) for name, value in configured.items()}
 
@@ -93,7 +93,7 @@ def text_field(
     )
 
 
-def _filled(value: Any, facts: Facts) -> Any:
+def _filled(value: Any, facts: TemplateVars) -> Any:
     if isinstance(value, dict):
         return {name: _filled(item, facts) for name, item in value.items()}
     if isinstance(value, list):

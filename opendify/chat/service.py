@@ -5,17 +5,17 @@ from itertools import chain
 
 from opendify import errors
 from opendify.chat import task_detection
-from opendify.chat.background_tasks import Chores, LocalAnswer
-from opendify.chat.turn import Caller, Exchange, Parts
+from opendify.chat.background_tasks import BackgroundTasks, StaticTurn
+from opendify.chat.turn import ChatTurn, RequestContext, Services
 from opendify.config.models import Model
 from opendify.protocols.base import ChatPrompt
 from opendify.protocols.responses import ResponseMeta, StreamWriter, WholeResponse
 from opendify.rendering.deltas import ReasoningDelta, Reset, TextDelta
 from opendify.rendering.file_links import FileLinkResolver, is_resolved
-from opendify.streaming import NEEDS_THREAD, StepsWithEnd
+from opendify.streaming import BLOCKING, StepsWithEnd
 
 # What a request is answered with: by Dify, or without it.
-Asked = Exchange | LocalAnswer
+Turn = ChatTurn | StaticTurn
 
 # The status of a streamed answer is held back until Dify says something that decides it, so that
 # a refusal is a refusal and not a broken stream: for so long at most.
@@ -39,32 +39,32 @@ class ChatService:
 
     def __init__(
         self,
-        parts: Parts,
+        parts: Services,
         now: Callable[[], float],
         new_id: Callable[[], str],
     ) -> None:
-        self._parts = parts
-        self._chores = Chores(parts)
+        self._services = parts
+        self._background_tasks = BackgroundTasks(parts)
         self._now = now
         self._new_id = new_id
 
-    def answering_model(self, prompt: ChatPrompt, caller: Caller) -> Model:
+    def answering_model(self, prompt: ChatPrompt, caller: RequestContext) -> Model:
         """The model whose app answers the request: for a background task it may be another than
         the one that is asked for. Raises ModelNotFound."""
         model = find_model(prompt.model, caller.models)
-        if task_detection.recognise(prompt, caller.task):
-            return self._chores.answering_model(model, caller)
+        if task_detection.detect(prompt, caller.task):
+            return self._background_tasks.answering_model(model, caller)
         return model
 
-    def start(self, prompt: ChatPrompt, caller: Caller) -> Asked:
+    def start(self, prompt: ChatPrompt, caller: RequestContext) -> Turn:
         """Puts the question on its way to Dify. Raises CallerGone, CallerError and DifyError."""
         model = find_model(prompt.model, caller.models)
-        if kind := task_detection.recognise(prompt, caller.task):
-            return self._chores.ask(kind, prompt, model, caller)
+        if kind := task_detection.detect(prompt, caller.task):
+            return self._background_tasks.start(kind, prompt, model, caller)
         is_throwaway = caller.is_temporary_chat
-        return Exchange(prompt, model, caller, self._parts, is_throwaway=is_throwaway)
+        return ChatTurn(prompt, model, caller, self._services, is_throwaway=is_throwaway)
 
-    def complete(self, exchange: Asked) -> WholeResponse:
+    def complete(self, exchange: Turn) -> WholeResponse:
         """The whole answer. Raises CallerGone and DifyError."""
         texts: list[str] = []
         reasoning: list[str] = []
@@ -72,7 +72,7 @@ class ChatService:
         links = FileLinkResolver(exchange.link)
         while not renderer.has_ended:
             exchange.wait(float("inf"))
-            rendered = [renderer.feed(event) for event in exchange.take()]
+            rendered = [renderer.feed(event) for event in exchange.next_events()]
             for delta in chain.from_iterable(map(links.resolve, rendered)):
                 match delta:
                     case TextDelta(text):
@@ -83,10 +83,10 @@ class ChatService:
                         texts.clear()
                         reasoning.clear()
         text, completion = "".join(texts), renderer.completion
-        exchange.settle(text, completion.usage, renderer.is_cut)
+        exchange.commit(text, completion.usage, renderer.is_cut)
         return WholeResponse(self._meta(exchange), text, "".join(reasoning), completion)
 
-    def stream(self, exchange: Asked, writer: StreamWriter) -> StepsWithEnd[bytes]:
+    def stream(self, exchange: Turn, writer: StreamWriter) -> StepsWithEnd[bytes]:
         """The steps of a streamed answer: what came together leaves together, each as soon as it
         is known. Returns its end, which is left to the caller to send.
 
@@ -94,27 +94,27 @@ class ChatService:
         """
         while not exchange.has_begun:
             yield writer.keep_alive()
-            yield NEEDS_THREAD
-            exchange.hold(KEEP_ALIVE_SECONDS)
+            yield BLOCKING
+            exchange.await_status(KEEP_ALIVE_SECONDS)
         yield writer.start(self._meta(exchange))
         renderer = exchange.new_renderer()
         links = FileLinkResolver(exchange.link)
         while not renderer.has_ended:
             is_readable = yield exchange.wait(KEEP_ALIVE_SECONDS)
-            events = exchange.take(is_readable)
+            events = exchange.next_events(is_readable)
             rendered = [renderer.feed(event) for event in events]
             if not all(map(is_resolved, rendered)):
-                yield NEEDS_THREAD  # to fetch files
+                yield BLOCKING  # to fetch files
             if deltas := [*chain.from_iterable(map(links.resolve, rendered))]:
                 yield writer.write(deltas)
             elif not (events or is_readable):
                 yield writer.keep_alive()
-        yield NEEDS_THREAD
+        yield BLOCKING
         completion = renderer.completion
-        exchange.settle(writer.text, completion.usage, renderer.is_cut)
+        exchange.commit(writer.text, completion.usage, renderer.is_cut)
         return writer.finish(self._meta(exchange), completion)
 
-    def _meta(self, exchange: Asked) -> ResponseMeta:
+    def _meta(self, exchange: Turn) -> ResponseMeta:
         ids = exchange.ids
         return ResponseMeta(
             id=ids.message_id or ids.workflow_run_id or self._new_id(),

@@ -42,7 +42,7 @@ _CONTEXT = "<context>"
 _COMPACTED = "\n### Messages Being Compacted:\n"
 
 
-def recognise(chat: ChatPrompt, header_task: str) -> str:
+def detect(chat: ChatPrompt, header_task: str) -> str:
     """The kind of background task that this request is, by Open WebUI's name; "" for a turn.
 
     ``header_task`` is what the request's header says of it, empty where there is none. A header
@@ -60,7 +60,7 @@ def recognise(chat: ChatPrompt, header_task: str) -> str:
     return _kind(prompt)
 
 
-def treatment(setting: str, kind: str, mode: str) -> str:
+def policy(setting: str, kind: str, mode: str) -> str:
     """What a task gets: ``throwaway``, ``local`` or ``model:<name>``.
 
     ``setting`` is that of the model, which wins; ``mode`` is that of its app. Runs of agents and

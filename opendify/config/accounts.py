@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from opendify.auth.api_keys import Keys, parse_key, parse_keys
-from opendify.config.parsing import BadValue, parse_object
+from opendify.config.parsing import InvalidValue, parse_object
 
 MAX_NAME = 100
 MOST = 1_000_000
@@ -45,7 +45,7 @@ def parse_accounts(
         return (Account(keys, limits=limits),) if keys else ()
     try:
         written = parse_object(text, "caller", _EXAMPLE)
-    except BadValue as exc:
+    except InvalidValue as exc:
         problems.append(f"{name}{exc}")
         return ()
     accounts = []
@@ -78,7 +78,7 @@ def parse_origins(text: str) -> frozenset[str]:
     """
     origins = {origin for part in text.split(",") if (origin := part.strip().rstrip("/"))}
     if not all(origin == "*" or _is_origin(origin) for origin in origins):
-        raise BadValue(
+        raise InvalidValue(
             "must be origins with commas between, like https://chat.example.com, or * for all"
         )
     return frozenset(origin.lower() for origin in origins)
@@ -99,11 +99,11 @@ def _parse_account(name: str, entry: Any, models: Collection[str], limits: Limit
     _check_name(name)
     settings = {"keys": entry} if isinstance(entry, str | list) else entry
     if not isinstance(settings, dict):
-        raise BadValue(f"{where} must have a key, a list of keys, or an object with 'keys'")
+        raise InvalidValue(f"{where} must have a key, a list of keys, or an object with 'keys'")
     known = ("keys", "models", "requests_per_minute", "max_streams")
     unknown = sorted(set(settings) - set(known))
     if unknown:
-        raise BadValue(f"{where} has an unknown setting; known are {', '.join(known)}")
+        raise InvalidValue(f"{where} has an unknown setting; known are {', '.join(known)}")
     return Account(
         _keys(settings.get("keys"), where),
         name,
@@ -119,40 +119,40 @@ def _check_name(name: str) -> None:
     """A name stands in the mappings where else a hash or ``-`` does, and must not be taken for
     one."""
     if not name.strip() or name != name.strip() or not name.isprintable() or len(name) > MAX_NAME:
-        raise BadValue(
+        raise InvalidValue(
             f"the name of a caller is empty, longer than {MAX_NAME} characters, or has blanks "
             "around it or control characters in it"
         )
     if name == "-" or re.fullmatch("[0-9a-f]{12}", name) or name.lower().startswith("sha256:"):
-        raise BadValue("a caller has a name that is '-' or looks like the hash of a key")
+        raise InvalidValue("a caller has a name that is '-' or looks like the hash of a key")
 
 
 def _keys(value: Any, where: str) -> Keys:
     written = [value] if isinstance(value, str) else value
     if not isinstance(written, list) or not written:
-        raise BadValue(f"{where}, setting 'keys' must be a key or a list of keys")
+        raise InvalidValue(f"{where}, setting 'keys' must be a key or a list of keys")
     digests = []
     for number, key in enumerate(written, start=1):
         place = f"{where}, key {number}"
         if not isinstance(key, str) or not key.strip() or "," in key:
-            raise BadValue(f"{place} must be a string without commas, and not empty")
+            raise InvalidValue(f"{place} must be a string without commas, and not empty")
         digests.append(parse_key(key.strip(), place))
     return Keys(tuple(digests))
 
 
 def _models(value: Any, where: str, models: Collection[str]) -> frozenset[str]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise BadValue(f"{where}, setting 'models' must be a list of names of models")
+        raise InvalidValue(f"{where}, setting 'models' must be a list of names of models")
     unknown = [name for name in value if name not in models]
     if unknown and models:
-        raise BadValue(f"{where} names the model '{unknown[0]}', which is not in MODEL_CONFIG")
+        raise InvalidValue(f"{where} names the model '{unknown[0]}', which is not in MODEL_CONFIG")
     return frozenset(value)
 
 
 def _limit(settings: Mapping[str, Any], name: str, default: int, where: str) -> int:
     value = settings.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST:
-        raise BadValue(f"{where}, setting '{name}' must be a whole number from 0 to {MOST}")
+        raise InvalidValue(f"{where}, setting '{name}' must be a whole number from 0 to {MOST}")
     return value
 
 

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
-from opendify.config.parsing import BadValue, parse_object, positive
+from opendify.config.parsing import InvalidValue, parse_object, positive
 
 APP_TYPES = ("chat", "agent-chat", "agent", "advanced-chat", "completion", "workflow")
 
@@ -59,14 +59,14 @@ def parse_models(
     """
     try:
         raw = parse_object(text, "model", """'{"my-model":"app-..."}', on one line""")
-    except BadValue as exc:
+    except InvalidValue as exc:
         problems.append(f"MODEL_CONFIG{exc}")
         return {}
     models = {}
     for name, entry in raw.items():
         try:
             models[name] = _parse_model(name, entry, default_base, callers_bring_keys)
-        except BadValue as exc:
+        except InvalidValue as exc:
             problems.append(f"MODEL_CONFIG: {exc}")
     problems += _task_problems(models, set(raw))
     return models
@@ -83,9 +83,9 @@ def parse_base(url: str) -> str:
     except ValueError:
         sound = False
     if not sound or re.search(r"\s", url):
-        raise BadValue("must be an address like https://dify.example.com/v1")
+        raise InvalidValue("must be an address like https://dify.example.com/v1")
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
-        raise BadValue("must be a plain address, without user, password, query or fragment")
+        raise InvalidValue("must be a plain address, without user, password, query or fragment")
     return url.rstrip("/")
 
 
@@ -106,13 +106,15 @@ def _task_problems(models: Mapping[str, Model], names: set[str]) -> list[str]:
 
 def _parse_model(name: str, entry: Any, default_base: str, callers_bring_keys: bool) -> Model:
     if not name.strip() or name != name.strip() or not name.isprintable():
-        raise BadValue("a model name is empty, or has blanks around it or control characters in it")
+        raise InvalidValue(
+            "a model name is empty, or has blanks around it or control characters in it"
+        )
     settings = {"key": entry} if isinstance(entry, str) else entry
     if not isinstance(settings, dict):
-        raise BadValue(f"model '{name}' must have a key (a string) or an object with 'key'")
+        raise InvalidValue(f"model '{name}' must have a key (a string) or an object with 'key'")
     unknown = sorted(set(settings) - set(SETTINGS))
     if unknown:
-        raise BadValue(
+        raise InvalidValue(
             f"model '{name}' has an unknown setting '{unknown[0]}'; known are {', '.join(SETTINGS)}"
         )
     values = {}
@@ -124,40 +126,40 @@ def _parse_model(name: str, entry: Any, default_base: str, callers_bring_keys: b
         # Who has the key of an app may ask Dify for all that is in it.
         values.setdefault("conversation_ids", "any")
         if base != default_base:
-            raise BadValue(
+            raise InvalidValue(
                 f"model '{name}' has a 'base' of its own, but with DIFY_KEY_PASSTHROUGH the keys "
                 "of callers go to DIFY_API_BASE only"
             )
     if "key" not in values:
-        raise BadValue(f"model '{name}' has no 'key'")
+        raise InvalidValue(f"model '{name}' has no 'key'")
     known = {one.name for one in fields(Model)}
     return Model(name, base=base, **{k: v for k, v in values.items() if k in known})
 
 
 def _key(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value:
-        raise BadValue(f"{where} must be the API key of a Dify app")
+        raise InvalidValue(f"{where} must be the API key of a Dify app")
     if not value.isascii() or not value.isprintable() or " " in value:
-        raise BadValue(f"{where} holds characters that no key has (blanks, or not ASCII)")
+        raise InvalidValue(f"{where} holds characters that no key has (blanks, or not ASCII)")
     return value
 
 
 def _base(value: Any, where: str) -> str:
     try:
         return parse_base(value if isinstance(value, str) else "")
-    except BadValue as exc:
-        raise BadValue(f"{where} {exc}") from None
+    except InvalidValue as exc:
+        raise InvalidValue(f"{where} {exc}") from None
 
 
 def _inputs(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise BadValue(f"{where} must be an object")
+        raise InvalidValue(f"{where} must be an object")
     return value
 
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value:
-        raise BadValue(f"{where} must be a non-empty string")
+        raise InvalidValue(f"{where} must be a non-empty string")
     return value
 
 
@@ -165,7 +167,7 @@ def _choice(value: Any, where: str) -> str:
     pattern = _CHOICES[where.rsplit("'", 2)[1]]
     if not isinstance(value, str) or not re.fullmatch(pattern, value):
         shown = pattern.replace(_INPUT, "input:<name>").replace("model:.+", "model:<name>")
-        raise BadValue(f"{where} must be one of {shown.replace('|', ', ')}")
+        raise InvalidValue(f"{where} must be one of {shown.replace('|', ', ')}")
     return value
 
 

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 
-class BadValue(ValueError):
+class InvalidValue(ValueError):
     """One thing that is wrong, as a sentence that names it."""
 
 
@@ -21,11 +21,11 @@ def parse_object(text: str, kind: str, example: str) -> dict[str, Any]:
     try:
         found = json.loads(text, object_pairs_hook=_without_duplicates)
     except _Twice as exc:
-        raise BadValue(f": {exc}") from None
+        raise InvalidValue(f": {exc}") from None
     except (ValueError, RecursionError):
-        raise BadValue(f" is not valid JSON. It should look like {example}.") from None
+        raise InvalidValue(f" is not valid JSON. It should look like {example}.") from None
     if not isinstance(found, dict) or not found:
-        raise BadValue(f" must be a JSON object with at least one {kind}, like {example}.")
+        raise InvalidValue(f" must be a JSON object with at least one {kind}, like {example}.")
     return found
 
 
@@ -40,7 +40,7 @@ def without_quotes(value: str) -> str:
 def positive(value: Any, where: str) -> int:
     """A whole number above 0. Raises BadValue, which says ``where``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise BadValue(f"{where} must be a whole number above 0")
+        raise InvalidValue(f"{where} must be a whole number above 0")
     return value
 
 

@@ -3,7 +3,7 @@
 import re
 from urllib.parse import parse_qsl, urlsplit
 
-from opendify.config.parsing import BadValue
+from opendify.config.parsing import InvalidValue
 
 SCHEMES = ("redis", "rediss")
 OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname")
@@ -21,16 +21,18 @@ def parse_store_address(value: str) -> str:
     except ValueError:
         sound, options = False, []
     if not sound or re.search(r"\s", value):
-        raise BadValue(
+        raise InvalidValue(
             "must be empty or 'file' for the JSON file in DATA_DIR, or the address of a Redis "
             "server, like redis://:password@redis.example.com:6379/0 (rediss:// for TLS; signs "
             "like / @ # ? in the password are written %2F %40 %23 %3F)"
         )
     if not re.fullmatch(r"(/\d*)?", parts.path) or parts.fragment:
-        raise BadValue("must end with the number of the database, like redis.example.com:6379/0")
+        raise InvalidValue(
+            "must end with the number of the database, like redis.example.com:6379/0"
+        )
     known = OPTIONS if parts.scheme == "rediss" else ()
     if any(name not in known for name, _ in options):
-        raise BadValue(
+        raise InvalidValue(
             "has an unknown option after the question mark; known are, for rediss:// addresses, "
             + ", ".join(OPTIONS)
         )

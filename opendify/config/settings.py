@@ -16,7 +16,7 @@ from opendify.config.accounts import (
 )
 from opendify.config.ca_files import read_authorities
 from opendify.config.models import Model, parse_base, parse_models
-from opendify.config.parsing import BadValue
+from opendify.config.parsing import InvalidValue
 from opendify.config.redis_url import parse_store_address
 from opendify.config.secret_files import with_files
 
@@ -218,7 +218,7 @@ class _Reader:
         value = self._environ.get("DIFY_API_BASE", "").strip()
         try:
             return parse_base(value) if value else ""
-        except BadValue as exc:
+        except InvalidValue as exc:
             self._problems.append(f"DIFY_API_BASE {exc}.")
             return value
 
@@ -226,7 +226,7 @@ class _Reader:
         value = self._environ.get("PUBLIC_BASE_URL", "").strip()
         try:
             return parse_base(value).removesuffix("/v1") if value else ""
-        except BadValue:
+        except InvalidValue:
             self._problems.append(
                 "PUBLIC_BASE_URL must be the address under which callers reach OpenDify, "
                 "like https://ai.example.com, without user, password, query or fragment."
@@ -295,7 +295,7 @@ class _Reader:
     def conversation_store(self) -> str:
         try:
             return parse_store_address(self._environ.get("CONVERSATION_STORE", "").strip())
-        except BadValue as exc:
+        except InvalidValue as exc:
             self._problems.append(f"CONVERSATION_STORE {exc}.")
             return ""
 
@@ -312,7 +312,7 @@ class _Reader:
     def cors_origins(self) -> frozenset[str]:
         try:
             return parse_origins(self._environ.get("CORS_ORIGINS", ""))
-        except BadValue as exc:
+        except InvalidValue as exc:
             self._problems.append(f"CORS_ORIGINS {exc}.")
             return frozenset()
 

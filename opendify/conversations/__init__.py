@@ -7,8 +7,8 @@ file that processes share or in Redis; `locks/` lets one turn of a chat run at a
 program that copies one store to another. See docs/decisions 0001 and 0004.
 """
 
-from opendify.conversations.store.base import Conversations
-from opendify.conversations.store.json_file import ConversationStore
-from opendify.conversations.store.records import Mapping, Stats
+from opendify.conversations.store.base import ConversationStore
+from opendify.conversations.store.json_file import JsonFileStore
+from opendify.conversations.store.records import ConversationRecord, Stats
 
-__all__ = ["ConversationStore", "Conversations", "Mapping", "Stats"]
+__all__ = ["ConversationRecord", "ConversationStore", "JsonFileStore", "Stats"]

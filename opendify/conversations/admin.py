@@ -7,23 +7,23 @@ from urllib.parse import quote
 
 from opendify import errors
 from opendify.config.models import Model
-from opendify.conversations import Conversations
+from opendify.conversations import ConversationStore
 from opendify.conversations.keys import (
     count_by_model,
     encodable,
     is_chat,
-    to_whose,
+    parse_chat_key,
 )
 from opendify.conversations.store import records
 from opendify.upstream.client import DifyClient
 
 
-class Administration:
+class ConversationAdmin:
     """Counts, lists and removes mappings. ``now`` gives epoch seconds."""
 
     def __init__(
         self,
-        conversations: Conversations,
+        conversations: ConversationStore,
         models: Mapping[str, Model],
         client: DifyClient,
         now: Callable[[], float],
@@ -53,10 +53,10 @@ class Administration:
         wanted = (
             _shown(key, kept)
             for key, kept in entries
-            if chat_id is None or to_whose(key).chat_id == chat_id
+            if chat_id is None or parse_chat_key(key).chat_id == chat_id
         )
         found = list(islice(wanted, limit))
-        self._require_the_store()
+        self._require_store()
         return found
 
     def remove(self, conversation_id: str, in_dify: bool) -> dict[str, Any]:
@@ -66,25 +66,25 @@ class Administration:
         mappings are kept then, so that it can be tried again.
         """
         key = self._conversations.owner(conversation_id)
-        self._require_the_store()
+        self._require_store()
         if key is None:
-            raise errors.MappingUnknown(
+            raise errors.MappingNotFound(
                 f"No chat is kept in the conversation '{conversation_id[:100]}'; "
                 "GET /v1/conversation/mappings?limit=100 lists them."
             )
         outcome = self._delete_in_dify(key, conversation_id) if in_dify else "kept"
         keys = self._conversations.remove_conversation(conversation_id)
-        self._require_the_store()
+        self._require_store()
         return {"removed_count": len(keys), "dify": outcome, "timestamp": int(self._now())}
 
     def cleanup(self, days: float) -> dict[str, Any]:
         """Removes the mappings that were not used for so many days. Raises StoreUnavailable."""
         removed = self._conversations.cleanup(days)
-        self._require_the_store()
+        self._require_store()
         return {"removed_count": removed, "max_age_days": days, "timestamp": int(self._now())}
 
     def _delete_in_dify(self, key: str, conversation_id: str) -> str:
-        whose = to_whose(key)
+        whose = parse_chat_key(key)
         model = self._models.get(whose.model or "")
         if model is None or not model.key or whose.user is None:
             raise errors.InvalidRequest(
@@ -97,19 +97,19 @@ class Administration:
         try:
             path = f"/conversations/{quote(conversation_id, safe='')}"
             self._client.call(model, "DELETE", path, json=body)
-        except errors.ConversationUnknown:
+        except errors.ConversationNotFound:
             return "unknown"
         return "deleted"
 
-    def _require_the_store(self) -> None:
+    def _require_store(self) -> None:
         if not self._conversations.available:
             raise errors.StoreUnavailable(
                 "The conversations cannot be reached where they are kept; the log says why."
             )
 
 
-def _shown(key: str, kept: records.Mapping) -> dict[str, Any]:
-    whose = to_whose(key)
+def _shown(key: str, kept: records.ConversationRecord) -> dict[str, Any]:
+    whose = parse_chat_key(key)
     return {
         "caller": whose.caller,
         "model": whose.model,

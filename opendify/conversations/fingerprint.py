@@ -55,7 +55,7 @@ _WORD = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class HistoryFingerprint:
     """What a conversation has heard. ``items`` are of its last messages: the digest of the text,
     and behind a plus sign that of the files. ``answer`` is the digest of the client's own name
     for the last answer, ``message`` that of Dify's id of it; "" where they were not given."""
@@ -72,20 +72,20 @@ class Heard:
         return ":".join((self.chain, *self.items)) + answer + message
 
 
-def decode(word: str) -> Heard | None:
+def decode(word: str) -> HistoryFingerprint | None:
     """What ``encode`` has written; None where it is no such word."""
     if not _WORD.fullmatch(word):
         return None
     rest, _, message = word.partition("#")
     rest, _, answer = rest.partition("@")
     chain, *items = rest.split(":")
-    return Heard(chain, tuple(items), answer, message)
+    return HistoryFingerprint(chain, tuple(items), answer, message)
 
 
-def unknown(conversation_id: str) -> Heard:
+def unknown(conversation_id: str) -> HistoryFingerprint:
     """A beginning that no history can be: of a conversation of which is not known what it has
     heard."""
-    return Heard(_digest(f"unknown|{conversation_id}")[:_CHAIN_DIGITS])
+    return HistoryFingerprint(_digest(f"unknown|{conversation_id}")[:_CHAIN_DIGITS])
 
 
 def text_digests(messages: Sequence[Message]) -> list[str]:
@@ -93,13 +93,13 @@ def text_digests(messages: Sequence[Message]) -> list[str]:
     return [_text_digest(message) for message in messages]
 
 
-def hear(
-    heard: Heard,
+def extend(
+    heard: HistoryFingerprint,
     messages: Sequence[Message],
     answer_id: str = "",
     texts: Sequence[str] | None = None,
     message_id: str = "",
-) -> Heard:
+) -> HistoryFingerprint:
     """What has been heard after these messages as well; ``answer_id`` is the client's name for
     the last of them and ``message_id`` Dify's, ``texts`` are their text digests, where these were
     made already."""
@@ -109,12 +109,12 @@ def hear(
         files = f"+{_files_digest(message.attachments)}" if message.attachments else ""
         items.append(text[:_ITEM_DIGITS] + files)
     kept = tuple(items[-KEPT_MESSAGES:])
-    return Heard(chain, kept, _answer_digest(answer_id), message_digest(message_id))
+    return HistoryFingerprint(chain, kept, _answer_digest(answer_id), message_digest(message_id))
 
 
-def continues(
-    heard: Heard,
-    told: Heard,
+def matches(
+    heard: HistoryFingerprint,
+    told: HistoryFingerprint,
     history: Sequence[Message],
     follows: str | None = None,
     min_exchanges: int = 1,
@@ -142,7 +142,7 @@ def continues(
     return is_named if named else not _begins(heard, told)
 
 
-def exchange_name(history: Sequence[Message], texts: Sequence[str] | None = None) -> str:
+def last_exchange_id(history: Sequence[Message], texts: Sequence[str] | None = None) -> str:
     """A name for the last exchange of a history, under which the conversations of clients
     without chat ids are kept; "" where the history does not end with an answer to somebody.
     ``texts`` are the text digests of the history, where these were made already."""
@@ -163,7 +163,7 @@ def _exchanges(history: Sequence[Message]) -> int:
     return sum((one.role, other.role) == ("user", "assistant") for one, other in pairwise(history))
 
 
-def _begins(heard: Heard, told: Heard) -> bool:
+def _begins(heard: HistoryFingerprint, told: HistoryFingerprint) -> bool:
     """Whether these are also the first messages, as far as they are known."""
     length = len(told.items)
     return length < len(heard.items) and _match(told.items, heard.items[:length])

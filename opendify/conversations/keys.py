@@ -10,7 +10,7 @@ NO_CHAT = "="
 
 
 @dataclass(frozen=True, slots=True)
-class Whose:
+class ChatKey:
     """A chat, and to whom it belongs. ``caller`` stands for the caller's key and never is it.
 
     The first three are None for a chat from a file of the earlier system, which knew only chats.
@@ -22,15 +22,15 @@ class Whose:
     chat_id: str
 
 
-def to_whose(key: str) -> Whose:
+def parse_chat_key(key: str) -> ChatKey:
     """The chat of a key, in texts that any encoding of Unicode can write."""
     try:
         parts = json.loads(key)
     except (ValueError, RecursionError):
         parts = None
     if isinstance(parts, list) and len(parts) == 4 and all(isinstance(p, str) for p in parts):
-        return Whose(*map(encodable, parts))
-    return Whose(None, None, None, encodable(key))
+        return ChatKey(*map(encodable, parts))
+    return ChatKey(None, None, None, encodable(key))
 
 
 def encodable(text: str) -> str:
@@ -52,7 +52,7 @@ def count_by_model(keys: Iterable[str]) -> dict[str, int]:
     beginnings = Counter((parts[0], parts[1]) for parts in split if len(parts) == 3)
     counts: Counter[str] = Counter()
     for beginning, count in beginnings.items():
-        model = to_whose('","'.join([*beginning, "", ""]) + '"]').model
+        model = parse_chat_key('","'.join([*beginning, "", ""]) + '"]').model
         if model is not None:
             counts[model] += count
     return dict(counts.most_common())

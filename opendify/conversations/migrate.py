@@ -11,12 +11,12 @@ from itertools import islice
 from pathlib import Path
 
 from opendify.config.dotenv import load_environment, read_file
-from opendify.config.parsing import BadValue
+from opendify.config.parsing import InvalidValue
 from opendify.config.redis_url import parse_store_address, without_secrets
 from opendify.config.secret_files import FILE_VARIABLES, with_files
 from opendify.config.settings import ConfigError, data_folder
 from opendify.conversations.store import records as kept
-from opendify.conversations.store.base import Conversations
+from opendify.conversations.store.base import ConversationStore
 from opendify.conversations.store.factory import new_conversations, new_link
 from opendify.conversations.store.records import Entries
 
@@ -40,15 +40,15 @@ A store is one of
 _EXAMPLE = "example: python -m opendify.conversations.migrate --from file --to setting"
 
 
-class Refused(Exception):
+class MigrationError(Exception):
     """Why nothing, or not everything, was copied."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StoreLocation:
     """A store, and its name as it may be shown."""
 
-    store: Conversations
+    store: ConversationStore
     name: str
 
 
@@ -59,10 +59,10 @@ def main(arguments: list[str], environ: Mapping[str, str]) -> int:
         source = _opened(chosen.source, environ, is_source=True)
         target = _opened(chosen.target, environ, is_source=False)
         if source.name == target.name:
-            raise Refused(f"{source.name} is both the source and the target.")
+            raise MigrationError(f"{source.name} is both the source and the target.")
         with closing(source.store), closing(target.store):
             _copy(source, target, chosen.overwrite)
-    except Refused as exc:
+    except MigrationError as exc:
         sys.stderr.write(f"{exc}\n")
         return 1
     return 0
@@ -85,30 +85,30 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _opened(choice: str, environ: Mapping[str, str], is_source: bool) -> Place:
+def _opened(choice: str, environ: Mapping[str, str], is_source: bool) -> StoreLocation:
     if choice == "setting":
         problems: list[str] = []
         named = {name: environ.get(name, "") for name in (_SETTING, FILE_VARIABLES[_SETTING])}
         choice = with_files(named, read_file, problems).get(_SETTING, "").strip()
         if problems:
-            raise Refused("\n".join(problems))
+            raise MigrationError("\n".join(problems))
         told = _SETTING
     else:
         told = "a store"
     try:
         address = parse_store_address(choice)
-    except BadValue as exc:
-        raise Refused(f"{told} {exc}.") from None
+    except InvalidValue as exc:
+        raise MigrationError(f"{told} {exc}.") from None
     folder = Path(data_folder(environ))
     if is_source and not address and not folder.is_dir():
-        raise Refused(f"There is no folder {folder}. DATA_DIR says where the JSON file is.")
+        raise MigrationError(f"There is no folder {folder}. DATA_DIR says where the JSON file is.")
     store, _ = new_conversations(
         new_link(address), folder, clock=time.time, max_age_days=None, max_entries=_NO_LIMIT
     )
-    return Place(store, without_secrets(address) if address else str(folder.resolve()))
+    return StoreLocation(store, without_secrets(address) if address else str(folder.resolve()))
 
 
-def _copy(source: Place, target: Place, overwrite: bool) -> None:
+def _copy(source: StoreLocation, target: StoreLocation, overwrite: bool) -> None:
     target.store.adopt({})  # finds out whether it can be written to, before anything is read
     target.store.stats()
     _require(target, "Nothing was copied.")
@@ -127,14 +127,14 @@ def _copy(source: Place, target: Place, overwrite: bool) -> None:
     )
 
 
-def _batches(entries: Iterator[tuple[str, kept.Mapping]]) -> Iterator[Entries]:
+def _batches(entries: Iterator[tuple[str, kept.ConversationRecord]]) -> Iterator[Entries]:
     while batch := dict(islice(entries, _BATCH)):
         yield batch
 
 
-def _require(place: Place, consequence: str) -> None:
+def _require(place: StoreLocation, consequence: str) -> None:
     if not place.store.available:
-        raise Refused(f"{place.name} cannot be used; the line above says why. {consequence}")
+        raise MigrationError(f"{place.name} cannot be used; the line above says why. {consequence}")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ import secrets
 import threading
 import time
 
-from opendify.conversations.locks.files import Lock, TurnLocks
-from opendify.storage.fork import in_each_child
+from opendify.conversations.locks.files import TurnLock, TurnLocks
+from opendify.storage.fork import after_fork_in_child
 
 
 class Processes:
@@ -17,9 +17,9 @@ class Processes:
 
     def __init__(self, locks: TurnLocks) -> None:
         self._locks = locks
-        self._lock: Lock | None
+        self._lock: TurnLock | None
         self._begin()
-        in_each_child(self._begin)
+        after_fork_in_child(self._begin)
 
     def own(self) -> str:
         """The id of this process, 16 hexadecimal digits."""
@@ -38,7 +38,7 @@ class Processes:
             lock.release()
         return lock is None
 
-    def _acquire(self, id_: str) -> Lock | None:
+    def _acquire(self, id_: str) -> TurnLock | None:
         return self._locks.acquire(f"process {id_}", time.monotonic(), lambda: False)
 
     def _begin(self) -> None:

@@ -22,12 +22,12 @@ from typing import Protocol
 
 from opendify import errors
 from opendify.conversations import fingerprint, unsettled
-from opendify.conversations.fingerprint import Heard
-from opendify.conversations.keys import NO_CHAT, to_whose
-from opendify.conversations.locks.files import Lock, TurnLocks
+from opendify.conversations.fingerprint import HistoryFingerprint
+from opendify.conversations.keys import NO_CHAT, parse_chat_key
+from opendify.conversations.locks.files import TurnLock, TurnLocks
 from opendify.conversations.processes import Processes
-from opendify.conversations.store.base import Conversations
-from opendify.conversations.store.records import Mapping
+from opendify.conversations.store.base import ConversationStore
+from opendify.conversations.store.records import ConversationRecord
 from opendify.conversations.unsettled import Outcome, Unsettled
 from opendify.dify.conversation_api import RecordedMessage
 from opendify.protocols.base import Message
@@ -49,7 +49,7 @@ _quoted = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ChatPosition:
     """Where in its client's chats a turn stands, as far as the client tells.
 
     ``chat_id`` is "" where it names no chat. ``history`` is what was said before. ``answer_id`` is
@@ -67,7 +67,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Owner:
+class ChatOwner:
     """Whom a conversation belongs to. ``caller`` stands for a key and never is one."""
 
     caller: str
@@ -85,11 +85,11 @@ class Owner:
     def owns(self, key: str) -> bool:
         """Whether a chat of that name is theirs. A bare chat id, as an earlier system wrote them,
         is nobody's."""
-        whose = to_whose(key)
+        whose = parse_chat_key(key)
         return (whose.caller, whose.model, whose.user) == (self.caller, self.model, self.user)
 
 
-class Presence(Protocol):
+class ConversationProbe(Protocol):
     """What Dify can be asked of a conversation of the user's."""
 
     def of_earlier(self, conversation_id: str) -> bool:
@@ -113,7 +113,7 @@ class Presence(Protocol):
         ...
 
 
-class Chat:
+class ConversationResolver:
     """One turn's view of its chat.
 
     ``find`` comes first; then ``opened`` when Dify has named the conversation, ``settled`` when
@@ -123,11 +123,11 @@ class Chat:
 
     def __init__(
         self,
-        store: Conversations,
+        store: ConversationStore,
         locks: TurnLocks,
         processes: Processes,
-        owner: Owner,
-        place: Place,
+        owner: ChatOwner,
+        place: ChatPosition,
         finds_by_history: bool,
         is_recorded: bool,
     ) -> None:
@@ -140,7 +140,7 @@ class Chat:
         self._place = place
         self._finds_by_history = finds_by_history
         self._key = ""
-        self._lock: Lock | None = None
+        self._lock: TurnLock | None = None
         self._conversation_id = ""
         self._before: str | None = None
         self._turn: Unsettled | None = None
@@ -148,12 +148,12 @@ class Chat:
         self._is_remembered = bool(place.chat_id) or finds_by_history
         history = place.history if self._is_remembered else ()
         self._texts = fingerprint.text_digests(history)
-        self._told = fingerprint.hear(Heard(), history, texts=self._texts)
+        self._told = fingerprint.extend(HistoryFingerprint(), history, texts=self._texts)
         self._heard = self._told
         self._is_settled = False
 
-    def find(
-        self, until: float, caller_gone: Callable[[], bool], presence: Presence, query: str
+    def resolve(
+        self, until: float, caller_gone: Callable[[], bool], presence: ConversationProbe, query: str
     ) -> str:
         """The conversation that continues the chat, or "" where a new one is to be opened.
 
@@ -177,19 +177,21 @@ class Chat:
         return self._conversation_id
 
     def _look_up(
-        self, key: str, presence: Presence, caller_gone: Callable[[], bool]
-    ) -> Mapping | None:
+        self, key: str, presence: ConversationProbe, caller_gone: Callable[[], bool]
+    ) -> ConversationRecord | None:
         """What is kept under the key, with what the conversation has heard by now."""
         mapping = self._store.get(key)
         if mapping is None:
-            return self._adopt(presence) if self._place.chat_id else None
+            return self._import_legacy(presence) if self._place.chat_id else None
         turn = unsettled.decode(mapping.heard)
         if turn is None:
             return mapping
         heard = self._heard_after(key, mapping, turn, presence, caller_gone)
         return replace(mapping, heard=heard.encode() if heard else UNSETTLED)
 
-    def _take(self, key: str, mapping: Mapping, presence: Presence, query: str) -> bool:
+    def _take(
+        self, key: str, mapping: ConversationRecord, presence: ConversationProbe, query: str
+    ) -> bool:
         """Takes the conversation that is kept under the key, if it continues the chat."""
         if not self._is_continued(mapping.heard):
             return False
@@ -211,15 +213,15 @@ class Chat:
     def _heard_after(
         self,
         key: str,
-        mapping: Mapping,
+        mapping: ConversationRecord,
         turn: Unsettled,
-        presence: Presence,
+        presence: ConversationProbe,
         caller_gone: Callable[[], bool],
-    ) -> Heard | None:
+    ) -> HistoryFingerprint | None:
         """What the conversation has heard after a turn whose end was not seen, as Dify tells; None
         where that is not known, or cannot be the history of the request."""
         history = self._place.history
-        ran = fingerprint.hear(turn.before, history[-2:])
+        ran = fingerprint.extend(turn.before, history[-2:])
         if not ((turn.question and self._fits(turn.before)) or self._fits(ran)):
             return None
         if turn.process and self._processes.is_alive(turn.process):
@@ -231,7 +233,7 @@ class Chat:
                 lambda messages: unsettled.has_run(turn, messages),
                 caller_gone,
             )
-        except errors.ConversationUnknown:
+        except errors.ConversationNotFound:
             self._store.forget(key, mapping.conversation_id)
             return None
         if messages is None:
@@ -240,7 +242,7 @@ class Chat:
             return unsettled.with_recorded(turn.before, history, messages)
         return turn.before
 
-    def claim(self, conversation_id: str, accepts_unknown: bool) -> None:
+    def use_explicit(self, conversation_id: str, accepts_unknown: bool) -> None:
         """The caller names the conversation. Raises ConversationUnknown where it is not known to
         be the caller's, and StoreUnavailable where that cannot be looked up now; one of which
         nothing is known is left to Dify where ``accepts_unknown``."""
@@ -253,8 +255,8 @@ class Chat:
                     param="conversation_id",
                     retry_after=_STORE_RETRY_SECONDS,
                 )
-            if not accepts_unknown or any(to_whose(key).caller is not None for key in keys):
-                raise errors.ConversationUnknown(
+            if not accepts_unknown or any(parse_chat_key(key).caller is not None for key in keys):
+                raise errors.ConversationNotFound(
                     "There is no such conversation of this caller, model and user. A "
                     "conversation_id is one that an answer to the same caller named, for the same "
                     "model and user.",
@@ -263,11 +265,13 @@ class Chat:
         key = self._owner.chat_key(self._place.chat_id) if self._place.chat_id else ""
         self._claimed_from = key if key in own else next(iter(own), "")
         self._key = key
-        if not key and to_whose(self._claimed_from).chat_id.startswith((NO_CHAT, _BY_HISTORY)):
+        if not key and parse_chat_key(self._claimed_from).chat_id.startswith(
+            (NO_CHAT, _BY_HISTORY)
+        ):
             self._key = self._claimed_from
         self._heard = self._heard_in(conversation_id)
 
-    def _heard_in(self, conversation_id: str) -> Heard:
+    def _heard_in(self, conversation_id: str) -> HistoryFingerprint:
         """What the conversation has heard that the caller has named. Where that is not known, a
         history is all of it only for a chat that has an id: no other is to be continued by
         somebody who knows the rest."""
@@ -278,12 +282,12 @@ class Chat:
             return known[0]
         return self._told if self._place.chat_id else fingerprint.unknown(conversation_id)
 
-    def opened(self, conversation_id: str) -> None:
+    def on_created(self, conversation_id: str) -> None:
         """Dify has named the conversation of the turn."""
         if conversation_id and conversation_id != self._conversation_id:
             self._conversation_id = conversation_id
             if self._claimed_from and not (self._place.chat_id and self._claimed_from == self._key):
-                self._outdate(self._claimed_from)
+                self._invalidate(self._claimed_from)
             if self._place.chat_id:
                 self._displace(self._key, conversation_id)
                 self._store.put(self._key, conversation_id, UNSETTLED)
@@ -292,7 +296,7 @@ class Chat:
                 self._store.put(self._key, conversation_id, UNSETTLED)
         self._release()
 
-    def settled(self, turn: Sequence[Message], message_id: str) -> None:
+    def commit(self, turn: Sequence[Message], message_id: str) -> None:
         """The turn is complete: ``turn`` is the question and the answer, or, where an answer was
         continued, nothing but the whole of that answer in the place of its first part.
         ``message_id`` is Dify's name for it."""
@@ -302,20 +306,20 @@ class Chat:
         before, texts = self._heard, fingerprint.text_digests(turn)
         if turn[0].role == "assistant":  # which was the last of the history, in part
             history, known = self._place.history[:-1], self._texts[:-1]
-            before = fingerprint.hear(self._beginning(), history, texts=known)
+            before = fingerprint.extend(self._beginning(), history, texts=known)
             exchange, named = [*history, *turn], [*known, *texts]
         else:
             exchange, named = [*turn], texts
-        heard = fingerprint.hear(before, turn, self._place.answer_id, texts, message_id)
+        heard = fingerprint.extend(before, turn, self._place.answer_id, texts, message_id)
         if self._place.chat_id:
             self._store.move(self._key, self._key, self._conversation_id, heard.encode())
-        elif name := fingerprint.exchange_name(exchange, named):
+        elif name := fingerprint.last_exchange_id(exchange, named):
             self._keep(self._owner.key(f"{_BY_HISTORY}{name}"), heard.encode())
 
-    def _beginning(self) -> Heard:
+    def _beginning(self) -> HistoryFingerprint:
         """What the conversation had heard before the history of the request."""
         is_whole = self._told.chain == self._heard.chain or self._place.chat_id
-        return Heard() if is_whole else fingerprint.unknown(self._conversation_id)
+        return HistoryFingerprint() if is_whole else fingerprint.unknown(self._conversation_id)
 
     def _keep(self, key: str, heard: str) -> None:
         """Keeps the conversation of a chat without an id; the one that is kept there already, of
@@ -338,13 +342,13 @@ class Chat:
             its_own = self._owner.key(f"{NO_CHAT}{other.conversation_id}")
             self._store.move(key, its_own, other.conversation_id, UNSETTLED)
 
-    def lost(self) -> None:
+    def on_missing(self) -> None:
         """Dify does not know the conversation."""
         self._store.forget(self._key, self._conversation_id)
         self._conversation_id, self._before, self._turn = "", None, None
         self._heard = self._told
 
-    def leave(self, outcome: Outcome) -> None:
+    def release(self, outcome: Outcome) -> None:
         """The turn is over; where its answer was not complete, it ended like this."""
         if self._before is not None and not self._is_settled:
             if outcome is Outcome.NOT_RUN:
@@ -354,11 +358,11 @@ class Chat:
             self._store.move(self._key, self._key, self._conversation_id, word)
         self._release()
 
-    def _outdate(self, key: str) -> None:
+    def _invalidate(self, key: str) -> None:
         """The conversation hears more than what is known under another key."""
         self._store.move(key, key, self._conversation_id, UNSETTLED)
 
-    def _adopt(self, presence: Presence) -> Mapping | None:
+    def _import_legacy(self, presence: ConversationProbe) -> ConversationRecord | None:
         """The entry of an earlier system, which knew chats by their bare ids, once Dify has said
         that the conversation is this user's."""
         chat_id = self._place.chat_id
@@ -381,7 +385,7 @@ class Chat:
             return self._owner.chat_key(self._place.chat_id)
         if not self._finds_by_history:
             return ""
-        name = fingerprint.exchange_name(self._place.history, self._texts)
+        name = fingerprint.last_exchange_id(self._place.history, self._texts)
         return self._owner.key(f"{_BY_HISTORY}{name}") if name else ""
 
     def _names(self) -> list[str]:
@@ -403,9 +407,9 @@ class Chat:
         self._heard = known
         return True
 
-    def _fits(self, known: Heard) -> bool:
+    def _fits(self, known: HistoryFingerprint) -> bool:
         """Whether a conversation that has heard this continues the chat."""
         place = self._place
-        return fingerprint.continues(
+        return fingerprint.matches(
             known, self._told, place.history, place.follows, place.min_exchanges
         )

@@ -13,8 +13,8 @@ from enum import Enum
 from opendify.conversations import fingerprint
 from opendify.conversations.fingerprint import (
     QUESTION_DIGITS,
-    Heard,
-    hear,
+    HistoryFingerprint,
+    extend,
     holds_an_exchange,
     message_digest,
     question_digest,
@@ -50,7 +50,7 @@ class Unsettled:
     Dify has run it. ``state`` is ``failed``, ``left`` or the id of the process that runs the turn.
     """
 
-    before: Heard
+    before: HistoryFingerprint
     question: str
     state: str
 
@@ -100,8 +100,8 @@ def has_run(unsettled: Unsettled, messages: Sequence[RecordedMessage]) -> bool:
 
 
 def with_recorded(
-    before: Heard, history: Sequence[Message], messages: Sequence[RecordedMessage]
-) -> Heard | None:
+    before: HistoryFingerprint, history: Sequence[Message], messages: Sequence[RecordedMessage]
+) -> HistoryFingerprint | None:
     """What a conversation has heard that had heard ``before``, and whose newest message is the
     last exchange of the history; None where it is not, or where its answer is not complete."""
     if not holds_an_exchange(history[-2:]):
@@ -115,7 +115,7 @@ def with_recorded(
         m.created_at > found[0].created_at or _texts(m)[0] not in texts[:-2] for m in beside
     ):
         return None
-    return hear(before, history[-2:], texts=texts[-2:], message_id=found[0].id)
+    return extend(before, history[-2:], texts=texts[-2:], message_id=found[0].id)
 
 
 def _texts(message: RecordedMessage) -> list[str]:
@@ -124,7 +124,7 @@ def _texts(message: RecordedMessage) -> list[str]:
 
 
 def _split(
-    before: Heard, messages: Sequence[RecordedMessage]
+    before: HistoryFingerprint, messages: Sequence[RecordedMessage]
 ) -> tuple[RecordedMessage | None, list[RecordedMessage]]:
     """The last complete answer, None where it is not there, and what may have come after it.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from opendify.config.dotenv import check_certificates, read_file
-from opendify.config.parsing import BadValue, parse_object, without_quotes
+from opendify.config.parsing import InvalidValue, parse_object, without_quotes
 from opendify.config.secret_files import FILE_VARIABLES, with_files
 from opendify.config.settings import ConfigError, Settings, load_settings
 from opendify.deploy.env_files import Unwritable, write_for_docker, write_json
@@ -86,7 +86,7 @@ def _on_one_line(text: str) -> str:
     """JSON by its own rules, lists of keys with commas."""
     try:
         return write_json(parse_object(text, "entry", "{}"))
-    except (BadValue, ValueError):
+    except (InvalidValue, ValueError):
         return text.replace("\r", "").replace("\n", ",")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from opendify.config.models import parse_base, parse_models
-from opendify.config.parsing import BadValue, parse_object
+from opendify.config.parsing import InvalidValue, parse_object
 from opendify.config.settings import SERVER_NUMBERS
 from opendify.deploy.env_files import (
     Unwritable,
@@ -65,9 +65,9 @@ def parse_address(text: str) -> str:
     try:
         write_assignment("DIFY_API_BASE", base, '"')
     except Unwritable as exc:
-        raise BadValue(str(exc)) from None
+        raise InvalidValue(str(exc)) from None
     if not base.isascii() or not base.isprintable() or set(base) & set("#'<>^{}|"):
-        raise BadValue("holds characters that an address has encoded")
+        raise InvalidValue("holds characters that an address has encoded")
     return base
 
 

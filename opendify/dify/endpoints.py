@@ -1,7 +1,7 @@
 """Which address of Dify's API an app of which mode answers at. No I/O."""
 
 
-def remembers(mode: str) -> bool:
+def has_conversations(mode: str) -> bool:
     """Whether apps of this mode keep conversations; an unknown mode is taken for a chat."""
     return mode not in ("completion", "workflow")
 

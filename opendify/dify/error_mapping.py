@@ -64,7 +64,7 @@ OTHER = "no JSON of Dify's"
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class ErrorResponse:
     """An answer of Dify that is no stream: HTTP status, and the code and message of its body.
 
     Both are empty where the body was not Dify's JSON; a page of some proxy is never quoted.
@@ -79,7 +79,7 @@ class Refusal:
     foreign: str = ""
 
 
-def parse_refusal(status: int, headers: Mapping[str, str], body: bytes) -> Refusal:
+def parse_error_response(status: int, headers: Mapping[str, str], body: bytes) -> ErrorResponse:
     """Reads an error answer; the names in ``headers`` are lower case."""
     try:
         raw = decode_whole(body)
@@ -89,7 +89,7 @@ def parse_refusal(status: int, headers: Mapping[str, str], body: bytes) -> Refus
     code, message = raw.get("code"), raw.get("message")
     code = code if isinstance(code, str) else ""
     after = headers.get("retry-after", "")
-    return Refusal(
+    return ErrorResponse(
         status,
         code,
         message if isinstance(message, str) else "",
@@ -98,24 +98,24 @@ def parse_refusal(status: int, headers: Mapping[str, str], body: bytes) -> Refus
     )
 
 
-def wrong_kind(model: str, headers: Mapping[str, str], lack: str) -> errors.DifyBroken:
+def wrong_kind(model: str, headers: Mapping[str, str], lack: str) -> errors.BadUpstreamResponse:
     """The error for an answer with status 200 that is not what was asked for, as ``lack`` says:
     "not JSON". The names in ``headers`` are lower case."""
     if _is_page(headers):
-        return errors.DifyBroken(
+        return errors.BadUpstreamResponse(
             f"Dify's address answered model '{model}' with a page, which is {lack}: it is of "
             "something in front of Dify, such as a sign-in page or a firewall, or DIFY_API_BASE is "
             "not the address of Dify's API, ending in /v1."
         )
-    return errors.DifyBroken(
+    return errors.BadUpstreamResponse(
         f"Dify answered model '{model}' with something that is {lack}. "
         "Is DIFY_API_BASE the address of its API, ending in /v1?"
     )
 
 
-def packed(model: str, coding: str) -> errors.DifyBroken:
+def packed(model: str, coding: str) -> errors.BadUpstreamResponse:
     """The error for an answer that came in a ``coding`` that cannot be undone."""
-    return errors.DifyBroken(
+    return errors.BadUpstreamResponse(
         f"Dify's answer to model '{model}' came compressed ({coding}), which OpenDify had asked "
         "not to be done: a proxy in front of Dify does it. Its operator should switch compression "
         "off there for the paths of Dify's API."
@@ -135,7 +135,7 @@ def _foreign(status: int, headers: Mapping[str, str], body: bytes) -> str:
     return PAGE if _is_page(headers) or _PAGE.search(body[:1000].decode("latin-1")) else OTHER
 
 
-def to_error(refusal: Refusal, model: str) -> errors.DifyError:
+def to_error(refusal: ErrorResponse, model: str) -> errors.DifyError:
     """The error to answer with, naming ``model`` where its operator has something to mend."""
     reason = _presentable(refusal.message)
     error = (
@@ -145,26 +145,26 @@ def to_error(refusal: Refusal, model: str) -> errors.DifyError:
         or _by_status(refusal, model, reason)
     )
     error.dify_code = refusal.code
-    if isinstance(error, errors.RateLimited | errors.DifyUnavailable):
+    if isinstance(error, errors.RateLimited | errors.UpstreamUnavailable):
         error.retry_after = refusal.retry_after or 2
     return error
 
 
-def _by_code(refusal: Refusal, model: str, reason: str) -> errors.DifyError | None:
+def _by_code(refusal: ErrorResponse, model: str, reason: str) -> errors.DifyError | None:
     code, status = refusal.code, refusal.status
     if code == "workflow_version_execution_not_allowed" or refusal.message.startswith(_NO_VERSION):
         return errors.RejectedByDify(reason or "Dify does not run this version of the workflow.")
     if code in _AUTH or (code and status in (401, 403)):
-        return errors.DifyAuthFailed(
+        return errors.UpstreamAuthError(
             f"Dify rejected the key of model '{model}' ({reason or status}). "
             "Its operator should check the key in MODEL_CONFIG and the app's API access in Dify."
         )
     if code == "conversation_completed":
-        return errors.ConversationUnknown("Dify has ended this conversation; begin a new one.")
+        return errors.ConversationNotFound("Dify has ended this conversation; begin a new one.")
     if refusal.message.startswith("Conversation Not Exists"):
-        return errors.ConversationUnknown("Dify does not know this conversation.")
+        return errors.ConversationNotFound("Dify does not know this conversation.")
     if code in _WRONG_ROUTE:
-        return errors.DifyMisconfigured(
+        return errors.UpstreamConfigError(
             f"The Dify app of model '{model}' cannot be asked in this way ({code}): it is of "
             "another kind than 'type' in MODEL_CONFIG says, or has never been published."
         )
@@ -175,7 +175,7 @@ def _by_code(refusal: Refusal, model: str, reason: str) -> errors.DifyError | No
     return None
 
 
-def _by_text(refusal: Refusal, reason: str) -> errors.DifyError | None:
+def _by_text(refusal: ErrorResponse, reason: str) -> errors.DifyError | None:
     if refusal.status == 429 or refusal.message.startswith(_APP_BUSY):
         return errors.RateLimited(reason or "Dify asks to slow down.")
     model_failed = refusal.code in _MODEL_FAILED or refusal.message.startswith("Run failed")
@@ -188,14 +188,16 @@ def _by_text(refusal: Refusal, reason: str) -> errors.DifyError | None:
     return errors.RunFailed(reason or "The run failed, and Dify gave no reason.")
 
 
-def _by_status(refusal: Refusal, model: str, reason: str) -> errors.DifyError:
+def _by_status(refusal: ErrorResponse, model: str, reason: str) -> errors.DifyError:
     status = refusal.status
     if status == 503:
-        return errors.DifyUnavailable("Dify is not available at the moment (503).")
+        return errors.UpstreamUnavailable("Dify is not available at the moment (503).")
     if status == 504:
-        return errors.DifyTimeout("A gateway in front of Dify gave up waiting for it (504).")
+        return errors.UpstreamTimeout("A gateway in front of Dify gave up waiting for it (504).")
     if status >= 500:
-        return errors.DifyBroken(f"Dify failed ({status}): {reason or 'it gave no reason'}")
+        return errors.BadUpstreamResponse(
+            f"Dify failed ({status}): {reason or 'it gave no reason'}"
+        )
     if 300 <= status < 400:
         return _redirected(refusal)
     if status == 413:
@@ -204,44 +206,44 @@ def _by_status(refusal: Refusal, model: str, reason: str) -> errors.DifyError:
         return errors.FileTypeRefusedByDify(reason or "Dify refused this type of file.")
     if status in _OF_THE_CALLER and refusal.code:
         return errors.RejectedByDify(reason or "Dify refused the request without a reason.")
-    return errors.DifyBroken(
+    return errors.BadUpstreamResponse(
         f"Dify answered model '{model}' with status {status}: "
         f"{reason or 'is DIFY_API_BASE the address of its API, ending in /v1?'}"
     )
 
 
-def _by_what_came(refusal: Refusal, model: str) -> errors.DifyError | None:
+def _by_what_came(refusal: ErrorResponse, model: str) -> errors.DifyError | None:
     """What something else than Dify has refused, where its status alone does not tell: a rate
     limit, a size, or that nothing is behind it at the moment mean the same from everybody."""
     what = f"{refusal.status}, {refusal.foreign}"
     if refusal.foreign == WANTS_TLS:
-        return errors.DifyBroken(
+        return errors.BadUpstreamResponse(
             f"Dify's address wants https ({refusal.status}). The operator should put https:// "
             "instead of http:// into DIFY_API_BASE."
         )
     is_page = refusal.foreign == PAGE and 400 <= refusal.status < 500
     if refusal.status in _REFUSED_IN_FRONT or (is_page and refusal.status not in _SAID_BY_ANY):
-        return errors.DifyBroken(
+        return errors.BadUpstreamResponse(
             f"Something in front of Dify refused the request of model '{model}' ({what}): a "
             "firewall or a proxy that wants a password, and not Dify's API. Its operator should "
             "check what DIFY_API_BASE leads through, and that it ends in /v1."
         )
     is_told_by_dify = refusal.foreign == OTHER and refusal.message
     if refusal.status >= 500 and refusal.status not in (503, 504) and not is_told_by_dify:
-        return errors.DifyBroken(
+        return errors.BadUpstreamResponse(
             f"Dify, or something in front of it, failed ({what}): it is down, starting or broken."
         )
     return None
 
 
-def _redirected(refusal: Refusal) -> errors.DifyError:
+def _redirected(refusal: ErrorResponse) -> errors.DifyError:
     if refusal.foreign == SIGN_IN_PAGE:
-        return errors.DifyBroken(
+        return errors.BadUpstreamResponse(
             f"Dify's address leads to a sign-in page ({refusal.status}): something in front of "
             "Dify wants people to sign in. Its operator should let OpenDify's requests to the API "
             "through, or give DIFY_API_BASE an address behind it."
         )
-    return errors.DifyBroken(
+    return errors.BadUpstreamResponse(
         f"Dify's address redirects ({refusal.status}). The operator should put the final address "
         "into DIFY_API_BASE (often https instead of http)."
     )

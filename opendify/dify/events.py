@@ -58,7 +58,7 @@ class AgentStep:
 
 
 @dataclass(frozen=True, slots=True)
-class FileMade:
+class FileGenerated:
     """A file that the app made; ``kind`` is ``image``, ``document`` ... ``was_uploaded`` is whether
     somebody gave it to Dify."""
 
@@ -122,7 +122,7 @@ class MessageEnded:
 
     usage: Usage | None = None
     resources: tuple[Mapping[str, Any], ...] = ()
-    files: tuple[FileMade, ...] = ()
+    files: tuple[FileGenerated, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ Event = (
     | Reasoning
     | Replaced
     | AgentStep
-    | FileMade
+    | FileGenerated
     | NodeStarted
     | NodeFinished
     | HumanInputNeeded

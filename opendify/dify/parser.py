@@ -13,7 +13,7 @@ from opendify.dify.events import (
     AgentStep,
     Event,
     Failed,
-    FileMade,
+    FileGenerated,
     HumanInputNeeded,
     Ids,
     MessageEnded,
@@ -86,7 +86,7 @@ def collect_ids(known: Ids, payload: Payload) -> Ids:
     )
 
 
-def file_from(raw: Any) -> FileMade | None:
+def file_from(raw: Any) -> FileGenerated | None:
     """A file object of Dify's, as it stands in ``message_end.files`` and in outputs of runs; other
     objects with an address in them have no ``transfer_method``."""
     told = as_object(raw)
@@ -101,12 +101,12 @@ def _message_file(payload: Payload) -> Event | None:
     return None if payload.get("belongs_to") == "user" else _file(payload)
 
 
-def _file(told: Mapping[str, Any]) -> FileMade | None:
+def _file(told: Mapping[str, Any]) -> FileGenerated | None:
     url = as_string(told.get("url")) or as_string(told.get("remote_url"))
     kind = as_string(told.get("type"))
     if not url or not kind:
         return None
-    return FileMade(
+    return FileGenerated(
         id=as_string(told.get("related_id")) or as_string(told.get("id")),
         kind=kind,
         url=url,

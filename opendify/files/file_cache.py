@@ -10,7 +10,7 @@ from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
-from opendify.storage.data_dir import Folder
+from opendify.storage.data_dir import DataDir
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ class DoesNotFit(Exception):
     """A file is larger than the shelf takes."""
 
 
-class Shelf:
+class FileCache:
     """Contents by key: at most ``max_bytes`` together, each for ``max_age`` seconds; the oldest go
     first. A key is a name that is safe in a folder. ``now`` gives epoch seconds."""
 
@@ -33,8 +33,8 @@ class Shelf:
         max_age: float,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._folder = Folder(folder)
-        self._parent = Folder(folder.parent)
+        self._folder = DataDir(folder)
+        self._parent = DataDir(folder.parent)
         self._max_bytes = max_bytes
         self._max_age = max_age
         self._now = now

@@ -6,7 +6,7 @@ import hmac
 import json
 from dataclasses import dataclass
 
-from opendify.errors import FileGone, LinkRefused
+from opendify.errors import FileExpired, InvalidSignature
 
 VALID_SECONDS = 7 * 24 * 3600
 
@@ -32,7 +32,7 @@ def expiry(now: float) -> int:
     return (int(now + VALID_SECONDS) // _STEP + 1) * _STEP
 
 
-def seal(ticket: Ticket, secret: bytes) -> tuple[str, str]:
+def sign(ticket: Ticket, secret: bytes) -> tuple[str, str]:
     """The token and the signature of a link."""
     fields = [ticket.model, ticket.path, ticket.name, ticket.expires]
     raw = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
@@ -40,14 +40,14 @@ def seal(ticket: Ticket, secret: bytes) -> tuple[str, str]:
     return token, _signature(token, secret)
 
 
-def unseal(token: str, signature: str, secret: bytes, now: float) -> Ticket:
+def verify(token: str, signature: str, secret: bytes, now: float) -> Ticket:
     """What a link is for. Raises LinkRefused and FileGone."""
     expected = _signature(token, secret).encode()
     if not hmac.compare_digest(expected, signature.encode("utf-8", "replace")):
-        raise LinkRefused("The signature of this link is missing or wrong.")
+        raise InvalidSignature("The signature of this link is missing or wrong.")
     model, path, name, expires = json.loads(base64.urlsafe_b64decode(token + "=="))
     if now >= expires:
-        raise FileGone("This link has expired.")
+        raise FileExpired("This link has expired.")
     return Ticket(model, path, name, expires)
 
 

@@ -7,14 +7,14 @@ import tempfile
 from pathlib import Path
 
 from opendify.config.settings import LEAST_SECRET
-from opendify.storage.data_dir import FileLock, Folder, fsync_folder
+from opendify.storage.data_dir import DataDir, FileLock, fsync_folder
 
 log = logging.getLogger(__name__)
 
 _PATIENCE = 5.0
 
 
-class Secret:
+class SigningKey:
     """``told`` by the operator, else kept in the file ``secret`` of a folder, made when needed."""
 
     def __init__(self, told: str, folder: Path) -> None:
@@ -30,7 +30,7 @@ class Secret:
 
     def _agree(self) -> bytes:
         """Makes the file, or finds that another process was faster."""
-        Folder(self._folder).prepare()
+        DataDir(self._folder).prepare()
         with FileLock(self._folder / "secret.lock").held(_PATIENCE):
             found = self._read()
             if found:

@@ -15,7 +15,7 @@ class _Entry:
     value: "Future[str]" = field(default_factory=Future)
 
 
-class Once:
+class SingleFlightCache:
     """Strings by key, bounded in number and age; who asks for one that is being made waits for it.
 
     ``clock`` gives seconds; the least recently used go first.

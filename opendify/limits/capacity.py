@@ -21,7 +21,7 @@ _ANSWERS_TAKEN = "OpenDify is answering as many requests as it can; try again in
 _FILES_TAKEN = "OpenDify is sending as many files as it can; try again in a moment."
 
 
-class Capacity:
+class ServerCapacity:
     """Counts places. ``max_answers`` is how many answers there may be at once, below the number of
     threads, so that threads are left to say that all are taken; ``max_runs`` is how many runs a
     model may have at once in Dify, for the models that have a limit; ``max_files`` is how many

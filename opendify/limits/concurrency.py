@@ -10,8 +10,8 @@ import secrets
 import threading
 from contextlib import suppress
 
-from opendify.storage.lease_renewal import Leases
-from opendify.storage.redis_connection import Away, RedisLink
+from opendify.storage.lease_renewal import LeaseRenewer
+from opendify.storage.redis_connection import RedisConnection, RedisUnavailable
 
 LEASE_SECONDS = 15.0
 
@@ -38,15 +38,17 @@ return redis.call("PEXPIRE", KEYS[1], ARGV[2])
 )
 
 
-class Slots:
+class ConcurrencyLimiter:
     """``link`` leads to the Redis in which all workers count together, where there is one;
     ``workers`` is how many share a limit where there is none. ``lease`` is in seconds."""
 
-    def __init__(self, link: RedisLink | None, workers: int, lease: float = LEASE_SECONDS) -> None:
+    def __init__(
+        self, link: RedisConnection | None, workers: int, lease: float = LEASE_SECONDS
+    ) -> None:
         self._link = link
         self._workers = workers
         self._milliseconds = int(lease * 1000)
-        self._leases: Leases[Slot] = Leases(lease, self._prolong)
+        self._leases: LeaseRenewer[Slot] = LeaseRenewer(lease, self._prolong)
         self._lock = threading.Lock()
         self._here: dict[str, set[Slot]] = {}
 
@@ -56,7 +58,7 @@ class Slots:
         slot = Slot(self, caller, secrets.token_hex(8))
         share: float = max(1, most // self._workers)
         if self._link is not None:
-            with suppress(Away):  # the link has told the log
+            with suppress(RedisUnavailable):  # the link has told the log
                 if not self._take_shared(self._link, slot, most):
                     return None
                 share = math.inf
@@ -75,10 +77,10 @@ class Slots:
             if not mine:
                 self._here.pop(slot.caller, None)
         if self._link is not None and self._leases.discard(slot):
-            with suppress(Away):  # then it is free when its lease ends
+            with suppress(RedisUnavailable):  # then it is free when its lease ends
                 self._link.ask(lambda client: client.zrem(_name(slot), slot.token))
 
-    def _take_shared(self, link: RedisLink, slot: "Slot", most: int) -> bool:
+    def _take_shared(self, link: RedisConnection, slot: "Slot", most: int) -> bool:
         arguments = (slot.token, self._milliseconds, most)
         taken = link.store(lambda client: client.eval(_TAKE, 1, _name(slot), *arguments))
         if taken:
@@ -88,14 +90,14 @@ class Slots:
     def _prolong(self, slot: "Slot") -> None:
         link, arguments = self._link, (slot.token, self._milliseconds)
         if link is not None:
-            with suppress(Away):
+            with suppress(RedisUnavailable):
                 link.ask(lambda client: client.eval(_PROLONG, 1, _name(slot), *arguments))
 
 
 class Slot:
     """One answer that is under way, or was."""
 
-    def __init__(self, slots: Slots, caller: str, token: str) -> None:
+    def __init__(self, slots: ConcurrencyLimiter, caller: str, token: str) -> None:
         self.caller = caller
         self.token = token
         self._slots = slots

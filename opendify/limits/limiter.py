@@ -4,17 +4,17 @@ from collections.abc import Callable
 
 from opendify import errors
 from opendify.config.accounts import Limits
-from opendify.limits.concurrency import Slots
-from opendify.limits.rate import Rates
+from opendify.limits.concurrency import ConcurrencyLimiter
+from opendify.limits.rate import RateLimiter
 
 # Nobody knows when an answer of the caller ends.
 SECONDS_UNTIL_A_SLOT_IS_FREE = 2
 
 
-class Gate:
+class CallerLimiter:
     """Both limits of every caller."""
 
-    def __init__(self, rates: Rates, slots: Slots) -> None:
+    def __init__(self, rates: RateLimiter, slots: ConcurrencyLimiter) -> None:
         self._rates = rates
         self._slots = slots
 
@@ -34,7 +34,7 @@ class Gate:
             return _nothing_to_leave
         slot = self._slots.take(caller, most)
         if slot is None:
-            raise errors.LimitReached(
+            raise errors.CallerRateLimited(
                 f"As many of your answers are under way as may be at once ({most}). "
                 "Ask again when one has ended.",
                 retry_after=SECONDS_UNTIL_A_SLOT_IS_FREE,
@@ -44,7 +44,7 @@ class Gate:
     def _count(self, caller: str, per_minute: int) -> None:
         wait = self._rates.hit(caller, per_minute) if per_minute else 0
         if wait:
-            raise errors.LimitReached(
+            raise errors.CallerRateLimited(
                 f"You have asked as often as you may in a minute ({per_minute}). "
                 f"Ask again in {wait} s.",
                 retry_after=wait,

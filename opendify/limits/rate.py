@@ -9,16 +9,16 @@ from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage, RedisStorage
 from limits.strategies import MovingWindowRateLimiter
 
-from opendify.storage.redis_connection import Away, RedisLink
+from opendify.storage.redis_connection import RedisConnection, RedisUnavailable
 
 _WINDOW_SECONDS = 60
 
 
-class Rates:
+class RateLimiter:
     """``link`` leads to the Redis in which all workers count together, where there is one;
     ``workers`` is how many share a limit where there is none."""
 
-    def __init__(self, link: RedisLink | None, workers: int) -> None:
+    def __init__(self, link: RedisConnection | None, workers: int) -> None:
         self._link = link
         self._workers = workers
         self._lock = threading.Lock()
@@ -31,7 +31,7 @@ class Rates:
         if self._link is not None:
             try:
                 return self._hit_shared(self._link, caller, per_minute)
-            except Away:  # the link has told the log
+            except RedisUnavailable:  # the link has told the log
                 pass
         share = max(1, per_minute // self._workers)
         with self._lock:  # the library's own locks let two through at the same moment
@@ -39,7 +39,7 @@ class Rates:
                 self._local = MovingWindowRateLimiter(MemoryStorage())
             return _hit(self._local, caller, share)
 
-    def _hit_shared(self, link: RedisLink, caller: str, per_minute: int) -> int:
+    def _hit_shared(self, link: RedisConnection, caller: str, per_minute: int) -> int:
         waits: list[int] = []
 
         def hit(client: Any) -> bool:

@@ -4,9 +4,9 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from opendify.conversations.store.base import Conversations
+from opendify.conversations.store.base import ConversationStore
 from opendify.observability.metrics import Reading
-from opendify.upstream.app_registry import Directory
+from opendify.upstream.app_registry import AppRegistry
 
 # A worker that has not asked Dify yet does so at the first look, which waits so long for it.
 PATIENCE = 2.0
@@ -47,7 +47,7 @@ class Condition:
 class Readiness:
     """Looks at the store, and at what a thread in the background last heard from Dify."""
 
-    def __init__(self, conversations: Conversations, directory: Directory) -> None:
+    def __init__(self, conversations: ConversationStore, directory: AppRegistry) -> None:
         self._conversations = conversations
         self._directory = directory
 
@@ -71,7 +71,7 @@ class Readiness:
         return self._conversations.available
 
     def _models(self, patience: float) -> dict[str, str]:
-        troubles = self._directory.troubles(patience).items()
+        troubles = self._directory.problems(patience).items()
         return {name: UNKNOWN if one is None else one or "ok" for name, one in troubles}
 
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import jwt
 
-from opendify.errors import UserNotVerified
+from opendify.errors import InvalidUserToken
 from opendify.protocols.base import ChatPrompt
 
 _TEMPORARY = ("temporary:", "local:")  # local: before the chats had a socket's id
@@ -49,7 +49,7 @@ class Headers(Protocol):
     def get(self, key: str, default: str) -> str: ...
 
 
-class Told:
+class OpenWebUiHeaders:
     """The headers of Open WebUI among those of a request, which most requests have none of; true
     where there is one. ``environ`` names them as WSGI does: ``HTTP_X_OPENWEBUI_TASK``."""
 
@@ -83,11 +83,11 @@ def is_temporary(chat_id: str) -> bool:
     return chat_id.startswith(_TEMPORARY)
 
 
-def person(prompt: ChatPrompt, headers: Headers, secret: str, now: float) -> Person:
+def identify_user(prompt: ChatPrompt, headers: Headers, secret: str, now: float) -> Person:
     """Who asks. With a ``secret``, a token that is signed with it must tell, and nothing else
     does; ``now`` is in epoch seconds. Raises UserNotVerified."""
     if secret:
-        return _vouched_for(_value(headers, "X-OpenWebUI-User-Jwt"), secret, now)
+        return _from_jwt(_value(headers, "X-OpenWebUI-User-Jwt"), secret, now)
     return Person(_user_id(prompt, headers), _value(headers, "X-OpenWebUI-User-Role"))
 
 
@@ -125,15 +125,15 @@ def _user_id(prompt: ChatPrompt, headers: Headers) -> str:
     return prompt.user or _value(headers, "X-OpenWebUI-User-Id") or prompt.fallback_user
 
 
-def _vouched_for(token: str, secret: str, now: float) -> Person:
+def _from_jwt(token: str, secret: str, now: float) -> Person:
     if not token:
-        raise UserNotVerified(_NOT_SENT)
+        raise InvalidUserToken(_NOT_SENT)
     claims = _verified(token, secret)
     if not _is_time(claims["exp"]) or claims["exp"] <= now - _LEEWAY_SECONDS:
-        raise UserNotVerified(_EXPIRED)
+        raise InvalidUserToken(_EXPIRED)
     id_, role = claims["sub"], claims.get("role")
     if not isinstance(id_, str) or not id_.strip():
-        raise UserNotVerified(_NOT_GENUINE)
+        raise InvalidUserToken(_NOT_GENUINE)
     return Person(id_.strip(), role.strip() if isinstance(role, str) else "")
 
 
@@ -154,7 +154,7 @@ def _verified(token: str, secret: str) -> Mapping[str, Any]:
             },
         )
     except (jwt.PyJWTError, RecursionError) as exc:
-        raise UserNotVerified(_NOT_GENUINE) from exc
+        raise InvalidUserToken(_NOT_GENUINE) from exc
     return claims
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from opendify.dify.events import FileMade
+from opendify.dify.events import FileGenerated
 from opendify.files import links
 from opendify.files.links import FileLink
 from opendify.rendering.deltas import FileFound
@@ -15,7 +15,7 @@ class GeneratedFiles:
     def __init__(self) -> None:
         self._found: dict[str, FileLink] = {}
 
-    def note(self, file: FileMade, text: TextOutput) -> list[FileFound]:
+    def note(self, file: FileGenerated, text: TextOutput) -> list[FileFound]:
         """Dify has named this file."""
         identity = links.identity(file.url)
         if identity in self._found or text.holds(file.url):

@@ -11,7 +11,7 @@ from opendify.config.models import Model
 from opendify.dify.events import (
     AgentStep,
     Event,
-    FileMade,
+    FileGenerated,
     HumanInputNeeded,
     MessageEnded,
     NodeFinished,
@@ -103,7 +103,7 @@ class ResponseRenderer:
                 return self._replace(text)
             case AgentStep():
                 return self._render_step(event)
-            case FileMade():
+            case FileGenerated():
                 return [*self._files.note(event, self._text)]
             case NodeStarted(title, kind) if kind not in _SILENT_NODES:
                 return [*self._progress.line(title or kind)]

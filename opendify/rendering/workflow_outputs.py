@@ -8,7 +8,7 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from opendify.dify.events import FileMade
+from opendify.dify.events import FileGenerated
 from opendify.dify.parser import file_from
 
 
@@ -28,7 +28,7 @@ def text_of(outputs: Mapping[str, Any], streamed: Collection[str], wanted: str) 
     return f"```json\n{_as_text(told)}\n```" if told else ""
 
 
-def files_of(outputs: Mapping[str, Any]) -> list[FileMade]:
+def files_of(outputs: Mapping[str, Any]) -> list[FileGenerated]:
     """The files among the outputs, alone or in lists."""
     items = [
         item

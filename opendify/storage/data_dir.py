@@ -24,7 +24,7 @@ class FileLock:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def held(self, patience: float) -> "Held":
+    def held(self, patience: float) -> "LockGuard":
         """Takes the lock, for a ``with`` block to hold; raises TimeoutError when it is not free
         within so many seconds.
 
@@ -36,7 +36,7 @@ class FileLock:
         except BaseException:
             os.close(descriptor)
             raise
-        return Held(descriptor)
+        return LockGuard(descriptor)
 
     def _acquire(self, descriptor: int, patience: float) -> None:
         pause = _FIRST_PAUSE
@@ -52,7 +52,7 @@ class FileLock:
             pause = min(pause * 2, _LONGEST_PAUSE)
 
 
-class Held:
+class LockGuard:
     """A lock that is held to the end of a ``with`` block."""
 
     def __init__(self, descriptor: int) -> None:
@@ -70,7 +70,7 @@ class Held:
             os.close(self._descriptor)
 
 
-class Folder:
+class DataDir:
     """Where everything is. `changing` is held to append to a journal, `folding` to replace the
     snapshot; who needs both takes `folding` first."""
 
@@ -113,7 +113,7 @@ def sync_and_close(descriptor: int) -> None:
         os.close(descriptor)
 
 
-def warn_of_foreign_folder(path: Path) -> None:
+def warn_if_foreign(path: Path) -> None:
     """Says so where the folder belongs to somebody else. For the start, before there are workers
     that would each say it."""
     with suppress(OSError):  # there is none yet, or what is wrong shows when it is used

@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Callable
 
 
-def in_each_child(method: Callable[[], None]) -> None:
+def after_fork_in_child(method: Callable[[], None]) -> None:
     """Call the bound method in every process forked from this one, while its object lives."""
     reference = weakref.WeakMethod(method)
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Generic, TypeVar
 
-from opendify.storage.fork import in_each_child
+from opendify.storage.fork import after_fork_in_child
 
 T = TypeVar("T")
 
 
-class Leases(Generic[T]):
+class LeaseRenewer(Generic[T]):
     """Prolongs, in one thread of this process, whatever is held. `seconds` is how long each lasts
     by itself; `prolong` must not raise."""
 
@@ -20,7 +20,7 @@ class Leases(Generic[T]):
         self._seconds = seconds
         self._prolong = prolong
         self._begin()
-        in_each_child(self._begin)
+        after_fork_in_child(self._begin)
 
     def add(self, lease: T) -> None:
         """Prolong it from now on."""

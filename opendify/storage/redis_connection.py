@@ -12,7 +12,7 @@ from redis.exceptions import RedisError, ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
-from opendify.storage.fork import in_each_child
+from opendify.storage.fork import after_fork_in_child
 
 T = TypeVar("T")
 Client: TypeAlias = Any
@@ -27,11 +27,11 @@ _AWAY_SECONDS = 2.0
 _MOST_CONNECTIONS = 10_000
 
 
-class Away(Exception):
+class RedisUnavailable(Exception):
     """Redis did not do what it was asked for; the log says why."""
 
 
-class RedisLink:
+class RedisConnection:
     """One process's connections to a Redis server, made when they are first needed.
 
     A forked child makes its own. Once Redis has failed to answer, everybody who asks is told so
@@ -49,7 +49,7 @@ class RedisLink:
         self._returns = 0
         self._lock = threading.Lock()
         self._client: Client = None
-        in_each_child(self._begin_in_child)
+        after_fork_in_child(self._begin_in_child)
 
     @property
     def available(self) -> bool:
@@ -90,15 +90,15 @@ class RedisLink:
     def _do(self, action: Callable[[Client], T]) -> T:
         is_trial, returns = self._is_away, self._returns
         if is_trial and not self._may_try():
-            raise Away
+            raise RedisUnavailable
         try:
             result = action(self._connected())
         except ResponseError as error:
             self._note_refusal(error, is_trial)
-            raise Away from error
+            raise RedisUnavailable from error
         except (RedisError, OSError, UnicodeError) as error:  # the last: no name of a host
             self._note_absence(error, returns)
-            raise Away from error
+            raise RedisUnavailable from error
         finally:
             if is_trial:
                 self._next_try = time.monotonic() + _AWAY_SECONDS

@@ -62,7 +62,7 @@ class _Look:
     trouble: str
 
 
-class Directory:
+class AppRegistry:
     """The apps behind the models. One in each worker; asks nothing before it is used.
 
     Models with a key are kept fresh. To those without, callers bring keys of their own: the apps
@@ -100,7 +100,7 @@ class Directory:
         entry = self._entries.get(_name(model))
         return entry.app if entry else App()
 
-    def renewed(self, model: Model) -> App:
+    def refreshed(self, model: Model) -> App:
         """The app, asked about again where the last time was long ago: for a request that does
         not suit what is known of it."""
         entry = self._entries.get(_name(model))
@@ -111,7 +111,7 @@ class Directory:
                 log.info("Dify is not there to tell model=%s", model.name)
         return entry.app if entry else App()
 
-    def troubles(self, patience: float) -> dict[str, str | None]:
+    def problems(self, patience: float) -> dict[str, str | None]:
         """By the name of each model with a key the code of what is wrong with Dify or its app, ""
         where nothing is, None where that is not known yet, for which it waits so many seconds."""
         self.keep_fresh()
@@ -120,7 +120,7 @@ class Directory:
             self._has_looked.wait(patience)
         return {model.name: self._trouble(model) for model in self._models.values() if model.key}
 
-    def doubt(self, model: Model) -> None:
+    def mark_stale(self, model: Model) -> None:
         """What is known of the app may be wrong: it is soon asked about again."""
         entry = self._entries.get(_name(model))
         if entry is not None and time.monotonic() - entry.since > FRESH_SECONDS:
@@ -207,7 +207,7 @@ class Directory:
             return self._ask_for_all(model, answer, patience)
         try:
             return asked.result()
-        except errors.DifyUnreachable:
+        except errors.UpstreamUnreachable:
             if is_second:
                 raise
         return self._ask(model, patience, is_second=True)
@@ -234,9 +234,9 @@ class Directory:
         try:
             info, _ = self._get(model, "/info", patience)
             parameters, trouble = self._get(model, "/parameters", patience)
-        except errors.DifyNotConnected:
+        except errors.UpstreamConnectTimeout:
             raise
-        except errors.DifyTimeout as exc:
+        except errors.UpstreamTimeout as exc:
             silence = exc.code or "error"
             log.info("Dify did not tell in time model=%s", model.name)
         self._looks[model.base] = _Look(time.monotonic(), silence)
@@ -260,7 +260,7 @@ class Directory:
         """What Dify tells, and the code of the error where it does not."""
         try:
             return self._client.call(model, "GET", path, LOOKUP_TIMEOUT, patience), ""
-        except (errors.DifyUnreachable, errors.DifyTimeout):
+        except (errors.UpstreamUnreachable, errors.UpstreamTimeout):
             raise
         except errors.OpenDifyError as exc:
             log.info("Dify did not tell model=%s path=%s code=%s", model.name, path, exc.code)
@@ -275,7 +275,7 @@ class Directory:
         for path, mode, refusal in _PROBES:
             try:
                 self._client.call(model, "POST", path, LOOKUP_TIMEOUT, json={"user": "probe"})
-            except errors.DifyMisconfigured as exc:
+            except errors.UpstreamConfigError as exc:
                 if exc.dify_code != refusal:
                     return ""
             except errors.RejectedByDify:

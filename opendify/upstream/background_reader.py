@@ -13,7 +13,7 @@ from collections.abc import Generator
 from contextlib import suppress
 from queue import SimpleQueue
 
-from opendify.streaming import Wait
+from opendify.streaming import WaitFor
 
 log = logging.getLogger(__name__)
 
@@ -24,16 +24,16 @@ MOST = 128
 _LOOK_SECONDS = 0.5
 
 # Goes on after each Wait, mostly with something to read; never blocks for long.
-Steps = Generator[Wait, None, None]
+Steps = Generator[WaitFor, None, None]
 
 
-class Watcher:
+class BackgroundReader:
     """Takes steps whenever what they wait for is there. Steps that raise are logged and over."""
 
     def __init__(self, most: int = MOST) -> None:
         self._most = most
         self._new: SimpleQueue[Steps] = SimpleQueue()
-        self._waiting: dict[Steps, Wait] = {}
+        self._waiting: dict[Steps, WaitFor] = {}
         self._count = 0
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -43,7 +43,7 @@ class Watcher:
         """How much is not over."""
         return self._count
 
-    def watch(self, steps: Steps) -> None:
+    def add(self, steps: Steps) -> None:
         """Takes over; the first step is made on the thread too. Where the system has no thread or
         descriptor for that, the steps are begun and ended at once, so that they free what they
         hold."""

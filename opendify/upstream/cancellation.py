@@ -3,14 +3,14 @@
 import select
 from dataclasses import dataclass
 
-from opendify.errors import CallerGone, ServerStopping
+from opendify.errors import ClientDisconnected, ServerStopping
 
 # Linux tells of a caller that has closed its side; elsewhere only a full hang-up is seen.
 _HANGUP = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
+class Cancellation:
     """Descriptors, each None where there is none: ``caller`` is the caller's socket, and
     ``ending`` is readable from the moment on when running answers have to end."""
 
@@ -28,13 +28,13 @@ class Watch:
         """Takes what ``poll`` told. Raises CallerGone and ServerStopping."""
         for descriptor, _ in ready:
             if descriptor == self.caller:
-                raise CallerGone
+                raise ClientDisconnected
             if descriptor == self.ending:
                 raise ServerStopping(
                     "OpenDify is being stopped and could not finish this answer; ask again."
                 )
 
-    def look(self) -> None:
+    def raise_if_cancelled(self) -> None:
         """Raises CallerGone and ServerStopping where that is so by now."""
         self.wait(0)
 
@@ -45,4 +45,4 @@ class Watch:
         self.check(poll.poll(seconds * 1000))
 
 
-UNWATCHED = Watch()
+NEVER = Cancellation()

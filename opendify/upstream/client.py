@@ -20,15 +20,15 @@ from opendify.config.models import Model
 from opendify.dify.decoding import decode_whole
 from opendify.dify.error_mapping import (
     packed,
-    parse_refusal,
+    parse_error_response,
     to_error,
     wrong_kind,
 )
 from opendify.observability.request_ids import is_request_id
-from opendify.streaming import AT_ONCE, Wait
+from opendify.streaming import IMMEDIATELY, WaitFor
 from opendify.upstream import causes
-from opendify.upstream.background_reader import Steps, Watcher
-from opendify.upstream.cancellation import UNWATCHED, Watch
+from opendify.upstream.background_reader import BackgroundReader, Steps
+from opendify.upstream.cancellation import NEVER, Cancellation
 from opendify.upstream.event_stream import EventStream
 from opendify.upstream.network_errors import to_network_error
 from opendify.upstream.transport.pending_response import PendingResponse
@@ -72,7 +72,7 @@ class DifyClient:
         self.read_timeout = read_timeout
         self.max_answer = max_answer
         self._on_stop = on_stop
-        self.watcher = Watcher()
+        self.watcher = BackgroundReader()
         self._versions: dict[str, tuple[int, int]] = {}
 
     def stream(
@@ -80,7 +80,7 @@ class DifyClient:
         model: Model,
         path: str,
         body: Mapping[str, Any],
-        watch: Watch,
+        watch: Cancellation,
         trace_id: str = "",
     ) -> EventStream:
         """Asks a question; returns as soon as it is on its way.
@@ -118,9 +118,9 @@ class DifyClient:
         is in seconds, and so is ``patience``, with a Dify that refuses connections. Raises
         DifyError.
         """
-        return self._call(model, method, path, timeout, patience, UNWATCHED, **content)
+        return self._call(model, method, path, timeout, patience, NEVER, **content)
 
-    def post(self, model: Model, path: str, watch: Watch, **content: Any) -> Any:
+    def post(self, model: Model, path: str, watch: Cancellation, **content: Any) -> Any:
         """A POST that may take long, as ``call`` makes it, ended by what is in ``watch`` too."""
         return self._call(model, "POST", path, CALL_TIMEOUT, RESTART_SECONDS, watch, **content)
 
@@ -131,7 +131,7 @@ class DifyClient:
         path: str,
         seconds: float,
         patience: float,
-        watch: Watch,
+        watch: Cancellation,
         **content: Any,
     ) -> Any:
         timeout = httpx.Timeout(seconds, connect=CONNECT_TIMEOUT, pool=1.0)
@@ -180,21 +180,21 @@ class DifyClient:
                 while unpacker is not None and unpacker.has_more and len(body) <= MAX_CALL_BYTES:
                     body += unpacker.take()
                 if len(body) > MAX_CALL_BYTES:
-                    raise errors.DifyBroken(
+                    raise errors.BadUpstreamResponse(
                         f"Dify's answer to a call of model '{model.name}' is larger than "
                         f"{MAX_CALL_BYTES // 1024**2} MB."
                     )
         except UnknownCoding as exc:
             raise packed(model.name, str(exc)) from exc
         except BadPacking as exc:
-            raise errors.DifyBroken(f"Dify's answer is unreadable: {exc}.") from exc
+            raise errors.BadUpstreamResponse(f"Dify's answer is unreadable: {exc}.") from exc
         return bytes(body)
 
     def _decoded(self, model: Model, what: str, response: httpx.Response, body: bytes) -> Any:
         self._note_version(model.base, response.headers.get("x-version", ""))
         headers = {name.lower(): value for name, value in response.headers.items()}
         if not response.is_success:
-            refusal = parse_refusal(response.status_code, headers, body)
+            refusal = parse_error_response(response.status_code, headers, body)
             raise _about(to_error(refusal, model.name), model, response)
         if not body:
             return None
@@ -215,7 +215,7 @@ class DifyClient:
         sent where it is given; a signed link needs none. Raises DifyError, also in the pieces.
         """
         if _origin(url) != _origin(model.base):
-            raise errors.DifyBroken("A file of Dify is at an address that is not Dify's.")
+            raise errors.BadUpstreamResponse("A file of Dify is at an address that is not Dify's.")
         headers = {"Accept-Encoding": "identity"}
         if key:
             headers["Authorization"] = f"Bearer {key}"
@@ -231,10 +231,10 @@ class DifyClient:
             ) as response,
         ):
             if response.status_code != 200:
-                refusal = parse_refusal(response.status_code, {}, b"")
+                refusal = parse_error_response(response.status_code, {}, b"")
                 raise _about(to_error(refusal, model.name), model, response)
             if response.headers.get("content-encoding", "identity") != "identity":
-                raise errors.DifyBroken("Dify packed a file that was asked for as it is.")
+                raise errors.BadUpstreamResponse("Dify packed a file that was asked for as it is.")
             yield response.iter_raw()
 
     def stop(
@@ -254,14 +254,14 @@ class DifyClient:
                 raise
             log.warning("could not stop a run model=%s code=%s", model.name, exc.code)
         else:
-            self.watcher.watch(self._stopping(model, pending, then))
+            self.watcher.add(self._stopping(model, pending, then))
 
     def _stopping(self, model: Model, pending: PendingResponse, then: Callable[[], None]) -> Steps:
         until = time.monotonic() + STOP_TIMEOUT
         try:
             while not pending.is_complete and time.monotonic() < until:
-                yield Wait(pending.fileno(), until)
-                pending.read(AT_ONCE, UNWATCHED)
+                yield WaitFor(pending.fileno(), until)
+                pending.read(IMMEDIATELY, NEVER)
         except httpx.HTTPError:
             log.debug("the answer to a stop is unreadable")
         finally:
@@ -304,7 +304,7 @@ def _encoded(body: Mapping[str, Any]) -> bytes:
         ) from exc
 
 
-def _connected(send: Callable[[], T], watch: Watch, patience: float = RESTART_SECONDS) -> T:
+def _connected(send: Callable[[], T], watch: Cancellation, patience: float = RESTART_SECONDS) -> T:
     """Does ``send``; again for so many seconds where the connection is refused. Raises CallerGone
     and ServerStopping meanwhile."""
     until = time.monotonic() + patience

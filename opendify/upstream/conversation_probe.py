@@ -27,7 +27,7 @@ _NEWEST_MESSAGES = 5
 _VERSIONS_THAT_HANG = ((1, 13), (1, 14), (1, 15))
 
 
-class DifyPresence:
+class DifyConversationProbe:
     """Looks for conversations of one user of one app. ``now`` gives epoch seconds."""
 
     def __init__(
@@ -72,7 +72,7 @@ class DifyPresence:
         while True:
             try:
                 messages = parse_messages(self._page(conversation_id, _NEWEST_MESSAGES))
-            except errors.ConversationUnknown:
+            except errors.ConversationNotFound:
                 raise
             except errors.OpenDifyError:
                 return None
@@ -84,7 +84,7 @@ class DifyPresence:
     def _ask(self, conversation_id: str, otherwise: bool) -> bool:
         try:
             self._page(conversation_id, 1)
-        except errors.ConversationUnknown:
+        except errors.ConversationNotFound:
             return False
         except errors.OpenDifyError:
             return otherwise

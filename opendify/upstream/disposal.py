@@ -16,7 +16,7 @@ def delete_conversation(client: DifyClient, model: Model, conversation_id: str, 
     path = f"/conversations/{conversation_id}"
     try:
         client.call(model, "DELETE", path, DELETE_TIMEOUT, json={"user": user})
-    except errors.ConversationUnknown:
+    except errors.ConversationNotFound:
         log.debug("a conversation was gone before it was deleted model=%s", model.name)
     except errors.OpenDifyError as exc:
         log.warning(

@@ -9,13 +9,13 @@ from opendify import errors, sse
 from opendify.config.models import Model
 from opendify.dify.error_mapping import (
     packed,
-    parse_refusal,
+    parse_error_response,
     to_error,
     wrong_kind,
 )
-from opendify.streaming import AT_ONCE, Wait
+from opendify.streaming import IMMEDIATELY, WaitFor
 from opendify.upstream import causes
-from opendify.upstream.cancellation import UNWATCHED, Watch
+from opendify.upstream.cancellation import NEVER, Cancellation
 from opendify.upstream.network_errors import to_network_error
 from opendify.upstream.transport.pending_response import PendingResponse
 from opendify.upstream.unpacking import (
@@ -44,7 +44,7 @@ class EventStream:
     """
 
     def __init__(
-        self, pending: PendingResponse, model: Model, read_timeout: float, watch: Watch
+        self, pending: PendingResponse, model: Model, read_timeout: float, watch: Cancellation
     ) -> None:
         self._pending = pending
         self._model = model
@@ -58,7 +58,7 @@ class EventStream:
         self._refusal = b""
         self.is_at_hand = False
         self.dead_at = time.monotonic() + read_timeout
-        self.wait = Wait(pending.fileno(), self.dead_at)
+        self.wait = WaitFor(pending.fileno(), self.dead_at)
 
     def read(self, until: float) -> list[bytes] | None:
         """The payloads of the events that arrive next, an empty list when none came by ``until``.
@@ -77,7 +77,7 @@ class EventStream:
             elif now >= self.dead_at:
                 silence = f"nothing came for {self._read_timeout:g} s"
                 raise self._explained(
-                    errors.DifyTimeout(
+                    errors.UpstreamTimeout(
                         f"Dify has sent nothing for {self._read_timeout:g} seconds; "
                         "the answer was given up."
                     ),
@@ -86,19 +86,19 @@ class EventStream:
             if now >= until:
                 return []
         if self._unpacker is not None and not self._unpacker.is_whole:
-            raise errors.DifyBroken("Dify's answer is broken: it ends in the middle.")
+            raise errors.BadUpstreamResponse("Dify's answer is broken: it ends in the middle.")
         return None
 
     def take(self) -> list[bytes] | None:
         """What ``read`` gives, to one who has polled: who is in ``watch`` is not looked at."""
         if self._is_packed():
-            return self.read(AT_ONCE)
+            return self.read(IMMEDIATELY)
         try:
             body = self._pending.read_available()
         except httpx.HTTPError as exc:
             raise self._failed(exc) from exc
         if body is None:
-            return self.read(AT_ONCE)
+            return self.read(IMMEDIATELY)
         self.dead_at = time.monotonic() + self._read_timeout
         return self._events(body)
 
@@ -112,7 +112,7 @@ class EventStream:
         pending = self._pending
         if not pending.status:
             self.is_at_hand = pending.is_ready
-            self.wait = Wait(pending.fileno(), self.dead_at)  # it may have been sent again
+            self.wait = WaitFor(pending.fileno(), self.dead_at)  # it may have been sent again
             return []
         if not self._has_begun:
             self._begin()
@@ -127,7 +127,9 @@ class EventStream:
         try:
             return self._decoder.feed(body)
         except sse.EventTooLarge as exc:
-            raise errors.DifyBroken(f"Dify sent an event that is unreadable ({exc}).") from exc
+            raise errors.BadUpstreamResponse(
+                f"Dify sent an event that is unreadable ({exc})."
+            ) from exc
 
     def _begin(self) -> None:
         """The head of the answer is there."""
@@ -157,13 +159,13 @@ class EventStream:
                 self._unpacker.feed(body)
             return self._unpacker.take() if self._unpacker.has_more else b""
         except BadPacking as exc:
-            raise errors.DifyBroken(f"Dify's answer is unreadable: {exc}.") from exc
+            raise errors.BadUpstreamResponse(f"Dify's answer is unreadable: {exc}.") from exc
 
     def _refused(self) -> errors.DifyError:
         status, headers = self._pending.status, self._pending.headers
         if status == 200:
             return self._of_answer(wrong_kind(self._model.name, headers, "no event stream"))
-        refusal = parse_refusal(status, headers, self._refusal)
+        refusal = parse_error_response(status, headers, self._refusal)
         return self._of_answer(to_error(refusal, self._model.name))
 
     def _failed(self, exc: httpx.HTTPError) -> errors.OpenDifyError:
@@ -174,14 +176,16 @@ class EventStream:
         if isinstance(exc, httpx.ReadError):
             cause = cause or causes.BROKEN_OFF
             told = causes.BROKEN_OFF if status else cause
-            return self._explained(errors.DifyBroken(told.message), cause.log)
+            return self._explained(errors.BadUpstreamResponse(told.message), cause.log)
         if status not in (0, 200):
             return self._refused()
         if not status and self._pending.has_ended:
             cause = causes.CLOSED
         if cause is not None:
-            return self._explained(errors.DifyBroken(cause.message), cause.log)
-        return self._explained(errors.DifyBroken(f"Dify's answer is broken: {exc}."), str(exc))
+            return self._explained(errors.BadUpstreamResponse(cause.message), cause.log)
+        return self._explained(
+            errors.BadUpstreamResponse(f"Dify's answer is broken: {exc}."), str(exc)
+        )
 
     def _explained(self, error: errors.DifyError, cause: str) -> errors.DifyError:
         """The error, with its cause for the log."""
@@ -201,7 +205,7 @@ class EventStream:
     def drain(self) -> None:
         """Reads a finished answer to the end of its body for a moment, then closes."""
         until = time.monotonic() + DRAIN_SECONDS
-        self.watch = UNWATCHED
+        self.watch = NEVER
         try:
             while not self._is_over() and self.read(until):
                 pass

@@ -14,7 +14,7 @@ from io import FileIO
 from opendify import errors
 from opendify.config.models import Model
 from opendify.files import signed_links
-from opendify.files.file_cache import DoesNotFit, Shelf
+from opendify.files.file_cache import DoesNotFit, FileCache
 from opendify.files.links import (
     DifyFile,
     absolute,
@@ -24,7 +24,7 @@ from opendify.files.links import (
 from opendify.files.media import served_type
 from opendify.files.names import clean_name, extension_of, name_as
 from opendify.files.signed_links import Ticket
-from opendify.files.signing_key import Secret
+from opendify.files.signing_key import SigningKey
 from opendify.upstream.client import DifyClient
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Served:
     max_age: int
 
 
-class Relay:
+class FileProxy:
     """``public_base`` is our address as callers know it, empty where links stay Dify's; ``now``
     gives epoch seconds. Nothing is opened before the first link."""
 
@@ -58,8 +58,8 @@ class Relay:
         client: DifyClient,
         models: Mapping[str, Model],
         public_base: str,
-        secret: Secret,
-        shelf: Shelf,
+        secret: SigningKey,
+        shelf: FileCache,
         now: Callable[[], float],
     ) -> None:
         self._client = client
@@ -89,7 +89,7 @@ class Relay:
     def open(self, token: str, signature: str) -> Served:
         """The file behind a link. Raises LinkRefused, FileGone and DifyError."""
         now = self._now()
-        ticket = signed_links.unseal(token, signature, self._secret.key(), now)
+        ticket = signed_links.verify(token, signature, self._secret.key(), now)
         file = self._find(ticket)
         try:
             size = file.seek(0, 2)
@@ -120,20 +120,20 @@ class Relay:
 
     def _sealed(self, model: Model, file: DifyFile, name: str) -> str:
         ticket = Ticket(model.name, file.path, name, signed_links.expiry(self._now()))
-        token, signature = signed_links.seal(ticket, self._secret.key())
+        token, signature = signed_links.sign(ticket, self._secret.key())
         return f"{self._public_base}/v1/files/{token}/content?sig={signature}"
 
     def _find(self, ticket: Ticket) -> FileIO:
         model = self._models.get(ticket.model)
         file = DifyFile(ticket.path)
         if model is None:
-            raise errors.FileGone("The model that made this file is not served any more.")
+            raise errors.FileExpired("The model that made this file is not served any more.")
         found = self._shelf.open(_key(model, file))
         if found is None and file.upload_id and model.key:
             self._fetch_again(model, file)
             found = self._shelf.open(_key(model, file))
         if found is None:
-            raise errors.FileGone("This file is not kept any more.")
+            raise errors.FileExpired("This file is not kept any more.")
         return found
 
     def _fetch_again(self, model: Model, file: DifyFile) -> None:
@@ -142,7 +142,7 @@ class Relay:
         try:
             with self._client.download(model, url, FETCH_SECONDS, model.key) as pieces:
                 self._shelf.put(_key(model, file), pieces, MAX_FILE_BYTES)
-        except (errors.DifyUnreachable, errors.DifyTimeout, errors.DifyUnavailable):
+        except (errors.UpstreamUnreachable, errors.UpstreamTimeout, errors.UpstreamUnavailable):
             raise
         except (errors.DifyError, DoesNotFit, OSError) as exc:
             log.warning("a file cannot be had again model=%s reason=%s", model.name, _reason(exc))

@@ -15,13 +15,13 @@ def to_network_error(exc: httpx.HTTPError, model: Model) -> errors.OpenDifyError
             "All connections to Dify are in use; try again in a moment.", retry_after=2
         )
     if isinstance(exc, httpx.ConnectTimeout):
-        return _caused(errors.DifyNotConnected, causes.CONNECT_TIMEOUT, model)
+        return _caused(errors.UpstreamConnectTimeout, causes.CONNECT_TIMEOUT, model)
     if isinstance(exc, httpx.TimeoutException):
-        return _caused(errors.DifyTimeout, causes.READ_TIMEOUT, model)
+        return _caused(errors.UpstreamTimeout, causes.READ_TIMEOUT, model)
     if isinstance(exc, httpx.ProxyError):
-        return _caused(errors.DifyUnreachable, causes.of_proxy(str(exc)), model)
+        return _caused(errors.UpstreamUnreachable, causes.of_proxy(str(exc)), model)
     cause = causes.find_cause(exc) or causes.CLOSED
-    return _caused(errors.DifyUnreachable, cause, model)
+    return _caused(errors.UpstreamUnreachable, cause, model)
 
 
 def _caused(kind: type[errors.DifyError], cause: Cause, model: Model) -> errors.DifyError:

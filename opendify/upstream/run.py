@@ -10,12 +10,12 @@ from contextlib import suppress
 from opendify import errors
 from opendify.config.models import Model
 from opendify.dify import endpoints
-from opendify.dify.error_mapping import Refusal, to_error
+from opendify.dify.error_mapping import ErrorResponse, to_error
 from opendify.dify.events import (
     AgentStep,
     Event,
     Failed,
-    FileMade,
+    FileGenerated,
     HumanInputNeeded,
     Ids,
     MessageEnded,
@@ -34,10 +34,10 @@ from opendify.dify.parser import (
     parse_event,
     parse_payload,
 )
-from opendify.streaming import AT_ONCE, NEEDS_THREAD, Wait
+from opendify.streaming import BLOCKING, IMMEDIATELY, WaitFor
 from opendify.upstream import causes
 from opendify.upstream.background_reader import Steps
-from opendify.upstream.cancellation import UNWATCHED
+from opendify.upstream.cancellation import NEVER
 from opendify.upstream.client import DifyClient
 from opendify.upstream.event_stream import EventStream
 
@@ -56,7 +56,7 @@ SECONDS_AFTER_STOP = 2.0
 _SIZE_OF_OBJECT = 200
 
 
-class Turn:
+class DifyRun:
     """The answer to one question.
 
     ``next`` gives its events; the last one is a MessageEnded. ``ids`` grows as Dify tells its
@@ -87,7 +87,7 @@ class Turn:
         self._deadline = float("inf")
         self._size = 0
 
-    def next(self, until: float) -> list[Event]:
+    def next_events(self, until: float) -> list[Event]:
         """The events that came next, together; none when none came by ``until``, a time of
         ``time.monotonic`` or AT_ONCE for one who has polled, and also earlier, when Dify has only
         shown that it works.
@@ -100,7 +100,7 @@ class Turn:
             try:
                 payloads = (
                     self._stream.take()
-                    if until == AT_ONCE
+                    if until == IMMEDIATELY
                     else self._stream.read(min(until, self._deadline))
                 )
             except errors.DifyError as exc:
@@ -116,11 +116,11 @@ class Turn:
             raise self._failure
         return events
 
-    def wait(self, until: float) -> Wait:
+    def wait(self, until: float) -> WaitFor:
         """What ``next`` waits for, until then at most."""
         stream = self._stream
         if self._failure is not None or stream.is_at_hand:
-            return NEEDS_THREAD
+            return BLOCKING
         stream.wait.until = min(until, self._deadline, stream.dead_at)
         return stream.wait
 
@@ -138,7 +138,7 @@ class Turn:
         if not self.ended:
             self._stop()
             if not self._has_failed:
-                self._client.watcher.watch(self._leave(afterwards))
+                self._client.watcher.add(self._leave(afterwards))
                 return
         self._finish()
         if afterwards:
@@ -174,7 +174,7 @@ class Turn:
             self._stream.close()
 
     def _leave(self, afterwards: Callable[[], None] | None) -> Steps:
-        self._stream.watch = UNWATCHED
+        self._stream.watch = NEVER
         try:
             if not self._is_stopped:
                 yield from self._listen(SECONDS_TO_NAME_A_RUN, lambda: bool(self.ids.task_id))
@@ -191,8 +191,8 @@ class Turn:
         until = time.monotonic() + seconds
         try:
             while not (self._has_failed or self.ended or is_enough()) and time.monotonic() < until:
-                yield Wait(self._stream.fileno(), until)
-                self.next(time.monotonic())
+                yield WaitFor(self._stream.fileno(), until)
+                self.next_events(time.monotonic())
         except errors.OpenDifyError:
             log.debug("an answer failed after its caller had left")
 
@@ -214,7 +214,9 @@ class Turn:
         try:
             self._take(parse_payload(raw), len(raw), events)
         except NotAnEvent as exc:
-            self._fail(errors.DifyBroken(f"Dify sent an event that is unreadable ({exc})."))
+            self._fail(
+                errors.BadUpstreamResponse(f"Dify sent an event that is unreadable ({exc}).")
+            )
 
     def _fail(self, error: errors.DifyError) -> None:
         self._has_failed = True
@@ -235,7 +237,7 @@ class Turn:
         event = parse_event(payload)
         if isinstance(event, Failed):
             self.ended = True
-            refusal = Refusal(event.status, event.code, event.message)
+            refusal = ErrorResponse(event.status, event.code, event.message)
             self._failure = to_error(refusal, self._model.name)
             told = f"Dify tells of a failure with status {event.status}"
             self._failure.details = causes.describe(self._model, told)
@@ -257,7 +259,7 @@ class Turn:
     def _has_all_names(self) -> bool:
         """Whether further events can tell nothing that matters of what Dify calls the answer."""
         ids = self.ids
-        if endpoints.remembers(self._mode):
+        if endpoints.has_conversations(self._mode):
             return bool(ids.task_id and ids.conversation_id)
         return bool(ids.task_id and (ids.message_id or ids.workflow_run_id))
 
@@ -265,7 +267,7 @@ class Turn:
         if not self._run_finished:
             self._has_failed = True
             raise self._explain(
-                errors.DifyBroken("Dify closed the stream before the end of the answer.")
+                errors.BadUpstreamResponse("Dify closed the stream before the end of the answer.")
             )
         self.ended = True
         return MessageEnded()
@@ -282,7 +284,7 @@ def _size(event: Event) -> int:
             return _SIZE_OF_OBJECT + len(event.title + event.kind)
         case AgentStep():
             return _SIZE_OF_OBJECT + len(event.thought + event.tool_input + event.observation)
-        case FileMade():
+        case FileGenerated():
             return _SIZE_OF_OBJECT + len(event.url + event.name)
         case HumanInputNeeded():
             return _SIZE_OF_OBJECT + len(event.form) + sum(map(len, event.actions))

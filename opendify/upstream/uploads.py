@@ -20,10 +20,10 @@ from opendify.files.attachments import (
     plan,
 )
 from opendify.files.content import Content
-from opendify.files.single_flight import Once
+from opendify.files.single_flight import SingleFlightCache
 from opendify.protocols.base import Attachment
 from opendify.upstream import causes
-from opendify.upstream.cancellation import UNWATCHED, Watch
+from opendify.upstream.cancellation import NEVER, Cancellation
 from opendify.upstream.client import DifyClient
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Uploads:
 
     def __init__(self, client: DifyClient, clock: Callable[[], float] = time.monotonic) -> None:
         self._client = client
-        self._kept = Once(KEPT_UPLOADS, KEPT_SECONDS, clock)
+        self._kept = SingleFlightCache(KEPT_UPLOADS, KEPT_SECONDS, clock)
 
     def prepare(
         self,
@@ -46,7 +46,7 @@ class Uploads:
         attachments: Sequence[Attachment],
         rules: FileRules | None,
         speech_to_text: bool = False,
-        watch: Watch = UNWATCHED,
+        watch: Cancellation = NEVER,
     ) -> Prepared:
         """Checks all files first, then uploads what has to be uploaded, in order.
 
@@ -84,16 +84,18 @@ class Uploads:
         self._kept.forget(is_one)
 
     def _once(
-        self, model: Model, user: str, content: Content, path: str, answer: str, watch: Watch
+        self, model: Model, user: str, content: Content, path: str, answer: str, watch: Cancellation
     ) -> str:
         digest = hashlib.sha256(content.data).digest()
         key = (_app(model), user, path, digest, content.name)
         return self._kept.get(
-            key, lambda: self._send(model, user, content, path, answer, watch), watch.look
+            key,
+            lambda: self._send(model, user, content, path, answer, watch),
+            watch.raise_if_cancelled,
         )
 
     def _send(
-        self, model: Model, user: str, content: Content, path: str, answer: str, watch: Watch
+        self, model: Model, user: str, content: Content, path: str, answer: str, watch: Cancellation
     ) -> str:
         file = (content.name, content.data, content.media_type)
         try:
@@ -103,7 +105,7 @@ class Uploads:
         value = told.get(answer) if isinstance(told, dict) else None
         if not isinstance(value, str) or (answer == "id" and not value):
             lack = f"Dify's answer to POST {path} holds no '{answer}'."
-            error = errors.DifyBroken(lack)
+            error = errors.BadUpstreamResponse(lack)
             error.details = causes.describe(model, lack)
             raise error
         log.info("gave a file to Dify model=%s bytes=%d", model.name, len(content.data))

@@ -31,7 +31,7 @@ _VARIABLES = (
 )
 
 
-class Line(dict[str, Any]):
+class AccessLogLine(dict[str, Any]):
     """What a line may hold, by name; "-" for what a request has not."""
 
     def __missing__(self, name: str) -> Any:
@@ -52,7 +52,7 @@ class Log(Logger):
     without what may be secret: headers with keys, the user name that a caller claims, and the
     query and user of the page that it comes from."""
 
-    atoms_wrapper_class = Line  # type: ignore[assignment]  # a mapping is all that is needed
+    atoms_wrapper_class = AccessLogLine  # type: ignore[assignment]  # a mapping is all that is needed
 
     def setup(self, cfg: Config) -> None:
         super().setup(cfg)

@@ -12,7 +12,7 @@ from gunicorn.config import Config
 from gunicorn.workers.gthread import TConn
 
 from opendify.worker.head import RequestHead, parse_head
-from opendify.worker.request_buffer import Intake, Stage
+from opendify.worker.request_buffer import RequestBuffer, Stage
 
 _HEAD_SECONDS = 15.0
 # A body must not pause for longer. After the grace it must have come at this pace on average, and
@@ -118,9 +118,9 @@ class Connection(TConn):
         self._begin(Phase.IDLE, time.monotonic(), seconds)
         return left
 
-    def _new_intake(self) -> Intake:
+    def _new_intake(self) -> RequestBuffer:
         parse = partial(parse_head, self.cfg, self.client)
-        return Intake(parse, self._max_body_bytes, self._folder)
+        return RequestBuffer(parse, self._max_body_bytes, self._folder)
 
     def receive(self) -> bytes:
         """What is there to be read. Never waits, though calls of a connection that had a thread

@@ -31,7 +31,7 @@ _TOLD_SECONDS = 60.0
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-class Waiting:
+class PendingConnections:
     """``start`` gets each connection whose request can be given to a thread. ``most`` is how many
     connections are kept, ``max_body_bytes`` how much of their bodies: room for two of the largest
     at least."""

@@ -6,12 +6,14 @@ import sys
 import tempfile
 
 
-class Retirement:
+class WorkerRecycler:
     """A worker that reached ``max_requests`` (0 is never) goes on until it has nothing to do, so
     that nobody waits for its successor. One that is never idle goes at twice that number, and only
     while all others stay: ``turn`` is None where there are no others."""
 
-    def __init__(self, max_requests: int, turn: "OneAtATime | None", log: logging.Logger) -> None:
+    def __init__(
+        self, max_requests: int, turn: "ExclusiveLock | None", log: logging.Logger
+    ) -> None:
         self.has_begun = False
         self._max_requests = max_requests or sys.maxsize
         self._turn = turn
@@ -33,7 +35,7 @@ class Retirement:
         return True
 
 
-class OneAtATime:
+class ExclusiveLock:
     """A lock among the processes that are forked after it is made. Who takes it keeps it to its
     own end, of whatever kind."""
 

@@ -36,7 +36,7 @@ class Stage(enum.Enum):
     READY = enum.auto()
 
 
-class Intake:
+class RequestBuffer:
     """Collects one request. ``parse_head`` makes a request of the bytes of a head. A body of more
     than ``max_body_bytes`` is not collected: the request is READY without being whole, and the
     application refuses it by its Content-Length. ``folder`` is where a body that does not stay in

@@ -16,14 +16,14 @@ from gunicorn.glogging import Logger
 from gunicorn.http.message import Request
 from gunicorn.http.wsgi import Response, create
 
-from opendify.streaming import IS_READABLE, NEEDS_THREAD, Wait
+from opendify.streaming import BLOCKING, READY, WaitFor
 from opendify.worker.connection import Connection
-from opendify.worker.write_buffer import Outlet
+from opendify.worker.write_buffer import WriteBuffer
 
-_NO_STEPS: Iterator[bytes | Wait] = iter(())
+_NO_STEPS: Iterator[bytes | WaitFor] = iter(())
 
 
-class Answer:
+class ResponseDriver:
     """The answer to one request. ``wait`` is what it waits for while it has no thread. ``end`` is
     called once, when it is over, with the WSGI environment and Gunicorn's response."""
 
@@ -38,7 +38,7 @@ class Answer:
     ) -> None:
         self.conn = conn
         self._may_leave_thread = may_leave_thread
-        self.wait = NEEDS_THREAD
+        self.wait = BLOCKING
         self._req = req
         self._log = log
         self._end = end
@@ -48,27 +48,27 @@ class Answer:
         self._steps = _NO_STEPS
         self._is_stepped = False
         self._failure: Exception | None = None
-        self._outlet = Outlet(conn.sock)
+        self._outlet = WriteBuffer(conn.sock)
         _, self._environ = create(req, conn.sock, conn.client, conn.server, cfg)
         self._environ["wsgi.multithread"] = True
         self.resp = Response(req, self._outlet, cfg)
 
-    def begin(self, application: Callable[..., Any]) -> bool:
+    def start(self, application: Callable[..., Any]) -> bool:
         """Asks the application, and gives as much as ``go_on``. Raises what that raises."""
         return self._given(lambda: self._ask(application))
 
-    def go_on(self) -> bool:
+    def resume(self) -> bool:
         """In a thread: gives all that comes before the next wait for a descriptor; the rest is for
         the loop. Returns whether it was given whole. Raises what the application raises, and
         OSError; then it is over too."""
         return self._given(lambda: None)
 
-    def move(self) -> bool:
+    def step(self) -> bool:
         """In the loop, when what it waits for is there: gives that, and never waits. Returns
         whether the loop may go on with it; else it needs a thread."""
         try:
-            step = self._steps.send(IS_READABLE)  # type: ignore[attr-defined]
-            while not isinstance(step, Wait):
+            step = self._steps.send(READY)  # type: ignore[attr-defined]
+            while not isinstance(step, WaitFor):
                 if step:
                     self.resp.sent += len(step)
                     self._outlet.offer(_in_chunk(step) if self.resp.chunked else step)
@@ -76,7 +76,7 @@ class Answer:
             self.wait = step
             return step.descriptor >= 0 and not self._outlet.held
         except StopIteration:
-            self.wait = NEEDS_THREAD
+            self.wait = BLOCKING
         except Exception as exc:  # noqa: BLE001 the thread raises it; the loop has others to look after
             self._failure = exc
         return False
@@ -104,19 +104,19 @@ class Answer:
                 return False
         first()
         for step in self._steps:
-            if not isinstance(step, Wait):
+            if not isinstance(step, WaitFor):
                 self.resp.write(step)
                 if self._is_stepped:  # a wait comes before what may take long
                     continue
             self._outlet.flush()
-            if isinstance(step, Wait) and self._may_leave(step):
+            if isinstance(step, WaitFor) and self._may_leave(step):
                 self.wait = step
                 return False
         self.resp.close()
         self._outlet.flush()
         return True
 
-    def _may_leave(self, step: Wait) -> bool:
+    def _may_leave(self, step: WaitFor) -> bool:
         is_framed = self.resp.response_length is None
         return self._may_leave_thread and is_framed and not step.needs_thread
 

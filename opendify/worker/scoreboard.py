@@ -10,7 +10,7 @@ _LEAST_ROWS = 64
 _SIZE = 8
 
 
-class Board:
+class Scoreboard:
     """Memory that all processes share which are forked after it is made.
 
     A row holds one number, which the machine writes at once: the time of ``time.monotonic`` until

@@ -13,7 +13,7 @@ _CUT_SECONDS = 1.5
 _LEAVING_SECONDS = 0.5
 
 
-class Ending:
+class DrainSignal:
     """Readable, for ``poll``, from the moment on when running answers have to come to their end;
     it stays so. One for each worker, made after the fork; nobody reads from it.
 
@@ -36,7 +36,7 @@ class Ending:
             os.write(self._writer, b"\0")
 
 
-class Departure:
+class GracefulShutdown:
     """SIGTERM comes to a worker that others replace (SIGHUP), which may take its time, and to all
     workers of a master that ends and kills them after ``graceful_timeout`` seconds.
     """

@@ -11,36 +11,38 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from opendify.worker.response_driver import Answer
+from opendify.worker.response_driver import ResponseDriver
 
 
-def new_moving(go_on: Callable[[Answer], None], others: selectors.BaseSelector) -> "Moving | None":
+def new_stream_loop(
+    go_on: Callable[[ResponseDriver], None], others: selectors.BaseSelector
+) -> "StreamLoop | None":
     """None where the system does not tell of a caller that hangs up without being read from, as
     only Linux does: there each answer keeps its thread."""
     if not hasattr(select, "epoll"):
         return None
-    return Moving(go_on, others.fileno())  # type: ignore[attr-defined]
+    return StreamLoop(go_on, others.fileno())  # type: ignore[attr-defined]
 
 
-class Moving:
+class StreamLoop:
     """``go_on`` gets each answer that needs a thread: at its end, when its caller has left, when
     the time it may wait has come, or when the caller takes nothing for now. ``others`` is the
     descriptor of all else that the loop waits for."""
 
-    def __init__(self, go_on: Callable[[Answer], None], others: int) -> None:
+    def __init__(self, go_on: Callable[[ResponseDriver], None], others: int) -> None:
         self._go_on = go_on
         self._others = others
         self._poll = select.epoll()
         self._poll.register(others, select.EPOLLIN)
-        self._answers: dict[Answer, tuple[int, int]] = {}
-        self._sources: dict[int, Answer] = {}
-        self._callers: dict[int, Answer] = {}
+        self._answers: dict[ResponseDriver, tuple[int, int]] = {}
+        self._sources: dict[int, ResponseDriver] = {}
+        self._callers: dict[int, ResponseDriver] = {}
         self._first_until = math.inf
 
     def __len__(self) -> int:
         return len(self._answers)
 
-    def add(self, answer: Answer) -> None:
+    def add(self, answer: ResponseDriver) -> None:
         """Takes an answer from its thread; gives it another where the system can watch no more."""
         source, caller = answer.wait.descriptor, answer.conn.sock.fileno()
         self._answers[answer] = source, caller
@@ -81,7 +83,7 @@ class Moving:
         for descriptor, _ in ready:
             answer = self._sources.get(descriptor)
             if answer is not None:
-                if not answer.move():
+                if not answer.step():
                     self._release(answer)
                 elif answer.wait.until < self._first_until:
                     self._first_until = answer.wait.until
@@ -97,7 +99,7 @@ class Moving:
         waits = (answer.wait.until for answer in self._answers)
         self._first_until = min(waits, default=math.inf)
 
-    def _release(self, answer: Answer) -> None:
+    def _release(self, answer: ResponseDriver) -> None:
         source, caller = self._answers.pop(answer)
         del self._sources[source], self._callers[caller]
         for descriptor in (source, caller):

@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 
-class Threads(ThreadPoolExecutor):
+class ThreadPool(ThreadPoolExecutor):
     """Goes on with the threads there are where the system gives no more of them: whoever asks for
     one is the main loop, on which all streams of the worker depend."""
 

@@ -27,15 +27,15 @@ from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
 
 from opendify.worker import error_responses, os_limits
 from opendify.worker.connection import Connection
-from opendify.worker.connection_set import Waiting
+from opendify.worker.connection_set import PendingConnections
 from opendify.worker.head import RequestHead
-from opendify.worker.recycling import OneAtATime, Retirement
+from opendify.worker.recycling import ExclusiveLock, WorkerRecycler
 from opendify.worker.request_log import log_refusal
-from opendify.worker.response_driver import Answer
-from opendify.worker.scoreboard import Board
-from opendify.worker.shutdown import Departure, Ending, inodes
-from opendify.worker.stream_loop import new_moving
-from opendify.worker.thread_pool import Threads
+from opendify.worker.response_driver import ResponseDriver
+from opendify.worker.scoreboard import Scoreboard
+from opendify.worker.shutdown import DrainSignal, GracefulShutdown, inodes
+from opendify.worker.stream_loop import new_stream_loop
+from opendify.worker.thread_pool import ThreadPool
 
 _DEFAULT_BODY_LIMIT = 64 * 1024 * 1024
 # Bodies are collected up to so many of the largest size at a time.
@@ -56,9 +56,9 @@ class Worker(ThreadWorker):
     """
 
     poller: selectors.BaseSelector
-    tpool: Threads
-    _leaves: ClassVar[OneAtATime | None] = None
-    _common_board: ClassVar[Board | None] = None
+    tpool: ThreadPool
+    _leaves: ClassVar[ExclusiveLock | None] = None
+    _common_board: ClassVar[Scoreboard | None] = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         cfg = kwargs["cfg"] if "cfg" in kwargs else args[5]
@@ -70,9 +70,9 @@ class Worker(ThreadWorker):
         self._rests_until = 0.0
         self._signs_at = 0.0
         if self.cfg.max_requests and self.cfg.workers > 1 and Worker._leaves is None:
-            Worker._leaves = OneAtATime(self.cfg.worker_tmp_dir)  # in the master
-        self._retirement = Retirement(self.max_requests, self._leaves, self.log)
-        Worker._common_board = self._board = Worker._common_board or Board(self.cfg.workers)
+            Worker._leaves = ExclusiveLock(self.cfg.worker_tmp_dir)  # in the master
+        self._retirement = WorkerRecycler(self.max_requests, self._leaves, self.log)
+        Worker._common_board = self._board = Worker._common_board or Scoreboard(self.cfg.workers)
         self._row = self._board.claim()
         # With sendfile, a caller that does not read holds its thread for ever.
         self.cfg.set("sendfile", False)
@@ -86,8 +86,8 @@ class Worker(ThreadWorker):
             )
 
     def init_process(self) -> None:
-        self._ending = Ending()
-        self._departure = Departure(
+        self._ending = DrainSignal()
+        self._departure = GracefulShutdown(
             self.cfg.graceful_timeout,
             self.ppid,
             inodes(listener.fileno() for listener in self.sockets),
@@ -97,8 +97,8 @@ class Worker(ThreadWorker):
             os_limits.let_accept_wait_for_data(listener.sock)
         super().init_process()
 
-    def get_thread_pool(self) -> Threads:
-        return Threads(self.cfg.threads)
+    def get_thread_pool(self) -> ThreadPool:
+        return ThreadPool(self.cfg.threads)
 
     def load_wsgi(self) -> None:
         super().load_wsgi()
@@ -126,7 +126,7 @@ class Worker(ThreadWorker):
         queue = self.method_queue
         self.poller.register(queue.fileno(), selectors.EVENT_READ, queue.run_callbacks)
         self._waiting = self._new_waiting()
-        self._moving = new_moving(self._resume, self.poller)
+        self._moving = new_stream_loop(self._resume, self.poller)
         self._names = {listener: listener.getsockname() for listener in self.sockets}
         while self.alive and self._has_master():
             self._board.tell(self._row, has_room=self._has_room(self._wanted))
@@ -142,11 +142,11 @@ class Worker(ThreadWorker):
         self._drain()
         self._clean_up()
 
-    def _new_waiting(self) -> Waiting:
+    def _new_waiting(self) -> PendingConnections:
         most = self.cfg.worker_connections - self.cfg.threads
         most = min(most, os_limits.descriptor_limit() // 4)
         max_body_bytes = _LARGEST_BODIES * self._body_limit
-        return Waiting(self.poller, self.log, self._start, max(1, most), max_body_bytes)
+        return PendingConnections(self.poller, self.log, self._start, max(1, most), max_body_bytes)
 
     def _accepts_body(self, conn: Connection, request: RequestHead) -> bool:
         """Whether to wait for the rest of a request. The application answers it without the body
@@ -222,16 +222,20 @@ class Worker(ThreadWorker):
         self._busy.add(conn)
         self.enqueue_req(conn)
 
-    def _resume(self, answer: Answer) -> None:
+    def _resume(self, answer: ResponseDriver) -> None:
         """Gives an answer that the loop had moved to a thread again."""
         fs = self.tpool.submit(self._go_on, answer)
         fs.add_done_callback(
             lambda fut: self.method_queue.defer(self.finish_request, answer.conn, fut)
         )
 
-    def finish_request(self, conn: Connection, fs: "Future[bool | Answer]") -> None:
+    def finish_request(self, conn: Connection, fs: "Future[bool | ResponseDriver]") -> None:
         failure = None if fs.cancelled() else fs.exception()
-        if not fs.cancelled() and failure is None and isinstance(answer := fs.result(), Answer):
+        if (
+            not fs.cancelled()
+            and failure is None
+            and isinstance(answer := fs.result(), ResponseDriver)
+        ):
             self._move(answer)
             return
         self._busy.discard(conn)
@@ -248,32 +252,32 @@ class Worker(ThreadWorker):
             return
         self._waiting.keep(conn, left)
 
-    def _move(self, answer: Answer) -> None:
+    def _move(self, answer: ResponseDriver) -> None:
         if self._moving is None or self._ending.has_come():
             self._resume(answer)
         else:
             self._moving.add(answer)
 
-    def handle_request(self, req: Request, conn: Connection) -> bool | Answer:
+    def handle_request(self, req: Request, conn: Connection) -> bool | ResponseDriver:
         """Answers a request, in a thread. An Answer is what the loop is to go on with, a truth
         value whether the connection may carry another request."""
         self.cfg.pre_request(self, req)
         self.nr += 1
         is_possible, end = self._moving is not None, partial(self._end, req)
-        answer = Answer(req, conn, self.cfg, self.log, end, is_possible)
+        answer = ResponseDriver(req, conn, self.cfg, self.log, end, is_possible)
         keeps = self.alive and self.cfg.keepalive and self.max_keepalived
         if not keeps or not conn.intake.is_whole:
             answer.resp.force_close()
-        return self._outcome(answer, lambda: answer.begin(self.wsgi))
+        return self._outcome(answer, lambda: answer.start(self.wsgi))
 
-    def _go_on(self, answer: Answer) -> bool | Answer:
+    def _go_on(self, answer: ResponseDriver) -> bool | ResponseDriver:
         try:
-            return self._outcome(answer, answer.go_on)
+            return self._outcome(answer, answer.resume)
         except OSError as exc:
             self.log.debug("A caller has gone in the middle of its answer: %s", exc)
             return False
 
-    def _outcome(self, answer: Answer, give: Callable[[], bool]) -> bool | Answer:
+    def _outcome(self, answer: ResponseDriver, give: Callable[[], bool]) -> bool | ResponseDriver:
         try:
             if not give():
                 return answer
@@ -295,7 +299,9 @@ class Worker(ThreadWorker):
         except Exception:
             self.log.exception("Exception in post_request hook")
 
-    def _keepalive_after(self, conn: Connection, outcome: bool | Answer) -> bool | Answer:
+    def _keepalive_after(
+        self, conn: Connection, outcome: bool | ResponseDriver
+    ) -> bool | ResponseDriver:
         """There is nothing to be read after an answer: the request was collected before it."""
         return outcome
 

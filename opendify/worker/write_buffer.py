@@ -4,7 +4,7 @@ together, its head included."""
 import socket
 
 
-class Outlet:
+class WriteBuffer:
     """Takes the place of a caller's socket in Gunicorn's response. ``held`` is what is not sent."""
 
     def __init__(self, sock: socket.socket) -> None:

@@ -18,14 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from opendify.conversations import ConversationStore
-from opendify.conversations.store.compactor import Keeper
+from opendify.conversations import JsonFileStore
+from opendify.conversations.store.compactor import Compactor
 
 MOVED_EVERY = 7
 
 
-def opened(folder: Path) -> ConversationStore:
-    return ConversationStore(folder, clock=time.time, max_age_days=None, max_entries=10**7)
+def opened(folder: Path) -> JsonFileStore:
+    return JsonFileStore(folder, clock=time.time, max_age_days=None, max_entries=10**7)
 
 
 def key_of(number: int) -> str:
@@ -41,8 +41,8 @@ def write(folder: Path, numbers: range, told: int, fold_every: int) -> None:
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stopping.append(number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    Keeper.TICK_SECONDS = 0.05
-    Keeper.LEAST_TO_FOLD = 1 << 14
+    Compactor.TICK_SECONDS = 0.05
+    Compactor.LEAST_TO_FOLD = 1 << 14
     store = opened(folder)
     for number in numbers:
         if stopping:
@@ -53,7 +53,7 @@ def write(folder: Path, numbers: range, told: int, fold_every: int) -> None:
             store.move(key_of(number), f"moved {number}", conversation_of(number), "heard")
             os.write(told, b"m%d\n" % number)
         if random.randrange(fold_every) == 0:
-            store._keeper.fold()
+            store._keeper.compact()
     while not stopping:
         time.sleep(0.01)
     store.close()

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from opendify.conversations import ConversationStore
-from opendify.conversations.store.compactor import Keeper
+from opendify.conversations import JsonFileStore
+from opendify.conversations.store.compactor import Compactor
 
 CALLS = [
     "open", "write", "pread", "replace", "rename", "unlink", "listdir",
@@ -25,7 +25,7 @@ Hook = Callable[[str, tuple[Any, ...]], None]
 
 @pytest.fixture(autouse=True)
 def slow_keeper(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Keeper, "TICK_SECONDS", 3600.0)
+    monkeypatch.setattr(Compactor, "TICK_SECONDS", 3600.0)
     monkeypatch.setattr("opendify.conversations.store.journaled_map._PATIENCE", 0.0)
 
 
@@ -59,13 +59,11 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     return Kernel(monkeypatch)
 
 
-def opened(folder: Path, sync: bool = False) -> ConversationStore:
-    return ConversationStore(
-        folder, clock=lambda: 1e9, max_age_days=1e6, max_entries=10**6, sync=sync
-    )
+def opened(folder: Path, sync: bool = False) -> JsonFileStore:
+    return JsonFileStore(folder, clock=lambda: 1e9, max_age_days=1e6, max_entries=10**6, sync=sync)
 
 
-def known_by(store: ConversationStore) -> Known:
+def known_by(store: JsonFileStore) -> Known:
     return {key: mapping.conversation_id for key, mapping in store.entries()}
 
 
@@ -77,7 +75,7 @@ def known_in(folder: Path) -> Known:
         store.close()
 
 
-def history(store: ConversationStore) -> Iterator[tuple[Callable[[], object], Known]]:
+def history(store: JsonFileStore) -> Iterator[tuple[Callable[[], object], Known]]:
     """Steps, and what is known after each; closing folds, and the next step opens again."""
     known: Known = {}
     yield lambda: store.put("a", "c1"), (known := known | {"a": "c1"})
@@ -191,7 +189,7 @@ def test_a_disk_that_fails_at_any_moment_costs_nothing_in_the_end(
     assert first > 50
 
 
-def folds(store: ConversationStore, times: int) -> None:
+def folds(store: JsonFileStore, times: int) -> None:
     for time in range(times):
         store.put(f"fold {time}", "c2")
         store.close()
@@ -215,9 +213,7 @@ def test_who_reads_while_others_write_and_fold_misses_nothing(
             other.put("c", "c1")
         said, calls = known_by(other), 0
 
-        def act(
-            _: str, __: tuple[Any, ...], at: int = at, other: ConversationStore = other
-        ) -> None:
+        def act(_: str, __: tuple[Any, ...], at: int = at, other: JsonFileStore = other) -> None:
             nonlocal calls
             calls += 1
             if calls == at:
@@ -242,7 +238,7 @@ def test_what_is_used_while_others_are_cleaned_up_stays(
 ) -> None:
     now = 1e9
     cleaner, other = (
-        ConversationStore(tmp_path / "data", clock=lambda: now, max_age_days=None, max_entries=3)
+        JsonFileStore(tmp_path / "data", clock=lambda: now, max_age_days=None, max_entries=3)
         for _ in range(2)
     )
     for key in ("used", "unused", "third", "fourth", "fifth"):

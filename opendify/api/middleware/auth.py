@@ -12,9 +12,9 @@ from opendify.api import files
 from opendify.api.middleware.cors import is_preflight
 from opendify.api.middleware.paths import make_path_plain
 from opendify.api.middleware.request_log import current_record
-from opendify.auth.accounts import Callers, Identity
+from opendify.auth.accounts import AccountRegistry, Principal
 from opendify.auth.api_keys import parse_bearer
-from opendify.limits.limiter import Gate
+from opendify.limits.limiter import CallerLimiter
 
 log = logging.getLogger(__name__)
 
@@ -34,31 +34,31 @@ _MAKE_A_KEY = """python3 -c "import secrets; print('sk-' + secrets.token_hex(24)
 _BRING_A_KEY = "Send the API key of your Dify app as 'Authorization: Bearer app-...'."
 
 
-class Access:
+class Authorizer:
     """What the caller of the request that is being served may do."""
 
-    def __init__(self, callers: Callers, gate: Gate) -> None:
+    def __init__(self, callers: AccountRegistry, gate: CallerLimiter) -> None:
         self._callers = callers
         self._gate = gate
 
-    def identity(self) -> Identity:
+    def identity(self) -> Principal:
         """Who calls, looked up once for a request. Raises KeyWrong."""
         environ = request.environ
         if _IDENTITY not in environ:
             found = environ[_IDENTITY] = self._look_up()
             current_record().caller = found.name
-        identity: Identity = environ[_IDENTITY]
+        identity: Principal = environ[_IDENTITY]
         return identity
 
-    def _look_up(self) -> Identity:
+    def _look_up(self) -> Principal:
         key = _key()
         identity = self._callers.identify(key)
         if identity is not None:
             return identity
         if self._callers.bring_dify_key:
-            raise errors.KeyWrong(_BRING_A_KEY)
+            raise errors.InvalidApiKey(_BRING_A_KEY)
         wrong = "The API key is not one of this service." if key else "This service needs a key."
-        raise errors.KeyWrong(f"{wrong} {_SEND_A_KEY}")
+        raise errors.InvalidApiKey(f"{wrong} {_SEND_A_KEY}")
 
     @property
     def callers_bring_dify_key(self) -> bool:
@@ -74,7 +74,7 @@ class Access:
         """Lets a question of the caller through, as far as the caller's limits go. What it returns
         is to be called when the answer has ended. Raises KeyWrong and LimitReached."""
         identity = self.identity()
-        return self._gate.enter(identity.counted_as, identity.limits)
+        return self._gate.enter(identity.limit_key, identity.limits)
 
     def is_admin(self) -> bool:
         """Whether the caller shows an admin key."""
@@ -102,16 +102,16 @@ class Access:
                 "send one of them as 'Authorization: Bearer ...'."
             )
         if self._callers.need_keys and self._callers.identify(_key()) is not None:
-            raise errors.AdminKeyNeeded(
+            raise errors.AdminKeyRequired(
                 "This key is good for models only. This needs one of OPENDIFY_ADMIN_KEYS."
             )
-        raise errors.AdminKeyWrong(
+        raise errors.InvalidAdminKey(
             "This needs an admin key: send one of OPENDIFY_ADMIN_KEYS as "
             "'Authorization: Bearer ...'."
         )
 
 
-def add_door(app: Flask, access: Access) -> None:
+def require_api_key(app: Flask, access: Authorizer) -> None:
     """Turns away, whatever they ask for, those who show no key where one is needed. The server is
     told of it before it waits for a body, by ``ACCEPTS_BODY`` of the configuration: from the WSGI
     environment of a request, whether its body is going to be read."""
@@ -136,14 +136,14 @@ def add_door(app: Flask, access: Access) -> None:
     app.config["ACCEPTS_BODY"] = accepts_body
 
 
-def refuse_key(error: errors.DifyAuthFailed) -> errors.KeyWrong:
+def refuse_key(error: errors.UpstreamAuthError) -> errors.InvalidApiKey:
     """What Dify's refusal of a key is to the caller who brought that key."""
-    refusal = errors.KeyWrong(f"Dify does not accept this key. {_BRING_A_KEY}")
+    refusal = errors.InvalidApiKey(f"Dify does not accept this key. {_BRING_A_KEY}")
     refusal.dify_code = error.dify_code
     return refusal
 
 
-def warn_of_open_door(callers: Callers, host: str) -> None:
+def warn_if_unauthenticated(callers: AccountRegistry, host: str) -> None:
     """Says so where everybody who reaches this address of ours may use the models."""
     if not callers.need_keys and not is_loopback(host):
         log.warning(

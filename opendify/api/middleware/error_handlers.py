@@ -6,7 +6,7 @@ from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from opendify import errors
-from opendify.api.middleware.auth import Access, refuse_key
+from opendify.api.middleware.auth import Authorizer, refuse_key
 from opendify.api.middleware.paths import advice
 from opendify.api.middleware.request_log import current_record
 from opendify.observability.record import CALLER_GONE
@@ -15,12 +15,14 @@ from opendify.protocols.openai import chat_response
 log = logging.getLogger(__name__)
 
 
-def add_error_handlers(app: Flask, access: Access) -> None:
+def add_error_handlers(app: Flask, access: Authorizer) -> None:
     """Errors of ours, of Werkzeug, and unexpected ones are answered in OpenAI's form."""
     app.register_error_handler(errors.OpenDifyError, _to_response)
     if access.callers_bring_dify_key:
-        app.register_error_handler(errors.DifyAuthFailed, lambda exc: _to_response(refuse_key(exc)))
-    app.register_error_handler(errors.CallerGone, _to_nobody)
+        app.register_error_handler(
+            errors.UpstreamAuthError, lambda exc: _to_response(refuse_key(exc))
+        )
+    app.register_error_handler(errors.ClientDisconnected, _to_nobody)
     app.register_error_handler(HTTPException, _from_http_exception)
     app.register_error_handler(Exception, _unexpected)
 
@@ -30,7 +32,7 @@ def internal_error() -> errors.InternalError:
     return errors.InternalError("OpenDify failed unexpectedly; its operator finds why in the log.")
 
 
-def _to_nobody(exc: errors.CallerGone) -> Response:
+def _to_nobody(exc: errors.ClientDisconnected) -> Response:
     current_record().ended = CALLER_GONE
     return Response(status=499)
 
@@ -43,8 +45,8 @@ def _to_response(error: errors.OpenDifyError) -> Response:
         response.headers["WWW-Authenticate"] = "Bearer"
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(error.retry_after)
-    if (not error.repeatable and error.status in (408, 409, 429)) or error.status >= 500:
-        response.headers["x-should-retry"] = "true" if error.repeatable else "false"
+    if (not error.retryable and error.status in (408, 409, 429)) or error.status >= 500:
+        response.headers["x-should-retry"] = "true" if error.retryable else "false"
     return response
 
 

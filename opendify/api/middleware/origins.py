@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from flask import Flask, request
 
 from opendify import errors
-from opendify.api.middleware.auth import OPEN_ENDPOINTS, Access, is_loopback
+from opendify.api.middleware.auth import OPEN_ENDPOINTS, Authorizer, is_loopback
 from opendify.api.middleware.cors import is_preflight
 
 _READING = ("GET", "HEAD", "OPTIONS")
@@ -41,7 +41,7 @@ class Address:
     origins: frozenset[str]
 
 
-def refuse_other_sites(app: Flask, access: Access, address: Address) -> None:
+def refuse_other_sites(app: Flask, access: Authorizer, address: Address) -> None:
     """Turns away what pages of other sites send, unless keys are needed or an admin's is shown."""
 
     @app.before_request

@@ -8,7 +8,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from flask import Flask, request
 
-from opendify.api.streaming_response import SteppedBody
+from opendify.api.streaming_response import StreamingBody
 from opendify.observability.logs import log_fields, request_id
 from opendify.observability.record import (
     CALLER_GONE,
@@ -18,10 +18,10 @@ from opendify.observability.record import (
 )
 from opendify.observability.request_ids import parse_request_id
 from opendify.streaming import (
-    NEEDS_THREAD,
-    Steps,
+    BLOCKING,
+    ResumableBody,
     StepsWithEnd,
-    Wait,
+    WaitFor,
 )
 
 log = logging.getLogger("opendify.requests")
@@ -55,12 +55,14 @@ def current_record() -> Record:
     return record
 
 
-def to_first_byte(steps: StepsWithEnd[bytes], record: Record, keep_alive: bytes) -> Steps[bytes]:
+def to_first_byte(
+    steps: StepsWithEnd[bytes], record: Record, keep_alive: bytes
+) -> ResumableBody[bytes]:
     """The steps to the first that counts as a byte of the answer, as ``keep_alive`` does not.
     Whoever takes them must have a thread; the rest is taken from ``steps``."""
     for step in steps:
-        if isinstance(step, Wait):
-            yield NEEDS_THREAD
+        if isinstance(step, WaitFor):
+            yield BLOCKING
         elif step == keep_alive:
             yield step
         else:
@@ -111,7 +113,7 @@ class _Recording:
             raise
         if record.is_streaming:
             _tell(self._observer.stream_began, record)
-        if isinstance(body, SteppedBody):
+        if isinstance(body, StreamingBody):
             return _Stepped(body, record, self._end)
         return _Body(body, record, self._end)
 
@@ -169,7 +171,7 @@ class _Body:
 class _Stepped(_Body):
     """One whose steps note what is recorded of them, so that each costs nothing here."""
 
-    def __init__(self, body: SteppedBody, record: Record, end: Callable[[Record], None]) -> None:
+    def __init__(self, body: StreamingBody, record: Record, end: Callable[[Record], None]) -> None:
         super().__init__(body, record, end)
         self.steps = body.steps
 

@@ -25,7 +25,7 @@ _NAME_LENGTH = 32
 _MOST_SWEPT = 10_000
 
 
-class Lock(Protocol):
+class TurnLock(Protocol):
     """The turn of a chat; whoever gets one must release it."""
 
     def release(self) -> None:
@@ -35,7 +35,7 @@ class Lock(Protocol):
 class TurnLocks(Protocol):
     """The locks of all chats."""
 
-    def acquire(self, key: str, until: float, caller_gone: Callable[[], bool]) -> Lock | None:
+    def acquire(self, key: str, until: float, caller_gone: Callable[[], bool]) -> TurnLock | None:
         """Waits for the turn of the chat `key`; None when it did not come.
 
         That is when `until`, a time of `time.monotonic`, has passed or the caller has gone, which
@@ -53,7 +53,7 @@ class FileTurnLocks:
         self._complained = False
         self._swept = False
 
-    def acquire(self, key: str, until: float, caller_gone: Callable[[], bool]) -> Lock | None:
+    def acquire(self, key: str, until: float, caller_gone: Callable[[], bool]) -> TurnLock | None:
         path = f"{self._folder}/{lock_name(key)}"
         try:
             self._sweep()

@@ -8,9 +8,9 @@ import secrets
 from collections.abc import Callable
 from contextlib import suppress
 
-from opendify.conversations.locks.files import Lock, lock_name, waited_for
-from opendify.storage.lease_renewal import Leases
-from opendify.storage.redis_connection import Away, RedisLink
+from opendify.conversations.locks.files import TurnLock, lock_name, waited_for
+from opendify.storage.lease_renewal import LeaseRenewer
+from opendify.storage.redis_connection import RedisConnection, RedisUnavailable
 
 LEASE_SECONDS = 10.0
 
@@ -32,13 +32,13 @@ class RedisTurnLocks:
     """Locks for those who share a Redis server; see `TurnLocks`. While it is away, every turn
     counts as given; the log of the link says so."""
 
-    def __init__(self, link: RedisLink, lease: float = LEASE_SECONDS) -> None:
+    def __init__(self, link: RedisConnection, lease: float = LEASE_SECONDS) -> None:
         """`lease` is in seconds: so long a lock outlives a holder that was killed."""
         self._link = link
         self._lease = lease
-        self._leases: Leases[RedisTurnLock] = Leases(lease, self._prolong)
+        self._leases: LeaseRenewer[RedisTurnLock] = LeaseRenewer(lease, self._prolong)
 
-    def acquire(self, key: str, until: float, caller_gone: Callable[[], bool]) -> Lock | None:
+    def acquire(self, key: str, until: float, caller_gone: Callable[[], bool]) -> TurnLock | None:
         lock = RedisTurnLock(self, f"opendify:lock:{lock_name(key)}", secrets.token_hex(16))
         if not waited_for(lambda: self._take(lock) or None, until, caller_gone):
             return None
@@ -49,7 +49,7 @@ class RedisTurnLocks:
         """Free a lock; what is no longer its holder's is left alone."""
         if not self._leases.discard(lock):
             return
-        with suppress(Away):  # then it ends with its lease
+        with suppress(RedisUnavailable):  # then it ends with its lease
             self._link.ask(lambda client: client.eval(_RELEASE, 1, lock.name, lock.token))
 
     def _take(self, lock: "RedisTurnLock") -> bool:
@@ -60,12 +60,12 @@ class RedisTurnLocks:
                     lambda client: client.set(lock.name, lock.token, nx=True, px=milliseconds)
                 )
             )
-        except Away:
+        except RedisUnavailable:
             return True
 
     def _prolong(self, lock: "RedisTurnLock") -> None:
         milliseconds = int(self._lease * 1000)
-        with suppress(Away):
+        with suppress(RedisUnavailable):
             self._link.ask(
                 lambda client: client.eval(_PROLONG, 1, lock.name, lock.token, milliseconds)
             )

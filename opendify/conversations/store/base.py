@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from typing import Protocol
 
-from opendify.conversations.store.records import Entries, Mapping, Stats
+from opendify.conversations.store.records import ConversationRecord, Entries, Stats
 
 
-class Conversations(Protocol):
+class ConversationStore(Protocol):
     """Chats and their Dify conversations. Keys mean nothing here.
 
     Several threads, processes and instances may share what is kept. No method raises for trouble
@@ -23,7 +23,7 @@ class Conversations(Protocol):
         """False while only the memory of this process answers."""
         ...
 
-    def get(self, key: str) -> Mapping | None: ...
+    def get(self, key: str) -> ConversationRecord | None: ...
 
     def put(self, key: str, conversation_id: str, heard: str = "") -> None:
         """Map a chat to a conversation, used now."""
@@ -59,7 +59,7 @@ class Conversations(Protocol):
         """All keys, in no order."""
         ...
 
-    def entries(self, limit: int | None = None) -> Iterator[tuple[str, Mapping]]:
+    def entries(self, limit: int | None = None) -> Iterator[tuple[str, ConversationRecord]]:
         """The mappings and their keys as they are now, those used last first."""
         ...
 

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from opendify.conversations.store.journaled_map import Ledger
+from opendify.conversations.store.journaled_map import JournaledMap
 from opendify.conversations.store.records import Entries, Patch
 
 DAY = 86400
@@ -17,7 +17,7 @@ _LONGEST_FOLD_SECONDS = 15.0
 _FEW_ENTRIES = 10_000
 
 
-class Keeper:
+class Compactor:
     """Looks at the ledger once a second, from a thread of its own, in each process that uses it.
 
     In each, because the process that wrote last may have been killed.
@@ -29,7 +29,7 @@ class Keeper:
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: JournaledMap,
         *,
         clock: Callable[[], float],
         max_age_days: float | None,
@@ -65,20 +65,20 @@ class Keeper:
         self._until_mending -= 1
         if self._until_mending <= 0:
             self._until_mending = _MEND_EVERY
-            self._ledger.mend()
+            self._ledger.retry_writes()
         if self._ledger.count() > self._max_entries * 1.25:
             self.expire()
         place = self._ledger.place()
         self._quiet = self._quiet + 1 if place == self._place else 0
         self._place = place
         self._until_folding -= 1
-        if self._until_folding <= 0 and not self._ledger.is_failing and self._should_fold():
-            self._until_folding = 0 if self.fold() else _WAIT_AFTER_A_FAILED_FOLD
+        if self._until_folding <= 0 and not self._ledger.is_failing and self._should_compact():
+            self._until_folding = 0 if self.compact() else _WAIT_AFTER_A_FAILED_FOLD
 
-    def fold(self, patience: float = 0.0) -> bool:
+    def compact(self, patience: float = 0.0) -> bool:
         """Remove what is too old or too much, and write the snapshot; whether the disk let us."""
         self.expire()
-        return self._ledger.fold(patience)
+        return self._ledger.compact(patience)
 
     def expire(self) -> None:
         """Remove what is too old, and what is too much: the least recently used first."""
@@ -106,7 +106,7 @@ class Keeper:
         while not self._stop.wait(self.TICK_SECONDS):
             self.tick()
 
-    def _should_fold(self) -> bool:
+    def _should_compact(self) -> bool:
         _, unfolded = self._place
         if unfolded > max(self._ledger.snapshot_size(), self.LEAST_TO_FOLD):
             return True

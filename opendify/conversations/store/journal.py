@@ -23,7 +23,7 @@ _NAME = "conversation_mappings.{:08d}.jsonl"
 _NUMBER = re.compile(r"conversation_mappings\.(\d{8,})\.jsonl")
 
 
-class FoldedAway(Exception):
+class JournalCompacted(Exception):
     """What would have to be read next is only in the snapshot by now."""
 
 
@@ -69,11 +69,11 @@ class Journal:
         """
         return self._number == 0 or os.fstat(self._descriptor).st_size != self._offset
 
-    def news(self) -> Iterator[Patch]:
+    def read_new(self) -> Iterator[Patch]:
         """What was appended since the last time; raises OSError, FoldedAway."""
         if self._number == 0:
             if numbers(self._folder):
-                raise FoldedAway
+                raise JournalCompacted
             return
         closed = True
         while closed:
@@ -83,7 +83,7 @@ class Journal:
             if size > self._offset:
                 yield from self._lines_until(size)
             elif size < self._offset:
-                raise FoldedAway
+                raise JournalCompacted
             if closed:
                 self._open(self._number + 1)
 
@@ -141,7 +141,7 @@ class Journal:
         try:
             return os.stat(self._path).st_size
         except FileNotFoundError:
-            raise FoldedAway from None
+            raise JournalCompacted from None
 
     def _lines_until(self, size: int) -> Iterator[Patch]:
         for line in BytesIO(os.pread(self._descriptor, size - self._offset, self._offset)):
@@ -171,6 +171,6 @@ def _open_file(path: str) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise FoldedAway from None
+        raise JournalCompacted from None
     except OSError:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a read-only folder can still be read

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from opendify.conversations.store.journal import FoldedAway, Journal, drop_journals
+from opendify.conversations.store.journal import Journal, JournalCompacted, drop_journals
 from opendify.conversations.store.loading import load
 from opendify.conversations.store.memory import Memory
-from opendify.conversations.store.records import Entries, Mapping, Patch
+from opendify.conversations.store.records import ConversationRecord, Entries, Patch
 from opendify.conversations.store.snapshot import write_snapshot
-from opendify.storage.data_dir import Folder, sync_and_close
+from opendify.storage.data_dir import DataDir, sync_and_close
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ _KEYS_A_LINE = (
 )
 
 
-class Ledger:
+class JournaledMap:
     """Entries shared with other processes through a folder. Thread-safe, opened at first use.
 
     Never raises OSError. While the disk fails, changes are kept in memory on top of what could
@@ -31,7 +31,7 @@ class Ledger:
     def __init__(
         self, path: Path, *, clock: Callable[[], float], sync: bool, most_unwritten: int
     ) -> None:
-        self._folder = Folder(path)
+        self._folder = DataDir(path)
         self._clock = clock
         self._sync = sync
         self._most_unwritten = most_unwritten
@@ -54,19 +54,19 @@ class Ledger:
         """Whether the disk failed when it was last tried; it is left alone until `mend`."""
         return self._failing
 
-    def get(self, key: str) -> Mapping | None:
+    def get(self, key: str) -> ConversationRecord | None:
         with self._memory:
-            self._glance()
+            self._refresh_if_stale()
             return self._known.entries.get(key)
 
     def copy(self) -> Entries:
         with self._memory:
-            self._glance()
+            self._refresh_if_stale()
             return self._known.entries.copy()
 
     def owners(self, conversation_id: str) -> list[str]:
         with self._memory:
-            self._glance()
+            self._refresh_if_stale()
             return self._known.owners(conversation_id)
 
     def change(self, plan: Callable[[Entries], Patch]) -> Patch:
@@ -77,7 +77,7 @@ class Ledger:
         with self._writing:
             return self._change(plan)
 
-    def remove(self, condition: Callable[[Mapping], bool]) -> list[str]:
+    def remove(self, condition: Callable[[ConversationRecord], bool]) -> list[str]:
         """Remove the entries of which the condition is true; returns their keys."""
         # Looked for outside the locks, and looked at again inside.
         found = [key for key, mapping in self.copy().items() if condition(mapping)]
@@ -90,7 +90,7 @@ class Ledger:
     def place(self) -> tuple[int, int]:
         """Which journal is written to, and how many bytes are in it."""
         with self._memory:
-            self._catch_up()
+            self._refresh()
             return self._journal.place if self._journal else (0, 0)
 
     def count(self) -> int:
@@ -111,7 +111,7 @@ class Ledger:
         except OSError:
             return 0
 
-    def mend(self) -> None:
+    def retry_writes(self) -> None:
         """Try the disk again, if it failed."""
         with self._writing:
             if not self._failing:
@@ -122,7 +122,7 @@ class Ledger:
                 self._complained.discard("keep")
                 log.warning("Conversation mappings are kept in %s again.", self._folder.path)
 
-    def fold(self, patience: float) -> bool:
+    def compact(self, patience: float) -> bool:
         """Write all entries to the snapshot and drop the journals; False if the disk refused.
 
         If another process is at it for longer than `patience` seconds, it is left to that one.
@@ -131,11 +131,11 @@ class Ledger:
             return False
         try:
             with self._folder.folding.held(patience):
-                self._fold()
+                self._compact()
         except TimeoutError:
             return True
         except OSError as error:
-            self._complain(
+            self._log_failure(
                 "fold",
                 "%s cannot be brought up to date (%s). No mapping is lost, but the journals in "
                 "the folder grow until there is space and this user may write there.",
@@ -149,9 +149,9 @@ class Ledger:
     def close(self) -> None:
         """Close the files; the next use opens them again."""
         with self._writing, self._memory:
-            self.abandon()
+            self.close_unlocked()
 
-    def abandon(self) -> None:
+    def close_unlocked(self) -> None:
         """Close the files asking for no lock: a forked child could wait for it forever."""
         if self._journal is not None:
             self._journal.close()
@@ -159,22 +159,22 @@ class Ledger:
 
     def _change(self, plan: Callable[[Entries], Patch]) -> Patch:
         with self._locked(), self._memory:
-            self._catch_up()
+            self._refresh()
             patch = plan(self._known.entries)
-            self._known.say(patch)
+            self._known.apply_local(patch)
             unsynced = self._flush()
         self._make_durable(unsynced)
         return patch
 
-    def _fold(self) -> None:
+    def _compact(self) -> None:
         with self._writing, self._locked(), self._memory:
-            self._catch_up()
+            self._refresh()
             journal = self._journal
             if self._failing or journal is None or not journal.holds_anything():
                 return
             if journal.place[1]:
                 journal.rotate()
-                self._catch_up()
+                self._refresh()
             entries, (number, _) = self._known.entries.copy(), journal.place
         # Outside the locks: with a million entries this takes seconds. What is appended
         # meanwhile goes to the new journal, which stays.
@@ -185,7 +185,7 @@ class Ledger:
         """What to hold while the files are changed: the folder's lock, or nothing while the disk
         fails."""
         with self._memory:
-            self._glance()  # here, so that little is left to read while others wait
+            self._refresh_if_stale()  # here, so that little is left to read while others wait
         if not self._failing:
             try:
                 return self._folder.changing.held(_PATIENCE)
@@ -193,16 +193,16 @@ class Ledger:
                 self._fail(error)
         return nullcontext()
 
-    def _glance(self) -> None:
+    def _refresh_if_stale(self) -> None:
         """Catch up if there may be anything to catch up with."""
         try:
             if self._journal is not None and not self._journal.has_grown():
                 return
         except OSError as error:
             self._fail(error)
-        self._catch_up()
+        self._refresh()
 
-    def _catch_up(self) -> None:
+    def _refresh(self) -> None:
         try:
             if self._journal is not None:
                 self._read_news(self._journal)
@@ -214,10 +214,10 @@ class Ledger:
 
     def _read_news(self, journal: Journal) -> None:
         try:
-            for patch in journal.news():
-                self._known.hear(patch)
-        except FoldedAway:
-            self.abandon()
+            for patch in journal.read_new():
+                self._known.apply_remote(patch)
+        except JournalCompacted:
+            self.close_unlocked()
 
     def _flush(self) -> int | None:
         """Append what is in no journal yet; returns a descriptor to sync, if that is wanted."""
@@ -228,7 +228,7 @@ class Ledger:
         try:
             while patch := known.first_unwritten(_KEYS_A_LINE):
                 journal.append(patch)
-                known.call_written(patch)
+                known.mark_written(patch)
             return journal.duplicate() if self._sync else None
         except OSError as error:
             self._fail(error)
@@ -243,7 +243,7 @@ class Ledger:
 
     def _fail(self, error: OSError) -> None:
         self._failing = True
-        self._complain(
+        self._log_failure(
             "keep",
             "Conversation mappings cannot be kept in %s (%s). New ones are in memory only and are "
             "lost at a restart, until there is space and this user may write there.",
@@ -251,7 +251,7 @@ class Ledger:
             error,
         )
 
-    def _complain(self, subject: str, message: str, *values: object) -> None:
+    def _log_failure(self, subject: str, message: str, *values: object) -> None:
         if subject not in self._complained:
             self._complained.add(subject)
             log.error(message, *values)

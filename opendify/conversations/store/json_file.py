@@ -5,21 +5,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from opendify.conversations.store import mutations
-from opendify.conversations.store.compactor import DAY, Keeper
-from opendify.conversations.store.journaled_map import Ledger
-from opendify.conversations.store.mutations import Plan
+from opendify.conversations.store.compactor import DAY, Compactor
+from opendify.conversations.store.journaled_map import JournaledMap
+from opendify.conversations.store.mutations import Mutation
 from opendify.conversations.store.records import (
+    ConversationRecord,
     Entries,
-    Mapping,
     Patch,
     Stats,
 )
-from opendify.storage.fork import in_each_child
+from opendify.storage.fork import after_fork_in_child
 
 _PATIENCE_AT_CLOSE = 5.0
 
 
-class ConversationStore:
+class JsonFileStore:
     """Chats and their Dify conversations, in `conversation_mappings.json` in a folder.
 
     Several processes, several instances and many threads may share the folder. Nothing is
@@ -47,7 +47,7 @@ class ConversationStore:
         self._sync = sync
         self._ledger = self._new_ledger()
         self._keeper = self._new_keeper()
-        in_each_child(self._begin_in_child)
+        after_fork_in_child(self._begin_in_child)
 
     @property
     def kind(self) -> str:
@@ -58,7 +58,7 @@ class ConversationStore:
         """Whether the folder could be used when it was last tried."""
         return not self._ledger.is_failing
 
-    def get(self, key: str) -> Mapping | None:
+    def get(self, key: str) -> ConversationRecord | None:
         self._keeper.start()
         return self._ledger.get(key)
 
@@ -109,7 +109,7 @@ class ConversationStore:
         self._keeper.start()
         return list(self._ledger.copy())
 
-    def entries(self, limit: int | None = None) -> Iterator[tuple[str, Mapping]]:
+    def entries(self, limit: int | None = None) -> Iterator[tuple[str, ConversationRecord]]:
         """The mappings and their keys as they are now, those used last first."""
         self._keeper.start()
         entries = self._ledger.copy()
@@ -128,39 +128,39 @@ class ConversationStore:
     def close(self) -> None:
         """Write the file that people read, and close everything; a later use opens it again."""
         self._keeper.stop()
-        self._ledger.mend()
+        self._ledger.retry_writes()
         if self._ledger.is_open:
-            self._keeper.fold(_PATIENCE_AT_CLOSE)
+            self._keeper.compact(_PATIENCE_AT_CLOSE)
             self._ledger.close()
         self._keeper = self._new_keeper()
 
     def _begin_in_child(self) -> None:
         """After a fork: the parent's locks and thread are of no use here."""
-        self._ledger.abandon()
+        self._ledger.close_unlocked()
         self._ledger = self._new_ledger()
         self._keeper = self._new_keeper()
 
-    def _new_ledger(self) -> Ledger:
-        return Ledger(
+    def _new_ledger(self) -> JournaledMap:
+        return JournaledMap(
             self._folder, clock=self._clock, sync=self._sync, most_unwritten=self._max_entries
         )
 
-    def _new_keeper(self) -> Keeper:
-        return Keeper(
+    def _new_keeper(self) -> Compactor:
+        return Compactor(
             self._ledger,
             clock=self._clock,
             max_age_days=self._max_age_days,
             max_entries=self._max_entries,
         )
 
-    def _change(self, plan: Plan) -> Patch:
+    def _change(self, plan: Mutation) -> Patch:
         self._keeper.start()
         return self._ledger.change(plan)
 
-    def _remove(self, condition: Callable[[Mapping], bool]) -> list[str]:
+    def _remove(self, condition: Callable[[ConversationRecord], bool]) -> list[str]:
         self._keeper.start()
         return self._ledger.remove(condition)
 
 
-def _last_used(item: tuple[str, Mapping]) -> int:
+def _last_used(item: tuple[str, ConversationRecord]) -> int:
     return item[1].last_used

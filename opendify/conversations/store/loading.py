@@ -1,15 +1,15 @@
 """Reading all that a folder holds."""
 
-from opendify.conversations.store.journal import FoldedAway, Journal
+from opendify.conversations.store.journal import Journal, JournalCompacted
 from opendify.conversations.store.records import Entries, apply
 from opendify.conversations.store.snapshot import CorruptSnapshot, read_snapshot, set_aside
-from opendify.storage.data_dir import Folder
+from opendify.storage.data_dir import DataDir
 
 _ATTEMPTS = 20
 _PATIENCE = 2.0
 
 
-def load(folder: Folder, *, sync: bool, now: float) -> tuple[Journal, Entries]:
+def load(folder: DataDir, *, sync: bool, now: float) -> tuple[Journal, Entries]:
     """The entries, and the journal at the place up to which they are read; raises OSError.
 
     No lock is held, and none is needed: journals are dropped only when a snapshot holds all
@@ -21,7 +21,7 @@ def load(folder: Folder, *, sync: bool, now: float) -> tuple[Journal, Entries]:
     for _ in range(_ATTEMPTS):
         try:
             return _load(folder, sync)
-        except FoldedAway:
+        except JournalCompacted:
             continue
         except CorruptSnapshot as corrupt:
             with folder.folding.held(_PATIENCE):
@@ -29,11 +29,11 @@ def load(folder: Folder, *, sync: bool, now: float) -> tuple[Journal, Entries]:
     raise OSError(f"the files in {folder.path} change faster than they can be read")
 
 
-def _load(folder: Folder, sync: bool) -> tuple[Journal, Entries]:
+def _load(folder: DataDir, sync: bool) -> tuple[Journal, Entries]:
     journal = Journal(folder.path, sync=sync)
     try:
         entries = read_snapshot(folder.snapshot)
-        for patch in journal.news():
+        for patch in journal.read_new():
             apply(patch, entries)
     except BaseException:
         journal.close()

@@ -19,13 +19,13 @@ class Memory:
         self.entries, self._owners = entries, None
         self._apply(self.unwritten)
 
-    def hear(self, patch: Patch) -> None:
+    def apply_remote(self, patch: Patch) -> None:
         """Take over a change that was read from a file."""
         self._apply(patch)
         if self.unwritten:
             self._apply({key: self.unwritten[key] for key in patch if key in self.unwritten})
 
-    def say(self, patch: Patch) -> None:
+    def apply_local(self, patch: Patch) -> None:
         """Make a change that is still to be written."""
         self._apply(patch)
         self.unwritten.update(patch)
@@ -34,7 +34,7 @@ class Memory:
         """So many of the changes still to be written, those made first."""
         return dict(islice(self.unwritten.items(), most))
 
-    def call_written(self, patch: Patch) -> None:
+    def mark_written(self, patch: Patch) -> None:
         """Strike these from what is still to be written."""
         for key in patch:
             del self.unwritten[key]
@@ -42,7 +42,7 @@ class Memory:
     def give_up_unwritten(self, most: int) -> None:
         """Leave at most so many changes still to be written; the others are known here alone."""
         if len(self.unwritten) > most:
-            self.call_written(self.first_unwritten(len(self.unwritten) - most))
+            self.mark_written(self.first_unwritten(len(self.unwritten) - most))
 
     def owners(self, conversation_id: str) -> list[str]:
         """The keys that have the conversation, sorted."""

@@ -7,14 +7,14 @@ and only the last counts. ``now`` is in epoch seconds.
 from collections.abc import Callable
 from typing import TypeAlias
 
-from opendify.conversations.store.records import Entries, Mapping, Patch
+from opendify.conversations.store.records import ConversationRecord, Entries, Patch
 
-Plan: TypeAlias = Callable[[Entries], Patch]
+Mutation: TypeAlias = Callable[[Entries], Patch]
 
 _NOTED_AGAIN_AFTER = 3600
 
 
-def put(key: str, conversation_id: str, heard: str, now: float) -> Plan:
+def put(key: str, conversation_id: str, heard: str, now: float) -> Mutation:
     """Map a chat to a conversation."""
 
     def plan(entries: Entries) -> Patch:
@@ -25,7 +25,7 @@ def put(key: str, conversation_id: str, heard: str, now: float) -> Plan:
     return plan
 
 
-def touch(key: str, now: float) -> Plan:
+def touch(key: str, now: float) -> Mutation:
     """Note that a chat was used, unless that was noted within the hour."""
 
     def plan(entries: Entries) -> Patch:
@@ -38,12 +38,12 @@ def touch(key: str, now: float) -> Plan:
     return plan
 
 
-def forget(key: str, conversation_id: str) -> Plan:
+def forget(key: str, conversation_id: str) -> Mutation:
     """Remove the mapping, unless the chat is in another conversation by now."""
     return lambda entries: {key: None} if _is_in(entries, key, conversation_id) else {}
 
 
-def move(old_key: str, new_key: str, conversation_id: str, heard: str, now: float) -> Plan:
+def move(old_key: str, new_key: str, conversation_id: str, heard: str, now: float) -> Mutation:
     """Hand the conversation over, if the first chat has it."""
 
     def plan(entries: Entries) -> Patch:
@@ -54,12 +54,12 @@ def move(old_key: str, new_key: str, conversation_id: str, heard: str, now: floa
     return plan
 
 
-def adopt(newcomers: Entries, overwrite: bool) -> Plan:
+def adopt(newcomers: Entries, overwrite: bool) -> Mutation:
     """Take over mappings as they are; what is there and was used later wins over them, unless
     they are to overwrite it."""
 
     def plan(entries: Entries) -> Patch:
-        def is_wanted(key: str, newcomer: Mapping) -> bool:
+        def is_wanted(key: str, newcomer: ConversationRecord) -> bool:
             old = entries.get(key)
             if old is None:
                 return True
@@ -70,13 +70,15 @@ def adopt(newcomers: Entries, overwrite: bool) -> Plan:
     return plan
 
 
-def _used(old: Mapping | None, conversation_id: str, heard: str, now: float) -> Mapping:
+def _used(
+    old: ConversationRecord | None, conversation_id: str, heard: str, now: float
+) -> ConversationRecord:
     seconds = int(now)
     created_at = old.created_at if old and old.conversation_id == conversation_id else seconds
-    return Mapping(conversation_id, created_at, seconds, heard)
+    return ConversationRecord(conversation_id, created_at, seconds, heard)
 
 
-def _is_worth_noting(old: Mapping, new: Mapping) -> bool:
+def _is_worth_noting(old: ConversationRecord, new: ConversationRecord) -> bool:
     return new.last_used - old.last_used >= _NOTED_AGAIN_AFTER or (
         (old.conversation_id, old.heard) != (new.conversation_id, new.heard)
     )

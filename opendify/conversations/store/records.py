@@ -9,7 +9,7 @@ _quote_ascii = json.JSONEncoder().encode
 
 
 @dataclass(frozen=True, slots=True)
-class Mapping:
+class ConversationRecord:
     """A chat's conversation in Dify. Times are whole epoch seconds."""
 
     conversation_id: str
@@ -27,12 +27,12 @@ class Stats:
     newest: int | None
 
 
-Entries: TypeAlias = dict[str, Mapping]
-Patch: TypeAlias = dict[str, Mapping | None]
+Entries: TypeAlias = dict[str, ConversationRecord]
+Patch: TypeAlias = dict[str, ConversationRecord | None]
 """A change to the entries, made whole or not at all; None takes a key away."""
 
 
-def parse_mapping(raw: Any) -> Mapping:
+def parse_record(raw: Any) -> ConversationRecord:
     """Read one entry of the file; raises ValueError for anything that is not one.
 
     Times may be fractions: people and the earlier system wrote them so.
@@ -43,12 +43,12 @@ def parse_mapping(raw: Any) -> Mapping:
     if not isinstance(conversation_id, str) or not conversation_id or not isinstance(heard, str):
         raise ValueError("dify_conversation_id must be a text that is not empty, heard a text")
     created_at, last_used = _seconds(raw.get("created_at")), _seconds(raw.get("last_used"))
-    return Mapping(conversation_id, created_at, last_used, heard)
+    return ConversationRecord(conversation_id, created_at, last_used, heard)
 
 
-def parse_json(raw: bytes) -> Mapping:
+def parse_json(raw: bytes) -> ConversationRecord:
     """Read one entry that stands alone; raises ValueError for anything that is not one."""
-    return parse_mapping(json.loads(raw))
+    return parse_record(json.loads(raw))
 
 
 def parse_patch(line: bytes) -> Patch:
@@ -56,7 +56,7 @@ def parse_patch(line: bytes) -> Patch:
     raw = json.loads(line)
     if not isinstance(raw, dict):
         raise ValueError("not an object")
-    return {key: None if entry is None else parse_mapping(entry) for key, entry in raw.items()}
+    return {key: None if entry is None else parse_record(entry) for key, entry in raw.items()}
 
 
 def apply(patch: Patch, entries: Entries) -> None:
@@ -77,12 +77,12 @@ def to_line(patch: Patch) -> bytes:
     return f"{{{','.join(members)}}}\n".encode()
 
 
-def to_json(mapping: Mapping) -> bytes:
+def to_json(mapping: ConversationRecord) -> bytes:
     """One entry that stands alone."""
     return _compact(mapping).encode()
 
 
-def to_text(key: str, mapping: Mapping) -> bytes:
+def to_text(key: str, mapping: ConversationRecord) -> bytes:
     """One member of the file that people read, as `json.dumps(..., indent=2)` would write it.
 
     Written out by hand because that function takes ten times as long when it indents, and half
@@ -99,7 +99,7 @@ def to_text(key: str, mapping: Mapping) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def _compact(mapping: Mapping) -> str:
+def _compact(mapping: ConversationRecord) -> str:
     """As `json.dumps` would write it without spaces, which takes thrice as long."""
     heard = f',"heard":{_quote_ascii(mapping.heard)}' if mapping.heard else ""
     return (

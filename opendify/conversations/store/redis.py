@@ -9,16 +9,16 @@ from functools import partial
 from opendify.conversations.store import mutations
 from opendify.conversations.store import redis_schema as shelf
 from opendify.conversations.store.compactor import DAY
-from opendify.conversations.store.fallback_cache import Recollection
-from opendify.conversations.store.mutations import Plan
+from opendify.conversations.store.fallback_cache import FallbackCache
+from opendify.conversations.store.mutations import Mutation
 from opendify.conversations.store.records import (
+    ConversationRecord,
     Entries,
-    Mapping,
     Patch,
     Stats,
 )
-from opendify.storage.fork import in_each_child
-from opendify.storage.redis_connection import Away, Client, RedisLink
+from opendify.storage.fork import after_fork_in_child
+from opendify.storage.redis_connection import Client, RedisConnection, RedisUnavailable
 
 _MOST_REMEMBERED = 5000
 _KEPT_AT_ONCE = 50
@@ -39,7 +39,7 @@ class RedisStore:
 
     def __init__(
         self,
-        link: RedisLink,
+        link: RedisConnection,
         *,
         clock: Callable[[], float],
         max_age_days: float | None,
@@ -51,11 +51,11 @@ class RedisStore:
         self._clock = clock
         self._max_age_days = max_age_days
         self._max_entries = max_entries
-        self._memory = Recollection(_MOST_REMEMBERED)
+        self._memory = FallbackCache(_MOST_REMEMBERED)
         self._keep_again_at = 0.0
         self._expire_at = 0.0
         self._keeping = threading.Lock()
-        in_each_child(self._begin_in_child)
+        after_fork_in_child(self._begin_in_child)
 
     @property
     def kind(self) -> str:
@@ -66,13 +66,13 @@ class RedisStore:
         """Whether Redis could be used when it was last tried."""
         return self._link.available
 
-    def get(self, key: str) -> Mapping | None:
+    def get(self, key: str) -> ConversationRecord | None:
         self._keep_the_unkept(_KEPT_AT_ONCE)
-        if unkept := self._memory.unkept(key):
+        if unkept := self._memory.unwritten(key):
             return unkept
         try:
             mapping = self._link.ask(lambda client: shelf.read(client, [key])).get(key)
-        except Away:
+        except RedisUnavailable:
             return self._memory.get(key)
         self._memory.see(key, mapping)
         return mapping
@@ -121,7 +121,7 @@ class RedisStore:
         self._keep_the_unkept(_KEPT_AT_ONCE)
         try:
             keys = self._link.ask(lambda client: shelf.keys_of(client, conversation_id))
-        except Away:
+        except RedisUnavailable:
             return sorted(self._remembered_keys(conversation_id))
         return sorted(keys)
 
@@ -129,7 +129,7 @@ class RedisStore:
         """As far as they are known: those of this process's memory while Redis is away."""
         try:
             return self._link.ask(shelf.stats)
-        except Away:
+        except RedisUnavailable:
             created = [mapping.created_at for mapping in self._memory.all().values()]
             return Stats(len(created), min(created, default=None), max(created, default=None))
 
@@ -137,14 +137,14 @@ class RedisStore:
         """All keys, in no order."""
         try:
             return self._link.ask(shelf.all_keys)
-        except Away:
+        except RedisUnavailable:
             return list(self._memory.all())
 
-    def entries(self, limit: int | None = None) -> Iterator[tuple[str, Mapping]]:
+    def entries(self, limit: int | None = None) -> Iterator[tuple[str, ConversationRecord]]:
         """The mappings and their keys as they are now, those used last first."""
         try:
             return iter(self._link.ask(lambda client: list(shelf.newest(client, limit))))
-        except Away:
+        except RedisUnavailable:
             known = self._memory.all().items()
             return iter(sorted(known, key=lambda item: item[1].last_used, reverse=True)[:limit])
 
@@ -170,33 +170,33 @@ class RedisStore:
 
     def _begin_in_child(self) -> None:
         """After a fork: the parent keeps what it has to keep."""
-        self._memory = Recollection(_MOST_REMEMBERED)
+        self._memory = FallbackCache(_MOST_REMEMBERED)
         self._keeping = threading.Lock()
 
-    def _change(self, keys: list[str], plan: Plan) -> Patch:
+    def _change(self, keys: list[str], plan: Mutation) -> Patch:
         self._keep_the_unkept(_KEPT_AT_ONCE)
-        if any(map(self._memory.unkept, keys)):  # what Redis says of these is out of date
+        if any(map(self._memory.unwritten, keys)):  # what Redis says of these is out of date
             return self._memory.change(keys, plan)
         try:
             made = self._link.store(lambda client: shelf.change(client, keys, plan))
-        except Away:
+        except RedisUnavailable:
             return self._memory.change(keys, plan)
-        self._memory.kept(made.patch)
+        self._memory.mark_written(made.patch)
         return made.patch
 
     def _keep_the_unkept(self, most: int) -> None:
         pauses = self._link.refuses and time.monotonic() < self._keep_again_at
-        if pauses or not self._memory.some_unkept(1):
+        if pauses or not self._memory.some_unwritten(1):
             return
         # One thread at a time: a slower one could put an older mapping over a newer one.
         if not self._keeping.acquire(blocking=False):
             return
         try:
-            for key, mapping in self._memory.some_unkept(most).items():
+            for key, mapping in self._memory.some_unwritten(most).items():
                 plan = mutations.adopt({key: mapping}, overwrite=False)
                 self._link.store(partial(shelf.change, keys=[key], plan=plan))
                 self._memory.settle(key, mapping)
-        except Away:
+        except RedisUnavailable:
             self._keep_again_at = time.monotonic() + _KEEP_AGAIN_AFTER
         finally:
             self._keeping.release()
@@ -223,7 +223,7 @@ class RedisStore:
         for _ in range(batches):
             try:
                 keys = self._link.ask(lambda client: shelf.least_used(client, before))
-            except Away:
+            except RedisUnavailable:
                 break
             if not keys:
                 break
@@ -236,9 +236,9 @@ class RedisStore:
     def _remove(self, remove: Callable[[Client], list[str]]) -> list[str]:
         try:
             keys = self._link.ask(remove)
-        except Away:
+        except RedisUnavailable:
             return []
-        self._memory.kept(dict.fromkeys(keys))
+        self._memory.mark_written(dict.fromkeys(keys))
         return keys
 
     def _remembered_keys(self, conversation_id: str) -> list[str]:

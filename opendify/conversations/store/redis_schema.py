@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from redis.exceptions import WatchError
 
-from opendify.conversations.store.mutations import Plan
+from opendify.conversations.store.mutations import Mutation
 from opendify.conversations.store.records import (
+    ConversationRecord,
     Entries,
-    Mapping,
     Patch,
     Stats,
     parse_json,
@@ -49,7 +49,7 @@ def read(client: Client, keys: list[str]) -> Entries:
     return _parsed(keys, client.mget([_chat(key) for key in keys])) if keys else {}
 
 
-def change(client: Client, keys: list[str], plan: Plan) -> Change:
+def change(client: Client, keys: list[str], plan: Mutation) -> Change:
     """Make the change that ``plan`` derives from these mappings.
 
     No other change to them comes between.
@@ -71,7 +71,9 @@ def change(client: Client, keys: list[str], plan: Plan) -> Change:
     raise WatchError("others change the same chats all the time")
 
 
-def remove(client: Client, keys: list[str], condition: Callable[[Mapping], bool]) -> list[str]:
+def remove(
+    client: Client, keys: list[str], condition: Callable[[ConversationRecord], bool]
+) -> list[str]:
     """Remove the mappings of which the condition is true; returns their keys."""
 
     def plan(entries: Entries) -> Patch:
@@ -95,7 +97,7 @@ def all_keys(client: Client) -> list[str]:
     return [_text(raw) for raw in client.zrange(_USED, 0, -1)]
 
 
-def newest(client: Client, limit: int | None) -> Iterator[tuple[str, Mapping]]:
+def newest(client: Client, limit: int | None) -> Iterator[tuple[str, ConversationRecord]]:
     """The mappings, those used last first."""
     if limit == 0:
         return
@@ -127,7 +129,9 @@ def stats(client: Client) -> Stats:
     return Stats(count, *(int(found[0][1]) if found else None for found in (oldest, newest)))
 
 
-def _queue(pipe: Client, key: str, old: Mapping | None, new: Mapping | None) -> None:
+def _queue(
+    pipe: Client, key: str, old: ConversationRecord | None, new: ConversationRecord | None
+) -> None:
     member = _member(key)
     if old is not None and (new is None or new.conversation_id != old.conversation_id):
         pipe.srem(_conversation(old.conversation_id), member)

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from opendify.conversations.store.records import Entries, parse_mapping, to_text
+from opendify.conversations.store.records import Entries, parse_record, to_text
 from opendify.storage.data_dir import fsync_folder
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def _mappings(path: Path, raw: dict[str, Any]) -> Entries:
     wrong: list[str] = []
     for key, entry in raw.items():
         try:
-            entries[key] = parse_mapping(entry)
+            entries[key] = parse_record(entry)
         except ValueError:
             wrong.append(key)
     if wrong:

@@ -14,7 +14,7 @@ MODEL_CREATED = 1735689600
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class ChunkMeta:
     """What all chunks of one answer share; ``created`` in epoch seconds."""
 
     id: str
@@ -23,12 +23,14 @@ class Head:
     include_usage: bool = False
 
 
-def to_head(meta: ResponseMeta, include_usage: bool = False) -> Head:
+def to_head(meta: ResponseMeta, include_usage: bool = False) -> ChunkMeta:
     """The head of a response."""
-    return Head(f"chatcmpl-{meta.id}", meta.created, meta.model, include_usage)
+    return ChunkMeta(f"chatcmpl-{meta.id}", meta.created, meta.model, include_usage)
 
 
-def chunk(head: Head, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+def chunk(
+    head: ChunkMeta, delta: dict[str, Any], finish_reason: str | None = None
+) -> dict[str, Any]:
     """One piece of a streamed answer.
 
     Where usage was asked for, every chunk but the last carries a null ``usage``.
@@ -37,14 +39,14 @@ def chunk(head: Head, delta: dict[str, Any], finish_reason: str | None = None) -
     return _chunk(head, [choice]) | ({"usage": None} if head.include_usage else {})
 
 
-def last_chunk(head: Head, meta: ResponseMeta, completion: Completion) -> dict[str, Any]:
+def last_chunk(head: ChunkMeta, meta: ResponseMeta, completion: Completion) -> dict[str, Any]:
     """The chunk with the finish reason, and with what is known only at the end."""
     delta = {"annotations": completion.annotations} if completion.annotations else {}
     dify = {"dify": dify_metadata(meta, completion)}
     return chunk(head, delta, completion.finish_reason) | dify
 
 
-def usage_chunk(head: Head, usage: Usage) -> dict[str, Any]:
+def usage_chunk(head: ChunkMeta, usage: Usage) -> dict[str, Any]:
     """The chunk with empty ``choices`` that closes a stream for which usage was asked."""
     return _chunk(head, []) | {"usage": _usage(usage)}
 
@@ -101,7 +103,7 @@ def model_list(models: list[dict[str, Any]]) -> dict[str, Any]:
     return {"object": "list", "data": models}
 
 
-def _chunk(head: Head, choices: list[dict[str, Any]]) -> dict[str, Any]:
+def _chunk(head: ChunkMeta, choices: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "id": head.id,
         "object": "chat.completion.chunk",

@@ -25,7 +25,7 @@ class ChatStreamWriter:
 
     def __init__(self, include_usage: bool = False) -> None:
         self._include_usage = include_usage
-        self._head = chat_response.Head("", 0, "", include_usage)
+        self._head = chat_response.ChunkMeta("", 0, "", include_usage)
         self._texts: list[str] = []
 
     @property

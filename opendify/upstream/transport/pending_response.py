@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import httpx
 
-from opendify.upstream.cancellation import Watch
+from opendify.upstream.cancellation import Cancellation
 from opendify.upstream.transport.connection import Connection, Origin
 from opendify.upstream.transport.pool import ConnectionPool
 from opendify.upstream.transport.response_reader import ProtocolError, RawHeaders, ResponseReader
@@ -40,7 +40,7 @@ class PendingResponse:
         method: str,
         parts: Callable[[], Iterable[bytes]],
         timeout: Mapping[str, float | None],
-        cancellation: Watch,
+        cancellation: Cancellation,
     ) -> None:
         self._pool = pool
         self._origin = origin
@@ -49,7 +49,7 @@ class PendingResponse:
         self._timeout = timeout
         self._send(cancellation, must_be_new=False)
 
-    def _send(self, cancellation: Watch, must_be_new: bool) -> None:
+    def _send(self, cancellation: Cancellation, must_be_new: bool) -> None:
         """Raises CallerGone, ServerStopping and the errors of httpx."""
         assert self._parts is not None
         parts = iter(self._parts())
@@ -71,7 +71,7 @@ class PendingResponse:
             self.close()
             raise
 
-    def _watch(self, connection: Connection, cancellation: Watch) -> None:
+    def _watch(self, connection: Connection, cancellation: Cancellation) -> None:
         self._cancellation = cancellation
         self._poll = select.poll()
         self._poll.register(connection.fileno(), select.POLLIN)
@@ -159,7 +159,7 @@ class PendingResponse:
         """The descriptor to poll, -1 once closed. Another one when the request was sent again."""
         return -1 if self._connection is None else self._connection.fileno()
 
-    def read(self, until: float, cancellation: Watch) -> bytes | None:
+    def read(self, until: float, cancellation: Cancellation) -> bytes | None:
         """The next bytes of the body, b"" for bytes that are not of the body.
 
         ``until`` is a time of ``time.monotonic``. Returns None where nothing came in time, and

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from opendify.upstream.cancellation import UNWATCHED, Watch
+from opendify.upstream.cancellation import NEVER, Cancellation
 from opendify.upstream.transport.connector import Connector, origin_of
 from opendify.upstream.transport.pending_response import PendingResponse
 from opendify.upstream.transport.pool import ConnectionPool
@@ -42,7 +42,7 @@ class PooledTransport(httpx.BaseTransport):
         self._connector = Connector(httpx.create_ssl_context(verify), by_origin)
         self.pool = ConnectionPool(limits, self._connector.open)
 
-    def begin(self, request: httpx.Request, cancellation: Watch = UNWATCHED) -> PendingResponse:
+    def begin(self, request: httpx.Request, cancellation: Cancellation = NEVER) -> PendingResponse:
         """Sends a request; returns as soon as it is written, before the response.
 
         Raises CallerGone and ServerStopping when the cancellation says so first, and the errors of
@@ -63,7 +63,7 @@ class PooledTransport(httpx.BaseTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Sends a request and waits for the head of its response. Raises as ``begin`` does, and
         httpx.ReadTimeout, httpx.ReadError and httpx.RemoteProtocolError."""
-        cancellation = request.extensions.get("cancellation", UNWATCHED)
+        cancellation = request.extensions.get("cancellation", NEVER)
         body = _Body(
             self.begin(request, cancellation),
             cancellation,
@@ -85,7 +85,11 @@ class _Body(httpx.SyncByteStream):
     """The body of a response, read within httpx's timeout for each read, and the deadline."""
 
     def __init__(
-        self, pending: PendingResponse, cancellation: Watch, timeout: float | None, deadline: float
+        self,
+        pending: PendingResponse,
+        cancellation: Cancellation,
+        timeout: float | None,
+        deadline: float,
     ) -> None:
         self._pending = pending
         self._cancellation = cancellation
@@ -129,7 +133,7 @@ class PooledClient(httpx.Client):
         super().__init__(transport=transport, **options)
         self._pooled = transport
 
-    def begin(self, request: httpx.Request, cancellation: Watch = UNWATCHED) -> PendingResponse:
+    def begin(self, request: httpx.Request, cancellation: Cancellation = NEVER) -> PendingResponse:
         """See PooledTransport: for responses whose head must be awaited together with something
         else."""
         return self._pooled.begin(request, cancellation)
