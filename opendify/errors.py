@@ -3,36 +3,36 @@
     OpenDifyError
     ├── CallerError                 the request cannot be served as it is
     │   ├── InvalidRequest          400
-    │   ├── UserNotVerified         401  invalid_user_token
+    │   ├── InvalidUserToken        401  invalid_user_token
     │   ├── ModelNotFound           404  model_not_found
-    │   ├── KeyWrong                401  invalid_api_key
-    │   │   └── AdminKeyWrong       401  invalid_api_key
-    │   ├── AdminKeyNeeded          403  admin_key_needed      an ordinary key was shown
+    │   ├── InvalidApiKey           401  invalid_api_key
+    │   │   └── InvalidAdminKey     401  invalid_api_key
+    │   ├── AdminKeyRequired        403  admin_key_needed      an ordinary key was shown
     │   ├── AdminKeysNotSet         403  admin_keys_not_set
     │   ├── RouteNotFound           404  not_found
-    │   ├── MappingUnknown          404  mapping_not_found
+    │   ├── MappingNotFound         404  mapping_not_found
     │   ├── MethodNotAllowed        405  method_not_allowed
     │   ├── OriginNotAllowed        403  origin_not_allowed    a page of another site, without keys
     │   ├── HostNotAllowed          403  host_not_allowed      a name that may be anybody's
-    │   ├── LinkRefused             403  link_refused          to a file, signed wrongly
-    │   ├── FileGone                410  file_gone
+    │   ├── InvalidSignature        403  link_refused          to a file, signed wrongly
+    │   ├── FileExpired             410  file_gone
     │   ├── RequestTooLarge         413  request_too_large
     │   ├── UnsupportedMediaType    415  unsupported_media_type
     │   └── RangeNotSatisfiable     416  range_not_satisfiable
-    ├── LimitReached                429  rate_limit_exceeded   our limit for this caller
+    ├── CallerRateLimited           429  rate_limit_exceeded   our limit for this caller
     ├── Overloaded                  503  overloaded            our own limit is reached
     ├── ServerStopping              503  server_stopping       an answer ends with its server
     ├── StoreUnavailable        503  store_unavailable     the conversations are out of reach
     ├── InternalError               500  internal_error        told to nobody, logged in full
     └── DifyError                   Dify, or the way to it, failed
-        ├── DifyUnreachable         502  upstream_unreachable
-        ├── DifyBroken              502  upstream_error        cut, not JSON, a redirect, a page
+        ├── UpstreamUnreachable     502  upstream_unreachable
+        ├── BadUpstreamResponse     502  upstream_error        cut, not JSON, a redirect, a page
         │   └── AnswerTooLong       502  answer_too_long       longer than the operator allows
-        ├── DifyTimeout             504  upstream_timeout
-        │   └── DifyNotConnected    504  upstream_timeout      nothing was asked yet
-        ├── DifyUnavailable         503  upstream_unavailable
-        ├── DifyAuthFailed          502  upstream_auth_error   our key, not the caller's
-        ├── DifyMisconfigured       502  upstream_config_error
+        ├── UpstreamTimeout         504  upstream_timeout
+        │   └── UpstreamConnectTimeout 504  upstream_timeout      nothing was asked yet
+        ├── UpstreamUnavailable     503  upstream_unavailable
+        ├── UpstreamAuthError       502  upstream_auth_error   our key, not the caller's
+        ├── UpstreamConfigError     502  upstream_config_error
         ├── ModelNotReady           502  model_not_ready
         ├── RunFailed               502  run_failed            the app or its model failed
         ├── RateLimited             429  rate_limit_exceeded
@@ -41,9 +41,9 @@
         ├── RejectedByDify          400  rejected_by_dify
         │   ├── FileTooLargeForDify   413  file_too_large
         │   └── FileTypeRefusedByDify 415  unsupported_file_type
-        └── ConversationUnknown     404  conversation_not_found
+        └── ConversationNotFound    404  conversation_not_found
 
-Beside the tree: CallerGone, which nobody is left to be told.
+Beside the tree: ClientDisconnected, which nobody is left to be told.
 """
 
 from collections.abc import Mapping
@@ -58,7 +58,7 @@ class OpenDifyError(Exception):
     """An error that the caller is told about.
 
     ``message`` is for people and holds nothing secret; ``param`` names the field of the request;
-    ``retry_after`` is in whole seconds. ``repeatable`` says whether a client may send the request
+    ``retry_after`` is in whole seconds. ``retryable`` says whether a client may send the request
     again by itself: not where that is useless, nor where it would run a turn twice. ``dify_code``
     is what Dify called it; ``details`` are fields for the log only: they name hosts. ``quotes`` is
     whether the message may hold words of Dify or of the request, which have no place in the log.
@@ -190,17 +190,17 @@ class CallerRateLimited(OpenDifyError):
     status = 429
     type = "rate_limit_error"
     default_code = "rate_limit_exceeded"
-    repeatable = True
+    retryable = True
 
 
 class Overloaded(OpenDifyError):
     status = 503
     default_code = "overloaded"
-    repeatable = True
+    retryable = True
 
 
 class ServerStopping(OpenDifyError):
-    """Not repeatable: Dify may have begun the run."""
+    """Not retryable: Dify may have begun the run."""
 
     status = 503
     default_code = "server_stopping"
@@ -209,7 +209,7 @@ class ServerStopping(OpenDifyError):
 class StoreUnavailable(OpenDifyError):
     status = 503
     default_code = "store_unavailable"
-    repeatable = True
+    retryable = True
 
 
 class InternalError(OpenDifyError):
@@ -225,7 +225,7 @@ class DifyError(OpenDifyError):
 class UpstreamUnreachable(DifyError):
     quotes = False
     default_code = "upstream_unreachable"
-    repeatable = True
+    retryable = True
 
 
 class BadUpstreamResponse(DifyError):
@@ -250,7 +250,7 @@ class UpstreamUnavailable(DifyError):
     quotes = False
     status = 503
     default_code = "upstream_unavailable"
-    repeatable = True
+    retryable = True
 
 
 class UpstreamAuthError(DifyError):
@@ -273,7 +273,7 @@ class RateLimited(DifyError):
     status = 429
     type = "rate_limit_error"
     default_code = "rate_limit_exceeded"
-    repeatable = True
+    retryable = True
 
 
 class QuotaExceeded(DifyError):

@@ -378,7 +378,7 @@ class Talks(RuleBasedStateMachine):
         self.memory.trouble.append(trouble)
         body = self.body(talk, talk.history(), text, stream=False)
         response = self.post(body, talk.headers("failed"), who)
-        assert response.status_code in (429, 502, 504), response.text
+        assert response.status_code in (429, 502, 503, 504), response.text
 
     def task(self, talk: Talk, kind: str, who: int) -> None:
         history = "\n".join(f"{role.upper()}: {text}" for role, text in talk.said)

@@ -16,7 +16,7 @@ from tests.redis_server import RedisServer
 from tests.remembering_dify import RememberingDify
 from tests.service import Service, free_variables, running
 from tests.support.ports import free_port
-from tests.test_chats import UUID, Client, Messages, chat, memory
+from tests.test_resolver import UUID, Client, Messages, chat, memory
 
 __all__ = ["memory"]
 

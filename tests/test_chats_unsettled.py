@@ -26,7 +26,7 @@ from tests.fake_dify import (
 )
 from tests.remembering_dify import NOT_TAKEN, RememberingDify
 from tests.service import Service, free_variables, running
-from tests.test_chats import Client, asked_for, chat, memory
+from tests.test_resolver import Client, asked_for, chat, memory
 
 __all__ = ["memory"]
 

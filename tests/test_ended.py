@@ -14,7 +14,7 @@ import pytest
 from tests.fake_dify import Chat, FakeDify, Step, streamed
 from tests.service import Service, free_variables, running
 from tests.support.waiting import wait_for
-from tests.test_metrics import Samples, parsed, value
+from tests.test_observability_metrics import Samples, parsed, value
 from tests.test_web import HI, PATH
 
 WAITS: list[Step] = [*streamed(Chat().text("word "))[:-1], 60.0]

@@ -90,7 +90,7 @@ def test_a_code_of_its_own_wins() -> None:
 
 
 def test_only_what_ran_nothing_may_be_repeated_by_a_client_itself() -> None:
-    assert {kind for kind in LEAVES if kind.repeatable} == {
+    assert {kind for kind in LEAVES if kind.retryable} == {
         errors.CallerRateLimited,
         errors.Overloaded,
         errors.StoreUnavailable,

@@ -651,11 +651,11 @@ def together(tasks: list[Callable[[], object]]) -> None:
 _TELL_SECRET = """
 import sys, time
 from pathlib import Path
-from opendify.conversations.store.json_file import ConversationStore
-from opendify.files.signing_key import Secret
+from opendify.conversations.store.json_file import JsonFileStore
+from opendify.files.signing_key import SigningKey
 while time.time() < float(sys.argv[2]):
     pass
-print(Secret("", Path(sys.argv[1])).key().decode())
+print(SigningKey("", Path(sys.argv[1])).key().decode())
 """
 
 

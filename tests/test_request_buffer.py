@@ -316,9 +316,9 @@ def test_listening_sockets_are_found_in_the_process_that_has_them() -> None:
 
 TURN = """
 import os, sys
-from opendify.worker.recycling import OneAtATime
+from opendify.worker.recycling import ExclusiveLock
 
-turn = OneAtATime(None)
+turn = ExclusiveLock(None)
 for _ in range(3):  # what ends lets go
     read, write = os.pipe()
     if not (child := os.fork()):

@@ -185,9 +185,9 @@ def test_a_forked_child_makes_its_own_connections(
 
 WRITER = """
 import sys, time
-from opendify.storage.redis_connection import RedisLink
+from opendify.storage.redis_connection import RedisConnection
 from opendify.conversations.store.redis import RedisStore
-link = RedisLink(sys.argv[1], "Redis")
+link = RedisConnection(sys.argv[1], "Redis")
 store = RedisStore(link, clock=time.time, max_age_days=None, max_entries=100_000)
 for number in range(10**9):
     store.put(f"{sys.argv[2]} {number}", f"c-{sys.argv[2]}-{number}")

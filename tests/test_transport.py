@@ -781,9 +781,9 @@ def test_what_fails_takes_no_place(http: PooledClient, pool: ConnectionPool) -> 
 
 def test_the_pool_has_room_for_all_that_may_be_in_use(tmp_path: Path) -> None:
     code = (
-        "import main, gunicorn_config as g; from opendify.upstream import watcher\n"
+        "import main, gunicorn_config as g; from opendify.upstream import background_reader\n"
         "limits = main.HTTP_CLIENT_CONFIG['limits']\n"
-        "print('room', limits.max_connections - 2 * g.threads - watcher.MOST)"
+        "print('room', limits.max_connections - 2 * g.threads - background_reader.MOST)"
     )
     variables = free_variables("http://127.0.0.1:9/v1", GUNICORN_THREADS="300")
     done = subprocess.run(

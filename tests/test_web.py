@@ -608,7 +608,7 @@ def test_a_chatflow_that_runs_is_held_back_for_a_moment_only(
     patience: float,
     status: int,
 ) -> None:
-    monkeypatch.setattr(turn, "HOLD_SECONDS_OF_A_RUN", patience)
+    monkeypatch.setattr(turn, "RUNNING_STATUS_HOLD_SECONDS", patience)
     said = Chat()
     failed = said.event("workflow_finished", data={"status": "failed", "error": "x"})
     dify.answers = [streamed(said.event("workflow_started", data={}), 0.5, failed)]

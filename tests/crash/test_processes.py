@@ -20,13 +20,13 @@ ROOT = Path(__file__).parents[2]
 HEAD = """
     import logging, os, sys, threading, time
     from pathlib import Path
-    from opendify.conversations import ConversationStore
-    from opendify.conversations.store.compactor import Keeper
+    from opendify.conversations import JsonFileStore
+    from opendify.conversations.store.compactor import Compactor
 
-    Keeper.TICK_SECONDS = 0.05
+    Compactor.TICK_SECONDS = 0.05
     logging.basicConfig(format="%(levelname)s %(message)s")
     folder = Path(sys.argv[1])
-    store = ConversationStore(folder, clock=time.time, max_age_days=None, max_entries=10**5)
+    store = JsonFileStore(folder, clock=time.time, max_age_days=None, max_entries=10**5)
 """
 
 
