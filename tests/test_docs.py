@@ -243,16 +243,20 @@ def test_every_link_leads_somewhere(path: Path) -> None:
     assert not dead
 
 
-def test_every_room_is_in_the_plan_and_vice_versa() -> None:
-    """A folder in the plan stands for all rooms in it."""
-    first = (cells[0] for cells in rows(read("docs/architecture.md")) if len(cells) == 4)
-    plan = {name.strip("`") for name in first if name.startswith("`")}
-    folders = {name for name in plan if name.endswith("/")}
-    rooms = {
-        path.relative_to(ROOT / "opendify").as_posix()
-        for path in (ROOT / "opendify").rglob("*.py")
-        if path.name != "__init__.py"
-    }
-    unfolded = {room for room in rooms if not any(room.startswith(name) for name in folders)}
-    assert plan - folders == unfolded | {"main.py", "gunicorn_config.py"}
-    assert all((ROOT / "opendify" / name).is_dir() for name in folders)
+def test_every_package_is_in_the_tree_of_the_architecture_and_vice_versa() -> None:
+    packages = {f"{path.parent.name}/" for path in (ROOT / "opendify").rglob("__init__.py")}
+    assert set(re.findall(r"^ *(\w+/)", tree_of_the_architecture(), re.MULTILINE)) == packages
+
+
+def test_every_module_is_in_the_tree_of_the_architecture() -> None:
+    packages = re.split(r"^  (?=\w+/)", tree_of_the_architecture(), flags=re.MULTILINE)
+    top, *rest = packages
+    named = {part.partition("/")[0]: set(re.findall(r"\w+", part)) for part in rest}
+    for path in (ROOT / "opendify").rglob("[!_]*.py"):
+        package, *inner = path.relative_to(ROOT / "opendify").parts
+        assert path.name in top if not inner else path.stem in named[package], path
+
+
+def tree_of_the_architecture() -> str:
+    after = read("docs/architecture.md").split("\n## The tree\n")[1]
+    return FENCE.findall(after)[0].strip("`\n")
