@@ -260,3 +260,8 @@ def test_every_module_is_in_the_tree_of_the_architecture() -> None:
 def tree_of_the_architecture() -> str:
     after = read("docs/architecture.md").split("\n## The tree\n")[1]
     return FENCE.findall(after)[0].strip("`\n")
+
+
+def test_every_test_that_proves_a_promise_is_there() -> None:
+    for name, test in re.findall(r"`(tests/\S+\.py)::(\w+)`", read("docs/faults.md")):
+        assert re.search(rf"^def {test}\(", read(name), re.MULTILINE), f"{name}::{test}"
