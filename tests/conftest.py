@@ -3,54 +3,23 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from werkzeug.test import TestResponse
 
-from opendify.api.admin import add_operator_routes
-from opendify.api.app import create_app
-from opendify.api.files import add_file_routes
-from opendify.api.health import add_monitoring_routes
-from opendify.api.middleware.auth import Authorizer
-from opendify.api.middleware.origins import Address, refuse_other_sites
-from opendify.api.middleware.request_log import record_requests
-from opendify.api.openapi import add_description
-from opendify.auth.accounts import AccountRegistry
-from opendify.auth.api_keys import parse_keys
-from opendify.chat.service import ChatService
-from opendify.chat.turn import Services
-from opendify.config.accounts import Limits, parse_accounts
 from opendify.config.models import Model
 from opendify.conversations import ConversationStore, JsonFileStore
-from opendify.conversations.admin import ConversationAdmin
-from opendify.conversations.locks.files import FileTurnLocks
-from opendify.files.file_cache import FileCache
-from opendify.files.signing_key import SigningKey
-from opendify.limits.capacity import ServerCapacity
-from opendify.limits.concurrency import ConcurrencyLimiter
-from opendify.limits.limiter import CallerLimiter
-from opendify.limits.rate import RateLimiter
-from opendify.observability.metrics import Metrics
-from opendify.observability.readiness import Readiness
-from opendify.upstream.app_registry import AppRegistry
-from opendify.upstream.client import DifyClient
-from opendify.upstream.file_proxy import FileProxy
 from opendify.upstream.transport.transport import PooledClient, PooledTransport
-from opendify.upstream.uploads import Uploads
 from tests.fake_dify import FakeDify
 from tests.redis_server import RedisServer
+from tests.support.application import make_settings, open_app
 from tests.support.profiles import choose_profile
 
 KEY = "app-secret-of-the-operator"
-NO_LIMITS = Limits()
-ADDRESS = Address("127.0.0.1", "", frozenset())
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -130,74 +99,6 @@ def api_keys() -> str:
     return ""
 
 
-class ClosingClient(FlaskClient):
-    """A client whose responses are closed when the application of the test goes, as a server closes
-    them: one that a test leaves unread would else keep its connection to Dify."""
-
-    def open(self, *args: Any, **kwargs: Any) -> TestResponse:
-        response = super().open(*args, **kwargs)
-        self.application.extensions["responses"].append(response)
-        return response
-
-
-@contextmanager
-def made_app(
-    http: PooledClient,
-    store: ConversationStore,
-    models: dict[str, Model],
-    folder: Path,
-    *,
-    read_timeout: float = 2.0,
-    now: Callable[[], float] = time.time,
-    new_id: Callable[[], str] = lambda: "new",
-    admin_keys: str = "",
-    api_keys: str = "",
-    limits: Limits = NO_LIMITS,
-    bring_dify_key: bool = False,
-    relay: FileProxy | None = None,
-    max_body_bytes: int = 1024 * 1024,
-    max_text_bytes: int = 1024 * 1024,
-    capacity: ServerCapacity | None = None,
-    address: Address = ADDRESS,
-) -> Iterator[Flask]:
-    """An application as main.py makes it."""
-    client = DifyClient(http, read_timeout)
-    directory = AppRegistry(client, models)
-    shelf = FileCache(folder / "data" / "files", 1024 * 1024, 3600)
-    relay = relay or FileProxy(client, models, "", SigningKey("", folder / "data"), shelf, now=now)
-    locks = FileTurnLocks(folder / "data")
-    parts = Services(
-        client, directory, store, Uploads(client), locks, relay, now=now, files_only_query="Look."
-    )
-    service = ChatService(parts, now=now, new_id=new_id)
-    problems: list[str] = []
-    accounts = parse_accounts(api_keys, set(models), limits, problems)
-    assert not problems
-    gate = CallerLimiter(RateLimiter(None, 1), ConcurrencyLimiter(None, 1))
-    callers = AccountRegistry(accounts, parse_keys(admin_keys), models, limits, bring_dify_key)
-    access = Authorizer(callers, gate)
-    places = capacity or ServerCapacity(100, {})
-    application = create_app(
-        service, directory, access, max_body_bytes, places, now=now, max_text_bytes=max_text_bytes
-    )
-    refuse_other_sites(application, access, address)
-    administration = ConversationAdmin(store, models, client, now=now)
-    add_operator_routes(application, administration, access)
-    metrics = Metrics(len(models))
-    add_monitoring_routes(application, Readiness(store, directory), metrics, access)
-    record_requests(application, metrics, models, new_id=lambda: "new-request")
-    add_file_routes(application, relay, places)
-    add_description(application)
-    application.test_client_class = ClosingClient
-    application.extensions["responses"] = []
-    try:
-        yield application
-    finally:
-        for response in application.extensions["responses"]:
-            response.close()
-        directory.close()
-
-
 @pytest.fixture
 def app(
     http: PooledClient,
@@ -207,8 +108,8 @@ def app(
     admin_keys: str,
     api_keys: str,
 ) -> Iterator[Flask]:
-    keys = {"admin_keys": admin_keys, "api_keys": api_keys}
-    with made_app(http, store, models, tmp_path, **keys) as application:
+    settings = make_settings(models, tmp_path / "data", admin_keys=admin_keys, api_keys=api_keys)
+    with open_app(settings, http, store=store) as application:
         yield application
 
 

@@ -4,7 +4,6 @@ every stream has one end."""
 import json
 import re
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from opendify.config.models import Model
-from opendify.conversations import JsonFileStore
 from tests import schemas
-from tests.conftest import made_app
 from tests.fake_dify import CLOSE, LAST_CHUNK, STREAM_HEAD, FakeDify, Step, chunk, recording
 from tests.stepping import Packets, looped
 from tests.streams import read_stream
+from tests.support.application import make_settings, open_app
 from tests.support.profiles import examples
 from tests.test_recorded_answers import NAMES, mode_of
 
@@ -93,11 +91,9 @@ def api(http: httpx.Client, far: FakeDify) -> Iterator[FlaskClient]:
         for kind, chosen in KINDS.items()
     }
     with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder)
-        store = JsonFileStore(data / "data", clock=time.time, max_age_days=None, max_entries=1000)
-        with made_app(http, store, models, data, read_timeout=5) as application:
+        settings = make_settings(models, Path(folder), read_timeout=5)
+        with open_app(settings, http) as application:
             yield application.test_client()
-        store.close()
 
 
 @dataclass

@@ -16,12 +16,12 @@ from werkzeug.test import TestResponse, create_environ, run_wsgi_app
 from opendify.api.middleware.auth import warn_if_unauthenticated
 from opendify.auth.accounts import AccountRegistry
 from opendify.auth.api_keys import Keys, parse_keys
-from opendify.config.accounts import Account
+from opendify.config.accounts import Account, Limits
 from opendify.config.models import Model
 from opendify.conversations.store.json_file import JsonFileStore
 from tests import schemas
-from tests.conftest import NO_LIMITS, made_app
 from tests.fake_dify import Chat, FakeDify
+from tests.support.application import make_settings, open_app
 
 CHAT = "/v1/chat/completions"
 MAPPINGS = "/v1/conversation/mappings"
@@ -224,7 +224,6 @@ OPENS = [
 @pytest.mark.parametrize(("ordinary", "admin", "counts", "listed"), OPENS)
 def test_what_is_for_admins(
     http: httpx.Client,
-    store: JsonFileStore,
     models: dict[str, Model],
     tmp_path: Path,
     ordinary: str,
@@ -232,9 +231,8 @@ def test_what_is_for_admins(
     counts: list[int],
     listed: list[int],
 ) -> None:
-    with made_app(
-        http, store, models, tmp_path, api_keys=ordinary, admin_keys=admin
-    ) as application:
+    settings = make_settings(models, tmp_path, api_keys=ordinary, admin_keys=admin)
+    with open_app(settings, http) as application:
         api = application.test_client()
         shown = ["", "wrong", "key-a", "admin"]
         for path, expected in ((MAPPINGS, counts), (f"{MAPPINGS}?limit=1", listed)):
@@ -243,22 +241,20 @@ def test_what_is_for_admins(
 
 
 def test_an_ordinary_key_is_told_that_it_is_not_an_admins(
-    http: httpx.Client, store: JsonFileStore, models: dict[str, Model], tmp_path: Path
+    http: httpx.Client, models: dict[str, Model], tmp_path: Path
 ) -> None:
     for admin, code in (("admin", "admin_key_needed"), ("", "admin_keys_not_set")):
-        with made_app(
-            http, store, models, tmp_path, api_keys="key-a", admin_keys=admin
-        ) as application:
+        settings = make_settings(models, tmp_path, api_keys="key-a", admin_keys=admin)
+        with open_app(settings, http) as application:
             response = application.test_client().get(MAPPINGS, headers=bearer("key-a"))
             assert outcome(response) == (403, code)
 
 
 def test_an_admin_key_opens_everything(
-    http: httpx.Client, store: JsonFileStore, models: dict[str, Model], tmp_path: Path
+    http: httpx.Client, models: dict[str, Model], tmp_path: Path
 ) -> None:
-    with made_app(
-        http, store, models, tmp_path, api_keys=json.dumps(KEYS), admin_keys="admin"
-    ) as application:
+    settings = make_settings(models, tmp_path, api_keys=json.dumps(KEYS), admin_keys="admin")
+    with open_app(settings, http) as application:
         api = application.test_client()
         assert ask(api, "admin").status_code == 200
         assert len(api.get("/v1/models", headers=bearer("admin")).json["data"]) == 2
@@ -283,5 +279,5 @@ def test_an_open_door_is_told_once(
 ) -> None:
     accounts = (Account(parse_keys(keys)),) if keys else ()
     with caplog.at_level(logging.INFO):
-        warn_if_unauthenticated(AccountRegistry(accounts, Keys(), {}, NO_LIMITS), host)
+        warn_if_unauthenticated(AccountRegistry(accounts, Keys(), {}, Limits()), host)
     assert ["OPENDIFY_API_KEYS" in line for line in caplog.messages] == [True] * warned

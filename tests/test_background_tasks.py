@@ -18,11 +18,10 @@ from flask.testing import FlaskClient
 from opendify.chat import background_tasks
 from opendify.config.models import Model
 from opendify.conversations.store.json_file import JsonFileStore
-from opendify.limits.capacity import ServerCapacity
-from tests.conftest import made_app
 from tests.fake_dify import FakeDify, refused
 from tests.openwebui import Recorded, recorded, task_body, task_prompt
 from tests.service import Service, running
+from tests.support.application import make_settings, open_app
 from tests.support.ports import free_port
 from tests.support.waiting import wait_for
 from tests.talking_dify import TalkingDify
@@ -165,7 +164,6 @@ ADA, CAROL = "key-ada-0123456789", "key-carol-0123456789"
 @pytest.fixture
 def served(
     http: httpx.Client,
-    store: JsonFileStore,
     models: dict[str, Model],
     tmp_path: Path,
     talking: TalkingDify,
@@ -173,18 +171,13 @@ def served(
     """Ada may use both models, Carol only the one whose tasks the other answers for; the helper
     answers one request at a time, and Ada may ask thrice a minute."""
     models["tiny"] = replace(models["tiny"], tasks="model:org/model")
+    models["org/model"] = replace(models["org/model"], max_streams=1)
     callers = {
         "ada": {"keys": ADA, "requests_per_minute": 3},
         "carol": {"keys": CAROL, "models": ["tiny"]},
     }
-    with made_app(
-        http,
-        store,
-        models,
-        tmp_path,
-        api_keys=json.dumps(callers),
-        capacity=ServerCapacity(100, {"org/model": 1}),
-    ) as app:
+    settings = make_settings(models, tmp_path, api_keys=json.dumps(callers))
+    with open_app(settings, http) as app:
         yield app.test_client()
 
 

@@ -37,15 +37,12 @@ from werkzeug.test import TestResponse
 
 from opendify.chat import background_tasks
 from opendify.config.models import Model
-from opendify.conversations import ConversationStore, JsonFileStore
-from opendify.conversations.store.redis import RedisStore
-from opendify.storage.redis_connection import RedisConnection
 from opendify.upstream import conversation_probe
-from tests.conftest import made_app
 from tests.fake_dify import FakeDify
 from tests.openwebui import task_prompt
 from tests.redis_server import RedisServer
 from tests.remembering_dify import NOT_TAKEN, Arrival, RememberingDify, Said
+from tests.support.application import make_settings, open_app
 
 WORDS = ["a", "b", "go on", "think", "new"]
 KEYS = {"tiny": "app-1", "org/model": "app-2"}
@@ -125,16 +122,10 @@ class Talks(RuleBasedStateMachine):
         self.workers = [self.worker(), self.worker()]
 
     def worker(self) -> Flask:
-        store = self.store()
-        self.stack.callback(store.close)
         models = {name: Model(name, key, self.dify.base) for name, key in KEYS.items()}
-        return self.stack.enter_context(made_app(self.http, store, models, self.folder))
-
-    def store(self) -> ConversationStore:
-        options: dict[str, Any] = {"clock": time.time, "max_age_days": None, "max_entries": 1000}
-        if self.redis is not None:
-            return RedisStore(RedisConnection(self.redis.url, "Redis"), **options)
-        return JsonFileStore(self.folder / "data", **options)
+        address = self.redis.url if self.redis is not None else ""
+        settings = make_settings(models, self.folder / "data", conversation_store=address)
+        return self.stack.enter_context(open_app(settings, self.http))
 
     def teardown(self) -> None:
         self.stack.close()

@@ -15,21 +15,21 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
+from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from opendify import errors
 from opendify.config.models import Model
-from opendify.conversations.store.json_file import JsonFileStore
 from opendify.files.file_cache import DoesNotFit, FileCache
 from opendify.files.signed_links import VALID_SECONDS
 from opendify.files.signing_key import SigningKey
 from opendify.upstream import file_proxy as relays
 from opendify.upstream.client import DifyClient
 from opendify.upstream.file_proxy import FileProxy
-from tests.conftest import made_app
 from tests.fake_dify import CLOSE, FakeDify, Request, Steps, head, refused
 from tests.service import ROOT, environment
+from tests.support.application import components_of, make_settings, open_app
 
 UUID = "0ccfe981-f968-4678-80ae-335266227dac"
 OTHER = "1ccfe981-f968-4678-80ae-335266227dac"
@@ -84,32 +84,20 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def relay(http: httpx.Client, models: dict[str, Model], data: Path, clock: Clock) -> FileProxy:
-    return FileProxy(
-        DifyClient(http, read_timeout=2.0),
-        models,
-        PUBLIC,
-        SigningKey("", data),
-        FileCache(data / "files", 10_000, VALID_SECONDS, clock),
-        clock,
-    )
+def app(http: httpx.Client, models: dict[str, Model], data: Path, clock: Clock) -> Iterator[Flask]:
+    settings = make_settings(models, data, public_base_url=PUBLIC, file_cache_bytes=10_000)
+    with open_app(settings, http, clock=clock) as app:
+        yield app
+
+
+@pytest.fixture
+def relay(app: Flask) -> FileProxy:
+    return components_of(app).file_proxy
 
 
 @pytest.fixture
 def tiny(models: dict[str, Model]) -> Model:
     return models["tiny"]
-
-
-@pytest.fixture
-def api(
-    http: httpx.Client,
-    store: JsonFileStore,
-    models: dict[str, Model],
-    tmp_path: Path,
-    relay: FileProxy,
-) -> Iterator[FlaskClient]:
-    with made_app(http, store, models, tmp_path, relay=relay) as app:
-        yield app.test_client()
 
 
 def get(api: FlaskClient, link: str, method: str = "GET", **headers: str) -> TestResponse:

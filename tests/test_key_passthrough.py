@@ -19,8 +19,8 @@ from opendify.conversations.store.json_file import JsonFileStore
 from opendify.upstream import app_registry as rooms
 from opendify.upstream.client import DifyClient
 from tests import schemas
-from tests.conftest import made_app
 from tests.fake_dify import Chat, FakeDify, Request, Steps, refused
+from tests.support.application import make_settings, open_app
 
 CHAT = "/v1/chat/completions"
 KEYS = ("app-first", "app-second")
@@ -40,9 +40,10 @@ def models(dify: FakeDify) -> dict[str, Model]:
 def api(
     http: httpx.Client, store: JsonFileStore, models: dict[str, Model], tmp_path: Path
 ) -> Iterator[FlaskClient]:
-    with made_app(
-        http, store, models, tmp_path, admin_keys="admin", bring_dify_key=True
-    ) as application:
+    settings = make_settings(
+        models, tmp_path / "data", admin_keys="admin", callers_bring_dify_key=True
+    )
+    with open_app(settings, http, store=store) as application:
         yield application.test_client()
 
 

@@ -85,7 +85,7 @@ DOORS = {
 ONLY_IN = {
     "flask": {
         "opendify.api.middleware.auth",
-        "opendify.api.app",
+        "opendify.app",
         "opendify.api.chat_completions",
         "opendify.api.middleware.error_handlers",
         "opendify.api.models",
@@ -103,6 +103,7 @@ ONLY_IN = {
     },
     "werkzeug": {"opendify.api.middleware.error_handlers", "opendify.api.files"},
     "httpx": {
+        "opendify.app",
         "opendify.deploy.online",
         "opendify.upstream.client",
         "opendify.upstream.network_errors",
@@ -260,7 +261,7 @@ def test_no_response_owns_what_its_request_holds() -> None:
 
 def test_there_is_one_flask_app() -> None:
     assert [name for name in PATHS for function in called(name) if function == "Flask"] == [
-        "opendify.api.app"
+        "opendify.app"
     ]
 
 

@@ -17,16 +17,15 @@ from flask.testing import FlaskClient
 from opendify import errors
 from opendify.config.accounts import Limits
 from opendify.config.models import Model
-from opendify.conversations.store.json_file import JsonFileStore
 from opendify.limits.concurrency import ConcurrencyLimiter, Slot
 from opendify.limits.limiter import CallerLimiter
 from opendify.limits.rate import RateLimiter
 from opendify.storage.redis_connection import RedisConnection
 from tests import schemas
-from tests.conftest import made_app
 from tests.fake_dify import CLOSE, FOREVER, Chat, FakeDify, Request, Steps, refused, streamed
 from tests.redis_server import RedisServer
 from tests.service import Service, free_variables, running
+from tests.support.application import make_settings, open_app
 from tests.support.waiting import wait_for
 
 CHAT = "/v1/chat/completions"
@@ -171,13 +170,12 @@ def test_without_limits_nothing_is_asked(away: RedisConnection, caplog: Any) -> 
 
 
 @pytest.fixture
-def limited(
-    http: httpx.Client, store: JsonFileStore, models: dict[str, Model], tmp_path: Path
-) -> Iterator[FlaskClient]:
+def limited(http: httpx.Client, models: dict[str, Model], tmp_path: Path) -> Iterator[FlaskClient]:
     keys = json.dumps({"a": {"keys": "key-a", "requests_per_minute": 3}, "b": "key-b"})
-    with made_app(
-        http, store, models, tmp_path, api_keys=keys, admin_keys="admin", limits=Limits(0, 1)
-    ) as application:
+    settings = make_settings(
+        models, tmp_path, api_keys=keys, admin_keys="admin", limits=Limits(0, 1)
+    )
+    with open_app(settings, http) as application:
         yield application.test_client()
 
 
@@ -257,9 +255,9 @@ def test_a_stream_that_is_closed_early_holds_its_slot_until_it_is_stopped(
 
 
 def test_without_keys_all_are_one_caller(
-    http: httpx.Client, store: JsonFileStore, models: dict[str, Model], tmp_path: Path
+    http: httpx.Client, models: dict[str, Model], tmp_path: Path
 ) -> None:
-    with made_app(http, store, models, tmp_path, limits=Limits(2, 0)) as application:
+    with open_app(make_settings(models, tmp_path, limits=Limits(2, 0)), http) as application:
         api = application.test_client()
         assert [ask(api, key).status_code for key in ("", "x", "y")] == [200, 200, 429]
 

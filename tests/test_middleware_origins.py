@@ -9,14 +9,12 @@ import httpx
 import pytest
 from flask.testing import FlaskClient
 
-from opendify.api.middleware.origins import Address
 from opendify.config.accounts import parse_origins
 from opendify.config.models import Model
-from opendify.conversations.store.json_file import JsonFileStore
 from tests import schemas
-from tests.conftest import made_app
 from tests.fake_dify import FakeDify
 from tests.service import free_variables, running
+from tests.support.application import make_settings, open_app
 
 CHAT = "/v1/chat/completions"
 CLEANUP = "/v1/conversation/cleanup"
@@ -28,16 +26,19 @@ PUBLIC = "https://ai.example.com"
 
 
 @pytest.fixture
-def new_api(
-    http: httpx.Client, store: JsonFileStore, models: dict[str, Model], tmp_path: Path
-) -> Iterator[Any]:
+def new_api(http: httpx.Client, models: dict[str, Model], tmp_path: Path) -> Iterator[Any]:
     with ExitStack() as stack:
 
         def new(host: str = "0.0.0.0", public_base: str = "", **keys: str) -> FlaskClient:
-            origins = parse_origins(keys.pop("origins", ""))
-            address = Address(host, public_base, origins)
-            app = made_app(http, store, models, tmp_path, address=address, **keys)  # type: ignore[arg-type]
-            return stack.enter_context(app).test_client()
+            settings = make_settings(
+                models,
+                tmp_path,
+                server_host=host,
+                public_base_url=public_base,
+                cors_origins=parse_origins(keys.pop("origins", "")),
+                **keys,
+            )
+            return stack.enter_context(open_app(settings, http)).test_client()
 
         yield new
 

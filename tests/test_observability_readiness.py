@@ -9,12 +9,12 @@ import pytest
 from flask.testing import FlaskClient
 
 from opendify.config.models import Model
-from opendify.conversations import JsonFileStore
 from opendify.upstream import app_registry as directories
 from opendify.upstream.app_registry import AppRegistry
 from opendify.upstream.client import DifyClient
-from tests.conftest import KEY, made_app
+from tests.conftest import KEY
 from tests.fake_dify import FakeDify, Request, Steps, refused
+from tests.support.application import make_settings, open_app
 from tests.support.ports import free_port
 from tests.support.waiting import wait_for_value
 from tests.talking_dify import TalkingDify
@@ -49,9 +49,9 @@ def test_it_is_ready_at_the_first_look(api: FlaskClient) -> None:
 
 
 def test_it_is_not_ready_without_dify(
-    http: httpx.Client, store: JsonFileStore, dead: dict[str, Model], tmp_path: Path
+    http: httpx.Client, dead: dict[str, Model], tmp_path: Path
 ) -> None:
-    with made_app(http, store, dead, tmp_path) as app:
+    with open_app(make_settings(dead, tmp_path), http) as app:
         response = app.test_client().get("/readyz")
         assert (response.status_code, response.json["status"]) == (503, "not ready")
         assert response.json["dify"]["models"]["a"] == "upstream_unreachable"
@@ -91,13 +91,9 @@ def test_it_is_not_ready_without_a_place_for_conversations(
     http: httpx.Client, models: dict[str, Model], tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    store = JsonFileStore(
-        tmp_path / "file" / "data", clock=time.time, max_age_days=None, max_entries=10
-    )
-    with made_app(http, store, models, tmp_path) as app:
+    with open_app(make_settings(models, tmp_path / "file" / "data"), http) as app:
         response = app.test_client().get("/readyz")
         assert app.test_client().get("/readyz?exclude=store").status_code == 200
-    store.close()
     assert (response.status_code, response.json["store"]["status"]) == (503, "failing")
 
 
@@ -105,12 +101,11 @@ def test_it_is_not_ready_without_a_place_for_conversations(
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, ADMIN])
 def test_only_operators_are_told_details_and_metrics(
     http: httpx.Client,
-    store: JsonFileStore,
     models: dict[str, Model],
     tmp_path: Path,
     headers: dict[str, str],
 ) -> None:
-    with made_app(http, store, models, tmp_path, admin_keys="admin-secret") as app:
+    with open_app(make_settings(models, tmp_path, admin_keys="admin-secret"), http) as app:
         api = app.test_client()
         ready = api.get("/readyz", headers=headers)
         metrics = api.get("/metrics", headers=headers)

@@ -3,7 +3,6 @@ gets is what the table says."""
 
 import json
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from opendify.config.models import Model
-from opendify.conversations import JsonFileStore
 from tests import schemas
-from tests.conftest import made_app
 from tests.fake_dify import (
     FOREVER,
     RECORDINGS,
@@ -26,6 +23,7 @@ from tests.fake_dify import (
     replayed,
 )
 from tests.streams import read_stream
+from tests.support.application import make_settings, open_app
 
 # One row a recording: what the caller gets with the settings that a model has by itself. ``whole``
 # and ``streamed`` are the status of the answer in one piece and of the stream; ``usage`` counts
@@ -58,13 +56,11 @@ def apis(http: httpx.Client, recorded_dify: FakeDify) -> Iterator[dict[bool, Fla
     models = {mode: Model(mode, "app-x", recorded_dify.base, type=mode) for mode in modes}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
-        store = JsonFileStore(data / "data", clock=time.time, max_age_days=None, max_entries=1000)
         with (
-            made_app(http, store, models, data, read_timeout=5) as patient,
-            made_app(http, store, models, data, read_timeout=0.4) as impatient,
+            open_app(make_settings(models, data, read_timeout=5), http) as patient,
+            open_app(make_settings(models, data, read_timeout=0.4), http) as impatient,
         ):
             yield {True: patient.test_client(), False: impatient.test_client()}
-        store.close()
 
 
 def ask(name: str, apis: dict[bool, FlaskClient], dify: FakeDify, stream: bool) -> Any:

@@ -1,7 +1,6 @@
 """The recorded sessions of Open WebUI in any order, one after the other and at once."""
 
 import tempfile
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -15,12 +14,11 @@ from hypothesis import strategies as st
 
 from opendify.chat import background_tasks
 from opendify.config.models import Model
-from opendify.conversations import JsonFileStore
 from opendify.protocols.openai.messages import parse_messages
-from tests.conftest import made_app
 from tests.fake_dify import FakeDify
 from tests.openwebui import Recorded, recorded
 from tests.remembering_dify import Arrival, RememberingDify, Said
+from tests.support.application import make_settings, open_app
 
 RECORDED = recorded()
 
@@ -78,15 +76,15 @@ def play(
     memory = RememberingDify(reply, {"app": mode})
     dify = FakeDify(memory, tells_of_its_app=True)
     models = {"tiny": Model("tiny", "app", dify.base)}
-    with tempfile.TemporaryDirectory() as place, ThreadPoolExecutor(len(RECORDED)) as pool:
-        folder = Path(place)
-        store = JsonFileStore(folder / "data", clock=time.time, max_age_days=None, max_entries=100)
-        with made_app(http, store, models, folder) as app:
-            for group in groups:
-                running = [pool.submit(send, app, one, with_headers) for one in group]
-                for each in running:
-                    each.result(30)
-        store.close()
+    with (
+        tempfile.TemporaryDirectory() as place,
+        ThreadPoolExecutor(len(RECORDED)) as pool,
+        open_app(make_settings(models, Path(place)), http) as app,
+    ):
+        for group in groups:
+            running = [pool.submit(send, app, one, with_headers) for one in group]
+            for each in running:
+                each.result(30)
     dify.close()
     return memory.arrivals
 

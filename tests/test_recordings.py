@@ -11,9 +11,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from opendify.config.models import Model
-from opendify.conversations.store.json_file import JsonFileStore
 from tests import schemas
-from tests.conftest import made_app
 from tests.fake_dify import (
     CLOSE,
     LAST_CHUNK,
@@ -25,6 +23,7 @@ from tests.fake_dify import (
     replayed,
 )
 from tests.streams import Streamed, read_stream
+from tests.support.application import make_settings, open_app
 from tests.test_recorded_answers import ROWS
 
 NAMES = recorded_streams()
@@ -32,11 +31,11 @@ FINE = [name for name in NAMES if ROWS[name]["whole"] == 200]
 
 
 @pytest.fixture
-def patient(http: httpx.Client, store: JsonFileStore, dify: FakeDify) -> Iterator[FlaskClient]:
+def patient(http: httpx.Client, dify: FakeDify) -> Iterator[FlaskClient]:
     models = {"tiny": Model("tiny", "app-x", dify.base, reasoning="inline", agent_steps="off")}
     with (
         tempfile.TemporaryDirectory() as folder,
-        made_app(http, store, models, Path(folder), read_timeout=5) as application,
+        open_app(make_settings(models, Path(folder), read_timeout=5), http) as application,
     ):
         yield application.test_client()
 

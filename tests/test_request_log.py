@@ -38,7 +38,7 @@ def test_every_answer_has_the_name_of_its_request(
 @pytest.mark.parametrize("given", ["", "a b", "x" * 129, "ä"])
 def test_a_name_that_is_not_sound_is_replaced(api: FlaskClient, given: str) -> None:
     response = api.get("/healthz", headers={"X-Request-Id": given})
-    assert response.headers["X-Request-Id"] == "new-request"
+    assert response.headers["X-Request-Id"] == "new"
 
 
 @pytest.mark.parametrize("stream", [True, False])

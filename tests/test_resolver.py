@@ -15,9 +15,9 @@ from flask.testing import FlaskClient
 from opendify.config.models import Model
 from opendify.conversations import ConversationRecord, JsonFileStore
 from opendify.conversations.locks.files import FileTurnLocks
-from tests.conftest import made_app
 from tests.fake_dify import FOREVER, STREAM_HEAD, FakeDify, Request, Steps, chunk, head, refused
 from tests.remembering_dify import RememberingDify, Said
+from tests.support.application import make_settings, open_app
 
 Messages = list[dict[str, Any]]
 
@@ -463,12 +463,8 @@ def aged(
     def wait(seconds: float) -> None:
         times[0] += seconds
 
-    store = JsonFileStore(
-        tmp_path / "aged", clock=lambda: times[0], max_age_days=None, max_entries=100
-    )
-    with made_app(http, store, models, tmp_path, now=lambda: times[0]) as app:
+    with open_app(make_settings(models, tmp_path), http, clock=lambda: times[0]) as app:
         yield app.test_client(), wait
-    store.close()
 
 
 def asked_for(dify: FakeDify) -> int:

@@ -15,20 +15,12 @@ from flask.testing import FlaskClient
 from gunicorn.http.errors import InvalidChunkSize
 
 from opendify.api import responder
-from opendify.api.app import create_app
-from opendify.api.middleware.auth import Authorizer
-from opendify.auth.accounts import AccountRegistry
-from opendify.auth.api_keys import Keys
 from opendify.chat import service as chat_service
 from opendify.chat import turn
 from opendify.config.models import Model
 from opendify.conversations.store.json_file import JsonFileStore
-from opendify.limits.capacity import ServerCapacity
-from opendify.limits.concurrency import ConcurrencyLimiter
-from opendify.limits.limiter import CallerLimiter
-from opendify.limits.rate import RateLimiter
 from tests import schemas, service
-from tests.conftest import KEY, NO_LIMITS, made_app
+from tests.conftest import KEY
 from tests.fake_dify import (
     CLOSE,
     FOREVER,
@@ -45,6 +37,7 @@ from tests.fake_dify import (
     streamed,
 )
 from tests.streams import read_stream
+from tests.support.application import make_settings, open_app
 from tests.support.waiting import wait_for
 
 PATH = "/v1/chat/completions"
@@ -384,7 +377,6 @@ IGNORED = [
 @pytest.mark.parametrize("chat_id", ["c1", ""], ids=["a chat", "a single question"])
 def test_who_asks_is_the_operator_s_to_say(
     http: httpx.Client,
-    store: JsonFileStore,
     dify: FakeDify,
     tmp_path: Path,
     stream: bool,
@@ -401,7 +393,7 @@ def test_who_asks_is_the_operator_s_to_say(
     headers = {"X-OpenWebUI-User-Id": "u1", "X-OpenWebUI-User-Role": "user"}
     if chat_id:
         headers["X-OpenWebUI-Chat-Id"] = chat_id
-    with made_app(http, store, models, tmp_path) as app:
+    with open_app(make_settings(models, tmp_path), http) as app:
         response = post(app.test_client(), stream=stream, headers=headers, **fields)
     assert response.status_code == 200
     (asked,) = dify.asked()
@@ -523,25 +515,25 @@ def test_a_failure_in_a_run_that_began_is_not_to_be_repeated(
     assert response.headers["x-should-retry"] == "false"
 
 
-class Broken:
-    """Stands where something is expected that works."""
+@pytest.fixture
+def faulty(
+    http: httpx.Client, dify: FakeDify, models: dict[str, Model], tmp_path: Path
+) -> Iterator[FlaskClient]:
+    """An application with a fault: it cannot make the id of an answer to which Dify gives none."""
 
-    def __getattr__(self, name: str) -> Any:
+    def new_id() -> str:
         raise RuntimeError("the words of a developer")
+
+    nameless = event(event="message", answer="Hi")
+    dify.answers = [streamed(nameless, event(event="message_end"))]
+    with open_app(make_settings(models, tmp_path), http, new_id=new_id) as application:
+        yield application.test_client()
 
 
 def test_a_fault_of_ours_is_a_500_that_tells_nothing(
-    api: FlaskClient, caplog: pytest.LogCaptureFixture
+    faulty: FlaskClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broken: Any = Broken()
-    open_to_all = Authorizer(
-        AccountRegistry((), Keys(), {"tiny": Model("tiny", KEY, "")}, NO_LIMITS),
-        CallerLimiter(RateLimiter(None, 1), ConcurrencyLimiter(None, 1)),
-    )
-    app = create_app(
-        broken, broken, open_to_all, 1024, ServerCapacity(1, {}), now=time.time, max_text_bytes=1024
-    )
-    response = app.test_client().post(PATH, json={"model": "tiny", "messages": HI}, buffered=True)
+    response = post(faulty, headers={"X-Request-Id": "r1"})
     assert response.status_code == 500
     assert error_of(response)["code"] == "internal_error"
     assert "developer" not in response.text
@@ -549,20 +541,9 @@ def test_a_fault_of_ours_is_a_500_that_tells_nothing(
 
 
 def test_a_fault_of_ours_in_a_stream_ends_it_with_an_error(
-    http: httpx.Client,
-    store: JsonFileStore,
-    dify: FakeDify,
-    caplog: pytest.LogCaptureFixture,
-    tmp_path: Path,
+    faulty: FlaskClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def new_id() -> str:
-        raise RuntimeError("the words of a developer")
-
-    models = {"tiny": Model("tiny", KEY, dify.base)}
-    nameless = event(event="message", answer="Hi")
-    dify.answers = [streamed(nameless, event(event="message_end"))]
-    with made_app(http, store, models, tmp_path, new_id=new_id) as application:
-        response = post(application.test_client(), stream=True)
+    response = post(faulty, stream=True, headers={"X-Request-Id": "r1"})
     assert "developer" not in response.text
     error = read_stream(response.data).error
     assert error is not None
@@ -812,10 +793,8 @@ def aged(
     def now() -> float:
         return clock[0]
 
-    store = JsonFileStore(tmp_path / "aged", clock=now, max_age_days=None, max_entries=100)
-    with made_app(http, store, models, tmp_path, now=now) as application:
+    with open_app(make_settings(models, tmp_path), http, clock=now) as application:
         yield application.test_client()
-    store.close()
 
 
 def counts(api: FlaskClient) -> tuple[Any, ...]:

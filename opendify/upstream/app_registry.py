@@ -141,12 +141,13 @@ class AppRegistry:
                 )
                 self._refresher.start()
 
-    def close(self) -> None:
-        """Ends the refreshing; what is known stays."""
+    def close(self, patience: float = LOOKUP_TIMEOUT) -> None:
+        """Ends the background thread, waiting up to ``patience`` seconds for a lookup in progress;
+        what is known stays."""
         self._closed.set()
         self._wake.set()
         if self._refresher is not None:
-            self._refresher.join(LOOKUP_TIMEOUT)
+            self._refresher.join(patience)
 
     def _trouble(self, model: Model) -> str | None:
         entry, look = self._entries.get(_name(model)), self._looks.get(model.base)

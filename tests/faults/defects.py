@@ -651,8 +651,8 @@ DEFECTS = [
         _BAD,
         "A body may be of any size",
         f"{_CALLERS}::test_a_body_of_a_hundred_megabytes_is_refused -k counted",
-        "opendify.api.app:create_app",
-        Assigned("config", "50 * max_body_bytes"),
+        "opendify.app:_new_flask",
+        Assigned("config", "50 * settings.max_body_bytes"),
     ),
     Defect(
         _BAD,
@@ -707,7 +707,7 @@ DEFECTS = [
         _BAD,
         "404 and 405 are pages",
         f"{_CALLERS}::test_other_routes_are_refused_in_json",
-        "opendify.api.app:create_app",
+        "opendify.api.middleware.error_handlers:add_error_handlers",
         Argument("register_error_handler", 1, "lambda exc: exc.get_response()", 3),
     ),
     Defect(
