@@ -46,7 +46,7 @@ _STORE = "tests/faults/test_store.py"
 _CAPACITY = "tests/faults/test_capacity.py"
 _WAITING = "tests/faults/test_waiting.py"
 _OF_THE_LOOP = "tests/test_stream_loop.py"
-_OF_KEPT = "tests/test_kept.py"
+_OF_TRANSPORT = "tests/test_transport.py"
 
 
 _NEVER_SILENT = "Never silent"
@@ -69,9 +69,10 @@ DEFECTS = [
         _NEVER_SILENT,
         "A stream that ends without its end is a finished answer",
         _CUT + "cut-ended-streamed",
-        "opendify.upstream.run:Turn._without_message_end",
+        "opendify.upstream.run:DifyRun._without_message_end",
         Replace(
-            "raise errors.DifyBroken('Dify closed the stream before the end of the answer.')",
+            "raise self._explain(errors.BadUpstreamResponse("
+            "'Dify closed the stream before the end of the answer.'))",
             "return MessageEnded()",
         ),
     ),
@@ -80,7 +81,7 @@ DEFECTS = [
         "A connection that ends in a chunk is the end of the answer",
         _CUT + "cut-closed-in-a-chunk",
         "opendify.upstream.event_stream:EventStream._receive",
-        Replace("raise self._ended_early(exc) from exc", "return None"),
+        Replace("raise self._failed(exc) from exc", "return None"),
     ),
     Defect(
         _NEVER_SILENT,
@@ -93,36 +94,36 @@ DEFECTS = [
         _NEVER_SILENT,
         "The stream ends without [DONE]",
         _CUT + "cut-closed-streamed",
-        "opendify.api.app:_events",
-        Replace("sse.DONE", "b''"),
+        "opendify.protocols.openai.chat_stream:_DONE",
+        Assigned("_DONE", "b''"),
     ),
     Defect(
         _NEVER_SILENT,
         "The error event has choices",
         _CUT + "cut-closed-streamed",
-        "opendify.api.app:_failure",
-        Argument("encode", 0, "error.body() | {'choices': []}"),
+        "opendify.protocols.openai.chat_stream:ChatStreamWriter.fail",
+        Argument("encode", 0, "chat_response.error_body(error) | {'choices': []}"),
     ),
     Defect(
         _NEVER_SILENT,
         "A stream that breaks just ends",
         _CUT + "cut-reset-streamed",
-        "opendify.api.app:_events",
-        Replace("yield _failure(exc, record)", "return"),
+        "opendify.api.responder:Responder._events",
+        Replace("end = _failure(exc, writer, record)", "return"),
     ),
     Defect(
         _NEVER_SILENT,
         "The status is not held until Dify has said something",
         _FIRST + "told-400-streamed",
-        "opendify.api.app:_answer",
-        Drop("hold"),
+        "opendify.api.responder:Responder._response",
+        Drop("await_status"),
     ),
     Defect(
         _NEVER_SILENT,
         "What came before a fault in the same bytes is lost",
         _CUT + "cut-chunk-too-short",
-        "opendify.upstream.event_stream:EventStream._body",
-        Returned("b''", 1),
+        "opendify.upstream.transport.pending_response:PendingResponse._feed",
+        Returned("self._read_stored()", 1),
     ),
     Defect(
         _NEVER_SILENT,
@@ -143,7 +144,11 @@ DEFECTS = [
         "An answer waits for the end of the connection",
         _STRANGE + "held-open-streamed",
         "opendify.chat.service:ChatService.stream",
-        Insert(22, "exchange._next(float('inf'))"),
+        Replace(
+            "exchange.commit(writer.text, completion.usage, renderer.is_cut)",
+            "exchange._next(float('inf'))\n"
+            "exchange.commit(writer.text, completion.usage, renderer.is_cut)",
+        ),
     ),
     Defect(
         _NEVER_SILENT,
@@ -170,14 +175,14 @@ DEFECTS = [
         _NEVER_SILENT,
         "Pings of Dify put the comment off",
         f"{_WAITING}::test_who_waits_long_is_told_that_the_answer_still_comes -k pinging",
-        "opendify.chat.turn:Exchange.take",
+        "opendify.chat.turn:ChatTurn.next_events",
         Assigned("_until", "0.0", 1),
     ),
     Defect(
         _NEVER_SILENT,
         "What a caller has no place for in the loop is dropped",
         f"{_OF_THE_LOOP}::test_who_does_not_read_keeps_nobody_waiting_and_loses_nothing",
-        "opendify.worker.write_buffer:Outlet.offer",
+        "opendify.worker.write_buffer:WriteBuffer.offer",
         Assigned("held", "b''"),
     ),
     # --- the table -----------------------------------------------------------------------------
@@ -186,29 +191,29 @@ DEFECTS = [
         "A refused connection is a 500",
         f"{_UPSTREAM}::test_a_dify_that_cannot_be_reached -k refused",
         "opendify.upstream.client:_translated_errors",
-        Catch(4, "httpx.DecodingError"),
+        Catch(0, "httpx.DecodingError"),
     ),
     Defect(
         _STATUSES,
         "A connect timeout is a 502",
         f"{_UPSTREAM}::test_a_dify_that_cannot_be_reached -k deaf-whole",
-        "opendify.upstream.client:_translated_errors",
-        Argument("_caused", 0, "errors.DifyBroken"),
+        "opendify.upstream.network_errors:to_network_error",
+        Argument("_caused", 0, "errors.BadUpstreamResponse"),
     ),
     Defect(
         _STATUSES,
         "Dify's 401 is the caller's",
         _FIRST + "told-401",
-        "opendify.errors:DifyAuthFailed",
+        "opendify.errors:UpstreamAuthError",
         Insert(0, "status = 401"),
     ),
     Defect(
         _STATUSES,
         "The model is not named where Dify rejects its key",
-        _FIRST + "page-403",
+        _FIRST + "told-401",
         "opendify.dify.error_mapping:_by_code",
         Argument(
-            "DifyAuthFailed",
+            "UpstreamAuthError",
             0,
             'f"Dify rejected the key of a model ({reason or status}). Its operator should '
             "check the key in MODEL_CONFIG and the app's API access in Dify.\"",
@@ -281,7 +286,7 @@ DEFECTS = [
         _STATUSES,
         "An answer may be of any length",
         _CUT + "cut-endless-streamed",
-        "opendify.upstream.run:Turn.next",
+        "opendify.upstream.run:DifyRun.next_events",
         Replace("self._size > self._client.max_answer", "self._size < 0"),
     ),
     Defect(
@@ -291,7 +296,7 @@ DEFECTS = [
         "opendify.dify.error_mapping:to_error",
         Assigned(
             "error",
-            "(errors.DifyAuthFailed('the key') if refusal.status == 403 else None) or "
+            "(errors.UpstreamAuthError('the key') if refusal.status == 403 else None) or "
             "_by_code(refusal, model, reason) or _by_text(refusal, reason) or "
             "_by_status(refusal, model, reason)",
         ),
@@ -320,10 +325,10 @@ DEFECTS = [
         "opendify.upstream.event_stream:EventStream._refused",
         Insert(
             1,
-            "if 300 <= answer.status < 400:\n"
+            "if 300 <= status < 400:\n"
             "    httpx = __import__('httpx')\n"
             "    with __import__('contextlib').suppress(httpx.HTTPError):\n"
-            "        httpx.post(answer.headers['location'], timeout=0.2)",
+            "        httpx.post(headers['location'], timeout=0.2)",
         ),
     ),
     Defect(
@@ -341,17 +346,17 @@ DEFECTS = [
         _STATUSES,
         "A conversation that Dify has lost is told to the caller",
         f"{_RETRIES}::test_a_conversation_that_dify_has_lost_is_begun_anew_unseen",
-        "opendify.chat.turn:Exchange._is_put_right",
+        "opendify.chat.turn:ChatTurn._can_recover",
         Returned("False"),
     ),
     Defect(
         _STATUSES,
         "A lost conversation is begun anew again and again",
         f"{_RETRIES}::test_a_conversation_is_begun_anew_once",
-        "opendify.chat.turn:Exchange._next",
+        "opendify.chat.turn:ChatTurn._next",
         Replace(
-            "self._may_ask_anew and (not self._turn.has_run) and self._is_put_right(exc)",
-            "self._is_put_right(exc) or isinstance(exc, errors.ConversationUnknown)",
+            "self._may_retry and (not self._turn.has_run) and self._can_recover(exc)",
+            "self._can_recover(exc) or isinstance(exc, errors.ConversationNotFound)",
         ),
     ),
     # --- timeouts ------------------------------------------------------------------------------
@@ -373,21 +378,21 @@ DEFECTS = [
         _TIMEOUTS,
         "The loop looks at no time",
         _CUT + "cut-silence-streamed",
-        "opendify.worker.stream_loop:Moving.add",
+        "opendify.worker.stream_loop:StreamLoop.add",
         Drop("min"),
     ),
     Defect(
         _TIMEOUTS,
         "The loop looks at the time of the first of its answers only",
         f"{_WAITING}::test_silence_ends_for_each_in_its_time",
-        "opendify.worker.stream_loop:Moving._release_expired",
+        "opendify.worker.stream_loop:StreamLoop._release_expired",
         Assigned("_first_until", "math.inf"),
     ),
     Defect(
         _TIMEOUTS,
         "A dead run may be repeated by the client",
         f"{_RETRIES}::test_a_real_client_does_not_run_a_turn_twice -k silent-after-ping",
-        "opendify.errors:DifyTimeout",
+        "opendify.errors:UpstreamTimeout",
         Insert(1, "retryable = True"),
     ),
     # --- retries -------------------------------------------------------------------------------
@@ -395,66 +400,63 @@ DEFECTS = [
         _ONCE,
         "A kept connection that had ended is a failure",
         f"{_RETRIES}::test_a_kept_connection_that_dify_has_closed_is_no_failure",
-        "opendify.upstream.event_stream:EventStream._reconnect",
-        Replace(
-            "self._may_reconnect and self._wire.has_answered and (waited < REUSE_RACE_SECONDS)",
-            "False and waited < REUSE_RACE_SECONDS",
-        ),
+        "opendify.upstream.transport.pending_response:PendingResponse._send_again",
+        Condition(0, "True"),
     ),
     Defect(
         _ONCE,
         "A fresh connection that fails is tried again",
         f"{_RETRIES}::test_a_fresh_connection_that_fails_is_not_tried_again",
-        "opendify.upstream.event_stream:EventStream._reconnect",
-        WithoutOperand(0, 1),
+        "opendify.upstream.transport.pending_response:PendingResponse._send_again",
+        WithoutOperand(0, 2),
     ),
     Defect(
         _ONCE,
         "A kept connection that dies late is tried again",
         f"{_RETRIES}::test_a_dify_that_may_have_begun_is_not_asked_again -k closed-late",
-        "opendify.upstream.event_stream:REUSE_RACE_SECONDS",
+        "opendify.upstream.transport.pending_response:REUSE_RACE_SECONDS",
         Constant(1.0, 60.0),
     ),
     Defect(
         _ONCE,
         "A question is asked again after Dify has answered something",
         f"{_RETRIES}::test_a_dify_that_may_have_begun_is_not_asked_again -k after-a-ping",
-        "opendify.upstream.event_stream:EventStream._receive",
-        Condition(3, "False"),
+        "opendify.upstream.transport.pending_response:PendingResponse._feed",
+        Replace("self._parts = None", "pass"),
     ),
     Defect(
         _ONCE,
         "A kept connection is used whatever Dify has said or done on it since",
-        f"{_OF_KEPT}::test_a_connection_on_which_something_came_unasked_is_never_used",
-        "opendify.upstream.kept:Kept.take",
+        f"{_OF_TRANSPORT}::test_a_connection_on_which_something_came_unasked_is_never_used",
+        "opendify.upstream.transport.connection:Connection.is_usable",
         WithoutOperand(0, 1),
     ),
     Defect(
         _ONCE,
         "A kept connection is used though its time is over",
-        f"{_OF_KEPT}::test_a_connection_that_is_over_is_not_used_though_it_is_not_closed_yet",
-        "opendify.upstream.kept:Kept.take",
+        f"{_OF_TRANSPORT}::test_a_connection_that_has_expired_is_not_used_though_it_is_not_closed_yet",
+        "opendify.upstream.transport.connection:Connection.is_usable",
         WithoutOperand(0, 0),
     ),
     Defect(
         _ONCE,
         "A kept connection is not closed when its time is over",
-        f"{_OF_KEPT}::test_an_idle_connection_is_closed_in_time_though_nothing_is_asked",
-        "opendify.upstream.kept:Kept.keep",
-        Assigned("expires_at", "time.monotonic() + 60 * loan.wire.idle_seconds"),
+        f"{_OF_TRANSPORT}::test_an_idle_connection_is_closed_in_time_though_nothing_is_asked",
+        "opendify.upstream.transport.pool:ConnectionPool._keep",
+        Assigned("expires_at", "time.monotonic() + 60 * expiry"),
     ),
     Defect(
         _ONCE,
         "x-should-retry is not sent",
         f"{_RETRIES}::test_a_real_client_does_not_run_a_turn_twice -k told-500",
-        "opendify.api.app:_to_response",
+        "opendify.api.middleware.error_handlers:_to_response",
         Constant("x-should-retry", "x-may-retry"),
     ),
     Defect(
         _ONCE,
         "A rate limit may be repeated though the question is in its conversation",
         f"{_RETRIES}::test_a_real_client_does_not_run_a_turn_twice -k limit-in-an-event",
-        "opendify.chat.turn:Exchange._next",
+        "opendify.chat.turn:ChatTurn._next",
         Replace("exc.retryable = exc.retryable and (not self.has_begun)", "pass"),
     ),
     Defect(
@@ -469,28 +471,28 @@ DEFECTS = [
         _GONE,
         "The caller's socket is not watched",
         f"{_LEAVING}::test_the_run_is_stopped_once -k silent",
-        "opendify.upstream.cancellation:Watch.register",
+        "opendify.upstream.cancellation:Cancellation.register",
         Condition(0, "False"),
     ),
     Defect(
         _GONE,
         "The loop does not watch the caller's socket",
         f"{_LEAVING}::test_the_run_is_stopped_once -k silent-streamed",
-        "opendify.worker.stream_loop:Moving.add",
+        "opendify.worker.stream_loop:StreamLoop.add",
         Drop("register", 1),
     ),
     Defect(
         _GONE,
         "The loop goes on with a caller who takes nothing",
         f"{_WAITING}::test_who_takes_nothing_is_left",
-        "opendify.worker.response_driver:Answer.move",
+        "opendify.worker.response_driver:ResponseDriver.step",
         WithoutOperand(0, 1),
     ),
     Defect(
         _GONE,
         "Nothing is stopped",
         f"{_LEAVING}::test_the_run_is_stopped_once -k flowing-whole",
-        "opendify.upstream.run:Turn._stop",
+        "opendify.upstream.run:DifyRun._stop",
         Condition(0, "False"),
     ),
     Defect(
@@ -504,21 +506,21 @@ DEFECTS = [
         _GONE,
         "A run is stopped for another user",
         f"{_LEAVING}::test_the_run_is_stopped_once -k thinking",
-        "opendify.upstream.run:Turn._stop",
+        "opendify.upstream.run:DifyRun._stop",
         Argument("stop", 2, "'somebody'"),
     ),
     Defect(
         _GONE,
         "A run is stopped twice",
         f"{_LEAVING}::test_the_run_is_stopped_once -k silent-streamed",
-        "opendify.upstream.run:Turn._leave",
+        "opendify.upstream.run:DifyRun._leave",
         Condition(0, "True"),
     ),
     Defect(
         _GONE,
         "A run that has ended is stopped",
         f"{_LEAVING}::test_a_run_that_ended_is_not_stopped",
-        "opendify.upstream.run:Turn._release",
+        "opendify.upstream.run:DifyRun._release",
         Insert(1, "self._stop()"),
     ),
     Defect(
@@ -532,29 +534,29 @@ DEFECTS = [
         _GONE,
         "A question is asked for a caller who has left",
         f"{_LEAVING}::test_what_was_left_while_a_file_was_given_to_dify_is_not_asked",
-        "opendify.chat.turn:Exchange._ask",
-        Drop("look"),
+        "opendify.chat.turn:ChatTurn._ask",
+        Drop("raise_if_cancelled"),
     ),
     Defect(
         _GONE,
         "The thread is kept for what a caller leaves behind",
         f"{_LEAVING}::test_no_thread_is_held_for_callers_who_left",
-        "opendify.upstream.run:Turn.close",
-        Replace("self._client.watcher.watch(self._leave(afterwards))", "time.sleep(20)"),
+        "opendify.upstream.run:DifyRun.close",
+        Replace("self._client.watcher.add(self._leave(afterwards))", "time.sleep(20)"),
     ),
     # --- shutdown ------------------------------------------------------------------------------
     Defect(
         _END,
         "SIGTERM ends answers at once",
         f"{_SHUTDOWN}::test_sigterm_lets_short_answers_end",
-        "opendify.worker.shutdown:Departure.must_end",
+        "opendify.worker.shutdown:GracefulShutdown.must_end",
         Returned("self._left < 1000000000.0"),
     ),
     Defect(
         _END,
         "Answers that still run are cut without a word",
         f"{_SHUTDOWN}::test_sigterm_ends_long_answers_with_an_error_and_a_stop",
-        "opendify.upstream.cancellation:Watch.register",
+        "opendify.upstream.cancellation:Cancellation.register",
         Condition(1, "False"),
     ),
     Defect(
@@ -575,28 +577,28 @@ DEFECTS = [
         _END,
         "SIGHUP ends long answers after graceful_timeout",
         f"{_SHUTDOWN}::test_sighup_loses_no_answer",
-        "opendify.worker.shutdown:Departure.look",
+        "opendify.worker.shutdown:GracefulShutdown.look",
         Condition(1, "True"),
     ),
     Defect(
         _END,
         "max_requests ends a worker at once",
         f"{_SHUTDOWN}::test_max_requests_cuts_no_stream",
-        "opendify.worker.recycling:Retirement.is_due",
+        "opendify.worker.recycling:WorkerRecycler.is_due",
         Replace("return is_idle or self._is_overdue(answered)", "sys.exit(0)"),
     ),
     Defect(
         _END,
         "max_requests replaces no worker",
         f"{_SHUTDOWN}::test_max_requests_cuts_no_stream",
-        "opendify.worker.recycling:Retirement.is_due",
+        "opendify.worker.recycling:WorkerRecycler.is_due",
         Condition(0, "True"),
     ),
     Defect(
         _END,
         "A mapping is only in the memory of its worker",
         f"{_SHUTDOWN}::test_a_killed_worker_takes_nothing_with_it_but_its_own_streams",
-        "opendify.conversations.store.journaled_map:Ledger.change",
+        "opendify.conversations.store.journaled_map:JournaledMap.change",
         Replace(
             "with self._writing:\n    return self._change(plan)",
             "patch = plan(self._known.entries)\n"
@@ -644,7 +646,7 @@ DEFECTS = [
         _BAD,
         "A body in chunks may be of any size",
         f"{_CALLERS}::test_a_body_of_a_hundred_megabytes_is_refused -k chunked",
-        "opendify.worker.request_buffer:Intake._feed_chunks",
+        "opendify.worker.request_buffer:RequestBuffer._feed_chunks",
         Condition(0, "False"),
     ),
     Defect(
@@ -672,14 +674,14 @@ DEFECTS = [
         _BAD,
         "The body of a stranger is waited for",
         f"{_FRAMING}::test_without_a_key_no_body_is_waited_for",
-        "opendify.api.middleware.auth:add_door",
+        "opendify.api.middleware.auth:require_api_key",
         Assigned("config", "lambda environ: True"),
     ),
     Defect(
         _BAD,
         "The newcomer is refused where bodies are held back",
         f"{_FRAMING}::test_bodies_that_are_held_back_shut_nobody_out",
-        "opendify.worker.connection_set:Waiting._judge",
+        "opendify.worker.connection_set:PendingConnections._judge",
         Argument("_refuse", 0, "conn"),
     ),
     Defect(
@@ -740,7 +742,7 @@ DEFECTS = [
             _ISOLATION,
             f"The {what} is no part of whose a chat is",
             f"{_SECRETS}::test_a_conversation_is_nobody_else_s -k {case}",
-            "opendify.conversations.resolver:Owner.key",
+            "opendify.conversations.resolver:ChatOwner.key",
             Replace(part, "''"),
         )
         for what, case, part in (
@@ -762,7 +764,7 @@ DEFECTS = [
         _KEYS,
         "No key is needed",
         f"{_SECRETS}::test_without_a_key_nothing_opens",
-        "opendify.api.middleware.auth:add_door.refuse_strangers",
+        "opendify.api.middleware.auth:require_api_key.refuse_strangers",
         Condition(0, "True"),
     ),
     Defect(
@@ -776,7 +778,7 @@ DEFECTS = [
         _KEYS,
         "An ordinary key is an operator's",
         f"{_SECRETS}::test_an_ordinary_key_opens_nothing_of_the_operator_s",
-        "opendify.api.middleware.auth:Access.is_admin",
+        "opendify.api.middleware.auth:Authorizer.is_admin",
         Returned("bool(keys) and self._callers.identify(_key()) is not None"),
     ),
     Defect(
@@ -798,14 +800,14 @@ DEFECTS = [
         _LOGS,
         "The prompt is logged at DEBUG",
         f"{_SECRETS}::test_nothing_secret_is_in_the_log -k debug-text",
-        "opendify.chat.turn:Exchange._ask",
+        "opendify.chat.turn:ChatTurn._ask",
         Insert(3, "log.debug('asks %s', question.body)"),
     ),
     Defect(
         _LOGS,
         "The headers of a request are logged",
         f"{_SECRETS}::test_nothing_secret_is_in_the_log -k info-json",
-        "opendify.api.app:_caller",
+        "opendify.api.responder:Responder._caller",
         Insert(2, "log.info('headers %s', dict(request.headers))"),
     ),
     Defect(
@@ -830,7 +832,7 @@ DEFECTS = [
         _FILES,
         "The folder is open to all",
         f"{_SECRETS}::test_what_is_kept_is_its_owner_s_alone",
-        "opendify.storage.data_dir:Folder.prepare",
+        "opendify.storage.data_dir:DataDir.prepare",
         Condition(0, "False"),
     ),
     Defect(
