@@ -47,6 +47,9 @@ _CAPACITY = "tests/faults/test_capacity.py"
 _WAITING = "tests/faults/test_waiting.py"
 _OF_THE_LOOP = "tests/test_stream_loop.py"
 _OF_TRANSPORT = "tests/test_transport.py"
+_OF_PLACES = "tests/faults/test_places.py"
+_OF_OWNERS = "tests/test_chats_owned.py"
+_OF_ORIGINS = "tests/test_middleware_origins.py"
 
 
 _NEVER_SILENT = "Never silent"
@@ -358,6 +361,21 @@ DEFECTS = [
             "self._may_retry and (not self._turn.has_run) and self._can_recover(exc)",
             "self._can_recover(exc) or isinstance(exc, errors.ConversationNotFound)",
         ),
+    ),
+    Defect(
+        _STATUSES,
+        "A packed answer to a call may unpack to anything",
+        "tests/test_client.py::test_a_call_that_is_answered_with_too_much_is_an_error",
+        "opendify.upstream.client:MAX_CALL_BYTES",
+        Constant(8, 8000),
+    ),
+    Defect(
+        _STATUSES,
+        "A 502 makes the next turn a new conversation",
+        "tests/faults/test_restart.py::test_a_restart_of_dify_costs_no_chat_its_conversation "
+        "-k closed-whole",
+        "opendify.conversations.resolver:ConversationResolver.release",
+        Assigned("word", "UNSETTLED", 1),
     ),
     # --- timeouts ------------------------------------------------------------------------------
     Defect(
@@ -736,6 +754,23 @@ DEFECTS = [
         "opendify.worker.connection:_HEAD_SECONDS",
         Constant(15.0, 600.0),
     ),
+    Defect(
+        _BAD,
+        "The end of a chunked body is a bare LF",
+        f"{_FRAMING}::test_malformed_chunks_are_refused_at_once -k half and end",
+        "opendify.worker.chunked:ChunkDecoder._end",
+        Replace(
+            "data.startswith(b'\\r\\n', position)",
+            "data.startswith((b'\\r\\n', b'\\n'), position)",
+        ),
+    ),
+    Defect(
+        _BAD,
+        "A body is waited for that no route reads",
+        f"{_FRAMING}::test_no_body_is_waited_for_where_nobody_reads_it",
+        "opendify.api.middleware.auth:require_api_key.accepts_body",
+        Returned("True"),
+    ),
     # --- isolation -----------------------------------------------------------------------------
     *[
         Defect(
@@ -758,6 +793,50 @@ DEFECTS = [
         f"{_SECRETS}::test_no_other_user_and_chat_have_the_same_name",
         "opendify.conversations.resolver:_quoted",
         Assigned("_quoted", "'\"{}\"'.format"),
+    ),
+    Defect(
+        _ISOLATION,
+        "A window of one exchange continues the chat of a stranger without a name",
+        f"{_OF_OWNERS}::test_the_end_of_a_chat_opens_it_to_nobody_who_shares_the_default_user",
+        "opendify.chat.turn:_min_exchanges",
+        Returned("1", 1),
+    ),
+    Defect(
+        _ISOLATION,
+        "A window of one exchange continues a chat of the same user name",
+        f"{_OF_OWNERS}::test_one_exchange_is_too_little_also_for_a_named_user",
+        "opendify.chat.turn:_min_exchanges",
+        Constant(2, 1),
+    ),
+    Defect(
+        _ISOLATION,
+        "A conversation id of another caller is accepted",
+        "tests/test_resolver.py::test_an_explicit_conversation_of_another_caller_is_unknown",
+        "opendify.conversations.resolver:ConversationResolver.use_explicit",
+        Assigned("own", "keys"),
+    ),
+    Defect(
+        _ISOLATION,
+        "A model that takes foreign conversations takes those of another caller too",
+        f"{_OF_OWNERS}::"
+        "test_a_model_may_take_conversations_from_elsewhere_but_none_of_another_caller",
+        "opendify.conversations.resolver:ConversationResolver.use_explicit",
+        Condition(2, "not accepts_unknown"),
+    ),
+    Defect(
+        _ISOLATION,
+        "An input with {user} is overwritten by the caller",
+        "tests/test_dify_request.py::test_inputs_that_tell_who_asks_are_not_the_caller_s_to_set",
+        "opendify.chat.dify_request:_fill_inputs",
+        Returned("{**filled, **options.inputs}"),
+    ),
+    Defect(
+        _ISOLATION,
+        "A background task reaches a model that its caller may not use",
+        "tests/test_background_tasks.py::"
+        "test_a_task_does_not_reach_a_model_that_the_caller_may_not_use",
+        "opendify.chat.background_tasks:BackgroundTasks.answering_model",
+        Replace("caller.models.get(name)", "self._parts.directory._models.get(name)"),
     ),
     # --- keys ----------------------------------------------------------------------------------
     Defect(
@@ -795,6 +874,27 @@ DEFECTS = [
         "opendify.api.health:add_monitoring_routes.readyz",
         Condition(1, "True"),
     ),
+    Defect(
+        _KEYS,
+        "A page of another site may ask where there are no keys",
+        f"{_OF_ORIGINS}::test_a_page_of_another_site_gets_nothing_done",
+        "opendify.api.middleware.origins:_may_ask",
+        Insert(0, "return True"),
+    ),
+    Defect(
+        _KEYS,
+        "Host is not looked at on loopback",
+        f"{_OF_ORIGINS}::test_a_name_that_may_be_anybody_s_is_not",
+        "opendify.api.middleware.origins:_is_ours",
+        Condition(0, "True"),
+    ),
+    Defect(
+        _KEYS,
+        "A page that was led here by its name may ask",
+        f"{_OF_ORIGINS}::test_a_page_may_ask_where_it_is_from_unless_its_name_may_be_led_here",
+        "opendify.api.middleware.origins:_may_ask",
+        Returned("is_same", 4),
+    ),
     # --- logs ----------------------------------------------------------------------------------
     Defect(
         _LOGS,
@@ -826,6 +926,31 @@ DEFECTS = [
         f"{_SECRETS}::test_nothing_secret_is_in_the_log -k info-text",
         "gunicorn_config:",
         Replace("logger_class = 'opendify.worker.access_log.Log'", "pass"),
+    ),
+    Defect(
+        _LOGS,
+        "User names of Basic authentication are in the access log",
+        "tests/test_access_log.py::test_no_format_shows_a_key",
+        "opendify.worker.access_log:Log.atoms",
+        Replace("atoms['u'] = '-'", "pass"),
+    ),
+    Defect(
+        _LOGS,
+        "The cause of a failure to connect is not in the log",
+        f"{_UPSTREAM}::test_a_dify_that_cannot_be_reached -k refused",
+        "opendify.upstream.network_errors:_caused",
+        Replace("error.details = causes.describe(model, cause.log)", "pass"),
+    ),
+    Defect(
+        _LOGS,
+        "What came in place of an answer of Dify is not in the log",
+        f"{_UPSTREAM}::test_what_is_not_dify_is_in_the_log_with_status_type_and_model",
+        "opendify.upstream.event_stream:EventStream._of_answer",
+        Replace(
+            "error.details = "
+            "causes.describe_answer(self._model, self._pending.status, content_type)",
+            "pass",
+        ),
     ),
     # --- files ---------------------------------------------------------------------------------
     Defect(
@@ -896,5 +1021,26 @@ DEFECTS = [
         f"{_CAPACITY}::test_the_pool_is_as_large_as_the_threads",
         "main:_connections",
         Assigned("_connections", "100"),
+    ),
+    Defect(
+        _PLACES,
+        "The place of a file is not given back",
+        f"{_OF_PLACES}::test_every_route_gives_back_what_it_holds",
+        "opendify.api.files:add_file_routes.file_content",
+        Replace("resources.add_permit(capacity.take_file())", "capacity.take_file()"),
+    ),
+    Defect(
+        _PLACES,
+        "Files share the places of answers",
+        "tests/test_limits_capacity.py::test_files_and_answers_do_not_take_places_from_one_another",
+        "opendify.limits.capacity:ServerCapacity.take_file",
+        Condition(0, "True"),
+    ),
+    Defect(
+        _PLACES,
+        "A run that its caller has left counts no more",
+        f"{_OF_PLACES}::test_a_run_that_was_left_before_its_first_word_counts_until_it_is_stopped",
+        "opendify.api.responder:Responder.respond",
+        Replace("lambda: exchange.when_over(run_permits.close)", "run_permits.close"),
     ),
 ]
