@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from opendify.upstream.background_reader import BackgroundReader, Steps, WaitFor
+from tests.support.waiting import wait_for_value
 
 
 class Pipe:
@@ -44,13 +45,6 @@ def watchers() -> int:
     return [thread.name for thread in threading.enumerate()].count("watcher")
 
 
-def wait_for(watcher: BackgroundReader, number: int) -> None:
-    until = time.monotonic() + 10
-    while len(watcher) != number:
-        assert time.monotonic() < until
-        time.sleep(0.005)
-
-
 def test_all_are_read_on_one_thread_which_is_begun_when_it_is_needed(pipes: list[Pipe]) -> None:
     before = watchers()
     watcher = BackgroundReader()
@@ -63,7 +57,7 @@ def test_all_are_read_on_one_thread_which_is_begun_when_it_is_needed(pipes: list
         os.write(pipe.into, b"a")
     for pipe in pipes:
         os.write(pipe.into, b".")
-    wait_for(watcher, 0)
+    wait_for_value(lambda: len(watcher), 0)
     assert heard == [[b"a", b".", b"closed"]] * 3
 
 
@@ -71,10 +65,10 @@ def test_what_has_no_time_left_is_over(pipes: list[Pipe]) -> None:
     watcher, heard, late = BackgroundReader(), list[bytes](), list[bytes]()
     watcher.add(reading(pipes[0], heard, seconds=0.05))
     watcher.add(reading(pipes[1], late))
-    wait_for(watcher, 1)
+    wait_for_value(lambda: len(watcher), 1)
     assert (heard, late) == ([b"closed"], [])
     os.write(pipes[1].into, b".")
-    wait_for(watcher, 0)
+    wait_for_value(lambda: len(watcher), 0)
 
 
 def test_of_too_many_the_oldest_is_given_up(pipes: list[Pipe]) -> None:
@@ -82,7 +76,7 @@ def test_of_too_many_the_oldest_is_given_up(pipes: list[Pipe]) -> None:
     heard: list[list[bytes]] = [[], [], []]
     for number, (pipe, one) in enumerate(zip(pipes, heard, strict=True)):
         watcher.add(reading(pipe, one))
-        wait_for(watcher, min(number + 1, 2))
+        wait_for_value(lambda: len(watcher), min(number + 1, 2))
     assert heard == [[b"closed"], [], []]
 
 
@@ -102,9 +96,9 @@ def test_one_that_fails_is_logged_and_harms_no_other(
         watcher.add(failing(0))
         watcher.add(failing(pipes[1].out))
         watcher.add(reading(pipes[0], heard))
-        wait_for(watcher, 1)
+        wait_for_value(lambda: len(watcher), 1)
     assert caplog.text.count("RuntimeError: of the test") == 2
     assert "what is waited for is closed" in caplog.text
     os.write(pipes[0].into, b".")
-    wait_for(watcher, 0)
+    wait_for_value(lambda: len(watcher), 0)
     assert heard == [b".", b"closed"]

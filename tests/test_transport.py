@@ -42,6 +42,7 @@ from tests.fake_dify import (
 )
 from tests.relays import HttpRelay, Relay, SecureRelay, Socks5Relay
 from tests.service import ROOT, environment, free_port, free_variables
+from tests.support.waiting import wait_for
 from tests.test_client import KEY, events, failure, text
 
 BODY = {"query": "Hi 你好", "user": "u"}
@@ -114,13 +115,6 @@ def connected(
         yield DifyClient(http, read_timeout), transport.pool
 
 
-def until(holds: Callable[[], object], seconds: float = 5) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def open_stream(client: DifyClient, model: Model) -> EventStream:
     return client.stream(model, "/chat-messages", BODY, NEVER)
 
@@ -148,7 +142,7 @@ def test_all_kinds_of_requests_share_one_connection(
         assert text(client, model) == "Hello"
         assert client.call(model, "GET", "/meta") == {"a": 1}
         client.stop(model, "/chat-messages/task-1/stop", "u")
-        until(lambda: not len(client.watcher))
+        wait_for(lambda: not len(client.watcher))
         with client.download(model, f"{dify.base}/file", 5) as pieces:
             assert b"".join(pieces) == b'{"a": 1}'
         answer = client.post(model, "/a/stop", NEVER, data={"user": "u"})
@@ -266,7 +260,7 @@ def test_an_idle_connection_is_closed_in_time_though_nothing_is_asked(
     with connected(trusting, seconds=0.6) as (client, pool):
         assert text(client, model) == "Hello"
         assert (pool.idle_count, len(dify._open)) == (1, 1)
-        until(lambda: not pool.count and not dify._open)
+        wait_for(lambda: not pool.count and not dify._open)
         assert text(client, model) == "Hello"
         assert dify.connections == 2
 
@@ -320,12 +314,12 @@ def test_those_that_are_not_needed_expire_while_others_are_used(
 def test_the_thread_that_closes_them_is_there_only_while_any_is_idle(
     dify: FakeDify, model: Model, trusting: ssl.SSLContext
 ) -> None:
-    until(lambda: not sweepers())
+    wait_for(lambda: not sweepers())
     with connected(trusting, seconds=0.5) as (client, pool):
         for _ in range(2):
             assert text(client, model) == "Hello"
             assert sweepers()
-            until(lambda: not pool.count and not sweepers())
+            wait_for(lambda: not pool.count and not sweepers())
 
 
 def test_where_the_system_has_no_more_threads_nothing_is_kept(
@@ -336,7 +330,7 @@ def test_where_the_system_has_no_more_threads_nothing_is_kept(
 
     with connected(trusting) as (client, pool):
         stream = open_stream(client, model)
-        until(dify.asked)
+        wait_for(dify.asked)
         with monkeypatch.context() as patched:
             patched.setattr(threading.Thread, "start", start)
             assert stream.read(time.monotonic() + 5)
@@ -366,7 +360,7 @@ def test_a_client_that_is_closed_keeps_nothing(
     assert pool.count == 1
     finish(stream)
     assert pool.count == 0
-    until(lambda: not dify._open)
+    wait_for(lambda: not dify._open)
 
 
 # --- what happens to it meanwhile ------------------------------------------------------------
@@ -491,7 +485,7 @@ def test_a_repeat_that_cannot_connect_is_an_error_and_takes_no_place(
     model = Model("tiny", KEY, fake.base)
     assert text(client, model) == "one"
     stream = open_stream(client, model)
-    until(lambda: len(fake.asked()) == 2)
+    wait_for(lambda: len(fake.asked()) == 2)
     fake._server.shutdown(socket.SHUT_RDWR)
     fake._server.close()
     with pytest.raises(errors.UpstreamUnreachable):
@@ -767,7 +761,7 @@ def test_an_idle_connection_makes_room_for_one_to_another_address(
             for _ in range(3):
                 open_streams.callback(open_stream(client, Model("o", KEY, other.base)).close)
             assert (pool.count, pool.idle_count) == (5, 2)
-            until(lambda: (other.connections, len(dify._open)) == (3, 2))
+            wait_for(lambda: (other.connections, len(dify._open)) == (3, 2))
     finally:
         other.close()
 
@@ -847,7 +841,7 @@ def test_many_threads_share_what_is_there(
         assert failed == []
         assert len(dify.asked()) == 4 * threads
         assert pool.count <= threads
-        until(lambda: pool.count == 0)
+        wait_for(lambda: pool.count == 0)
 
 
 def test_a_forked_process_shares_no_connection(

@@ -92,6 +92,7 @@ def _copied(copy: Path) -> Path:
         if source.is_file() and not name.startswith("tests/data/"):
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, copy / name)
+    (copy / "tests/data").symlink_to(ROOT / "tests/data")
     return copy
 
 

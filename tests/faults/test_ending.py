@@ -18,6 +18,7 @@ from tests import schemas
 from tests.fake_dify import PING, Chat, FakeDify, event, streamed
 from tests.service import Service, free_variables, running
 from tests.streams import read_stream
+from tests.support.waiting import wait_for
 
 HELLO = [{"role": "user", "content": "Hello"}]
 FOREVER = 60.0
@@ -67,10 +68,7 @@ def called(service: Service, *, stream: bool = True, **more: Any) -> Iterator[Ca
 
 
 def wait_for_questions(dify: FakeDify, number: int) -> None:
-    until = time.monotonic() + 10
-    while len(dify.asked()) < number:
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    wait_for(lambda: len(dify.asked()) >= number, what="the question")
 
 
 def variables(dify: FakeDify, **more: str) -> dict[str, str]:
@@ -154,10 +152,7 @@ def test_a_worker_that_is_replaced_loses_no_stream(
                 health = httpx.get(f"{service.url}/healthz", trust_env=False, timeout=10)
                 assert health.status_code == 200
         assert read_stream(call.content).finish_reason == "stop"
-        until = time.monotonic() + 10
-        while set(old) & set(service.workers()):
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        wait_for(lambda: not set(old) & set(service.workers()), what="the end of the old workers")
         with called(service) as after:
             pass
         assert read_stream(after.content).finish_reason == "stop"

@@ -144,7 +144,9 @@ def test_malformed_chunks_are_refused_at_once(without_keys: service.Service, nam
         with connected(without_keys) as connection:
             with contextlib.suppress(ConnectionError):
                 connection.sendall(raw_head(None, CHUNKED, *key) + MALFORMED[name])
-            assert status_of(one_answer(connection)) == 400
+            answer = one_answer(connection)
+        assert status_of(answer) == 400
+        assert b'"invalid_http"' in answer, "the application was asked"
 
 
 def test_malformed_chunks_hold_no_thread(

@@ -21,7 +21,7 @@ def wait_for(
     """
     deadline = time.monotonic() + seconds
     while not (found := condition()):
-        assert time.monotonic() < deadline, f"{what} did not become true within {seconds:g} s"
+        assert time.monotonic() < deadline, f"waited {seconds:g} s in vain for {what}"
         time.sleep(0.02)
     return found
 
