@@ -550,10 +550,11 @@ DEFECTS = [
     ),
     Defect(
         _GONE,
-        "A question is asked for a caller who has left",
-        f"{_LEAVING}::test_what_was_left_while_a_file_was_given_to_dify_is_not_asked",
-        "opendify.chat.turn:ChatTurn._ask",
-        Drop("raise_if_cancelled"),
+        "A file is given to Dify for a caller who has left",
+        "tests/faults/test_leaving_many.py::"
+        "test_a_caller_who_leaves_while_a_file_is_given_to_dify_holds_no_place",
+        "opendify.upstream.client:DifyClient.post",
+        Argument("_call", 5, "NEVER"),
     ),
     Defect(
         _GONE,
