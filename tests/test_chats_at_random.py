@@ -37,6 +37,9 @@ from werkzeug.test import TestResponse
 
 from opendify.chat import background_tasks
 from opendify.config.models import Model
+from opendify.conversations import ConversationStore, JsonFileStore
+from opendify.conversations.store.redis import RedisStore
+from opendify.storage.redis_connection import RedisConnection
 from opendify.upstream import conversation_probe
 from tests.fake_dify import FakeDify
 from tests.openwebui import task_prompt
@@ -126,6 +129,13 @@ class Talks(RuleBasedStateMachine):
         address = self.redis.url if self.redis is not None else ""
         settings = make_settings(models, self.folder / "data", conversation_store=address)
         return self.stack.enter_context(open_app(settings, self.http))
+
+    def store(self) -> ConversationStore:
+        """The conversations of the workers, as another process has them."""
+        options: dict[str, Any] = {"clock": time.time, "max_age_days": None, "max_entries": 1000}
+        if self.redis is not None:
+            return RedisStore(RedisConnection(self.redis.url, "Redis"), **options)
+        return JsonFileStore(self.folder / "data", **options)
 
     def teardown(self) -> None:
         self.stack.close()
