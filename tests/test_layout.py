@@ -141,17 +141,7 @@ ONLY_IN = {
         "opendify.worker.recycling",
     },
     "mmap": {"opendify.worker.scoreboard"},
-    "gunicorn": {
-        "opendify.worker.access_log",
-        "opendify.worker.response_driver",
-        "opendify.worker.connection",
-        "opendify.worker.head",
-        "opendify.worker.request_buffer",
-        "opendify.worker.error_responses",
-        "opendify.worker.connection_set",
-        "opendify.worker.worker",
-        "opendify.api.request_body",
-    },
+    "gunicorn": {"opendify.worker.gunicorn_api"},
     "redis": {"opendify.storage.redis_connection", "opendify.conversations.store.redis_schema"},
 }
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from flask import abort, current_app, request
-from gunicorn.http.errors import ParseException
 
 from opendify import errors
 from opendify.protocols.openai.json_object import JsonObject, parse_object
+from opendify.worker.gunicorn_api import ParseException
 
 _USUAL_TYPES = ("", "application/json")
 # Of a length that is not absurd: Python refuses to read a number of thousands of digits.

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from gunicorn.config import Config
-from gunicorn.glogging import Logger
+from opendify.worker.gunicorn_api import Config, Logger
 
 # What a format names, as in %(h)s.
 _NAMED = re.compile(r"%\((.*?)\)")

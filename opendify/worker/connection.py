@@ -8,9 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from gunicorn.config import Config
-from gunicorn.workers.gthread import TConn
-
+from opendify.worker.gunicorn_api import Config, TConn
 from opendify.worker.head import RequestHead, parse_head
 from opendify.worker.request_buffer import RequestBuffer, Stage
 

@@ -13,10 +13,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from gunicorn.http.errors import ParseException
-
 from opendify.worker import error_responses
 from opendify.worker.connection import Connection, Phase
+from opendify.worker.gunicorn_api import ParseException
 from opendify.worker.request_buffer import Stage
 from opendify.worker.request_log import log_refusal
 

@@ -3,19 +3,19 @@
 import http
 import json
 
-from gunicorn.http import errors
+from opendify.worker import gunicorn_api
 
 _STATUS: list[tuple[type[Exception], int]] = [
     # What the application wanted to answer with.
-    (errors.InvalidResponseHeader, 500),
-    (errors.InvalidResponseHeaderName, 500),
-    (errors.ConfigurationProblem, 500),
-    (errors.LimitRequestLine, 414),
-    (errors.LimitRequestHeaders, 431),
-    (errors.UnsupportedTransferCoding, 501),
-    (errors.ExpectationFailed, 417),
-    (errors.ForbiddenProxyRequest, 403),
-    (errors.ParseException, 400),
+    (gunicorn_api.InvalidResponseHeader, 500),
+    (gunicorn_api.InvalidResponseHeaderName, 500),
+    (gunicorn_api.ConfigurationProblem, 500),
+    (gunicorn_api.LimitRequestLine, 414),
+    (gunicorn_api.LimitRequestHeaders, 431),
+    (gunicorn_api.UnsupportedTransferCoding, 501),
+    (gunicorn_api.ExpectationFailed, 417),
+    (gunicorn_api.ForbiddenProxyRequest, 403),
+    (gunicorn_api.ParseException, 400),
 ]
 
 # Said to callers, so without anything of what they sent.

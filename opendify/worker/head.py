@@ -2,10 +2,14 @@
 
 from typing import Any
 
-from gunicorn.config import Config
-from gunicorn.http.errors import InvalidRequestLine, NoMoreData, UnsupportedTransferCoding
-from gunicorn.http.message import Request
-from gunicorn.http.unreader import IterUnreader
+from opendify.worker.gunicorn_api import (
+    Config,
+    InvalidRequestLine,
+    IterUnreader,
+    NoMoreData,
+    Request,
+    UnsupportedTransferCoding,
+)
 
 
 class RequestHead(Request):

@@ -12,11 +12,15 @@ import tempfile
 from collections.abc import Callable
 from typing import IO
 
-from gunicorn.http.body import Body, LengthReader
-from gunicorn.http.errors import InvalidChunkSize, InvalidHeader, LimitRequestHeaders
-from gunicorn.http.unreader import Unreader
-
 from opendify.worker.chunked import ChunkDecoder
+from opendify.worker.gunicorn_api import (
+    Body,
+    InvalidChunkSize,
+    InvalidHeader,
+    LengthReader,
+    LimitRequestHeaders,
+    Unreader,
+)
 from opendify.worker.head import RequestHead
 
 MAX_HEAD_BYTES = 64 * 1024

@@ -11,13 +11,9 @@ from contextvars import copy_context
 from datetime import datetime
 from typing import Any
 
-from gunicorn.config import Config
-from gunicorn.glogging import Logger
-from gunicorn.http.message import Request
-from gunicorn.http.wsgi import Response, create
-
 from opendify.streaming import BLOCKING, READY, WaitFor
 from opendify.worker.connection import Connection
+from opendify.worker.gunicorn_api import Config, Logger, Request, Response, create
 from opendify.worker.write_buffer import WriteBuffer
 
 _NO_STEPS: Iterator[bytes | WaitFor] = iter(())

@@ -19,15 +19,19 @@ from functools import partial
 from types import FrameType
 from typing import Any, ClassVar
 
-from gunicorn.config import Config
-from gunicorn.glogging import Logger
-from gunicorn.http.message import Request
-from gunicorn.http.wsgi import Response, create, default_environ
-from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
-
 from opendify.worker import error_responses, os_limits
 from opendify.worker.connection import Connection
 from opendify.worker.connection_set import PendingConnections
+from opendify.worker.gunicorn_api import (
+    STOP_KEEPALIVE_LINGER,
+    Config,
+    Logger,
+    Request,
+    Response,
+    ThreadWorker,
+    create,
+    default_environ,
+)
 from opendify.worker.head import RequestHead
 from opendify.worker.recycling import ExclusiveLock, WorkerRecycler
 from opendify.worker.request_log import log_refusal
