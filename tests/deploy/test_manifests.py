@@ -191,24 +191,35 @@ def test_what_is_pulled_is_named_by_its_digest() -> None:
         assert set(re.findall(r"^FROM (\S+)", text, re.M)) == {"$BASE_IMAGE"}
 
 
-def test_the_workflow_runs_what_was_reviewed_with_the_least_rights() -> None:
-    text = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+EACH_WORKFLOW = pytest.mark.parametrize("path", WORKFLOWS, ids=[path.name for path in WORKFLOWS])
+
+
+@EACH_WORKFLOW
+def test_a_workflow_runs_what_was_reviewed_with_the_least_rights(path: Path) -> None:
+    text = path.read_text()
     used = re.findall(r"uses: (.+)$", text, re.M)
     assert used
     for one in used:
         assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", one), one
     workflow = yaml.safe_load(text)
     assert workflow["permissions"] == {}
-    writing = {
-        name: job["permissions"]
-        for name, job in workflow["jobs"].items()
-        if "write" in job["permissions"].values()
-    }
-    assert writing == {"publish": {"contents": "read", "packages": "write"}}
-    for job in workflow["jobs"].values():
+    for name, job in workflow["jobs"].items():
+        publishes = path.name == "ci.yml" and name == "publish"
+        more = {"packages": "write"} if publishes else {}
+        assert job["permissions"] == {"contents": "read", **more}
         for step in job["steps"]:
             if step.get("uses", "").startswith("actions/checkout@"):
                 assert step["with"]["persist-credentials"] is False
+
+
+def test_workflows_use_one_version_of_each_action() -> None:
+    used = {one for path in WORKFLOWS for one in re.findall(r"uses: (.+)$", path.read_text(), re.M)}
+    assert len(used) == len({one.partition("@")[0] for one in used})
+
+
+def test_the_publishing_job_installs_and_tests_nothing() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
     commands = [step["run"] for step in workflow["jobs"]["publish"]["steps"] if "run" in step]
     assert not [command for command in commands if re.search("pip|test |tests/|run_tests", command)
                 and "opendify.__version__" not in command]  # fmt: skip
@@ -270,11 +281,14 @@ def test_the_kustomization_names_files_and_settings_that_exist() -> None:
     assert "deploy/kubernetes/secrets/" in (ROOT / ".gitignore").read_text()
 
 
-def test_the_workflow_is_one() -> None:
-    path = ROOT / ".github" / "workflows" / "ci.yml"
+@EACH_WORKFLOW
+def test_a_workflow_is_valid(path: Path) -> None:
     run(require_program("check-jsonschema"), "--builtin-schema", "vendor.github-workflows", path)
-    for command in re.findall(r"run: (\S+/\S+|\./\S+)", path.read_text()):
-        assert os.access(ROOT / command, os.X_OK), command
+    commands = re.findall(r"run: (\S+/\S+|\./\S+)", path.read_text())
+    for command in commands:
+        assert command.startswith(".venv/") or os.access(ROOT / command, os.X_OK), command
+    for test in re.findall(r"tests/\S+\.py", path.read_text()):
+        assert (ROOT / test).is_file(), test
 
 
 def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
