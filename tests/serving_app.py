@@ -113,7 +113,7 @@ def stream(seconds: float, ending: Any) -> Iterator[bytes]:
         poll.register(ending.fileno(), select.POLLIN)
     while (left := until - time.monotonic()) > 0:
         if poll.poll(min(left, 0.2) * 1000):
-            assert ending.has_come()
+            assert ending.is_set()
             yield b"ended by the application\n"
             return
         yield b"."

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from opendify.worker.access_log import (
     _VARIABLES,
     Log,
-    _page,
+    _clean_referer,
     escaped,
 )
 
@@ -86,7 +86,7 @@ def test_a_line_is_that_of_gunicorn_with_escapes(
     asked = (resp, SimpleNamespace(headers=[]), environ, timedelta(seconds=seconds))
     expected = Logger.atoms(log, *asked) | {"x": "-"}
     expected["u"] = "-"
-    expected["f"] = _page(str(environ.get("HTTP_REFERER", "-")))
+    expected["f"] = _clean_referer(str(environ.get("HTTP_REFERER", "-")))
     expected = {name: escaped(value) for name, value in expected.items()}
     assert EVERYTHING % log.atoms_wrapper_class(log.atoms(*asked)) == EVERYTHING % expected
 

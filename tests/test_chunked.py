@@ -23,7 +23,7 @@ def decoded(*pieces: bytes) -> Result | None:
     for number, piece in enumerate(pieces):
         found += decoder.feed(piece)
         if decoder.is_done:
-            return found, decoder.trailers, decoder.left + b"".join(pieces[number + 1 :])
+            return found, decoder.trailers, decoder.remainder + b"".join(pieces[number + 1 :])
     return None
 
 

@@ -17,7 +17,7 @@ HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
 
 
 class Callers:
-    """Their connections, ten at most, in a Waiting that keeps 2000 bytes."""
+    """Client connections in a PendingConnections of at most ten connections and 2000 bytes."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
@@ -25,7 +25,7 @@ class Callers:
         poller = stack.enter_context(selectors.DefaultSelector())
         log = logging.getLogger("test")
         self.waiting = PendingConnections(
-            poller, log, self.started.append, most=10, max_body_bytes=2000
+            poller, log, self.started.append, max_connections=10, max_body_bytes=2000
         )
 
     def send(
@@ -42,7 +42,7 @@ class Callers:
         ours.setblocking(False)
         conn = Connection(Config(), ours, (address, 1), ("x", 2), 1000, None, accepts_body)
         caller.sendall(head + bytes(body))
-        self.waiting.welcome(conn)
+        self.waiting.add_new(conn)
         conn.since -= age
         return caller, conn
 

@@ -62,7 +62,6 @@ NAMES = {
     "http.wsgi:Response": "in response_driver.py, to frame and send a response",
     "http.wsgi:create": "in response_driver.py, to make the WSGI environment",
     "http.wsgi:default_environ": "in worker.py, to log a request that failed",
-    "workers.gthread:STOP_KEEPALIVE_LINGER": "in worker.py, when a worker stops",
     "workers.gthread:TConn": "in connection.py, as the base class of a connection",
     "workers.gthread:ThreadWorker": "in worker.py, as the base class of the worker",
     **{
@@ -352,6 +351,7 @@ def _makes_an_environment(cfg: Any, pair: tuple[socket.socket, socket.socket]) -
             "RAW_URI": "/v1/x?y=1",
             "CONTENT_LENGTH": "5",
             "HTTP_X_TWO": "1,2",
+            "gunicorn.socket": sock,
             "wsgi.input": made.body,
             "wsgi.input_terminated": True,
         }

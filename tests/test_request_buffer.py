@@ -22,7 +22,7 @@ from opendify.worker.connection import Connection, Phase
 from opendify.worker.connection_set import PendingConnections
 from opendify.worker.head import parse_head
 from opendify.worker.request_buffer import MAX_HEAD_BYTES, RequestBuffer, Stage
-from opendify.worker.shutdown import holds_any, inodes
+from opendify.worker.shutdown import has_any_open, socket_inodes
 from opendify.worker.worker import Worker
 
 LINE = b"POST / HTTP/1.1\r\n"
@@ -51,7 +51,7 @@ def new_intake() -> RequestBuffer:
 
 
 def collected(intake: RequestBuffer) -> bytes:
-    request = intake.hand_over()
+    request = intake.to_request()
     headers = dict(request.headers)
     assert "TRANSFER-ENCODING" not in headers
     assert request.body is not None
@@ -68,7 +68,7 @@ def test_a_request_is_ready_with_its_last_byte_wherever_it_is_cut(data: bytes, b
         intake.feed(data[:cut])
         assert intake.stage in (Stage.HEAD, Stage.BODY)
         intake.feed(data[cut:])
-        assert (intake.stage, intake.is_whole, intake.left) == (Stage.READY, True, b"")
+        assert (intake.stage, intake.is_complete, intake.remainder) == (Stage.READY, True, b"")
         assert collected(intake) == body
 
 
@@ -78,10 +78,10 @@ def test_the_pieces_do_not_matter(request: tuple[bytes, bytes], sizes: list[int]
     intake, position, turn = new_intake(), 0, 0
     while position < len(data):
         assert intake.stage in (Stage.HEAD, Stage.BODY)
-        size = min(sizes[turn % len(sizes)], intake.piece)
+        size = min(sizes[turn % len(sizes)], intake.read_size)
         intake.feed(data[position : position + size])
         position, turn = position + size, turn + 1
-    assert intake.is_whole
+    assert intake.is_complete
     assert collected(intake) == body
 
 
@@ -89,7 +89,7 @@ def test_the_pieces_do_not_matter(request: tuple[bytes, bytes], sizes: list[int]
 def test_what_follows_a_request_is_left_for_the_next(data: bytes, body: bytes) -> None:
     intake = new_intake()
     intake.feed(data + NEXT)
-    assert (intake.is_whole, intake.left) == (True, NEXT)
+    assert (intake.is_complete, intake.remainder) == (True, NEXT)
     assert collected(intake) == body
 
 
@@ -106,8 +106,8 @@ TOO_LARGE = {
 def test_a_body_beyond_the_limit_is_not_collected_and_shows_its_size(data: bytes) -> None:
     intake = new_intake()
     intake.feed(data)
-    assert (intake.stage, intake.is_whole, intake.body_bytes) == (Stage.READY, False, 0)
-    request = intake.hand_over()
+    assert (intake.stage, intake.is_complete, intake.body_bytes) == (Stage.READY, False, 0)
+    request = intake.to_request()
     assert int(dict(request.headers)["CONTENT-LENGTH"]) > 1000
     assert request.body is not None
     assert request.body.read() == b""
@@ -175,7 +175,7 @@ def test_no_bytes_upset_it(data: bytes, before: bytes) -> None:
 def test_a_body_is_closed_with_its_last_byte(size: int) -> None:
     intake = new_intake()
     intake.feed(LINE + b"Content-Length: %d\r\n\r\n" % size + bytes(size))
-    body = intake.hand_over().body
+    body = intake.to_request().body
     assert body is not None
     assert intake._body is not None
     assert body.read(size - 1) == bytes(size - 1)
@@ -230,30 +230,30 @@ def test_the_head_has_one_deadline_however_it_trickles(conn: Connection) -> None
     deadline = conn.deadline
     assert 14 < deadline - time.monotonic() <= 15
     for byte in LINE:
-        conn.take(bytes([byte]), conn.since + 10)
+        conn.feed(bytes([byte]), conn.since + 10)
     assert conn.deadline == deadline
 
 
 def test_an_idle_connection_has_the_time_for_a_head_from_its_first_byte(conn: Connection) -> None:
-    conn.await_next(75)
+    conn.await_next_request(75)
     assert conn.phase is Phase.IDLE
-    conn.take(b"G", 1000.0)
+    conn.feed(b"G", 1000.0)
     assert (conn.phase, conn.deadline) == (Phase.SENDING, 1015.0)
 
 
 def test_a_body_may_be_slow_but_not_silent_and_not_for_ever(conn: Connection) -> None:
-    conn.take(LINE + b"Content-Length: 64000000\r\n\r\n", 1000.0)
+    conn.feed(LINE + b"Content-Length: 64000000\r\n\r\n", 1000.0)
     assert conn.deadline == 1030.0
-    conn.take(b"x", 1029.0)
+    conn.feed(b"x", 1029.0)
     assert conn.deadline == 1059.0
-    conn.take(b"x", 1058.0)
+    conn.feed(b"x", 1058.0)
     assert conn.deadline == pytest.approx(1060.0, abs=0.001)
-    conn.take(b"x" * 8192 * 100, 1059.0)
+    conn.feed(b"x" * 8192 * 100, 1059.0)
     assert conn.deadline == 1089.0
     for second in range(1060, 1570, 10):
-        conn.take(b"x" * 8192 * 100, float(second))
+        conn.feed(b"x" * 8192 * 100, float(second))
     assert conn.deadline == 1590.0
-    conn.take(b"x" * 8192 * 100, 1571.0)
+    conn.feed(b"x" * 8192 * 100, 1571.0)
     assert conn.deadline == 1600.0, "ten minutes after its beginning, however large it is"
     conn.close()
 
@@ -262,24 +262,24 @@ def test_a_body_that_is_not_accepted_is_not_waited_for() -> None:
     caller, sock = socket.socketpair()
     with caller, sock:
         conn = Connection(Config(), sock, "", "", 1000, None, lambda conn, request: False)
-        conn.take(LINE + b"Content-Length: 5\r\n\r\nhell", 1000.0)
-        assert (conn.intake.stage, conn.intake.is_whole) == (Stage.READY, False)
-        assert conn.intake.hand_over().body.read() == b""
-        conn.await_next(1)
-        conn.take(LINE + b"Content-Length: 5\r\n\r\nhello", 1000.0)
-        assert conn.intake.is_whole, "what is there is answered as any other"
+        conn.feed(LINE + b"Content-Length: 5\r\n\r\nhell", 1000.0)
+        assert (conn.buffer.stage, conn.buffer.is_complete) == (Stage.READY, False)
+        assert conn.buffer.to_request().body.read() == b""
+        conn.await_next_request(1)
+        conn.feed(LINE + b"Content-Length: 5\r\n\r\nhello", 1000.0)
+        assert conn.buffer.is_complete, "what is there is answered as any other"
         conn.close()
 
 
 def test_a_thread_is_kept_for_a_new_connection_for_a_moment(conn: Connection) -> None:
     with selectors.DefaultSelector() as poller:
         waiting = PendingConnections(poller, logging.getLogger("test"), lambda conn: None, 10, 1000)
-        waiting.welcome(conn)
-        assert waiting.fresh() == 1
+        waiting.add_new(conn)
+        assert waiting.count_fresh() == 1
         until = time.monotonic() + 5
-        while waiting.fresh():
+        while waiting.count_fresh():
             assert time.monotonic() < until
-            time.sleep(waiting.patience)
+            time.sleep(waiting.poll_timeout)
         assert len(waiting) == 1
         waiting.drop(conn)
 
@@ -290,8 +290,8 @@ def test_no_thread_is_kept_for_a_connection_that_has_begun_to_send() -> None:
         conn = Connection(Config(), sock, "", "", 1000, None, lambda conn, request: True)
         waiting = PendingConnections(poller, logging.getLogger("test"), lambda conn: None, 10, 1000)
         caller.sendall(b"GET")
-        waiting.welcome(conn)
-        assert (len(waiting), waiting.fresh()) == (1, 0)
+        waiting.add_new(conn)
+        assert (len(waiting), waiting.count_fresh()) == (1, 0)
         waiting.drop(conn)
 
 
@@ -308,21 +308,21 @@ def test_what_is_not_plain_http_is_left_to_gunicorns_own_worker(name: str, value
 
 def test_listening_sockets_are_found_in_the_process_that_has_them() -> None:
     with socket.create_server(("127.0.0.1", 0)) as ours:
-        known = inodes([ours.fileno()])
-        assert holds_any(os.getpid(), known)
-    assert not holds_any(os.getpid(), known)
-    assert not holds_any(2**22 + 1, known)
+        known = socket_inodes([ours.fileno()])
+        assert has_any_open(os.getpid(), known)
+    assert not has_any_open(os.getpid(), known)
+    assert not has_any_open(2**22 + 1, known)
 
 
 TURN = """
 import os, sys
 from opendify.worker.recycling import ExclusiveLock
 
-turn = ExclusiveLock(None)
+lock = ExclusiveLock(None)
 for _ in range(3):  # what ends lets go
     read, write = os.pipe()
     if not (child := os.fork()):
-        os.write(write, b"%d" % turn.take())
+        os.write(write, b"%d" % lock.acquire())
         os.close(write)
         sys.stdin.readline()
         os._exit(0)

@@ -1,5 +1,5 @@
-"""Gunicorn's logs, of which no caller can write a line: the path of a request comes decoded, and
-``%0A`` in it would begin a new one."""
+"""Gunicorn's logger, made safe against log injection: Gunicorn logs the decoded path of a request,
+in which ``%0A`` is a line break."""
 
 import re
 import time
@@ -9,15 +9,15 @@ from typing import Any
 
 from opendify.worker.gunicorn_api import Config, Logger
 
-# What a format names, as in %(h)s.
-_NAMED = re.compile(r"%\((.*?)\)")
+# The names in a format, as in %(h)s.
+_FORMAT_NAME = re.compile(r"%\((.*?)\)")
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
-# Hold keys, in whatever form a format names them.
+# Headers and variables that hold keys.
 _SECRET = re.compile(r"\{(http_)?((proxy[-_])?authorization|cookie|(x[-_])?api[-_]key)\}")
 
-# The variables that Gunicorn 27 looks at for what a format may name without braces, but for
-# HTTP_AUTHORIZATION: the user name in it may be a key (`curl -u KEY:`), and nobody has checked it.
+# The variables from which Gunicorn 27 makes the names without braces, except HTTP_AUTHORIZATION:
+# the user name in it is not verified, and may be a key (`curl -u KEY:`).
 _VARIABLES = (
     "REMOTE_ADDR",
     "REQUEST_METHOD",
@@ -31,15 +31,15 @@ _VARIABLES = (
 
 
 class AccessLogLine(dict[str, Any]):
-    """What a line may hold, by name; "-" for what a request has not."""
+    """The values of a line by name; "-" where a request has none."""
 
     def __missing__(self, name: str) -> Any:
         return self.get(name.lower(), "-") if name.startswith("{") else "-"
 
 
 @dataclass(frozen=True, slots=True)
-class _Bare:
-    """An answer without its headers."""
+class _HeaderlessResponse:
+    """A response without its headers."""
 
     status: Any
     sent: Any
@@ -47,56 +47,56 @@ class _Bare:
 
 
 class Log(Logger):
-    """Gunicorn's own, with quotes, backslashes and control characters written as escapes, and
-    without what may be secret: headers with keys, the user name that a caller claims, and the
-    query and user of the page that it comes from."""
+    """Escapes quotes, backslashes and control characters, and leaves out what may be secret:
+    headers with keys, the user name of Basic authentication, and the query and user of the
+    Referer."""
 
-    atoms_wrapper_class = AccessLogLine  # type: ignore[assignment]  # a mapping is all that is needed
+    atoms_wrapper_class = AccessLogLine  # type: ignore[assignment]  # any mapping will do
 
     def setup(self, cfg: Config) -> None:
         super().setup(cfg)
-        named = _NAMED.findall(cfg.access_log_format)
-        # Headers and variables, which are in braces, are known by their names in lower case.
-        known = {name.lower() if name.startswith("{") else name for name in named}
-        self._named = {name for name in known if not _SECRET.match(name)}
-        self._names_headers = any(name.startswith("{") for name in named)
-        self._noted = (-1, "")
+        names = _FORMAT_NAME.findall(cfg.access_log_format)
+        # Gunicorn has headers and variables, which are in braces, in lower case.
+        known = {name.lower() if name.startswith("{") else name for name in names}
+        self._names = {name for name in known if not _SECRET.match(name)}
+        self._uses_headers = any(name.startswith("{") for name in names)
+        self._cached_time = (-1, "")
 
     def atoms(
         self, resp: Any, req: Any, environ: dict[str, Any], request_time: timedelta
     ) -> dict[str, Any]:
-        if not self._names_headers:  # of each of them Gunicorn would make a value, some fifty
-            resp, req = _Bare(resp.status, getattr(resp, "sent", None)), ()
+        if not self._uses_headers:  # else Gunicorn makes about fifty values of them
+            resp, req = _HeaderlessResponse(resp.status, getattr(resp, "sent", None)), ()
             environ = {name: environ[name] for name in _VARIABLES if name in environ}
         atoms = super().atoms(resp, req, environ, request_time)
         atoms["u"] = "-"
-        atoms["f"] = _page(str(atoms["f"]))
-        return {name: escaped(atoms[name]) for name in self._named if name in atoms}
+        atoms["f"] = _clean_referer(str(atoms["f"]))
+        return {name: escaped(atoms[name]) for name in self._names if name in atoms}
 
     def now(self) -> str:
-        """The time as Gunicorn writes it, made once a second."""
+        """The time in Gunicorn's format, computed once per second."""
         second = int(time.time())
-        noted, text = self._noted
-        if second != noted:
+        cached, text = self._cached_time
+        if second != cached:
             text = super().now()
-            self._noted = second, text
+            self._cached_time = second, text
         return text
 
 
 def escaped(value: Any) -> Any:
-    """A text with its quotes, backslashes and control characters as escapes, so that it cannot
-    end the field in which it stands; anything else as it is."""
+    """Escapes quotes, backslashes and control characters of a string, so that it cannot end its
+    field; returns anything else unchanged."""
     if not isinstance(value, str):
         return value
     value = value.replace("\\", "\\\\").replace('"', '\\"')
-    if value.isprintable():  # which no control character is
+    if value.isprintable():  # so it has no control characters
         return value
     return _CONTROLS.sub(lambda match: ascii(match[0])[1:-1], value)
 
 
-def _page(referer: str) -> str:
-    """The address of a page without its query, fragment, user and password. What stands before an
-    "@" is taken out wherever that is: a password may hold any sign."""
+def _clean_referer(referer: str) -> str:
+    """A URL without query, fragment, user and password. Everything before the last "@" is removed,
+    wherever it is: a password may contain any character."""
     address = re.split(r"[?#]", referer, maxsplit=1)[0]
     _, at, rest = address.rpartition("@")
     return f"[removed]@{rest}" if at else address

@@ -1,12 +1,12 @@
-"""Decodes a chunked body (RFC 9112, section 7.1), and nothing that only resembles one. No I/O."""
+"""A strict decoder for chunked bodies (RFC 9112, section 7.1). No I/O."""
 
 import re
 
-# Of the line with the size of a chunk, and of all trailer fields together; without line ends.
+# Limits of a chunk-size line and of all trailer fields together, without line ends.
 MAX_LINE_BYTES = 256
 MAX_TRAILER_BYTES = 8 * 1024
-# What is not data may be this much and half of the data before it. Every chunk costs time, and
-# bodies that are written in many small pieces by honest clients stay below it.
+# The framing (all that is not data) may take this much plus half of the data before it: each chunk
+# costs time. Bodies that ordinary clients write in many small pieces stay below it.
 FRAMING_GRACE_BYTES = 256 * 1024
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
@@ -15,19 +15,19 @@ _EXTENSION = rb"[ \t]*;[ \t]*%b(?:[ \t]*=[ \t]*(?:%b|%b))?" % (_TOKEN, _TOKEN, _
 _SIZE = rb"([0-9A-Fa-f]{1,16})"
 _PLAIN_SIZE_LINE = re.compile(_SIZE + rb"\r\n")
 _SIZE_LINE = re.compile(_SIZE + rb"(?:%b)*\r\n" % _EXTENSION)
-# What may still become one.
+# What may still become a chunk-size line.
 _SIZE_LINE_START = re.compile(rb"(?:%b[ \t]*(?:;[^\r\n]*)?\r?)?" % _SIZE)
 _BARE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?=[^\n])")
 
 
 class ChunkDecoder:
-    """``is_done`` is true at the end of the body; then ``trailers`` is the trailer section as it
-    came, whose fields were not checked, and ``left`` is what came after the body."""
+    """At the end of the body ``is_done`` is true; then ``trailers`` is the trailer section as
+    received, with unchecked fields, and ``remainder`` is what follows the body."""
 
     def __init__(self) -> None:
         self.is_done = False
         self.trailers = b""
-        self.left = b""
+        self.remainder = b""
         self._pending = b""
         self._chunk_left = 0
         self._awaits_line_end = False
@@ -37,23 +37,23 @@ class ChunkDecoder:
 
     @property
     def announced_bytes(self) -> int:
-        """The size of the data so far, the rest of the chunk that is being received included."""
+        """The size of all data so far, including the rest of the current chunk."""
         return self._data_bytes
 
     def feed(self, data: bytes) -> bytes:
-        """Returns the data of the chunks in it. Raises ValueError when it is malformed, or when
-        its framing is out of proportion."""
+        """Returns the decoded data. Raises ValueError for a malformed body, and for one with too
+        much framing."""
         data = self._pending + data
         pieces: list[bytes] = []
         position = self._decode(data, pieces)
         if self.is_done:
-            self.left = data[position:]
+            self.remainder = data[position:]
         else:
             self._pending = data[position:]
         return b"".join(pieces)
 
     def _decode(self, data: bytes, pieces: list[bytes]) -> int:
-        """Returns where what is undecided begins."""
+        """Appends the decoded data to ``pieces``; returns the position up to which it decoded."""
         position = 0
         while not self._in_trailers:
             if self._chunk_left:
@@ -67,18 +67,18 @@ class ChunkDecoder:
             if self._awaits_line_end:
                 if not data.startswith(b"\r\n", position):
                     if data[position:] not in (b"", b"\r"):
-                        raise ValueError("the data of a chunk is followed by no line end")
+                        raise ValueError("the data of a chunk is not followed by a line end")
                     return position
                 position += 2
                 self._awaits_line_end = False
             line = _PLAIN_SIZE_LINE.match(data, position) or _size_line(data, position)
             if line is None:
                 return position
-            self._begin_chunk(int(line[1], 16), line.end() - position)
+            self._start_chunk(int(line[1], 16), line.end() - position)
             position = line.end()
-        return self._end(data, position)
+        return self._finish(data, position)
 
-    def _begin_chunk(self, size: int, line_bytes: int) -> None:
+    def _start_chunk(self, size: int, line_bytes: int) -> None:
         self._framing_bytes += line_bytes + len(b"\r\n")
         if self._framing_bytes > FRAMING_GRACE_BYTES + self._data_bytes // 2:
             raise ValueError("the chunks are too small")
@@ -86,7 +86,7 @@ class ChunkDecoder:
         self._chunk_left = size
         self._in_trailers = not size
 
-    def _end(self, data: bytes, position: int) -> int:
+    def _finish(self, data: bytes, position: int) -> int:
         if data.startswith(b"\r\n", position):
             self.is_done = True
             return position + 2
@@ -95,7 +95,7 @@ class ChunkDecoder:
         if size > MAX_TRAILER_BYTES:
             raise ValueError("the trailers are too large")
         if _BARE_LINE_END.search(data, position, end + 1 if end >= 0 else len(data)):
-            raise ValueError("a line of the trailers has no line end")
+            raise ValueError("a line of the trailers has no valid line end")
         if end < 0:
             return position
         self.is_done = True
@@ -104,7 +104,7 @@ class ChunkDecoder:
 
 
 def _size_line(data: bytes, position: int) -> re.Match[bytes] | None:
-    """The line with the size of a chunk, or None where it is not complete."""
+    """The chunk-size line at this position, or None while it is incomplete."""
     end = position + MAX_LINE_BYTES + 2
     line = _SIZE_LINE.match(data, position, end)
     if line is None and (len(data) >= end or not _SIZE_LINE_START.fullmatch(data, position)):

@@ -1,4 +1,4 @@
-"""A caller's connection, with what it has sent ahead of its thread."""
+"""A client's connection, and the request that it is sending."""
 
 import enum
 import socket
@@ -12,22 +12,23 @@ from opendify.worker.gunicorn_api import Config, TConn
 from opendify.worker.head import RequestHead, parse_head
 from opendify.worker.request_buffer import RequestBuffer, Stage
 
-_HEAD_SECONDS = 15.0
-# A body must not pause for longer. After the grace it must have come at this pace on average, and
-# a large one faster: however large, it has this time.
-_SILENT_SECONDS = 30.0
-_GRACE_SECONDS = 60.0
-_MIN_BYTES_A_SECOND = 8 * 1024
-_MAX_BODY_SECONDS = 600.0
-# A body that came at the pace from its beginning is rather kept than one that did not.
-_START_SECONDS = 2.0
-# Kept by the kernel: it bounds how long a call may wait, not a whole answer. To a caller that reads
-# nothing, the first calls still place some bytes: it is left after about thrice the time.
+_HEAD_TIMEOUT = 15.0
+# A body must not pause for longer than the idle timeout. After the grace period it must have
+# arrived at the minimum rate on average, and however large it is, within the last of these.
+_BODY_IDLE_TIMEOUT = 30.0
+_BODY_GRACE_SECONDS = 60.0
+_MIN_BYTES_PER_SECOND = 8 * 1024
+_MAX_BODY_TIMEOUT = 600.0
+# When connections have to be evicted, a body that has arrived at the minimum rate from this time on
+# is kept rather than one that has not.
+_PACE_GRACE_SECONDS = 2.0
+# SO_SNDTIMEO limits one blocking send, not a whole response. The first sends to a client that reads
+# nothing still succeed in part, so it is disconnected after about three times this time.
 _SEND_TIMEOUT = struct.pack("ll", 10, 0)
 
 
 class Phase(enum.IntEnum):
-    """What a connection without a thread is doing; the first are the first to be given up."""
+    """What a connection without a thread is doing, in the order of eviction."""
 
     CLOSING = 0
     IDLE = 1
@@ -35,10 +36,10 @@ class Phase(enum.IntEnum):
 
 
 class Connection(TConn):
-    """``deadline`` and ``since`` are times of ``time.monotonic``; they and ``phase`` are for the
-    worker's main loop, while the connection has no thread. ``max_body_bytes`` and ``folder`` are
-    those of an Intake; ``accepts_body`` says of a request whose body is still to come whether it
-    is to be collected.
+    """``phase``, ``since`` (its start) and ``deadline`` are for the main loop, while the connection
+    has no thread; both times are of ``time.monotonic``. ``max_body_bytes`` and ``temp_dir`` are
+    those of a RequestBuffer; ``accepts_body`` tells for a request whose body has not arrived
+    whether to receive it.
     """
 
     def __init__(
@@ -48,103 +49,103 @@ class Connection(TConn):
         client: Any,
         server: Any,
         max_body_bytes: int,
-        folder: str | None,
+        temp_dir: str | None,
         accepts_body: Callable[["Connection", RequestHead], bool],
     ) -> None:
         super().__init__(cfg, sock, client, server)
-        self.initialized = True  # there is no parser to be made in the thread
+        self.initialized = True  # the thread must not make a parser
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
         self._max_body_bytes = max_body_bytes
-        self._folder = folder
+        self._temp_dir = temp_dir
         self._accepts_body = accepts_body
-        self.intake = self._new_intake()
-        self._begin(Phase.SENDING, time.monotonic(), _HEAD_SECONDS)
+        self.buffer = self._new_buffer()
+        self._enter(Phase.SENDING, time.monotonic(), _HEAD_TIMEOUT)
 
     @property
-    def address(self) -> str:
-        """The caller's, without the port; "" at a Unix socket."""
+    def client_ip(self) -> str:
+        """The client's address without the port; "" at a Unix socket."""
         return str(self.client[0]) if isinstance(self.client, tuple) else ""
 
     @property
-    def has_request(self) -> bool:
-        """Whether a part of a request has come."""
-        return self.phase is Phase.SENDING and self.intake.has_begun
+    def has_partial_request(self) -> bool:
+        return self.phase is Phase.SENDING and self.buffer.has_started
 
     @property
-    def is_in_body(self) -> bool:
-        return self.phase is Phase.SENDING and self.intake.stage is Stage.BODY
+    def is_receiving_body(self) -> bool:
+        return self.phase is Phase.SENDING and self.buffer.stage is Stage.BODY
 
-    def rank(self, now: float) -> tuple[Phase, bool, float]:
-        """Of two connections, the one with the lower rank is missed less."""
-        return (self.phase, self.is_in_body and self._keeps_pace(now), self.since)
+    def eviction_key(self, now: float) -> tuple[Phase, bool, float]:
+        """Of two connections, the one with the lower key is evicted first."""
+        return (self.phase, self.is_receiving_body and self._is_on_pace(now), self.since)
 
-    def _keeps_pace(self, now: float) -> bool:
-        due = (now - self.since - _START_SECONDS) * _MIN_BYTES_A_SECOND
-        return self.intake.body_bytes >= due
+    def _is_on_pace(self, now: float) -> bool:
+        due = (now - self.since - _PACE_GRACE_SECONDS) * _MIN_BYTES_PER_SECOND
+        return self.buffer.body_bytes >= due
 
     def body_cost(self, now: float) -> float:
-        """How much room an unfinished body has taken, and for how long: in byte seconds."""
-        return self.intake.body_bytes * (now - self.since) if self.is_in_body else 0.0
+        """How much memory or disk an incomplete body has taken for how long, in byte seconds."""
+        return self.buffer.body_bytes * (now - self.since) if self.is_receiving_body else 0.0
 
-    def take(self, data: bytes, now: float) -> None:
-        """Takes what came, and sets the time by when more has to come. Raises OSError, and
-        Gunicorn's ParseException for what is no request."""
+    def feed(self, data: bytes, now: float) -> None:
+        """Buffers received data, and updates the deadline for more. Raises OSError, and Gunicorn's
+        ParseException for what is no valid request."""
         if self.phase is Phase.IDLE:
-            self._begin(Phase.SENDING, now, _HEAD_SECONDS)
-        was_in_body = self.is_in_body
-        self.intake.feed(data)
-        if self.is_in_body and not was_in_body:
+            self._enter(Phase.SENDING, now, _HEAD_TIMEOUT)
+        was_receiving_body = self.is_receiving_body
+        self.buffer.feed(data)
+        if self.is_receiving_body and not was_receiving_body:
             self.since = now
-            if not self._accepts_body(self, self.intake.request):
-                self.intake.skip_body()
-        if self.is_in_body:
-            due = self.intake.body_bytes / _MIN_BYTES_A_SECOND
-            paced = self.since + min(_GRACE_SECONDS + due, _MAX_BODY_SECONDS)
-            self.deadline = min(now + _SILENT_SECONDS, paced)
+            if not self._accepts_body(self, self.buffer.request):
+                self.buffer.skip_body()
+        if self.is_receiving_body:
+            seconds = self.buffer.body_bytes / _MIN_BYTES_PER_SECOND
+            paced = self.since + min(_BODY_GRACE_SECONDS + seconds, _MAX_BODY_TIMEOUT)
+            self.deadline = min(now + _BODY_IDLE_TIMEOUT, paced)
 
-    def start(self) -> None:
-        """Makes it ready for a thread, which finds its one request where it looks for a parser and
-        reads nothing from the socket. Raises OSError."""
-        self.parser = iter([self.intake.hand_over()])
+    def prepare_for_thread(self) -> None:
+        """Puts the request where Gunicorn's worker takes it from a parser, so that the thread reads
+        nothing from the socket. Raises OSError."""
+        self.parser = iter([self.buffer.to_request()])
 
-    def await_next(self, seconds: float) -> bytes:
-        """Makes it ready for the next request; returns what came of that already."""
-        left = self.intake.left
-        self.intake.close()
+    def await_next_request(self, seconds: float) -> bytes:
+        """Starts the idle phase; returns what was already received of the next request."""
+        received = self.buffer.remainder
+        self.buffer.close()
         self.parser = None
-        self.intake = self._new_intake()
-        self._begin(Phase.IDLE, time.monotonic(), seconds)
-        return left
+        self.buffer = self._new_buffer()
+        self._enter(Phase.IDLE, time.monotonic(), seconds)
+        return received
 
-    def _new_intake(self) -> RequestBuffer:
+    def _new_buffer(self) -> RequestBuffer:
         parse = partial(parse_head, self.cfg, self.client)
-        return RequestBuffer(parse, self._max_body_bytes, self._folder)
+        return RequestBuffer(parse, self._max_body_bytes, self._temp_dir)
 
     def receive(self) -> bytes:
-        """What is there to be read. Never waits, though calls of a connection that had a thread
-        else do; raises BlockingIOError for nothing, and other OSErrors."""
-        received: bytes = self.sock.recv(self.intake.piece, socket.MSG_DONTWAIT)
+        """Reads without blocking, even where the socket is blocking because a thread had it. Raises
+        BlockingIOError when there is nothing to read, and other OSErrors."""
+        received: bytes = self.sock.recv(self.buffer.read_size, socket.MSG_DONTWAIT)
         return received
 
     def send(self, data: bytes) -> int:
-        """Sends as much as there is place for, and never waits. Raises OSError."""
+        """Sends what the socket accepts, without blocking; returns how much. Raises OSError."""
         return int(self.sock.send(data, socket.MSG_DONTWAIT))
 
-    def begin_to_close(self, now: float, seconds: float) -> None:
-        """Says that nothing more is sent, and lets the caller read all that was: to close at once
-        while bytes of the caller are unread would take the answer away from it (RFC 9112, 9.6).
+    def start_closing(self, now: float, seconds: float) -> None:
+        """Closes the sending side, and gives the client time to read the response: closing the
+        socket while data from the client is unread would reset the connection, and the client could
+        lose the response (RFC 9112, section 9.6).
 
-        Raises OSError when the connection is no more.
+        Raises OSError when the connection is already gone.
         """
-        self.intake.close()
-        self._begin(Phase.CLOSING, now, seconds)
+        self.buffer.close()
+        self._enter(Phase.CLOSING, now, seconds)
         self.sock.shutdown(socket.SHUT_WR)
 
     def close(self, graceful: bool = False) -> None:
-        self.intake.close()
+        self.buffer.close()
         super().close()
 
-    def _begin(self, phase: Phase, now: float, seconds: float) -> None:
+    def _enter(self, phase: Phase, now: float, seconds: float) -> None:
         self.phase = phase
         self.since = now
         self.deadline = now + seconds

@@ -1,4 +1,4 @@
-"""The server's own error answers, for requests that never reach the application. No I/O."""
+"""The worker's error responses, for requests that never reach the application. No I/O."""
 
 import http
 import json
@@ -6,7 +6,7 @@ import json
 from opendify.worker import gunicorn_api
 
 _STATUS: list[tuple[type[Exception], int]] = [
-    # What the application wanted to answer with.
+    # Raised for the headers of the application's response.
     (gunicorn_api.InvalidResponseHeader, 500),
     (gunicorn_api.InvalidResponseHeaderName, 500),
     (gunicorn_api.ConfigurationProblem, 500),
@@ -18,8 +18,8 @@ _STATUS: list[tuple[type[Exception], int]] = [
     (gunicorn_api.ParseException, 400),
 ]
 
-# Said to callers, so without anything of what they sent.
-_WORDS: dict[int, tuple[str, str]] = {
+# Code and message by status. Clients see them, so they contain nothing of the request.
+_MESSAGES: dict[int, tuple[str, str]] = {
     400: ("invalid_http", "The request is not valid HTTP."),
     403: ("forbidden", "This address may not send requests of this kind."),
     408: ("request_timeout", "The request did not arrive in time; send it faster."),
@@ -33,19 +33,18 @@ _WORDS: dict[int, tuple[str, str]] = {
 
 
 def status_of(exc: BaseException) -> int:
-    """The status of the answer to a request that ended in this exception."""
+    """The response status for a request that failed with this exception."""
     return next((status for kind, status in _STATUS if isinstance(exc, kind)), 500)
 
 
-def words(status: int) -> tuple[str, str]:
-    """The code and the message of an answer with this status."""
-    return _WORDS[status]
+def code_and_message(status: int) -> tuple[str, str]:
+    """The error code and the message for this status."""
+    return _MESSAGES[status]
 
 
-def page(status: int, request_id: str) -> bytes:
-    """A whole answer, head included, after which the connection is closed. ``request_id`` names
-    what it answers to, of which not even a name was read."""
-    code, message = words(status)
+def render(status: int, request_id: str) -> bytes:
+    """A complete HTTP response, after which the connection is closed."""
+    code, message = code_and_message(status)
     kind = "api_error" if status in (500, 503) else "invalid_request_error"
     body = {"error": {"message": message, "type": kind, "param": None, "code": code}}
     content = json.dumps(body).encode()

@@ -3,7 +3,8 @@
 None of it is documented API, and Gunicorn changes it between releases.
 ``tests/test_gunicorn_contract.py`` names each method, attribute and behaviour that is relied on;
 ``docs/decisions/0005-our-own-worker.md`` says why, and what would have to change in Gunicorn for it
-to go away.
+to go away. Where this module cannot be imported, tell pytest ``--noconftest``, and that test says
+what changed.
 """
 
 # Settings by name: `cfg.threads`, and `cfg.set()` for the one that the worker overrides (sendfile).
@@ -48,9 +49,6 @@ from gunicorn.http.wsgi import Response as Response
 # The WSGI environment of a request: with the addresses of a connection, or for the log only.
 from gunicorn.http.wsgi import create as create
 from gunicorn.http.wsgi import default_environ as default_environ
-
-# How long a stopping worker keeps idle connections open.
-from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER as STOP_KEEPALIVE_LINGER
 
 # Base classes of the worker and of its connections.
 from gunicorn.workers.gthread import TConn as TConn

@@ -1,4 +1,4 @@
-"""When a worker that has answered enough requests makes place for a fresh one."""
+"""When a worker that has served ``max_requests`` requests is replaced."""
 
 import fcntl
 import logging
@@ -7,42 +7,43 @@ import tempfile
 
 
 class WorkerRecycler:
-    """A worker that reached ``max_requests`` (0 is never) goes on until it has nothing to do, so
-    that nobody waits for its successor. One that is never idle goes at twice that number, and only
-    while all others stay: ``turn`` is None where there are no others."""
+    """A worker that reached ``max_requests`` (0: never) keeps serving until it is idle, so that no
+    request waits for its successor. One that is never idle stops at twice that number, but only one
+    worker at a time: ``lock`` is None where there are no other workers, and then it never does."""
 
     def __init__(
-        self, max_requests: int, turn: "ExclusiveLock | None", log: logging.Logger
+        self, max_requests: int, lock: "ExclusiveLock | None", log: logging.Logger
     ) -> None:
-        self.has_begun = False
+        self.is_recycling = False
         self._max_requests = max_requests or sys.maxsize
-        self._turn = turn
+        self._lock = lock
         self._log = log
 
     def is_due(self, answered: int, is_idle: bool) -> bool:
-        """Whether the worker should leave now."""
+        """Whether the worker should stop now."""
         if answered < self._max_requests:
             return False
-        if not self.has_begun:
-            self.has_begun = True
+        if not self.is_recycling:
+            self.is_recycling = True
             self._log.info("Autorestarting worker when it is idle.")
         return is_idle or self._is_overdue(answered)
 
     def _is_overdue(self, answered: int) -> bool:
-        if answered < 2 * self._max_requests or self._turn is None or not self._turn.take():
+        if answered < 2 * self._max_requests or self._lock is None or not self._lock.acquire():
             return False
         self._log.info("This worker was never idle; it leaves new connections to others.")
         return True
 
 
 class ExclusiveLock:
-    """A lock among the processes that are forked after it is made. Who takes it keeps it to its
-    own end, of whatever kind."""
+    """A lock shared by the processes that are forked after it is made. The process that acquires
+    it holds it until it exits, for whatever reason."""
 
-    def __init__(self, folder: str | None) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115, open to the end
+    def __init__(self, temp_dir: str | None) -> None:
+        self._file = tempfile.TemporaryFile(dir=temp_dir)  # noqa: SIM115, open until exit
 
-    def take(self) -> bool:
+    def acquire(self) -> bool:
+        """Whether this process has the lock now; never blocks."""
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

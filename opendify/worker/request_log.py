@@ -1,4 +1,4 @@
-"""The line in the log of a request that never reached the application."""
+"""Logs requests that never reached the application."""
 
 import logging
 from collections.abc import Mapping
@@ -6,21 +6,21 @@ from typing import Any
 
 from opendify.worker import error_responses
 
-# The application's, which has the line of each other request and knows the form of the log.
+# The application's logger, which logs all other requests and sets the log format.
 _log = logging.getLogger("opendify.requests")
 
 
-def log_refusal(
+def log_rejected(
     status: int,
     request_id: str,
     client: object,
     environ: Mapping[str, Any] | None = None,
     reason: str = "",
 ) -> None:
-    """``client`` is the address of the caller's socket; there is an ``environ`` where the head of
-    the request could be read; ``reason`` is the parser's word for what is wrong with it."""
+    """``client`` is the peer address of the socket; ``environ`` is given where the head of the
+    request could be parsed; ``reason`` is the name of the parser's exception."""
     known = environ or {}
-    code, message = error_responses.words(status)
+    code, message = error_responses.code_and_message(status)
     fields = {
         "id": request_id,
         "ip": client[0] if isinstance(client, tuple) else "-",

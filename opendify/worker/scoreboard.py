@@ -1,37 +1,38 @@
-"""On which the workers of one master tell each other whether they have room."""
+"""Shared memory in which the workers of one master publish whether they have capacity."""
 
 import mmap
 import time
 
-# A worker tells it at every turn of its main loop, once a second at least: one that has told
-# nothing for longer is stuck or gone.
-_KEPT_SECONDS = 2.5
-_LEAST_ROWS = 64
-_SIZE = 8
+# A worker publishes at each iteration of its main loop, at least once a second. An older entry
+# belongs to a worker that is stuck or gone.
+_VALID_SECONDS = 2.5
+_MIN_SLOTS = 64
+_SLOT_BYTES = 8
 
 
 class Scoreboard:
-    """Memory that all processes share which are forked after it is made.
+    """Memory shared by all processes that are forked after it is made.
 
-    A row holds one number, which the machine writes at once: the time of ``time.monotonic`` until
-    which its worker counts as one with room, or, below zero, when a worker without room told so.
+    A slot holds one float, which the CPU writes atomically, a time of ``time.monotonic``: until
+    when its worker counts as one with capacity; or, negated, when a worker without capacity
+    published that.
     """
 
     def __init__(self, workers: int) -> None:
-        rows = max(_LEAST_ROWS, 4 * workers)
-        self._times = memoryview(mmap.mmap(-1, rows * _SIZE)).cast("d")
+        slots = max(_MIN_SLOTS, 4 * workers)
+        self._times = memoryview(mmap.mmap(-1, slots * _SLOT_BYTES)).cast("d")
 
-    def claim(self) -> int:
-        """A row for a new worker: that which was not used for longest. Only in the master."""
-        row = min(range(len(self._times)), key=lambda row: abs(self._times[row]))
-        self.tell(row, has_room=False)
-        return row
+    def claim_slot(self) -> int:
+        """The slot that was unused for longest, for a new worker. Call it in the master only."""
+        slot = min(range(len(self._times)), key=lambda slot: abs(self._times[slot]))
+        self.publish(slot, has_capacity=False)
+        return slot
 
-    def tell(self, row: int, *, has_room: bool) -> None:
+    def publish(self, slot: int, *, has_capacity: bool) -> None:
         now = time.monotonic()
-        self._times[row] = now + _KEPT_SECONDS if has_room else -now
+        self._times[slot] = now + _VALID_SECONDS if has_capacity else -now
 
-    def has_room(self) -> bool:
+    def any_has_capacity(self) -> bool:
         """Whether any worker has."""
         now = time.monotonic()
         return any(until > now for until in self._times)

@@ -1,7 +1,7 @@
-"""The answers of a worker that have no thread, because they only wait for what to give next.
+"""The responses that the event loop drives without a thread, while they wait for their next data.
 
-All of it is called from the main loop, and nothing here waits but ``turn``, which the loop waits
-in. A thread for each would be woken for each token of an answer: that costs more than the token.
+Everything here runs in the main loop, and nothing blocks but ``run_until``. With a thread per
+response, each token of a stream would wake a thread, which costs more than the token itself.
 """
 
 import math
@@ -15,94 +15,95 @@ from opendify.worker.response_driver import ResponseDriver
 
 
 def new_stream_loop(
-    go_on: Callable[[ResponseDriver], None], others: selectors.BaseSelector
+    resume: Callable[[ResponseDriver], None], others: selectors.BaseSelector
 ) -> "StreamLoop | None":
-    """None where the system does not tell of a caller that hangs up without being read from, as
-    only Linux does: there each answer keeps its thread."""
+    """None where the system cannot report that a client hung up without reading from its socket,
+    as only Linux can: there each response keeps its thread."""
     if not hasattr(select, "epoll"):
         return None
-    return StreamLoop(go_on, others.fileno())  # type: ignore[attr-defined]
+    return StreamLoop(resume, others.fileno())  # type: ignore[attr-defined]
 
 
 class StreamLoop:
-    """``go_on`` gets each answer that needs a thread: at its end, when its caller has left, when
-    the time it may wait has come, or when the caller takes nothing for now. ``others`` is the
-    descriptor of all else that the loop waits for."""
+    """``resume`` gets each response that needs a thread: at its end, when its client has hung up,
+    when its wait has timed out, or when the client does not read for now. ``other_descriptor``
+    becomes readable for everything else that the main loop waits for."""
 
-    def __init__(self, go_on: Callable[[ResponseDriver], None], others: int) -> None:
-        self._go_on = go_on
-        self._others = others
+    def __init__(self, resume: Callable[[ResponseDriver], None], other_descriptor: int) -> None:
+        self._resume = resume
+        self._other_descriptor = other_descriptor
         self._poll = select.epoll()
-        self._poll.register(others, select.EPOLLIN)
-        self._answers: dict[ResponseDriver, tuple[int, int]] = {}
-        self._sources: dict[int, ResponseDriver] = {}
-        self._callers: dict[int, ResponseDriver] = {}
-        self._first_until = math.inf
+        self._poll.register(other_descriptor, select.EPOLLIN)
+        self._responses: dict[ResponseDriver, tuple[int, int]] = {}
+        self._by_source: dict[int, ResponseDriver] = {}
+        self._by_client: dict[int, ResponseDriver] = {}
+        self._next_deadline = math.inf
 
     def __len__(self) -> int:
-        return len(self._answers)
+        return len(self._responses)
 
-    def add(self, answer: ResponseDriver) -> None:
-        """Takes an answer from its thread; gives it another where the system can watch no more."""
-        source, caller = answer.wait.descriptor, answer.conn.sock.fileno()
-        self._answers[answer] = source, caller
-        self._sources[source] = self._callers[caller] = answer
+    def add(self, response: ResponseDriver) -> None:
+        """Takes over a response from its thread. Hands it back at once where the system can watch
+        no more descriptors."""
+        source, client = response.wait.descriptor, response.conn.sock.fileno()
+        self._responses[response] = source, client
+        self._by_source[source] = self._by_client[client] = response
         try:
             self._poll.register(source, select.EPOLLIN)
-            self._poll.register(caller, select.EPOLLRDHUP)  # and what is always told: HUP, ERR
+            self._poll.register(client, select.EPOLLRDHUP)  # HUP and ERR are always reported
         except OSError:
-            self._release(answer)
+            self._release(response)
             return
-        self._first_until = min(self._first_until, answer.wait.until)
+        self._next_deadline = min(self._next_deadline, response.wait.until)
 
-    def turn(self, until: float) -> bool:
-        """Gives on what comes until then, a time of ``time.monotonic``, or until something else
-        is to be done by the loop; returns whether there is."""
-        while self._answers:
+    def run_until(self, deadline: float) -> bool:
+        """Drives the responses until ``deadline``, a time of ``time.monotonic``, or until the other
+        descriptor is readable; returns whether it is."""
+        while self._responses:
             now = time.monotonic()
-            if now >= self._first_until:
+            if now >= self._next_deadline:
                 self._release_expired(now)
-            if now >= until:
+            if now >= deadline:
                 return False
-            ready = self._poll.poll(max(0.0, min(until, self._first_until) - now))
-            if self._move(ready):
+            ready = self._poll.poll(max(0.0, min(deadline, self._next_deadline) - now))
+            if self._dispatch(ready):
                 return True
         return False
 
     def release_all(self) -> None:
-        """Gives all of them to threads."""
-        for answer in list(self._answers):
-            self._release(answer)
+        """Hands all responses back to threads."""
+        for response in list(self._responses):
+            self._release(response)
 
     def close(self) -> None:
         self._poll.close()
 
-    def _move(self, ready: list[tuple[int, int]]) -> bool:
-        """Whether something else is ready."""
+    def _dispatch(self, ready: list[tuple[int, int]]) -> bool:
+        """Whether the other descriptor is ready."""
         is_other_ready = False
         for descriptor, _ in ready:
-            answer = self._sources.get(descriptor)
-            if answer is not None:
-                if not answer.step():
-                    self._release(answer)
-                elif answer.wait.until < self._first_until:
-                    self._first_until = answer.wait.until
-            elif descriptor == self._others:
+            response = self._by_source.get(descriptor)
+            if response is not None:
+                if not response.step():
+                    self._release(response)
+                elif response.wait.until < self._next_deadline:
+                    self._next_deadline = response.wait.until
+            elif descriptor == self._other_descriptor:
                 is_other_ready = True
-            elif descriptor in self._callers:
-                self._release(self._callers[descriptor])
+            elif descriptor in self._by_client:
+                self._release(self._by_client[descriptor])
         return is_other_ready
 
     def _release_expired(self, now: float) -> None:
-        for answer in [answer for answer in self._answers if answer.wait.until <= now]:
-            self._release(answer)
-        waits = (answer.wait.until for answer in self._answers)
-        self._first_until = min(waits, default=math.inf)
+        for response in [one for one in self._responses if one.wait.until <= now]:
+            self._release(response)
+        deadlines = (response.wait.until for response in self._responses)
+        self._next_deadline = min(deadlines, default=math.inf)
 
-    def _release(self, answer: ResponseDriver) -> None:
-        source, caller = self._answers.pop(answer)
-        del self._sources[source], self._callers[caller]
-        for descriptor in (source, caller):
+    def _release(self, response: ResponseDriver) -> None:
+        source, client = self._responses.pop(response)
+        del self._by_source[source], self._by_client[client]
+        for descriptor in (source, client):
             with suppress(OSError):
                 self._poll.unregister(descriptor)
-        self._go_on(answer)
+        self._resume(response)

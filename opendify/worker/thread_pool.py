@@ -1,15 +1,15 @@
-"""The threads of a worker."""
+"""The worker's threads."""
 
 from concurrent.futures import ThreadPoolExecutor
 
 
 class ThreadPool(ThreadPoolExecutor):
-    """Goes on with the threads there are where the system gives no more of them: whoever asks for
-    one is the main loop, on which all streams of the worker depend."""
+    """Continues with the existing threads when the system refuses another one. The main loop calls
+    ``submit``, so an exception there would end all streams of the worker."""
 
     def _adjust_thread_count(self) -> None:
         try:
             super()._adjust_thread_count()
-        except RuntimeError:  # "can't start new thread"; what is to be done waits for another
+        except RuntimeError:  # "can't start new thread": the task waits for an existing one
             if not self._threads:
                 raise

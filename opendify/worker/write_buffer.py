@@ -1,31 +1,31 @@
-"""Where Gunicorn writes an answer: its pieces are held, so that what comes together leaves
-together, its head included."""
+"""Buffers a response, so that pieces written together, the head included, are sent together."""
 
 import socket
 
 
 class WriteBuffer:
-    """Takes the place of a caller's socket in Gunicorn's response. ``held`` is what is not sent."""
+    """Takes the place of the client's socket in Gunicorn's response. ``pending`` is what is not
+    sent yet."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self.held = b""
+        self.pending = b""
         self._sock = sock
 
     def sendall(self, data: bytes) -> None:
-        """Holds what is to be sent."""
-        self.held += data
+        """Buffers the data."""
+        self.pending += data
 
     def flush(self) -> None:
-        """Sends all that is held, as long as the caller takes it. Raises OSError."""
-        held, self.held = self.held, b""
-        if held:
-            self._sock.sendall(held)
+        """Sends everything; blocks while the client does not read. Raises OSError."""
+        pending, self.pending = self.pending, b""
+        if pending:
+            self._sock.sendall(pending)
 
-    def offer(self, data: bytes) -> None:
-        """Sends what the caller has place for, holds the rest, and never waits. Raises OSError."""
-        data = self.held + data
+    def try_send(self, data: bytes) -> None:
+        """Sends what the socket accepts at once, buffers the rest; never blocks. Raises OSError."""
+        data = self.pending + data
         try:
             sent = self._sock.send(data, socket.MSG_DONTWAIT)
         except BlockingIOError:
             sent = 0
-        self.held = data[sent:]
+        self.pending = data[sent:]

@@ -185,8 +185,8 @@ DEFECTS = [
         _NEVER_SILENT,
         "What a caller has no place for in the loop is dropped",
         f"{_OF_THE_LOOP}::test_who_does_not_read_keeps_nobody_waiting_and_loses_nothing",
-        "opendify.worker.write_buffer:WriteBuffer.offer",
-        Assigned("held", "b''"),
+        "opendify.worker.write_buffer:WriteBuffer.try_send",
+        Assigned("pending", "b''"),
     ),
     # --- the table -----------------------------------------------------------------------------
     Defect(
@@ -404,7 +404,7 @@ DEFECTS = [
         "The loop looks at the time of the first of its answers only",
         f"{_WAITING}::test_silence_ends_for_each_in_its_time",
         "opendify.worker.stream_loop:StreamLoop._release_expired",
-        Assigned("_first_until", "math.inf"),
+        Assigned("_next_deadline", "math.inf"),
     ),
     Defect(
         _TIMEOUTS,
@@ -568,8 +568,8 @@ DEFECTS = [
         _END,
         "SIGTERM ends answers at once",
         f"{_SHUTDOWN}::test_sigterm_lets_short_answers_end",
-        "opendify.worker.shutdown:GracefulShutdown.must_end",
-        Returned("self._left < 1000000000.0"),
+        "opendify.worker.shutdown:GracefulShutdown.must_drain",
+        Returned("self._remaining < 1000000000.0"),
     ),
     Defect(
         _END,
@@ -582,7 +582,7 @@ DEFECTS = [
         _END,
         "Answers in the loop are not told of the end",
         f"{_SHUTDOWN}::test_sigterm_ends_long_answers_with_an_error_and_a_stop",
-        "opendify.worker.worker:Worker._end_answers",
+        "opendify.worker.worker:Worker._end_responses",
         Drop("release_all"),
     ),
     Defect(
@@ -596,7 +596,7 @@ DEFECTS = [
         _END,
         "SIGHUP ends long answers after graceful_timeout",
         f"{_SHUTDOWN}::test_sighup_loses_no_answer",
-        "opendify.worker.shutdown:GracefulShutdown.look",
+        "opendify.worker.shutdown:GracefulShutdown.handle_signals",
         Condition(1, "True"),
     ),
     Defect(
@@ -700,8 +700,8 @@ DEFECTS = [
         _BAD,
         "The newcomer is refused where bodies are held back",
         f"{_FRAMING}::test_bodies_that_are_held_back_shut_nobody_out",
-        "opendify.worker.connection_set:PendingConnections._judge",
-        Argument("_refuse", 0, "conn"),
+        "opendify.worker.connection_set:PendingConnections._advance",
+        Argument("_reject", 0, "conn"),
     ),
     Defect(
         _BAD,
@@ -752,7 +752,7 @@ DEFECTS = [
         _BAD,
         "A head may take for ever",
         f"{_CALLERS}::test_a_caller_that_never_finishes_is_hung_up_on",
-        "opendify.worker.connection:_HEAD_SECONDS",
+        "opendify.worker.connection:_HEAD_TIMEOUT",
         Constant(15.0, 600.0),
     ),
     Defect(
