@@ -72,7 +72,7 @@ def test_a_caller_has_its_own_limits_or_those_of_all() -> None:
 
 WRONG = [
     pytest.param(",", "holds no key", id="only a comma"),
-    pytest.param("se cret", "key 1 has blanks", id="a blank"),
+    pytest.param("se cret", "key 1 contains spaces", id="a blank"),
     pytest.param("{", "not valid JSON", id="half of JSON"),
     pytest.param('{"a":"secret","a":"other"}', "the name 'a' occurs twice", id="twice"),
     pytest.param({}, "at least one caller", id="an object of nobody"),
@@ -82,7 +82,7 @@ WRONG = [
     pytest.param({"a": {"keys": None}}, "setting 'keys'", id="null"),
     pytest.param({"a": {"models": []}}, "setting 'keys'", id="an object without keys"),
     pytest.param({"a": "one,secret"}, "without commas", id="two in one"),
-    pytest.param({"a": ["one", "sha256:secret"]}, "caller 'a', key 2: behind", id="a bad hash"),
+    pytest.param({"a": ["one", "sha256:secret"]}, "caller 'a', key 2: 'sha256:'", id="a bad hash"),
     pytest.param({"a": {"keys": "k", "modles": []}}, "unknown setting", id="a mistyped setting"),
     pytest.param({"a": {"keys": "k", "models": "tiny"}}, "list of names", id="models as a string"),
     pytest.param({"a": {"keys": "k", "models": ["x"]}}, "the model 'x'", id="an unknown model"),

@@ -97,5 +97,5 @@ def test_a_wrong_admin_key_is_told_at_the_start() -> None:
     with pytest.raises(ConfigError) as caught:
         load_settings({**GOOD, "OPENDIFY_ADMIN_KEYS": "good,sha256:secret"})
     assert caught.value.problems == [
-        "OPENDIFY_ADMIN_KEYS: key 2: behind 'sha256:' go 64 hexadecimal digits."
+        "OPENDIFY_ADMIN_KEYS: key 2: 'sha256:' must be followed by 64 hexadecimal digits."
     ]

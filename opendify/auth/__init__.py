@@ -1,1 +1,1 @@
-"""Who calls: API keys, and the accounts that they belong to."""
+"""Identifies callers: API keys, and the accounts that they belong to."""

@@ -1,10 +1,10 @@
-"""Who calls, and what the key of a request opens. No I/O."""
+"""Identifies the caller of a request by its key, and what that caller may use. No I/O."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from opendify.auth.api_keys import Keys, digest_of
+from opendify.auth.api_keys import Keys, hash_key
 from opendify.config.accounts import Account, Limits
 from opendify.config.models import Model
 
@@ -13,8 +13,9 @@ _DIFY_KEY = re.compile(r"app-[!-~]{1,200}")
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Somebody whom we know. ``name`` stands for the key in the mappings and never is one;
-    ``models`` are those that they may use; ``limits`` hold for all who are ``counted_as`` one."""
+    """An identified caller. ``name`` stands for the key in the mappings and never is the key;
+    ``models`` are the models that the caller may use; ``limits`` apply to all callers that share a
+    ``limit_key`` together."""
 
     name: str
     models: Mapping[str, Model]
@@ -23,9 +24,9 @@ class Principal:
 
 
 class AccountRegistry:
-    """Those who may call: the accounts and the admins; where there are no accounts, everybody;
-    where ``bring_dify_key``, those with the key of a Dify app, which then is the key of every
-    model for them, and only theirs."""
+    """Who may call: accounts and admins; everybody where there are no accounts. With
+    ``bring_dify_key``, every caller that sends the key of a Dify app; that key then replaces the
+    key of every model for this caller only."""
 
     def __init__(
         self,
@@ -35,7 +36,7 @@ class AccountRegistry:
         limits: Limits,
         bring_dify_key: bool = False,
     ) -> None:
-        self._accounts = [(account, _allowed(account, models)) for account in accounts]
+        self._accounts = [(account, _allowed_models(account, models)) for account in accounts]
         self._models = models
         self._limits = limits
         self.admin_keys = admin_keys
@@ -47,33 +48,33 @@ class AccountRegistry:
         return bool(self._accounts) or self.bring_dify_key
 
     def identify(self, key: str) -> Principal | None:
-        """Who shows this key ("" is none), or None where that is nobody we know.
+        """The caller with this key ("" for no key); None where the key is unknown.
 
-        How long it takes says nothing of how near a wrong key is to a right one.
+        The time that this takes does not depend on how similar a wrong key is to a right one.
         """
-        digest = digest_of(key)
+        digest = hash_key(key)
         name = digest[:12] if key else "-"
         if self.bring_dify_key:
-            return self._with_dify_key(key, name)
-        found = [entry for entry in self._accounts if entry[0].keys.hold_digest(digest)]
-        if found:
-            account, models = found[0]
+            return self._identify_by_dify_key(key, name)
+        matching = [entry for entry in self._accounts if entry[0].keys.contains_digest(digest)]
+        if matching:
+            account, models = matching[0]
             name = account.name or name
             return Principal(name, models, account.limits, name)
-        if self.admin_keys.hold_digest(digest):
+        if self.admin_keys.contains_digest(digest):
             return Principal(name, self._models, Limits(), name)
-        if not self.need_keys:  # anybody can make up keys, so all are counted as one
+        if not self.need_keys:  # keys can be made up, so all callers share the limits
             return Principal(name, self._models, self._limits, "-")
         return None
 
-    def _with_dify_key(self, key: str, name: str) -> Principal | None:
+    def _identify_by_dify_key(self, key: str, name: str) -> Principal | None:
         if not _DIFY_KEY.fullmatch(key):
             return None
         models = {name: replace(model, key=key) for name, model in self._models.items()}
         return Principal(name, models, self._limits, name)
 
 
-def _allowed(account: Account, models: Mapping[str, Model]) -> Mapping[str, Model]:
+def _allowed_models(account: Account, models: Mapping[str, Model]) -> Mapping[str, Model]:
     if account.models is None:
         return models
     return {name: model for name, model in models.items() if name in account.models}

@@ -1,4 +1,4 @@
-"""The keys that callers show: which there are, and whether one of them was shown. No I/O."""
+"""API keys: parsing them from settings and requests, and comparing them. No I/O."""
 
 import hashlib
 import hmac
@@ -10,7 +10,7 @@ _HASHED = "sha256:"
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """A set of keys, of which only hashes are kept. Empty, and false, where none are set."""
+    """A set of keys, stored as hashes only. Falsy when empty."""
 
     digests: tuple[str, ...] = field(default=(), repr=False)
 
@@ -18,18 +18,19 @@ class Keys:
         return bool(self.digests)
 
     def hold(self, key: str) -> bool:
-        """Whether it is one of them. How long this takes says nothing of how nearly it is."""
-        return self.hold_digest(digest_of(key))
+        """Whether ``key`` is in the set. The time that this takes does not depend on how similar it
+        is to a key in the set."""
+        return self.contains_digest(hash_key(key))
 
-    def hold_digest(self, digest: str) -> bool:
+    def contains_digest(self, digest: str) -> bool:
         """The same, for the hash of a key."""
         return any([hmac.compare_digest(digest, known) for known in self.digests])
 
 
 def parse_keys(text: str) -> Keys:
-    """Read keys with commas or line ends between.
+    """Parse keys separated by commas or line breaks.
 
-    Raises ValueError, which says by its number which key is wrong, and nothing of it.
+    Raises ValueError, which names the wrong key by its position and never quotes it.
     """
     digests = []
     for number, key in enumerate((part.strip() for part in re.split(r"[,\n]", text)), start=1):
@@ -39,31 +40,32 @@ def parse_keys(text: str) -> Keys:
 
 
 def parse_key(key: str, where: str) -> str:
-    """The digest of one key, written as it is or as ``sha256:`` and the hash in hexadecimal.
+    """The digest of one key, given in plain text or as ``sha256:`` and its hash in hexadecimal.
 
-    Raises ValueError, which says ``where`` the key is and nothing of it.
+    Raises ValueError, which contains ``where`` and never quotes the key.
     """
     if key.lower().startswith(_HASHED):
         digest = key[len(_HASHED) :].lower()
         if not re.fullmatch(r"[0-9a-f]{64}", digest):
-            raise ValueError(f"{where}: behind 'sha256:' go 64 hexadecimal digits")
-        if digest == digest_of(""):
-            raise ValueError(f"{where} is the hash of an empty key, which anybody has")
+            raise ValueError(f"{where}: 'sha256:' must be followed by 64 hexadecimal digits")
+        if digest == hash_key(""):
+            raise ValueError(f"{where} is the hash of an empty key, which protects nothing")
         return digest
     if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise ValueError(f"{where} has blanks or characters that are not ASCII in it")
-    if set(key) & set("\"'[]{}"):  # of another way to write a list, and in no key that is made
-        raise ValueError(f"{where} has quotes or brackets in it; write keys with commas between")
-    return digest_of(key)
+        raise ValueError(f"{where} contains spaces or non-ASCII characters")
+    if set(key) & set("\"'[]{}"):  # another list syntax; no generated key contains these
+        raise ValueError(f"{where} contains quotes or brackets; separate keys with commas")
+    return hash_key(key)
 
 
 def parse_bearer(authorization: str) -> str:
-    """The key in an ``Authorization`` header, or "" where there is none. Only blanks and tabs may
-    stand around it (RFC 9110, 5.6.3): ``str.strip`` alone would take off U+00A0 and more."""
+    """The key in an ``Authorization`` header, "" where there is none. Only spaces and tabs around
+    it are optional whitespace (RFC 9110, 5.6.3); ``str.strip`` alone would also remove U+00A0 and
+    others."""
     scheme, _, key = authorization.partition(" ")
     return key.strip(" \t") if scheme.lower() == "bearer" else ""
 
 
-def digest_of(key: str) -> str:
-    """The hash by which a key is known: SHA-256, in hexadecimal."""
+def hash_key(key: str) -> str:
+    """The SHA-256 hash of a key, in hexadecimal."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
