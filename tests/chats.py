@@ -55,7 +55,7 @@ class Chats(RuleBasedStateMachine):
         self.stores[who].put(key, conversation_id, heard)
         old = self.model.get(key)
         if old is None or (
-            (old.conversation_id, old.heard) != (conversation_id, heard)
+            (old.conversation_id, old.history_digest) != (conversation_id, heard)
             or self.clock.now - old.last_used >= 3600
         ):
             self.use(key, conversation_id, heard, old)
@@ -65,7 +65,7 @@ class Chats(RuleBasedStateMachine):
         self.stores[who].touch(key)
         old = self.model.get(key)
         if old is not None and self.clock.now - old.last_used >= 3600:
-            self.use(key, old.conversation_id, old.heard, old)
+            self.use(key, old.conversation_id, old.history_digest, old)
 
     @rule(who=whose, key=keys, conversation_id=conversations)
     def forget(self, who: int, key: str, conversation_id: str) -> None:

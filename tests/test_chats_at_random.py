@@ -263,7 +263,7 @@ class Talks(RuleBasedStateMachine):
         """As a worker leaves them that is killed in the middle of turns."""
         store = self.store()
         for key, mapping in list(store.entries()):
-            heard = mapping.heard.replace("-failed/", f"-{uuid.uuid4().hex[:16]}/")
+            heard = mapping.history_digest.replace("-failed/", f"-{uuid.uuid4().hex[:16]}/")
             store.put(key, mapping.conversation_id, heard)
         store.close()
 

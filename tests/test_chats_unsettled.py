@@ -386,7 +386,7 @@ class Remote:
 
 def forget_message_ids(store: JsonFileStore) -> None:
     for key, mapping in list(store.entries()):
-        store.put(key, mapping.conversation_id, mapping.heard.partition("#")[0])
+        store.put(key, mapping.conversation_id, mapping.history_digest.partition("#")[0])
 
 
 def test_a_chat_of_an_earlier_release_is_settled_by_the_texts(

@@ -434,7 +434,7 @@ def test_a_damaged_line_is_skipped_and_told(
     opened().put("after", "c2")
     reader = opened()
     assert known_by(reader) == {"before": "c1", "after": "c2"}
-    assert "a line that is not whole is skipped" in caplog.text
+    assert "skipping an incomplete line" in caplog.text
 
 
 def test_a_journal_before_a_gap_counts_no_more(opened: Opener, folder: Path, clock: Clock) -> None:
@@ -503,7 +503,7 @@ def test_a_journal_that_was_cut_short_by_hand_is_read_anew(opened: Opener, folde
 
 
 def keeper_of(store: JsonFileStore) -> Compactor:
-    return store._keeper
+    return store._compactor
 
 
 def test_the_file_holds_everything_when_it_has_settled(opened: Opener, folder: Path) -> None:
@@ -549,8 +549,8 @@ def test_the_thread_brings_the_file_up_to_date_by_itself(
 def test_a_large_store_is_written_when_its_journal_outgrew_the_file(
     opened: Opener, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Compactor, "LEAST_TO_FOLD", 1000)
-    monkeypatch.setattr("opendify.conversations.store.compactor._FEW_ENTRIES", 10)
+    monkeypatch.setattr(Compactor, "MIN_COMPACT_BYTES", 1000)
+    monkeypatch.setattr("opendify.conversations.store.compactor._SMALL_MAP", 10)
     store = opened()
     for number in range(20):
         store.put(f"chat {number}", "c")
@@ -605,7 +605,7 @@ def test_memory_stays_bounded_while_the_disk_fails(opened: Opener, folder: Path)
     keeper_of(store).tick()
     assert store.stats().count <= 13
     assert store.get("chat 999") is not None
-    assert len(store._ledger._known.unwritten) <= 10
+    assert len(store._map._state.unwritten) <= 10
 
 
 # Trouble with the disk
@@ -686,8 +686,8 @@ def test_each_new_trouble_is_told_once(
             store.close()
         told = [(record.levelname, record.getMessage()) for record in caplog.records]
         assert [level for level, _ in told] == ["ERROR", "WARNING", "ERROR"]
-        assert "cannot be kept" in told[0][1]
-        assert "cannot be brought up to date" in told[2][1]
+        assert "cannot be saved" in told[0][1]
+        assert "cannot be updated" in told[2][1]
         store.get("a")
         store.close()
     assert set(in_file(folder)) == {"chat 0", "chat 1", "chat 2", "a", "b"}
@@ -721,10 +721,10 @@ def test_a_file_that_may_not_be_read_is_not_overwritten(
 def test_a_paused_process_that_holds_the_lock_holds_nobody_up(
     opened: Opener, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("opendify.conversations.store.journaled_map._PATIENCE", 0.05)
+    monkeypatch.setattr("opendify.conversations.store.journaled_map._LOCK_TIMEOUT", 0.05)
     store, other = opened(), opened()
     store.put("a", "c1")
-    with other._ledger._folder.changing.held(0):
+    with other._map._folder.journal_lock.held(0):
         for number in range(100):
             store.put(f"chat {number}", "c")
         assert store.stats().count == 101
@@ -742,20 +742,20 @@ def test_a_change_begun_without_the_lock_is_not_written_without_it(
     opened: Opener, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even if the disk is tried again, by the keeper, before the change is complete."""
-    monkeypatch.setattr("opendify.conversations.store.journaled_map._PATIENCE", 0.0)
+    monkeypatch.setattr("opendify.conversations.store.journaled_map._LOCK_TIMEOUT", 0.0)
     store, other = opened(), opened()
     store.put("a", "c1")
     size = journals(folder)[0].stat().st_size
-    mending = threading.Thread(target=store._ledger.retry_writes)
+    mending = threading.Thread(target=store._map.retry_writes)
 
     def plan(_: Entries) -> Patch:
         mending.start()
         mending.join(0.2)
         return {"c": ConversationRecord("c3", 1, 1)}
 
-    with other._ledger._folder.changing.held(0):
+    with other._map._folder.journal_lock.held(0):
         store.put("b", "c2")
-        store._ledger.change(plan)
+        store._map.change(plan)
         mending.join()
         assert journals(folder)[0].stat().st_size == size
     store.close()
@@ -765,7 +765,7 @@ def test_a_change_begun_without_the_lock_is_not_written_without_it(
 def test_readers_do_not_wait_for_a_writer(opened: Opener) -> None:
     store, other = opened(), opened()
     store.put("a", "c1")
-    with other._ledger._folder.changing.held(0):
+    with other._map._folder.journal_lock.held(0):
         writer = threading.Thread(target=store.put, args=("b", "c2"))
         writer.start()
         assert store.get("a") is not None
@@ -792,7 +792,7 @@ class ChatsInFiles(Chats):
         if self.model:
             expected = {
                 key: entry(mapping.conversation_id, mapping.created_at, mapping.last_used)
-                | ({"heard": mapping.heard} if mapping.heard else {})
+                | ({"heard": mapping.history_digest} if mapping.history_digest else {})
                 for key, mapping in self.model.items()
             }
             assert in_file(self.folder) == expected
@@ -801,12 +801,12 @@ class ChatsInFiles(Chats):
     @rule(who=Chats.whose)
     def settle(self, who: int) -> None:
         for _ in range(7):
-            self.stores[who]._keeper.tick()
+            self.stores[who]._compactor.tick()
 
     @rule(who=Chats.whose)
     def kill(self, who: int) -> None:
-        self.stores[who]._keeper.stop()
-        self.stores[who]._ledger.abandon()
+        self.stores[who]._compactor.stop()
+        self.stores[who]._map.close_unlocked()
         self.stores[who] = self.open()
 
     @precondition(lambda self: bool(journals(self.folder)))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from opendify.conversations.keys import ChatKey, count_by_model, encodable, parse_chat_key
 from opendify.conversations.resolver import ChatOwner
 
-TEXTS = st.text(alphabet=st.one_of(st.sampled_from('",[]\\{:'), st.characters()))
+TEXTS = st.text(alphabet=st.one_of(st.sampled_from('",[]\\{:'), st.characters(codec="utf-8")))
 CHATS = st.builds(ChatKey, TEXTS, TEXTS, TEXTS, TEXTS)
 
 

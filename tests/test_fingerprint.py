@@ -143,7 +143,7 @@ def test_the_end_of_a_chat_that_repeats_itself_only_later_is_its_end() -> None:
 
 def test_exactly_as_many_messages_as_are_kept_are_the_end_of_a_longer_chat() -> None:
     long = [turn for i in range(40) for turn in (user(f"q{i}"), assistant(f"a{i}"))]
-    assert continues(extend(HistoryFingerprint(), long), long[-fingerprint.KEPT_MESSAGES :])
+    assert continues(extend(HistoryFingerprint(), long), long[-fingerprint.MAX_ITEMS :])
 
 
 NAMED = [
@@ -215,7 +215,7 @@ def test_the_system_text_is_not_among_what_counts() -> None:
 def test_a_history_longer_than_what_is_kept_one_by_one_must_match_as_a_whole() -> None:
     long = [turn for i in range(40) for turn in (user(f"q{i}"), assistant(f"a{i}"))]
     heard = extend(HistoryFingerprint(), long)
-    assert len(heard.items) == fingerprint.KEPT_MESSAGES
+    assert len(heard.items) == fingerprint.MAX_ITEMS
     assert continues(heard, long)
     assert continues(heard, long[-10:])
     assert not continues(heard, [user("changed"), *long[1:]])
@@ -271,7 +271,7 @@ def digest_by_all_steps(message: Message) -> str:
     """The digest of a text without a look whether a step could change anything."""
     text = message.text
     if message.role == "assistant":
-        text = fingerprint._without(fingerprint._REASONING, text)
+        text = fingerprint._strip_elements(fingerprint._REASONING, text)
         if fingerprint._CUT_REASONING.match(text):
             text = ""
         said, _, listed = text.rpartition("**Sources**")
@@ -283,7 +283,7 @@ def digest_by_all_steps(message: Message) -> str:
             text = text.rpartition("</context>")[2].strip()
             if text.startswith("<user_query>") and text.endswith("</user_query>"):
                 text = text[len("<user_query>") : -len("</user_query>")]
-        text = fingerprint._without(fingerprint._ATTACHED, text).strip()
+        text = fingerprint._strip_elements(fingerprint._ATTACHED, text).strip()
     text = re.sub(r"\s+", "", unicodedata.normalize("NFC", text))
     return fingerprint._digest(f"{message.role}|{text}")
 

@@ -46,7 +46,7 @@ def hits(rates: RateLimiter, caller: str, per_minute: int, times: int) -> int:
 
 def taken(slots: ConcurrencyLimiter, caller: str, most: int, times: int) -> list[Slot]:
     with ThreadPoolExecutor(8) as pool:
-        found = pool.map(lambda _: slots.take(caller, most), range(times))
+        found = pool.map(lambda _: slots.acquire(caller, most), range(times))
         return [slot for slot in found if slot is not None]
 
 
@@ -113,13 +113,13 @@ def test_a_slot_is_kept_as_long_as_its_holder_lives(redis_url: str) -> None:
         ConcurrencyLimiter(link(redis_url), 1, lease=0.3),
         ConcurrencyLimiter(link(redis_url), 1),
     )
-    slot = mine.take("a", 1)
+    slot = mine.acquire("a", 1)
     assert slot is not None
     for _ in range(4):
         time.sleep(0.2)
-        assert other.take("a", 1) is None
+        assert other.acquire("a", 1) is None
     mine._leases.discard(slot)  # as if its process had died
-    wait_for(lambda: other.take("a", 1) is not None, 5)
+    wait_for(lambda: other.acquire("a", 1) is not None, 5)
 
 
 def test_nothing_stays_in_redis(redis_url: str) -> None:
@@ -138,7 +138,7 @@ def test_redis_that_comes_back_counts_again(caplog: pytest.LogCaptureFixture) ->
     server.kill()
     assert hits(rates, "a", 4, 6) == 2
     assert len(taken(slots, "a", 4, 6)) == 2
-    assert "counts the requests of callers for itself" in caplog.text
+    assert "counts the requests of callers by itself" in caplog.text
     server.start()
     wait_for(lambda: hits(rates, "b", 4, 6) == 4 or not time.sleep(0.5))
     server.close()

@@ -57,7 +57,7 @@ def test_everything_goes_there_and_back(
     assert (there.returncode, there.stderr) == (0, "")
     assert there.stdout == (
         f"1234 mappings in {file_store / 'data'}: 1234 copied to {redis_url}, "
-        "0 were there already, as new or newer.\n"
+        "0 were already there, as new or newer.\n"
     )
     store = in_redis(redis_url)
     assert dict(store.entries()) == MANY
@@ -83,7 +83,7 @@ def test_a_second_time_copies_only_what_is_news(file_store: Path, redis_url: str
     again = transfer(file_store, "--from", "file", "--to", redis_url)
     assert "1234 mappings" in again.stdout
     assert " 1 copied" in again.stdout
-    assert "1233 were there already" in again.stdout
+    assert "1233 were already there" in again.stdout
     expected = {**MANY, first: ConversationRecord("newer there", 1, 99_999)}
     expected[second] = ConversationRecord("newer here", 1, 99_999)
     assert dict(there.entries()) == expected

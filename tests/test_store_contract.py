@@ -144,7 +144,7 @@ def test_a_move_onto_itself_keeps_the_chat(store: ConversationStore) -> None:
     assert store.move("a", "a", "c1", "heard")
     moved = store.get("a")
     assert moved is not None
-    assert moved.heard == "heard"
+    assert moved.history_digest == "heard"
 
 
 def test_one_of_many_threads_gets_a_conversation_that_is_handed_over(
@@ -269,7 +269,7 @@ def test_any_text_is_a_key_and_a_digest(opened: Opener, key: str) -> None:
     store.put(key, "c1", key)
     mapping = other.get(key)
     assert mapping is not None
-    assert mapping.heard == key
+    assert mapping.history_digest == key
     assert other.keys() == [key]
     assert other.owner("c1") == key
     assert [found for found, _ in other.entries()] == [key]

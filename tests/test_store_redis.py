@@ -219,7 +219,7 @@ def test_as_many_threads_as_there_are_may_ask_at_once(redis_url: str) -> None:
     together = threading.Barrier(200)
 
     def ask(_: int) -> bool:
-        return link.ask(
+        return link.execute(
             lambda client: client.transaction(lambda pipe: together.wait(30), "x") == []
         )
 
@@ -277,7 +277,7 @@ def test_what_was_new_meanwhile_is_kept_when_redis_is_back(
     assert store.get("contested") == other.get("contested")
     assert store.get("seen") is None  # this server keeps nothing over a restart
     assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
-    assert "are kept in redis://shown:6379/0 again" in caplog.records[1].getMessage()
+    assert "are stored in redis://shown:6379/0 again" in caplog.records[1].getMessage()
 
 
 def go_on_from_memory(server: RedisServer, store: RedisStore) -> None:
@@ -294,13 +294,13 @@ def test_a_chat_that_waits_to_be_kept_goes_on_from_memory(
     server.kill()
     store.put("new", "c1", "one")
     with monkeypatch.context() as patched:
-        patched.setattr(store, "_keep_the_unkept", lambda most: None)
+        patched.setattr(store, "_write_back", lambda limit: None)
         go_on_from_memory(server, store)
     assert opened(server.url).keys() == []
     assert store.get("new") is None
     kept = opened(server.url).get("moved")
     assert kept is not None
-    assert kept.heard == "three"
+    assert kept.history_digest == "three"
 
 
 def test_an_address_that_is_no_name_costs_no_answer(
@@ -399,7 +399,7 @@ def test_a_redis_that_refuses_to_write_is_still_read(
         assert found is not None
         assert found.conversation_id == "c3"
         assert len(caplog.records) == 1
-        assert "refuses to keep conversations" in caplog.text
+        assert "refuses to store conversations" in caplog.text
         assert "anna" not in caplog.text
         for name in settings_of_redis:
             client.config_set(name, "noeviction" if "policy" in name else "0")
@@ -430,7 +430,7 @@ def test_a_wrong_password_is_told_without_it(
 def test_memory_stays_bounded_while_redis_is_away(
     server: RedisServer, opened: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("opendify.conversations.store.redis._MOST_REMEMBERED", 10)
+    monkeypatch.setattr("opendify.conversations.store.redis._MAX_CACHED", 10)
     store = opened(server.url)
     for number in range(30):
         store.put(f"before {number}", "c")

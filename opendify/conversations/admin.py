@@ -1,4 +1,4 @@
-"""What operators can see of the conversations, and do to them."""
+"""Lists, counts and removes conversations for operators."""
 
 from collections.abc import Callable, Mapping
 from itertools import islice
@@ -19,81 +19,82 @@ from opendify.upstream.client import DifyClient
 
 
 class ConversationAdmin:
-    """Counts, lists and removes mappings. ``now`` gives epoch seconds."""
+    """Counts, lists and removes mappings. ``now`` returns epoch seconds."""
 
     def __init__(
         self,
-        conversations: ConversationStore,
+        store: ConversationStore,
         models: Mapping[str, Model],
         client: DifyClient,
         now: Callable[[], float],
     ) -> None:
-        self._conversations = conversations
+        self._store = store
         self._models = models
         self._client = client
         self._now = now
 
     def counts(self) -> dict[str, Any]:
-        """How many chats are remembered; while the store is away, those of one worker."""
-        stats = self._conversations.stats()
-        chats = list(filter(is_chat, self._conversations.keys()))
+        """How many chats are stored; while the store is unreachable, those known to one worker."""
+        stats = self._store.stats()
+        chats = list(filter(is_chat, self._store.keys()))
         return {
             "mapping_count": len(chats),
             "oldest_mapping": stats.oldest,
             "newest_mapping": stats.newest,
             "timestamp": int(self._now()),
-            "store": self._conversations.kind,
-            "store_available": self._conversations.available,
+            "store": self._store.kind,
+            "store_available": self._store.available,
             "by_model": count_by_model(chats),
         }
 
     def listed(self, limit: int, chat_id: str | None) -> list[dict[str, Any]]:
-        """The mappings used last, all of them or those of one chat. Raises StoreUnavailable."""
-        entries = self._conversations.entries(limit if chat_id is None else None)
-        wanted = (
-            _shown(key, kept)
-            for key, kept in entries
+        """The most recently used mappings, of all chats or of one. Raises StoreUnavailable."""
+        entries = self._store.entries(limit if chat_id is None else None)
+        matching = (
+            _to_json(key, record)
+            for key, record in entries
             if chat_id is None or parse_chat_key(key).chat_id == chat_id
         )
-        found = list(islice(wanted, limit))
-        self._require_store()
+        found = list(islice(matching, limit))
+        self._require_available()
         return found
 
     def remove(self, conversation_id: str, in_dify: bool) -> dict[str, Any]:
-        """Removes a conversation's mappings, and where wanted first the conversation in Dify.
+        """Remove the mappings of a conversation, and with ``in_dify`` first the conversation in
+        Dify.
 
-        Raises MappingUnknown, StoreUnavailable, and what keeps Dify from deleting it; the
-        mappings are kept then, so that it can be tried again.
+        Raises MappingNotFound, StoreUnavailable, and the error with which Dify refuses to delete
+        it; the mappings are not removed then, so that the call can be repeated.
         """
-        key = self._conversations.owner(conversation_id)
-        self._require_store()
+        key = self._store.owner(conversation_id)
+        self._require_available()
         if key is None:
             raise errors.MappingNotFound(
-                f"No chat is kept in the conversation '{conversation_id[:100]}'; "
+                f"No chat is mapped to the conversation '{conversation_id[:100]}'; "
                 "GET /v1/conversation/mappings?limit=100 lists them."
             )
         outcome = self._delete_in_dify(key, conversation_id) if in_dify else "kept"
-        keys = self._conversations.remove_conversation(conversation_id)
-        self._require_store()
+        keys = self._store.remove_conversation(conversation_id)
+        self._require_available()
         return {"removed_count": len(keys), "dify": outcome, "timestamp": int(self._now())}
 
     def cleanup(self, days: float) -> dict[str, Any]:
-        """Removes the mappings that were not used for so many days. Raises StoreUnavailable."""
-        removed = self._conversations.cleanup(days)
-        self._require_store()
+        """Remove the mappings not used for ``days`` days. Raises StoreUnavailable."""
+        removed = self._store.cleanup(days)
+        self._require_available()
         return {"removed_count": removed, "max_age_days": days, "timestamp": int(self._now())}
 
     def _delete_in_dify(self, key: str, conversation_id: str) -> str:
-        whose = parse_chat_key(key)
-        model = self._models.get(whose.model or "")
-        if model is None or not model.key or whose.user is None:
+        chat = parse_chat_key(key)
+        model = self._models.get(chat.model or "")
+        if model is None or not model.key or chat.user is None:
             raise errors.InvalidRequest(
-                "It is not known which app and user of Dify the conversation belongs to, or with "
-                "which key to delete it there (the key of its model is not in MODEL_CONFIG). "
-                "Without ?dify=true the mapping alone is removed.",
+                "The Dify app or user of the conversation is unknown, or the key of its model, "
+                "which is needed to delete it there, is not in MODEL_CONFIG. Without ?dify=true "
+                "only the mapping is removed.",
                 param="dify",
             )
-        body = {"user": whose.user}
+        body = {"user": chat.user}
         try:
             path = f"/conversations/{quote(conversation_id, safe='')}"
             self._client.call(model, "DELETE", path, json=body)
@@ -101,21 +102,21 @@ class ConversationAdmin:
             return "unknown"
         return "deleted"
 
-    def _require_store(self) -> None:
-        if not self._conversations.available:
+    def _require_available(self) -> None:
+        if not self._store.available:
             raise errors.StoreUnavailable(
-                "The conversations cannot be reached where they are kept; the log says why."
+                "The conversation store cannot be reached; the log says why."
             )
 
 
-def _shown(key: str, kept: records.ConversationRecord) -> dict[str, Any]:
-    whose = parse_chat_key(key)
+def _to_json(key: str, record: records.ConversationRecord) -> dict[str, Any]:
+    chat = parse_chat_key(key)
     return {
-        "caller": whose.caller,
-        "model": whose.model,
-        "user": whose.user,
-        "chat_id": whose.chat_id,
-        "dify_conversation_id": encodable(kept.conversation_id),
-        "created_at": kept.created_at,
-        "last_used": kept.last_used,
+        "caller": chat.caller,
+        "model": chat.model,
+        "user": chat.user,
+        "chat_id": chat.chat_id,
+        "dify_conversation_id": encodable(record.conversation_id),
+        "created_at": record.created_at,
+        "last_used": record.last_used,
     }

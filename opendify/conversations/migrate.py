@@ -15,7 +15,7 @@ from opendify.config.parsing import InvalidValue
 from opendify.config.redis_url import parse_store_address, without_secrets
 from opendify.config.secret_files import FILE_VARIABLES, with_files
 from opendify.config.settings import ConfigError, data_folder
-from opendify.conversations.store import records as kept
+from opendify.conversations.store import records
 from opendify.conversations.store.base import ConversationStore
 from opendify.conversations.store.factory import new_conversations, new_link
 from opendify.conversations.store.records import Entries
@@ -24,12 +24,11 @@ _BATCH = 500
 _SETTING = "CONVERSATION_STORE"
 _NO_LIMIT = sys.maxsize
 
-_ABOUT = """\
+_DESCRIPTION = """\
 Copies the conversations of the chats from one store to another: from the JSON file
-into Redis, or back. The source stays as it is. A chat that the target knows and
-that was used later there is left as it is there, so a copy may be repeated, also
-while OpenDify runs; what it then writes to the old store meanwhile is copied by the
-next one.
+into Redis, or back. The source is not changed. A chat that was used later in the
+target is not overwritten, so a copy can be repeated, also while OpenDify runs; what
+OpenDify writes to the old store meanwhile is copied by the next run.
 
 A store is one of
   file           the JSON file in DATA_DIR (environment or .env)
@@ -46,18 +45,18 @@ class MigrationError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class StoreLocation:
-    """A store, and its name as it may be shown."""
+    """A store, and its name for messages, without secrets."""
 
     store: ConversationStore
     name: str
 
 
 def main(arguments: list[str], environ: Mapping[str, str]) -> int:
-    """Returns 0, or 1 where not all was copied; what is wrong is told on standard error."""
+    """Returns 0, or 1 where not everything was copied; errors are printed to standard error."""
     chosen = _parser().parse_args(arguments)
     try:
-        source = _opened(chosen.source, environ, is_source=True)
-        target = _opened(chosen.target, environ, is_source=False)
+        source = _open(chosen.source, environ, is_source=True)
+        target = _open(chosen.target, environ, is_source=False)
         if source.name == target.name:
             raise MigrationError(f"{source.name} is both the source and the target.")
         with closing(source.store), closing(target.store):
@@ -71,7 +70,7 @@ def main(arguments: list[str], environ: Mapping[str, str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m opendify.conversations.migrate",
-        description=_ABOUT,
+        description=_DESCRIPTION,
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -80,25 +79,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="let the source win also where the target's chat was used later",
+        help="overwrite chats that were used later in the target too",
     )
     return parser
 
 
-def _opened(choice: str, environ: Mapping[str, str], is_source: bool) -> StoreLocation:
+def _open(choice: str, environ: Mapping[str, str], is_source: bool) -> StoreLocation:
     if choice == "setting":
         problems: list[str] = []
-        named = {name: environ.get(name, "") for name in (_SETTING, FILE_VARIABLES[_SETTING])}
-        choice = with_files(named, read_file, problems).get(_SETTING, "").strip()
+        variables = {name: environ.get(name, "") for name in (_SETTING, FILE_VARIABLES[_SETTING])}
+        choice = with_files(variables, read_file, problems).get(_SETTING, "").strip()
         if problems:
             raise MigrationError("\n".join(problems))
-        told = _SETTING
+        label = _SETTING
     else:
-        told = "a store"
+        label = "a store"
     try:
         address = parse_store_address(choice)
     except InvalidValue as exc:
-        raise MigrationError(f"{told} {exc}.") from None
+        raise MigrationError(f"{label} {exc}.") from None
     folder = Path(data_folder(environ))
     if is_source and not address and not folder.is_dir():
         raise MigrationError(f"There is no folder {folder}. DATA_DIR says where the JSON file is.")
@@ -109,32 +108,34 @@ def _opened(choice: str, environ: Mapping[str, str], is_source: bool) -> StoreLo
 
 
 def _copy(source: StoreLocation, target: StoreLocation, overwrite: bool) -> None:
-    target.store.adopt({})  # finds out whether it can be written to, before anything is read
+    target.store.adopt({})  # checks that it is writable before anything is read
     target.store.stats()
-    _require(target, "Nothing was copied.")
+    _require_available(target, "Nothing was copied.")
     entries = source.store.entries()
-    _require(source, "Nothing was copied.")
+    _require_available(source, "Nothing was copied.")
     found = copied = 0
     for batch in _batches(entries):
         found += len(batch)
-        taken = target.store.adopt(batch, overwrite)
-        _require(target, f"{copied} were copied before; repeat the command when it is mended.")
-        copied += taken
-    _require(source, f"{copied} were copied before; repeat the command when it is mended.")
+        adopted = target.store.adopt(batch, overwrite)
+        _require_available(target, f"{copied} were copied before; fix that and repeat the command.")
+        copied += adopted
+    _require_available(source, f"{copied} were copied before; fix that and repeat the command.")
     sys.stdout.write(
         f"{found} mappings in {source.name}: {copied} copied to {target.name}, "
-        f"{found - copied} were there already, as new or newer.\n"
+        f"{found - copied} were already there, as new or newer.\n"
     )
 
 
-def _batches(entries: Iterator[tuple[str, kept.ConversationRecord]]) -> Iterator[Entries]:
+def _batches(entries: Iterator[tuple[str, records.ConversationRecord]]) -> Iterator[Entries]:
     while batch := dict(islice(entries, _BATCH)):
         yield batch
 
 
-def _require(place: StoreLocation, consequence: str) -> None:
-    if not place.store.available:
-        raise MigrationError(f"{place.name} cannot be used; the line above says why. {consequence}")
+def _require_available(location: StoreLocation, consequence: str) -> None:
+    if not location.store.available:
+        raise MigrationError(
+            f"{location.name} cannot be used; the line above says why. {consequence}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Turns whose end was not seen: whether Dify has run them, from what it lists. No I/O.
+"""Turns whose end was not seen: whether Dify has run them, from the messages it lists. No I/O.
 
-A gateway's page while Dify restarts, a timeout, a caller that left and a process that was killed
-leave it open whether a question is in Dify's memory. What is kept when a question is sent, and the
-newest messages of its conversation (``GET /messages``), tell.
+A gateway error page while Dify restarts, a timeout, a caller that disconnected and a process that
+was killed leave open whether a question is in Dify's memory. It follows from what is stored when a
+question is sent, and from the newest messages of its conversation (``GET /messages``).
 """
 
 import re
@@ -14,8 +14,8 @@ from opendify.conversations import fingerprint
 from opendify.conversations.fingerprint import (
     QUESTION_DIGITS,
     HistoryFingerprint,
+    ends_with_answer,
     extend,
-    holds_an_exchange,
     message_digest,
     question_digest,
     text_digests,
@@ -23,31 +23,31 @@ from opendify.conversations.fingerprint import (
 from opendify.dify.conversation_api import RecordedMessage
 from opendify.protocols.base import Message
 
-_WORD = re.compile(
+_ENCODED = re.compile(
     rf"-(?P<state>failed|left|[0-9a-f]{{16}})"
     rf"/(?P<question>[0-9a-f]{{{QUESTION_DIGITS}}}|)/(?P<before>.*)"
 )
 
 
 class Outcome(Enum):
-    """How a turn ended whose answer was not complete."""
+    """How a turn ended whose answer is incomplete."""
 
     NOT_RUN = "not run"
-    """It is certain that Dify has not run it."""
+    """Dify has certainly not run it."""
     FAILED = "failed"
-    """An error leaves it open whether Dify has run it."""
+    """An error leaves open whether Dify has run it."""
     LEFT = "left"
-    """The caller left before Dify said anything; the question may still be on its way."""
+    """The caller disconnected before Dify responded; the question may still be in transit."""
     RUN = "run"
-    """Dify has begun to answer."""
+    """Dify has started to answer."""
 
 
 @dataclass(frozen=True, slots=True)
-class Unsettled:
-    """A turn that runs, or ended in the middle, in a conversation that had heard ``before``.
+class PendingTurn:
+    """A turn that is running, or ended early, in a conversation with the history ``before``.
 
-    ``question`` is the digest of the query as it was sent to Dify, "" where it is certain that
-    Dify has run it. ``state`` is ``failed``, ``left`` or the id of the process that runs the turn.
+    ``question`` is the digest of the query sent to Dify, "" where Dify has certainly run it.
+    ``state`` is ``failed``, ``left`` or the id of the process that runs the turn.
     """
 
     before: HistoryFingerprint
@@ -55,85 +55,91 @@ class Unsettled:
     state: str
 
     @property
-    def process(self) -> str:
-        """The process that runs the turn, "" where it has ended."""
+    def process_id(self) -> str:
+        """The process that runs the turn, "" where the turn has ended."""
         return "" if self.state in (Outcome.FAILED.value, Outcome.LEFT.value) else self.state
 
     @property
     def may_still_arrive(self) -> bool:
-        """Whether nothing was heard of the question, which Dify may take a moment later."""
+        """Whether there was no response at all, so that Dify may receive the question later."""
         return bool(self.question) and self.state != Outcome.FAILED.value
 
-    def ended(self, outcome: Outcome) -> "Unsettled":
-        """The same turn, after it ended like this (FAILED, LEFT or RUN)."""
+    def with_outcome(self, outcome: Outcome) -> "PendingTurn":
+        """The same turn after it ended with this outcome (FAILED, LEFT or RUN)."""
         if outcome is Outcome.RUN:
-            return Unsettled(self.before, "", Outcome.FAILED.value)
-        return Unsettled(self.before, self.question, outcome.value)
+            return PendingTurn(self.before, "", Outcome.FAILED.value)
+        return PendingTurn(self.before, self.question, outcome.value)
 
     def encode(self) -> str:
-        """As one word, for the store."""
+        """A single word, for the store."""
         return f"-{self.state}/{self.question}/{self.before.encode()}"
 
 
-def decode(word: str) -> Unsettled | None:
-    """What ``Unsettled.encode`` has written; None where it is no such word."""
-    found = _WORD.fullmatch(word)
-    before = fingerprint.decode(found["before"]) if found else None
-    return Unsettled(before, found["question"], found["state"]) if found and before else None
+def decode(word: str) -> PendingTurn | None:
+    """The inverse of ``PendingTurn.encode``; None where ``word`` is not a pending turn."""
+    match = _ENCODED.fullmatch(word)
+    before = fingerprint.decode(match["before"]) if match else None
+    return PendingTurn(before, match["question"], match["state"]) if match and before else None
 
 
-def has_run(unsettled: Unsettled, messages: Sequence[RecordedMessage]) -> bool:
-    """Whether the turn is one of these messages, which are the newest ones of its conversation.
+def has_run(turn: PendingTurn, messages: Sequence[RecordedMessage]) -> bool:
+    """Whether the turn is among these messages, the newest ones of its conversation.
 
-    The last complete answer is known by its id, so a question that was asked twice is told from
-    the one before. An earlier release did not keep that id: then the texts decide.
+    The last complete answer is recognized by its id, so a question that was asked twice is
+    distinguished from the one before. An earlier release did not store that id; then the texts
+    decide.
     """
-    if not unsettled.question:
+    if not turn.question:
         return True
-    settled, later = _split(unsettled.before, messages)
-    if settled is None:
-        return any(question_digest(m.query) == unsettled.question for m in later)
+    last_complete, later = _split(turn.before, messages)
+    if last_complete is None:
+        return any(question_digest(m.query) == turn.question for m in later)
     return any(
-        m.created_at > settled.created_at or question_digest(m.query) == unsettled.question
+        m.created_at > last_complete.created_at or question_digest(m.query) == turn.question
         for m in later
     )
 
 
-def with_recorded(
+def fingerprint_after(
     before: HistoryFingerprint, history: Sequence[Message], messages: Sequence[RecordedMessage]
 ) -> HistoryFingerprint | None:
-    """What a conversation has heard that had heard ``before``, and whose newest message is the
-    last exchange of the history; None where it is not, or where its answer is not complete."""
-    if not holds_an_exchange(history[-2:]):
+    """The fingerprint of a conversation that had ``before``, and whose newest message is the last
+    exchange of the history; None where it is not, or where its answer is incomplete."""
+    if not ends_with_answer(history[-2:]):
         return None
     texts = text_digests(history)
     _, later = _split(before, messages)
-    found = [m for m in later if m.is_complete and m.answer.strip() and _texts(m) == texts[-2:]]
-    # What is beside it may only be older: a question that is in the history before.
-    beside = [m for m in later if m not in found[:1]]
-    if not found or any(
-        m.created_at > found[0].created_at or _texts(m)[0] not in texts[:-2] for m in beside
+    matching = [
+        m
+        for m in later
+        if m.is_complete and m.answer.strip() and _exchange_digests(m) == texts[-2:]
+    ]
+    # Other messages may only be older: questions that are earlier in the history.
+    others = [m for m in later if m not in matching[:1]]
+    if not matching or any(
+        m.created_at > matching[0].created_at or _exchange_digests(m)[0] not in texts[:-2]
+        for m in others
     ):
         return None
-    return extend(before, history[-2:], texts=texts[-2:], message_id=found[0].id)
+    return extend(before, history[-2:], texts=texts[-2:], message_id=matching[0].id)
 
 
-def _texts(message: RecordedMessage) -> list[str]:
-    """The digests of the question and the answer."""
+def _exchange_digests(message: RecordedMessage) -> list[str]:
+    """The text digests of the question and the answer."""
     return text_digests([Message("user", message.query), Message("assistant", message.answer)])
 
 
 def _split(
     before: HistoryFingerprint, messages: Sequence[RecordedMessage]
 ) -> tuple[RecordedMessage | None, list[RecordedMessage]]:
-    """The last complete answer, None where it is not there, and what may have come after it.
+    """The last complete answer, None where it is missing, and what may have come after it.
 
-    Dify's times are whole seconds, and the messages of one second come in any order (recorded
-    with 1.13.2): what is as old as the last complete answer may be newer or older.
+    Dify's times are whole seconds, and the messages of one second come in any order (recorded with
+    1.13.2): a message as old as the last complete answer may be newer or older.
     """
-    settled = next(
+    last_complete = next(
         (m for m in messages if before.message and message_digest(m.id) == before.message), None
     )
-    since = settled or max(messages, key=lambda m: m.created_at, default=None)
+    since = last_complete or max(messages, key=lambda m: m.created_at, default=None)
     later = [m for m in messages if since and m.created_at >= since.created_at]
-    return settled, [m for m in later if settled is None or m.id != settled.id]
+    return last_complete, [m for m in later if last_complete is None or m.id != last_complete.id]

@@ -1,2 +1,2 @@
-"""How much each caller may ask for. In Redis all workers count together; without one, or while it
-is away, each worker lets through its share: the limit divided by the number of workers."""
+"""Limits per caller and per process. With Redis all workers share one count; without it, or while
+it is unreachable, each worker allows its share: the limit divided by the number of workers."""

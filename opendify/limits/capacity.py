@@ -1,4 +1,4 @@
-"""How much is done at once in this process: answers, runs of each model, and files."""
+"""Caps what this process does at once: responses, runs of each model, and file downloads."""
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -6,30 +6,32 @@ from threading import Lock
 
 from opendify import errors
 
-# Most answers take longer, but their ends are spread.
+# Most responses take longer, but they do not all finish at the same time.
 RETRY_SECONDS = 2
 
-# Files are sent by the threads that answers leave free; a part of these is for everything else.
-_PART_FOR_THE_REST = 4
-_ANSWERS_PER_FILE = 4
-# One for a file, one for everything else.
+# Files are sent on the threads that responses leave free; a quarter of these is reserved for
+# everything else.
+_RESERVED_DIVISOR = 4
+_RESPONSES_PER_FILE = 4
+# One for a file and one for everything else.
 _MIN_FREE_THREADS = 2
 
 Release = Callable[[], None]
 
-_ANSWERS_TAKEN = "OpenDify is answering as many requests as it can; try again in a moment."
-_FILES_TAKEN = "OpenDify is sending as many files as it can; try again in a moment."
+_RESPONSES_EXHAUSTED = "OpenDify is answering as many requests as it can; try again in a moment."
+_FILES_EXHAUSTED = "OpenDify is sending as many files as it can; try again in a moment."
 
 
 class ServerCapacity:
-    """Counts places. ``max_answers`` is how many answers there may be at once, below the number of
-    threads, so that threads are left to say that all are taken; ``max_runs`` is how many runs a
-    model may have at once in Dify, for the models that have a limit; ``max_files`` is how many
-    files may be sent at once, and ``files_take_answers`` whether each of them takes the place of an
-    answer as well.
+    """Caps concurrent responses, runs and file downloads.
 
-    Each ``take_`` method raises Overloaded, at once, where no place is free; else it returns the
-    function that gives the place back. Calling that twice is harmless.
+    ``max_answers`` caps responses; it stays below the thread count so that rejections still get a
+    thread. ``max_runs`` caps the concurrent Dify runs of a model, for the models that have a limit.
+    ``max_files`` caps file downloads (default: ``max_answers``); ``files_take_answers`` makes each
+    download use a response permit as well.
+
+    Each ``take_*`` method returns the function that releases the permit (calling it again does
+    nothing), or raises Overloaded at once where no permit is free.
     """
 
     def __init__(
@@ -40,11 +42,11 @@ class ServerCapacity:
         files_take_answers: bool = False,
     ) -> None:
         self.max_answers = max_answers
-        self._files_take_answers = files_take_answers
-        self._answers = _Places(max_answers, _ANSWERS_TAKEN)
-        self._files = _Places(max_answers if max_files is None else max_files, _FILES_TAKEN)
+        self._files_count_as_responses = files_take_answers
+        self._responses = _PermitPool(max_answers, _RESPONSES_EXHAUSTED)
+        self._files = _PermitPool(max_answers if max_files is None else max_files, _FILES_EXHAUSTED)
         self._runs = {
-            model: _Places(
+            model: _PermitPool(
                 limit,
                 f"The model '{model}' is answering as many requests as it may; "
                 "try again in a moment.",
@@ -53,68 +55,69 @@ class ServerCapacity:
         }
 
     def take_answer(self) -> Release:
-        """For one answer, until it is sent."""
-        return self._answers.take()
+        """Acquire a permit for one response; release it once that is sent."""
+        return self._responses.acquire()
 
     def take_run(self, model: str) -> Release:
-        """For one run of this model, until it is over in Dify and its answer is sent."""
-        places = self._runs.get(model)
-        return places.take() if places is not None else _nothing_to_release
+        """Acquire a permit for one run of this model; release it once the run has finished in Dify
+        and its response is sent."""
+        pool = self._runs.get(model)
+        return pool.acquire() if pool is not None else _no_op
 
     def take_file(self) -> Release:
-        """For one file, until it is sent."""
-        with ExitStack() as taken:
-            taken.callback(self._files.take())
-            if self._files_take_answers:
-                taken.callback(self._answers.take())
-            return taken.pop_all().close
+        """Acquire a permit for one file download; release it once the file is sent."""
+        with ExitStack() as permits:
+            permits.callback(self._files.acquire())
+            if self._files_count_as_responses:
+                permits.callback(self._responses.acquire())
+            return permits.pop_all().close
 
 
 def files_take_answers(threads: int, max_answers: int) -> bool:
-    """Whether so few threads are left beside answers that one for a file would be the last, and
-    nobody could be told anything while its caller reads slowly."""
+    """Whether downloads have to use response permits: so few threads are spare that a slow download
+    could occupy the last one, and no rejection could be sent."""
     return threads - max_answers < _MIN_FREE_THREADS
 
 
 def max_files(threads: int, max_answers: int) -> int:
-    """How many files a process with so many threads sends at once: fewer than it gives answers.
-    One at least; more only on threads that answers never need."""
+    """How many files a process with ``threads`` threads sends at once: at least one, fewer than
+    ``max_answers``, and more than one only on threads that responses never need."""
     free = threads - max_answers
-    rest = max(1, free // _PART_FOR_THE_REST)
-    return max(1, min(free - rest, max_answers // _ANSWERS_PER_FILE))
+    reserved = max(1, free // _RESERVED_DIVISOR)
+    return max(1, min(free - reserved, max_answers // _RESPONSES_PER_FILE))
 
 
-class _Places:
-    def __init__(self, limit: int, refusal: str) -> None:
+class _PermitPool:
+    def __init__(self, limit: int, message: str) -> None:
         self._free = limit
-        self._refusal = refusal
+        self._message = message
         self._lock = Lock()
 
-    def take(self) -> Release:
+    def acquire(self) -> Release:
         with self._lock:
             if self._free <= 0:
-                raise errors.Overloaded(self._refusal, retry_after=RETRY_SECONDS)
+                raise errors.Overloaded(self._message, retry_after=RETRY_SECONDS)
             self._free -= 1
-        return _Place(self).release
+        return _Permit(self).release
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         with self._lock:
             self._free += 1
 
 
-class _Place:
-    """A place that is taken until it is released for the first time."""
+class _Permit:
+    """A permit that is held until the first call of ``release``."""
 
-    def __init__(self, places: _Places) -> None:
-        self._places: _Places | None = places
+    def __init__(self, pool: _PermitPool) -> None:
+        self._pool: _PermitPool | None = pool
         self._lock = Lock()
 
     def release(self) -> None:
         with self._lock:
-            places, self._places = self._places, None
-        if places is not None:
-            places.give_back()
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.release()
 
 
-def _nothing_to_release() -> None:
-    """Where there is no limit, nothing was counted."""
+def _no_op() -> None:
+    """The release function where there is no limit."""

@@ -1,8 +1,8 @@
-"""How many answers of each caller are under way at once.
+"""Caps the concurrent responses of each caller.
 
-In Redis each is a member of a sorted set `opendify:streams:<caller>` and has the time, in
-milliseconds of Redis's own clock, at which it is free by itself: a machine that died holds none
-for long.
+In Redis, each response is a member of the sorted set `opendify:streams:<caller>`. Its score is the
+time, in milliseconds of Redis's own clock, at which its lease expires: a machine that died does
+not occupy slots for long.
 """
 
 import math
@@ -19,7 +19,7 @@ _NOW = """
 local time = redis.call("TIME")
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 """
-_TAKE = (
+_ACQUIRE_SCRIPT = (
     _NOW
     + """
 redis.call("ZREMRANGEBYSCORE", KEYS[1], "-inf", now)
@@ -29,7 +29,7 @@ redis.call("PEXPIRE", KEYS[1], ARGV[2])
 return 1
 """
 )
-_PROLONG = (
+_RENEW_SCRIPT = (
     _NOW
     + """
 redis.call("ZADD", KEYS[1], "XX", now + ARGV[2], ARGV[1])
@@ -39,72 +39,76 @@ return redis.call("PEXPIRE", KEYS[1], ARGV[2])
 
 
 class ConcurrencyLimiter:
-    """``link`` leads to the Redis in which all workers count together, where there is one;
-    ``workers`` is how many share a limit where there is none. ``lease`` is in seconds."""
+    """``redis`` is the Redis in which all workers share one count, or None; ``workers`` is how many
+    divide a limit between them without it. ``lease`` is in seconds."""
 
     def __init__(
-        self, link: RedisConnection | None, workers: int, lease: float = LEASE_SECONDS
+        self, redis: RedisConnection | None, workers: int, lease: float = LEASE_SECONDS
     ) -> None:
-        self._link = link
+        self._redis = redis
         self._workers = workers
-        self._milliseconds = int(lease * 1000)
-        self._leases: LeaseRenewer[Slot] = LeaseRenewer(lease, self._prolong)
+        self._lease_ms = int(lease * 1000)
+        self._leases: LeaseRenewer[Slot] = LeaseRenewer(lease, self._renew)
         self._lock = threading.Lock()
-        self._here: dict[str, set[Slot]] = {}
+        self._slots: dict[str, set[Slot]] = {}
 
-    def take(self, caller: str, most: int) -> "Slot | None":
-        """One of the caller's ``most`` slots, or None where all are taken. Whoever gets one
-        releases it."""
+    def acquire(self, caller: str, limit: int) -> "Slot | None":
+        """One of the caller's ``limit`` slots, to be released by the caller of this method; None
+        where all are in use."""
         slot = Slot(self, caller, secrets.token_hex(8))
-        share: float = max(1, most // self._workers)
-        if self._link is not None:
-            with suppress(RedisUnavailable):  # the link has told the log
-                if not self._take_shared(self._link, slot, most):
+        share: float = max(1, limit // self._workers)
+        if self._redis is not None:
+            with suppress(RedisUnavailable):  # already logged by the connection
+                if not self._acquire_shared(self._redis, slot, limit):
                     return None
                 share = math.inf
         with self._lock:
-            mine = self._here.setdefault(caller, set())
-            if len(mine) >= share:
+            active = self._slots.setdefault(caller, set())
+            if len(active) >= share:
                 return None
-            mine.add(slot)
+            active.add(slot)
         return slot
 
-    def give_back(self, slot: "Slot") -> None:
+    def release(self, slot: "Slot") -> None:
         """Free a slot."""
         with self._lock:
-            mine = self._here.get(slot.caller, set())
-            mine.discard(slot)
-            if not mine:
-                self._here.pop(slot.caller, None)
-        if self._link is not None and self._leases.discard(slot):
-            with suppress(RedisUnavailable):  # then it is free when its lease ends
-                self._link.ask(lambda client: client.zrem(_name(slot), slot.token))
+            active = self._slots.get(slot.caller, set())
+            active.discard(slot)
+            if not active:
+                self._slots.pop(slot.caller, None)
+        if self._redis is not None and self._leases.discard(slot):
+            with suppress(RedisUnavailable):  # its lease expires by itself
+                self._redis.execute(lambda client: client.zrem(_redis_key(slot), slot.token))
 
-    def _take_shared(self, link: RedisConnection, slot: "Slot", most: int) -> bool:
-        arguments = (slot.token, self._milliseconds, most)
-        taken = link.store(lambda client: client.eval(_TAKE, 1, _name(slot), *arguments))
-        if taken:
+    def _acquire_shared(self, redis: RedisConnection, slot: "Slot", limit: int) -> bool:
+        arguments = (slot.token, self._lease_ms, limit)
+        acquired = redis.execute_write(
+            lambda client: client.eval(_ACQUIRE_SCRIPT, 1, _redis_key(slot), *arguments)
+        )
+        if acquired:
             self._leases.add(slot)
-        return bool(taken)
+        return bool(acquired)
 
-    def _prolong(self, slot: "Slot") -> None:
-        link, arguments = self._link, (slot.token, self._milliseconds)
-        if link is not None:
+    def _renew(self, slot: "Slot") -> None:
+        redis, arguments = self._redis, (slot.token, self._lease_ms)
+        if redis is not None:
             with suppress(RedisUnavailable):
-                link.ask(lambda client: client.eval(_PROLONG, 1, _name(slot), *arguments))
+                redis.execute(
+                    lambda client: client.eval(_RENEW_SCRIPT, 1, _redis_key(slot), *arguments)
+                )
 
 
 class Slot:
-    """One answer that is under way, or was."""
+    """A slot for one response, active until it is released."""
 
-    def __init__(self, slots: ConcurrencyLimiter, caller: str, token: str) -> None:
+    def __init__(self, limiter: ConcurrencyLimiter, caller: str, token: str) -> None:
         self.caller = caller
         self.token = token
-        self._slots = slots
+        self._limiter = limiter
 
     def release(self) -> None:
-        self._slots.give_back(self)
+        self._limiter.release(self)
 
 
-def _name(slot: Slot) -> str:
+def _redis_key(slot: Slot) -> str:
     return f"opendify:streams:{slot.caller}"

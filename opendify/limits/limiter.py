@@ -1,4 +1,4 @@
-"""Lets a caller's questions through, as many as the caller may ask."""
+"""Admits or rejects the requests of a caller."""
 
 from collections.abc import Callable
 
@@ -7,49 +7,49 @@ from opendify.config.accounts import Limits
 from opendify.limits.concurrency import ConcurrencyLimiter
 from opendify.limits.rate import RateLimiter
 
-# Nobody knows when an answer of the caller ends.
-SECONDS_UNTIL_A_SLOT_IS_FREE = 2
+# When a response of the caller will end cannot be known.
+RETRY_SECONDS = 2
 
 
 class CallerLimiter:
-    """Both limits of every caller."""
+    """Applies both limits of a caller: concurrent responses, and requests per minute."""
 
-    def __init__(self, rates: RateLimiter, slots: ConcurrencyLimiter) -> None:
-        self._rates = rates
-        self._slots = slots
+    def __init__(self, rate: RateLimiter, concurrency: ConcurrencyLimiter) -> None:
+        self._rate = rate
+        self._concurrency = concurrency
 
     def enter(self, caller: str, limits: Limits) -> Callable[[], None]:
-        """Lets a question of this caller through; what it returns is to be called when the answer
-        has ended. Raises LimitReached."""
-        leave = self._take_slot(caller, limits.max_streams)
+        """Admit a request. Returns a function to call when its response has ended; raises
+        CallerRateLimited."""
+        release = self._acquire_slot(caller, limits.max_streams)
         try:
-            self._count(caller, limits.requests_per_minute)
+            self._check_rate(caller, limits.requests_per_minute)
         except BaseException:
-            leave()
+            release()
             raise
-        return leave
+        return release
 
-    def _take_slot(self, caller: str, most: int) -> Callable[[], None]:
-        if not most:
-            return _nothing_to_leave
-        slot = self._slots.take(caller, most)
+    def _acquire_slot(self, caller: str, limit: int) -> Callable[[], None]:
+        if not limit:
+            return _no_op
+        slot = self._concurrency.acquire(caller, limit)
         if slot is None:
             raise errors.CallerRateLimited(
-                f"As many of your answers are under way as may be at once ({most}). "
-                "Ask again when one has ended.",
-                retry_after=SECONDS_UNTIL_A_SLOT_IS_FREE,
+                f"You have reached your limit of concurrent responses ({limit}). "
+                "Try again when one has finished.",
+                retry_after=RETRY_SECONDS,
             )
         return slot.release
 
-    def _count(self, caller: str, per_minute: int) -> None:
-        wait = self._rates.hit(caller, per_minute) if per_minute else 0
+    def _check_rate(self, caller: str, per_minute: int) -> None:
+        wait = self._rate.hit(caller, per_minute) if per_minute else 0
         if wait:
             raise errors.CallerRateLimited(
-                f"You have asked as often as you may in a minute ({per_minute}). "
-                f"Ask again in {wait} s.",
+                f"You have reached your limit of requests per minute ({per_minute}). "
+                f"Try again in {wait} s.",
                 retry_after=wait,
             )
 
 
-def _nothing_to_leave() -> None:
-    """Where there is no limit, nothing was counted."""
+def _no_op() -> None:
+    """The release function where there is no limit."""

@@ -1,4 +1,4 @@
-"""Requests a minute of each caller, by the library `limits`: in any 60 seconds, not more."""
+"""Caps the requests of each caller in any 60 seconds, with the library `limits`."""
 
 import math
 import threading
@@ -15,38 +15,38 @@ _WINDOW_SECONDS = 60
 
 
 class RateLimiter:
-    """``link`` leads to the Redis in which all workers count together, where there is one;
-    ``workers`` is how many share a limit where there is none."""
+    """``redis`` is the Redis in which all workers share one count, or None; ``workers`` is how many
+    divide a limit between them without it."""
 
-    def __init__(self, link: RedisConnection | None, workers: int) -> None:
-        self._link = link
+    def __init__(self, redis: RedisConnection | None, workers: int) -> None:
+        self._redis = redis
         self._workers = workers
         self._lock = threading.Lock()
         self._local: MovingWindowRateLimiter | None = None
         self._shared: tuple[Any, MovingWindowRateLimiter] | None = None
 
     def hit(self, caller: str, per_minute: int) -> int:
-        """Counts a request. Returns 0, or where there were too many the seconds to wait, and then
-        the request does not count."""
-        if self._link is not None:
+        """Count a request. Returns 0, or where the limit is exceeded the seconds to wait; the
+        request does not count then."""
+        if self._redis is not None:
             try:
-                return self._hit_shared(self._link, caller, per_minute)
-            except RedisUnavailable:  # the link has told the log
+                return self._hit_shared(self._redis, caller, per_minute)
+            except RedisUnavailable:  # already logged by the connection
                 pass
         share = max(1, per_minute // self._workers)
-        with self._lock:  # the library's own locks let two through at the same moment
-            if self._local is None:  # it starts a thread, which no fork inherits
+        with self._lock:  # the library's own locks can admit two requests at the same moment
+            if self._local is None:  # not earlier: it starts a thread, which no fork inherits
                 self._local = MovingWindowRateLimiter(MemoryStorage())
             return _hit(self._local, caller, share)
 
-    def _hit_shared(self, link: RedisConnection, caller: str, per_minute: int) -> int:
+    def _hit_shared(self, redis: RedisConnection, caller: str, per_minute: int) -> int:
         waits: list[int] = []
 
         def hit(client: Any) -> bool:
             waits.append(_hit(self._limiter(client), caller, per_minute))
             return not waits[-1]
 
-        link.store(hit)
+        redis.execute_write(hit)
         return waits[-1]
 
     def _limiter(self, client: Any) -> MovingWindowRateLimiter:

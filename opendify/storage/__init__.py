@@ -1,1 +1,1 @@
-"""The data folder, its file locks, the connection to Redis, and forks."""
+"""The data folder and its locks, the connection to Redis, leases, and fork handling."""

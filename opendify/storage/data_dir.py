@@ -1,4 +1,4 @@
-"""The folder that processes share: whose it is, and the locks between those who use it."""
+"""The data folder that processes share: its permissions and its file locks."""
 
 import fcntl
 import logging
@@ -11,90 +11,92 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.0001, 0.002
+_MIN_PAUSE, _MAX_PAUSE = 0.0001, 0.002
 
 
 class FileLock:
-    """A lock between processes, on a file that is never replaced; the kernel frees a dead holder's.
+    """A lock between processes, on a file that is never replaced; the kernel releases it when its
+    holder dies.
 
-    The file is opened anew each time. So threads exclude each other too, a process that forks
-    shares nothing with its child, and it does no harm when somebody deletes the file.
+    The file is opened for each acquisition, so threads exclude each other too, a forked child
+    shares nothing with its parent, and deleting the file does no harm.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def held(self, patience: float) -> "LockGuard":
-        """Takes the lock, for a ``with`` block to hold; raises TimeoutError when it is not free
-        within so many seconds.
+    def held(self, timeout: float) -> "LockGuard":
+        """Acquire the lock; a ``with`` block on the result holds it. Raises TimeoutError when it is
+        not free within ``timeout`` seconds.
 
-        Asked for again and again instead of waited for: the holder may be a paused container.
+        Polls instead of blocking, because the holder may be a paused container.
         """
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            self._acquire(descriptor, patience)
+            self._acquire(descriptor, timeout)
         except BaseException:
             os.close(descriptor)
             raise
         return LockGuard(descriptor)
 
-    def _acquire(self, descriptor: int, patience: float) -> None:
-        pause = _FIRST_PAUSE
+    def _acquire(self, descriptor: int, timeout: float) -> None:
+        pause = _MIN_PAUSE
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             except BlockingIOError:
-                if patience <= 0:
+                if timeout <= 0:
                     raise TimeoutError(f"another process holds {self._path}") from None
             time.sleep(pause)
-            patience -= pause
-            pause = min(pause * 2, _LONGEST_PAUSE)
+            timeout -= pause
+            pause = min(pause * 2, _MAX_PAUSE)
 
 
 class LockGuard:
-    """A lock that is held to the end of a ``with`` block."""
+    """An acquired lock, released at the end of a ``with`` block."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
     def __enter__(self) -> None:
-        """It is held already."""
+        """The lock is already acquired."""
 
     def __exit__(self, *exc_info: object) -> None:
         try:
-            # Closing is not enough if the process forked meanwhile: the child's copy of the
-            # descriptor would go on holding the lock.
+            # Closing is not enough if the process forked meanwhile: the copy of the descriptor in
+            # the child would keep the lock.
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
         finally:
             os.close(self._descriptor)
 
 
 class DataDir:
-    """Where everything is. `changing` is held to append to a journal, `folding` to replace the
-    snapshot; who needs both takes `folding` first."""
+    """The paths in the data folder. ``journal_lock`` is held to append to a journal,
+    ``snapshot_lock`` to replace the snapshot; code that needs both acquires ``snapshot_lock``
+    first."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.snapshot = path / "conversation_mappings.json"
-        self.changing = FileLock(path / "conversation_mappings.lock")
-        self.folding = FileLock(path / "conversation_mappings.fold.lock")
-        self._examined = False
+        self.journal_lock = FileLock(path / "conversation_mappings.lock")
+        self.snapshot_lock = FileLock(path / "conversation_mappings.fold.lock")
+        self._permissions_checked = False
 
     def prepare(self) -> None:
-        """Make the folder if there is none, and its owner's alone; raises OSError.
+        """Create the folder if it is missing, and make it private to its owner. Raises OSError.
 
-        One that belongs to somebody else is left as it is, and so is one that everybody may write
-        to by design, such as /tmp.
+        A folder that belongs to another user, or that is world-writable by design such as /tmp,
+        keeps its permissions.
         """
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not self._examined:
-            self._examined = True
+        if not self._permissions_checked:
+            self._permissions_checked = True
             _make_private(self.path)
 
 
 def fsync_folder(path: Path) -> None:
-    """Make the names in a folder outlast a power failure."""
+    """Make the names in a folder durable against a power failure."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -103,9 +105,9 @@ def fsync_folder(path: Path) -> None:
 
 
 def sync_and_close(descriptor: int) -> None:
-    """Make what was written to a file outlast a power failure."""
+    """Make what was written to a file durable against a power failure, and close it."""
     try:
-        if sys.platform == "darwin":  # which has no fdatasync
+        if sys.platform == "darwin":  # no fdatasync there
             os.fsync(descriptor)
         else:
             os.fdatasync(descriptor)
@@ -114,13 +116,14 @@ def sync_and_close(descriptor: int) -> None:
 
 
 def warn_if_foreign(path: Path) -> None:
-    """Says so where the folder belongs to somebody else. For the start, before there are workers
-    that would each say it."""
-    with suppress(OSError):  # there is none yet, or what is wrong shows when it is used
+    """Log a warning if the folder belongs to another user. Call it once at startup, not in each
+    worker."""
+    with suppress(OSError):  # not created yet, or reported when it is used
         owner, me = path.stat().st_uid, os.geteuid()
         if owner != me:
             log.warning(
-                "%s belongs to user %d, and this runs as user %d: its permissions are not changed.",
+                "%s belongs to user %d, but OpenDify runs as user %d: "
+                "its permissions are not changed.",
                 path,
                 owner,
                 me,
@@ -129,9 +132,11 @@ def warn_if_foreign(path: Path) -> None:
 
 def _make_private(path: Path) -> None:
     status = path.stat()
-    is_for_others = status.st_mode & 0o077 and not status.st_mode & stat.S_ISVTX
-    if status.st_uid == os.geteuid() and is_for_others:
+    is_shared = status.st_mode & 0o077 and not status.st_mode & stat.S_ISVTX
+    if status.st_uid == os.geteuid() and is_shared:
         try:
             path.chmod(stat.S_IMODE(status.st_mode) & ~0o077)
         except OSError as error:
-            log.warning("%s is open to other users and cannot be closed to them: %s.", path, error)
+            log.warning(
+                "%s is accessible to other users and cannot be made private: %s.", path, error
+            )

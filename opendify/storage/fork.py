@@ -1,4 +1,4 @@
-"""What a process does when it finds itself to be a forked child."""
+"""Resetting objects in a forked child process."""
 
 import os
 import weakref
@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 
 def after_fork_in_child(method: Callable[[], None]) -> None:
-    """Call the bound method in every process forked from this one, while its object lives."""
+    """Call the bound method in every process forked from this one, as long as its object lives."""
     reference = weakref.WeakMethod(method)
 
-    def run() -> None:
-        alive = reference()
-        if alive is not None:
-            alive()
+    def call() -> None:
+        bound = reference()
+        if bound is not None:
+            bound()
 
-    os.register_at_fork(after_in_child=run)
+    os.register_at_fork(after_in_child=call)

@@ -1,5 +1,5 @@
-"""What is held in Redis for a short time only, and prolonged until it is given back: so that what
-a machine held that died is free soon."""
+"""Renews short leases in Redis until they are released, so that what a dead machine held becomes
+free soon."""
 
 import threading
 import time
@@ -13,53 +13,53 @@ T = TypeVar("T")
 
 
 class LeaseRenewer(Generic[T]):
-    """Prolongs, in one thread of this process, whatever is held. `seconds` is how long each lasts
-    by itself; `prolong` must not raise."""
+    """Renews all active leases from one thread per process. ``seconds`` is the lifetime of a lease;
+    ``renew`` must not raise."""
 
-    def __init__(self, seconds: float, prolong: Callable[[T], None]) -> None:
+    def __init__(self, seconds: float, renew: Callable[[T], None]) -> None:
         self._seconds = seconds
-        self._prolong = prolong
-        self._begin()
-        after_fork_in_child(self._begin)
+        self._renew = renew
+        self._reset()
+        after_fork_in_child(self._reset)
 
     def add(self, lease: T) -> None:
-        """Prolong it from now on."""
+        """Start renewing this lease."""
         with self._changed:
-            self._held.add(lease)
-            self._start()
+            self._active.add(lease)
+            self._ensure_thread()
             self._changed.notify()
 
     def discard(self, lease: T) -> bool:
-        """Prolong it no longer. False where it was not held."""
+        """Stop renewing this lease. False where it was not active."""
         with self._changed:
-            was_held = lease in self._held
-            self._held.discard(lease)
-        return was_held
+            was_active = lease in self._active
+            self._active.discard(lease)
+        return was_active
 
-    def held(self) -> list[T]:
-        """All that are held."""
+    def active(self) -> list[T]:
+        """All active leases."""
         with self._changed:
-            return list(self._held)
+            return list(self._active)
 
-    def _begin(self) -> None:
-        """Also after a fork: what the parent holds, and its thread, are of no use there."""
+    def _reset(self) -> None:
+        """Also after a fork: the leases and the thread of the parent do not exist in the child."""
         self._changed = threading.Condition()
-        self._held: set[T] = set()
+        self._active: set[T] = set()
         self._thread: threading.Thread | None = None
 
-    def _start(self) -> None:
+    def _ensure_thread(self) -> None:
         if self._thread is not None and self._thread.is_alive():
             return
-        thread = threading.Thread(target=self._prolong_for_ever, name="leases", daemon=True)
-        with suppress(RuntimeError):  # no thread to be had: the next one tries again
+        thread = threading.Thread(target=self._run, name="leases", daemon=True)
+        with suppress(RuntimeError):  # no thread available: the next ``add`` tries again
             thread.start()
             self._thread = thread
 
-    def _prolong_for_ever(self) -> None:
+    def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._held:
+                while not self._active:
                     self._changed.wait()
             time.sleep(self._seconds / 3)
-            for lease in self.held():
-                self._prolong(lease)
+            for lease in self.active():
+                self._renew(lease)

@@ -1,4 +1,4 @@
-"""The way to a Redis server that may be away."""
+"""The connection to a Redis server that may be unreachable."""
 
 import logging
 import threading
@@ -16,164 +16,164 @@ from opendify.storage.fork import after_fork_in_child
 
 T = TypeVar("T")
 Client: TypeAlias = Any
-"""A redis.Redis, whose own types say of every answer all that any option could make of it."""
+"""A redis.Redis; its own annotations are unions over all client options."""
 
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = 1.0
-ANSWER_TIMEOUT = 1.5
-_AWAY_SECONDS = 2.0
-# More than there can be threads: one too many would look as if Redis were away.
-_MOST_CONNECTIONS = 10_000
+RESPONSE_TIMEOUT = 1.5
+_RETRY_SECONDS = 2.0
+# More than there can be threads: exceeding it would look as if Redis were unreachable.
+_MAX_CONNECTIONS = 10_000
 
 
 class RedisUnavailable(Exception):
-    """Redis did not do what it was asked for; the log says why."""
+    """Redis did not execute a command; the reason is logged."""
 
 
 class RedisConnection:
-    """One process's connections to a Redis server, made when they are first needed.
+    """The Redis connections of one process, opened when first needed.
 
-    A forked child makes its own. Once Redis has failed to answer, everybody who asks is told so
-    at once for two seconds, and then one finds out whether it is back: no request waits for it
-    more than once. That it is away, and that it is back, is logged once each.
+    A forked child opens its own. After a failure, every call raises at once for two seconds; then
+    one call probes whether Redis is back, so no request waits for it more than once. The outage and
+    the recovery are logged once each.
     """
 
-    def __init__(self, url: str, shown: str) -> None:
-        """``url`` may hold a password, ``shown`` is what the log says instead."""
+    def __init__(self, url: str, display_name: str) -> None:
+        """``url`` may contain a password; ``display_name`` is what the log shows instead."""
         self._url = url
-        self._shown = shown
-        self._next_try = 0.0
-        self._is_away = False
-        self._refuses = False
-        self._returns = 0
+        self._display_name = display_name
+        self._retry_at = 0.0
+        self._unreachable = False
+        self._rejects_writes = False
+        self._recoveries = 0
         self._lock = threading.Lock()
         self._client: Client = None
-        after_fork_in_child(self._begin_in_child)
+        after_fork_in_child(self._reset_in_child)
 
     @property
     def available(self) -> bool:
-        return not (self._is_away or self._refuses)
+        return not (self._unreachable or self._rejects_writes)
 
     @property
-    def refuses(self) -> bool:
-        """Whether Redis answered last, but took nothing."""
-        return self._refuses
+    def rejects_writes(self) -> bool:
+        """Whether Redis responds but rejected the last write."""
+        return self._rejects_writes
 
-    def ask(self, action: Callable[[Client], T]) -> T:
-        """What the action gives. Raises Away."""
-        return self._do(action)
+    def execute(self, action: Callable[[Client], T]) -> T:
+        """The result of ``action(client)``. Raises RedisUnavailable."""
+        return self._run(action)
 
-    def store(self, action: Callable[[Client], T]) -> T:
-        """The same, for an action that stores something, or nothing if what it gives is false.
+    def execute_write(self, action: Callable[[Client], T]) -> T:
+        """The same, for an action that stores something, or nothing if its result is false.
 
-        Redis may refuse that though it answers and removes: it may be full, for example. So only
-        here is it found out that it does no longer.
+        Redis may reject writes while it answers reads and deletes, for example when it is full, so
+        only a successful write shows that it accepts them again.
         """
-        result = self._do(action)
-        if result and self._refuses:
-            self._note_return(refuses=False)
+        result = self._run(action)
+        if result and self._rejects_writes:
+            self._record_success(rejects_writes=False)
         return result
 
     def close(self) -> None:
-        """Close the connections; the next use makes new ones."""
+        """Close the connections; the next use opens new ones."""
         with self._lock:
             client, self._client = self._client, None
         if client is not None:
             client.close()
 
-    def _begin_in_child(self) -> None:
-        """After a fork: the parent's lock and connections are of no use here."""
+    def _reset_in_child(self) -> None:
+        """After a fork: the lock and the connections of the parent are unusable here."""
         self._lock = threading.Lock()
         self._client = None
 
-    def _do(self, action: Callable[[Client], T]) -> T:
-        is_trial, returns = self._is_away, self._returns
-        if is_trial and not self._may_try():
+    def _run(self, action: Callable[[Client], T]) -> T:
+        is_probe, recoveries = self._unreachable, self._recoveries
+        if is_probe and not self._claim_probe():
             raise RedisUnavailable
         try:
-            result = action(self._connected())
+            result = action(self._get_client())
         except ResponseError as error:
-            self._note_refusal(error, is_trial)
+            self._record_rejection(error, is_probe)
             raise RedisUnavailable from error
-        except (RedisError, OSError, UnicodeError) as error:  # the last: no name of a host
-            self._note_absence(error, returns)
+        except (RedisError, OSError, UnicodeError) as error:  # UnicodeError: not a valid host name
+            self._record_failure(error, recoveries)
             raise RedisUnavailable from error
         finally:
-            if is_trial:
-                self._next_try = time.monotonic() + _AWAY_SECONDS
-        # Not by an answer that was on its way before somebody else was left without one.
-        if is_trial:
-            self._note_return(refuses=self._refuses)
+            if is_probe:
+                self._retry_at = time.monotonic() + _RETRY_SECONDS
+        # Only a probe ends the outage: any other response may predate the failure.
+        if is_probe:
+            self._record_success(rejects_writes=self._rejects_writes)
         return result
 
-    def _may_try(self) -> bool:
-        """True for the first who asks after the pause, and until that has failed for no other."""
+    def _claim_probe(self) -> bool:
+        """True after the pause, for one caller, and for no other until that call fails."""
         with self._lock:
-            if time.monotonic() < self._next_try:
+            if time.monotonic() < self._retry_at:
                 return False
-            self._next_try = float("inf")
+            self._retry_at = float("inf")
             return True
 
-    def _connected(self) -> Client:
+    def _get_client(self) -> Client:
         with self._lock:
             if self._client is None:
                 self._client = redis.Redis.from_url(
                     self._url,
                     socket_connect_timeout=CONNECT_TIMEOUT,
-                    socket_timeout=ANSWER_TIMEOUT,
-                    max_connections=_MOST_CONNECTIONS,
+                    socket_timeout=RESPONSE_TIMEOUT,
+                    max_connections=_MAX_CONNECTIONS,
                     retry=Retry(NoBackoff(), 0),
                     maint_notifications_config=MaintNotificationsConfig(enabled=False),
                 )
             return self._client
 
-    def _note_absence(self, error: Exception, returns: int) -> None:
-        """``returns`` is how often Redis had come back when it was asked: what was asked before
-        it came back the last time says nothing of now."""
+    def _record_failure(self, error: Exception, recoveries: int) -> None:
+        """``recoveries`` is the count of recoveries when the command was sent: a command sent
+        before the latest recovery says nothing about the present."""
         with self._lock:
-            if returns != self._returns:
+            if recoveries != self._recoveries:
                 return
-            self._next_try = time.monotonic() + _AWAY_SECONDS
-            is_news, self._is_away = not self._is_away, True
-        if is_news:
+            self._retry_at = time.monotonic() + _RETRY_SECONDS
+            is_new, self._unreachable = not self._unreachable, True
+        if is_new:
             log.error(
                 "%s cannot be used (%s). Until it can, each worker knows only the chats that it "
-                "has seen, chats may begin new conversations, turns of one chat that come at once "
-                "are not kept apart, and each worker counts the requests of callers for itself.",
-                self._shown,
+                "has seen, chats may start new conversations, simultaneous turns of one chat are "
+                "not serialized, and each worker counts the requests of callers by itself.",
+                self._display_name,
                 _reason(error),
             )
 
-    def _note_refusal(self, error: Exception, is_trial: bool) -> None:
+    def _record_rejection(self, error: Exception, is_probe: bool) -> None:
         with self._lock:
-            is_news, self._refuses = not self._refuses, True
-            if is_trial:
-                self._end_absence()
-        if is_news:
+            is_new, self._rejects_writes = not self._rejects_writes, True
+            if is_probe:
+                self._mark_reachable()
+        if is_new:
             log.error(
-                "%s refuses to keep conversations (%s). Until it takes them, new ones are in the "
-                "memory of their worker only and are lost at a restart, and turns of one chat "
-                "that come at once are not kept apart.",
-                self._shown,
+                "%s refuses to store conversations (%s). Until it accepts them, new ones are only "
+                "in the memory of their worker and are lost at a restart, and simultaneous turns "
+                "of one chat are not serialized.",
+                self._display_name,
                 _reason(error),
             )
 
-    def _note_return(self, refuses: bool) -> None:
+    def _record_success(self, rejects_writes: bool) -> None:
         with self._lock:
             was_available = self.available
-            self._end_absence()
-            self._refuses = refuses
-            is_news = self.available and not was_available
-        if is_news:
-            log.warning("Conversations are kept in %s again.", self._shown)
+            self._mark_reachable()
+            self._rejects_writes = rejects_writes
+            is_new = self.available and not was_available
+        if is_new:
+            log.warning("Conversations are stored in %s again.", self._display_name)
 
-    def _end_absence(self) -> None:
-        self._returns += self._is_away
-        self._is_away = False
+    def _mark_reachable(self) -> None:
+        self._recoveries += self._unreachable
+        self._unreachable = False
 
 
 def _reason(error: Exception) -> str:
-    """What Redis or the system said, without the command: that names chats and people."""
-    said = str(error).rpartition("caused error: ")[2]
-    return f"{type(error).__name__}: {said[:200]}"
+    """Redis's or the system's message, without the command, which names chats and people."""
+    message = str(error).rpartition("caused error: ")[2]
+    return f"{type(error).__name__}: {message[:200]}"

@@ -42,7 +42,7 @@ def write(folder: Path, numbers: range, told: int, fold_every: int) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: stopping.append(number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     Compactor.TICK_SECONDS = 0.05
-    Compactor.LEAST_TO_FOLD = 1 << 14
+    Compactor.MIN_COMPACT_BYTES = 1 << 14
     store = opened(folder)
     for number in numbers:
         if stopping:
@@ -53,7 +53,7 @@ def write(folder: Path, numbers: range, told: int, fold_every: int) -> None:
             store.move(key_of(number), f"moved {number}", conversation_of(number), "heard")
             os.write(told, b"m%d\n" % number)
         if random.randrange(fold_every) == 0:
-            store._keeper.compact()
+            store._compactor.compact()
     while not stopping:
         time.sleep(0.01)
     store.close()

@@ -26,7 +26,7 @@ Hook = Callable[[str, tuple[Any, ...]], None]
 @pytest.fixture(autouse=True)
 def slow_keeper(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Compactor, "TICK_SECONDS", 3600.0)
-    monkeypatch.setattr("opendify.conversations.store.journaled_map._PATIENCE", 0.0)
+    monkeypatch.setattr("opendify.conversations.store.journaled_map._LOCK_TIMEOUT", 0.0)
 
 
 class Kernel:
@@ -134,14 +134,14 @@ def test_what_others_say_during_a_fold_is_kept(tmp_path: Path, kernel: Kernel) -
         key = f"before call {len(said)}, {name}"
         said[key] = "c2"
         other.put(key, "c2")
-        kept.append(not other._ledger._known.unwritten)
+        kept.append(not other._map._state.unwritten)
 
     kernel.before = speak
     store.close()
     kernel.before = None
     assert kept.count(True) > 10
     for _ in range(5):
-        other._keeper.tick()
+        other._compactor.tick()
     assert known_by(other) == known_by(store) == known_in(folder) == said
     other.close()
     store.close()
@@ -180,7 +180,7 @@ def test_a_disk_that_fails_at_any_moment_costs_nothing_in_the_end(
             kernel.before = None
             assert known == after, f"after call {first} failed"
         for _ in range(6):
-            store._keeper.tick()
+            store._compactor.tick()
         assert known_by(store) == after
         assert known_in(folder) == after, f"after call {first} failed"
         store.close()
@@ -253,7 +253,7 @@ def test_what_is_used_while_others_are_cleaned_up_stays(
     if why == "too old":
         assert cleaner.cleanup(3.5) == 1
     else:
-        cleaner._keeper.expire()
+        cleaner._compactor.expire()
     kernel.before = None
     assert set(known_by(other)) == {"used", "third", "fourth", "fifth"}
     cleaner.close()
@@ -274,6 +274,6 @@ def test_a_full_disk_that_takes_half_a_line_costs_no_mapping(tmp_path: Path) -> 
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     for _ in range(5):
-        store._keeper.tick()
+        store._compactor.tick()
     assert len(known_in(folder)) == 30
     store.close()

@@ -120,15 +120,15 @@ def test_a_store_in_use_survives_a_fork(tmp_path: Path) -> None:
     """Also when another thread of the parent holds its locks at that moment."""
     script = """
         store.put("parent, before", "c")
-        ledger = store._ledger
-        ledger._writing.acquire(), ledger._memory.acquire()
+        ledger = store._map
+        ledger._write_lock.acquire(), ledger._memory_lock.acquire()
         if (child := os.fork()) == 0:
             store.put("child", "c")
             assert store.get("parent, before") is not None
             time.sleep(1)  # its own keeper brings the file up to date
             assert "child" in (folder / "conversation_mappings.json").read_text()
             os._exit(0)
-        ledger._writing.release(), ledger._memory.release()
+        ledger._write_lock.release(), ledger._memory_lock.release()
         store.put("parent, after", "c")
         assert os.waitpid(child, 0)[1] == 0
         print(sorted(key for key, _ in store.entries()))
@@ -168,7 +168,7 @@ def test_in_a_read_only_folder_what_is_there_is_known_and_what_is_new_is_in_memo
     said, complaints = finish(start(script, reachable))
     assert said == "['chat 0', 'chat 1', 'chat 2', 'chat 3', 'chat 4', 'known', 'late']\n"
     (complaint,) = complaints.splitlines()
-    assert "cannot be kept" in complaint
+    assert "cannot be saved" in complaint
     assert str(reachable) in complaint
     assert stat.S_IMODE(reachable.stat().st_mode) == 0o500
     reachable.chmod(0o700)
@@ -188,7 +188,7 @@ def test_on_a_full_disk_answers_go_on_and_nothing_is_lost_once_there_is_space(
         assert store.stats().count == 200
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
         deadline = time.monotonic() + 20
-        while store._ledger._known.unwritten and time.monotonic() < deadline:
+        while store._map._state.unwritten and time.monotonic() < deadline:
             time.sleep(0.02)
         print("written")
         store.close()
@@ -197,8 +197,8 @@ def test_on_a_full_disk_answers_go_on_and_nothing_is_lost_once_there_is_space(
     assert said == "written\n"
     assert len(in_file(tmp_path / "data")) == 200
     assert [line.split()[0] for line in complaints.splitlines()][:1] == ["ERROR"]
-    assert complaints.count("cannot be kept") == 1
-    assert complaints.count("are kept in") == 1
+    assert complaints.count("cannot be saved") == 1
+    assert complaints.count("are saved in") == 1
 
 
 def storm(chats: int, kills: int) -> dict[str, Any]:

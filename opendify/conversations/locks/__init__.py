@@ -1,1 +1,1 @@
-"""Locks that let one turn of a chat run at a time, over processes and machines."""
+"""Locks that serialize the turns of a chat, across processes and machines."""

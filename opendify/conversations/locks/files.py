@@ -1,7 +1,7 @@
-"""Turns of one chat come one after the other, in all threads, processes and instances.
+"""Serializes the turns of a chat across threads, processes and instances.
 
-A lock of each chat is a file under `locks/` in the data folder. The kernel frees it when its
-holder is killed.
+The lock of a chat is a file in `locks/` in the data folder. The kernel releases it when its holder
+is killed.
 """
 
 import fcntl
@@ -20,114 +20,119 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.002, 0.05
+MIN_PAUSE, MAX_PAUSE = 0.002, 0.05
 _NAME_LENGTH = 32
-_MOST_SWEPT = 10_000
+_MAX_SWEPT = 10_000
 
 
 class TurnLock(Protocol):
-    """The turn of a chat; whoever gets one must release it."""
+    """The acquired lock of a chat; whoever acquired it must release it."""
 
     def release(self) -> None:
-        """Let the next turn begin. May be called again, and from any thread."""
+        """Let the next turn start. May be called repeatedly, and from any thread."""
 
 
 class TurnLocks(Protocol):
     """The locks of all chats."""
 
-    def acquire(self, key: str, until: float, caller_gone: Callable[[], bool]) -> TurnLock | None:
-        """Waits for the turn of the chat `key`; None when it did not come.
+    def acquire(
+        self, key: str, deadline: float, caller_gone: Callable[[], bool]
+    ) -> TurnLock | None:
+        """Wait for the lock of the chat `key`; None when it was not acquired.
 
-        That is when `until`, a time of `time.monotonic`, has passed or the caller has gone, which
-        is asked several times a second. Trouble with the locks themselves is never raised: the
-        log tells it once, and the turn counts as given.
+        That is when `deadline`, a time of `time.monotonic`, has passed or `caller_gone()` is true,
+        which is polled several times a second. A failure of the locks themselves is never raised:
+        it is logged once, and the lock counts as acquired.
         """
         ...
 
 
 class FileTurnLocks:
-    """Locks for those who share a folder. Nothing is opened before the first use."""
+    """Locks for processes that share a folder. Nothing is opened before the first use."""
 
     def __init__(self, data_folder: Path) -> None:
         self._folder = data_folder / "locks"
-        self._complained = False
+        self._failure_logged = False
         self._swept = False
 
-    def acquire(self, key: str, until: float, caller_gone: Callable[[], bool]) -> TurnLock | None:
+    def acquire(
+        self, key: str, deadline: float, caller_gone: Callable[[], bool]
+    ) -> TurnLock | None:
         path = f"{self._folder}/{lock_name(key)}"
         try:
             self._sweep()
-            lock = waited_for(lambda: _locked(path), until, caller_gone)
+            lock = poll(lambda: _try_lock(path), deadline, caller_gone)
         except OSError as error:
-            self._complain(error)
+            self._log_failure(error)
             return FileTurnLock(path, -1, None)
-        self._complained = False
+        self._failure_logged = False
         return lock
 
     def _sweep(self) -> None:
-        """Once in a process, remove what those left behind who were killed."""
+        """Once per process, remove the files that killed processes left behind."""
         if self._swept:
             return
         self._swept = True
-        for path in list(islice(self._folder.glob("[0-9a-f]" * _NAME_LENGTH), _MOST_SWEPT)):
-            lock = _locked(str(path))
+        for path in list(islice(self._folder.glob("[0-9a-f]" * _NAME_LENGTH), _MAX_SWEPT)):
+            lock = _try_lock(str(path))
             if lock is not None:
                 lock.release()
 
-    def _complain(self, error: OSError) -> None:
-        if not self._complained:
-            self._complained = True
+    def _log_failure(self, error: OSError) -> None:
+        if not self._failure_logged:
+            self._failure_logged = True
             log.error(
-                "Turns of one chat cannot be kept apart in %s (%s). Two at once may begin two "
-                "conversations, until there is space and this user may write there.",
+                "Turns of one chat cannot be serialized in %s (%s). Simultaneous turns may start "
+                "two conversations, until there is space and this user may write there.",
                 self._folder,
                 error,
             )
 
 
 class FileTurnLock:
-    """A locked file and its status, removed by the release; none for a descriptor below 0."""
+    """A locked file and its status, removed on release; no lock if the descriptor is negative."""
 
     def __init__(self, path: str, descriptor: int, status: os.stat_result | None) -> None:
         self._path = path
         self._descriptor = descriptor
         self._status = status
-        self._releasing = threading.Lock()
+        self._release_lock = threading.Lock()
 
     def release(self) -> None:
-        with self._releasing:
+        with self._release_lock:
             descriptor, self._descriptor = self._descriptor, -1
         if descriptor < 0:
             return
         with suppress(OSError):
-            # While it is locked: who opened the file before finds out that it is gone.
+            # While locked: a process that has already opened the file then notices that it is gone.
             if self._status is not None and _is_at(self._path, self._status):
                 os.unlink(self._path)
         _unlock(descriptor)
 
 
 def lock_name(key: str) -> str:
-    """A name for the lock of a chat that tells nothing of the chat."""
+    """The name of the lock of a chat; reveals nothing about the chat."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:_NAME_LENGTH]
 
 
-def waited_for(
-    attempt: Callable[[], T | None], until: float, caller_gone: Callable[[], bool]
+def poll(
+    attempt: Callable[[], T | None], deadline: float, caller_gone: Callable[[], bool]
 ) -> T | None:
-    """What the attempt gives, made again and again as long as there is time and a caller."""
-    pause = FIRST_PAUSE
+    """The first result of ``attempt`` that is not None; None after the deadline or once the caller
+    has gone."""
+    pause = MIN_PAUSE
     while (result := attempt()) is None:
-        left = until - time.monotonic()
-        if left <= 0 or caller_gone():
+        remaining = deadline - time.monotonic()
+        if remaining <= 0 or caller_gone():
             return None
-        time.sleep(min(pause, left))
-        pause = min(pause * 2, LONGEST_PAUSE)
+        time.sleep(min(pause, remaining))
+        pause = min(pause * 2, MAX_PAUSE)
     return result
 
 
-def _locked(path: str) -> FileTurnLock | None:
-    """The file at the path, locked; None while another has it. Raises OSError."""
-    descriptor = _opened(path)
+def _try_lock(path: str) -> FileTurnLock | None:
+    """The file at the path, locked; None while another process holds it. Raises OSError."""
+    descriptor = _open(path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         status = os.fstat(descriptor)
@@ -142,7 +147,7 @@ def _locked(path: str) -> FileTurnLock | None:
     return None
 
 
-def _opened(path: str) -> int:
+def _open(path: str) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
     try:
         return os.open(path, flags, 0o600)
@@ -154,7 +159,7 @@ def _opened(path: str) -> int:
 
 
 def _is_at(path: str, status: os.stat_result) -> bool:
-    """Whether the open file is still the one of this name, not removed by its last holder."""
+    """Whether the open file still has this name, and was not removed by its last holder."""
     try:
         return os.path.samestat(os.stat(path), status)
     except FileNotFoundError:
@@ -162,8 +167,8 @@ def _is_at(path: str, status: os.stat_result) -> bool:
 
 
 def _unlock(descriptor: int) -> None:
-    # Closing is not enough if the process forked meanwhile: the child's copy of the descriptor
-    # would go on holding the lock.
+    # Closing is not enough if the process forked meanwhile: the copy of the descriptor in the
+    # child would keep the lock.
     with suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)

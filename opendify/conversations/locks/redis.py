@@ -1,26 +1,26 @@
 """Turn locks in a Redis server, for instances that share no folder.
 
 A lock is a key `opendify:lock:<hash of the chat>` with a random value that only its holder knows
-and a short life that the holder prolongs, so that the lock of a machine that died is free soon.
+and a short lifetime that the holder renews, so the lock of a machine that died is free soon.
 """
 
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
 
-from opendify.conversations.locks.files import TurnLock, lock_name, waited_for
+from opendify.conversations.locks.files import TurnLock, lock_name, poll
 from opendify.storage.lease_renewal import LeaseRenewer
 from opendify.storage.redis_connection import RedisConnection, RedisUnavailable
 
 LEASE_SECONDS = 10.0
 
-_PROLONG = """
+_RENEW_SCRIPT = """
 if redis.call("GET", KEYS[1]) == ARGV[1] then
   return redis.call("PEXPIRE", KEYS[1], ARGV[2])
 end
 return 0
 """
-_RELEASE = """
+_RELEASE_SCRIPT = """
 if redis.call("GET", KEYS[1]) == ARGV[1] then
   return redis.call("DEL", KEYS[1])
 end
@@ -29,50 +29,54 @@ return 0
 
 
 class RedisTurnLocks:
-    """Locks for those who share a Redis server; see `TurnLocks`. While it is away, every turn
-    counts as given; the log of the link says so."""
+    """Locks for processes that share a Redis server; see `TurnLocks`. While it is unreachable,
+    which the connection logs, every lock counts as acquired."""
 
-    def __init__(self, link: RedisConnection, lease: float = LEASE_SECONDS) -> None:
-        """`lease` is in seconds: so long a lock outlives a holder that was killed."""
-        self._link = link
+    def __init__(self, redis: RedisConnection, lease: float = LEASE_SECONDS) -> None:
+        """`lease` is the lifetime of a lock in seconds, if it is not renewed."""
+        self._redis = redis
         self._lease = lease
-        self._leases: LeaseRenewer[RedisTurnLock] = LeaseRenewer(lease, self._prolong)
+        self._leases: LeaseRenewer[RedisTurnLock] = LeaseRenewer(lease, self._renew)
 
-    def acquire(self, key: str, until: float, caller_gone: Callable[[], bool]) -> TurnLock | None:
+    def acquire(
+        self, key: str, deadline: float, caller_gone: Callable[[], bool]
+    ) -> TurnLock | None:
         lock = RedisTurnLock(self, f"opendify:lock:{lock_name(key)}", secrets.token_hex(16))
-        if not waited_for(lambda: self._take(lock) or None, until, caller_gone):
+        if not poll(lambda: self._try_acquire(lock) or None, deadline, caller_gone):
             return None
         self._leases.add(lock)
         return lock
 
-    def give_back(self, lock: "RedisTurnLock") -> None:
-        """Free a lock; what is no longer its holder's is left alone."""
+    def release(self, lock: "RedisTurnLock") -> None:
+        """Free a lock, unless somebody else holds it by now."""
         if not self._leases.discard(lock):
             return
-        with suppress(RedisUnavailable):  # then it ends with its lease
-            self._link.ask(lambda client: client.eval(_RELEASE, 1, lock.name, lock.token))
+        with suppress(RedisUnavailable):  # it expires with its lease
+            self._redis.execute(
+                lambda client: client.eval(_RELEASE_SCRIPT, 1, lock.name, lock.token)
+            )
 
-    def _take(self, lock: "RedisTurnLock") -> bool:
+    def _try_acquire(self, lock: "RedisTurnLock") -> bool:
         milliseconds = int(self._lease * 1000)
         try:
             return bool(
-                self._link.store(
+                self._redis.execute_write(
                     lambda client: client.set(lock.name, lock.token, nx=True, px=milliseconds)
                 )
             )
         except RedisUnavailable:
             return True
 
-    def _prolong(self, lock: "RedisTurnLock") -> None:
+    def _renew(self, lock: "RedisTurnLock") -> None:
         milliseconds = int(self._lease * 1000)
         with suppress(RedisUnavailable):
-            self._link.ask(
-                lambda client: client.eval(_PROLONG, 1, lock.name, lock.token, milliseconds)
+            self._redis.execute(
+                lambda client: client.eval(_RENEW_SCRIPT, 1, lock.name, lock.token, milliseconds)
             )
 
 
 class RedisTurnLock:
-    """One lock that is held, or was."""
+    """A lock, held until it is released."""
 
     def __init__(self, locks: RedisTurnLocks, name: str, token: str) -> None:
         self.name = name
@@ -80,4 +84,4 @@ class RedisTurnLock:
         self._locks = locks
 
     def release(self) -> None:
-        self._locks.give_back(self)
+        self._locks.release(self)

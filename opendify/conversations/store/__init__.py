@@ -1,1 +1,1 @@
-"""Where it is kept which Dify conversation continues a chat: a JSON file, or Redis."""
+"""Stores of the conversation records: a JSON file, or Redis."""

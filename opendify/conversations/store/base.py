@@ -1,4 +1,4 @@
-"""What every kind of store of the conversations can be asked. No I/O."""
+"""The interface of the conversation stores. No I/O."""
 
 from collections.abc import Iterator
 from typing import Protocol
@@ -7,15 +7,15 @@ from opendify.conversations.store.records import ConversationRecord, Entries, St
 
 
 class ConversationStore(Protocol):
-    """Chats and their Dify conversations. Keys mean nothing here.
+    """Maps chats to Dify conversations. Keys are opaque here.
 
-    Several threads, processes and instances may share what is kept. No method raises for trouble
-    with the place where it is kept: the log tells it, and the answers still go out.
+    Several threads, processes and instances may share the stored mappings. No method raises because
+    the backend fails: that is logged, and responses still go out.
     """
 
     @property
     def kind(self) -> str:
-        """What operators are told: `file` or `redis`."""
+        """The name of the kind for operators: `file` or `redis`."""
         ...
 
     @property
@@ -25,28 +25,28 @@ class ConversationStore(Protocol):
 
     def get(self, key: str) -> ConversationRecord | None: ...
 
-    def put(self, key: str, conversation_id: str, heard: str = "") -> None:
+    def put(self, key: str, conversation_id: str, history_digest: str = "") -> None:
         """Map a chat to a conversation, used now."""
 
     def touch(self, key: str) -> None:
-        """Note that a chat was used, unless that was noted within the hour."""
+        """Record that a chat was used, at most once an hour."""
 
     def forget(self, key: str, conversation_id: str) -> None:
         """Remove the mapping, unless the chat is in another conversation by now."""
 
-    def move(self, old_key: str, new_key: str, conversation_id: str, heard: str) -> bool:
-        """Hand the conversation over from one chat to another; False when the first has it not."""
+    def move(self, old_key: str, new_key: str, conversation_id: str, history_digest: str) -> bool:
+        """Move the conversation to another chat; False if the first one does not have it."""
         ...
 
     def adopt(self, newcomers: Entries, overwrite: bool = False) -> int:
-        """Take over mappings as they are, times and all; returns how many.
+        """Import records unchanged, including their times; returns how many.
 
-        What is there and was used later wins over them, unless they are to `overwrite` it.
+        An existing record that was used later is kept, unless `overwrite`.
         """
         ...
 
     def owner(self, conversation_id: str) -> str | None:
-        """The key that has the conversation, the least one where there are several."""
+        """The key that has the conversation; the smallest if there are several."""
         ...
 
     def owners(self, conversation_id: str) -> list[str]:
@@ -56,15 +56,15 @@ class ConversationStore(Protocol):
     def stats(self) -> Stats: ...
 
     def keys(self) -> list[str]:
-        """All keys, in no order."""
+        """All keys, unordered."""
         ...
 
     def entries(self, limit: int | None = None) -> Iterator[tuple[str, ConversationRecord]]:
-        """The mappings and their keys as they are now, those used last first."""
+        """The current keys and records, most recently used first."""
         ...
 
     def cleanup(self, max_age_days: float) -> int:
-        """Remove the mappings that were not used for so many days; returns how many."""
+        """Remove the mappings not used for `max_age_days`; returns how many."""
         ...
 
     def remove_conversation(self, conversation_id: str) -> list[str]:
@@ -72,4 +72,4 @@ class ConversationStore(Protocol):
         ...
 
     def close(self) -> None:
-        """Write what is not written yet and close everything; a later use opens it again."""
+        """Write pending changes and close everything; a later use opens it again."""

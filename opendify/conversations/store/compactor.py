@@ -1,4 +1,4 @@
-"""When the files are tidied: the snapshot rewritten, old mappings removed, the disk tried again."""
+"""Background upkeep: rewrites the snapshot, removes old mappings, retries the disk."""
 
 import heapq
 import threading
@@ -10,94 +10,98 @@ from opendify.conversations.store.records import Entries, Patch
 
 DAY = 86400
 
-_SETTLED_AFTER = 5
-_MEND_EVERY = 5
-_WAIT_AFTER_A_FAILED_FOLD = 60
-_LONGEST_FOLD_SECONDS = 15.0
-_FEW_ENTRIES = 10_000
+_QUIET_TICKS = 5
+_RETRY_TICKS = 5
+_COMPACT_RETRY_TICKS = 60
+_STOP_TIMEOUT = 15.0
+_SMALL_MAP = 10_000
 
 
 class Compactor:
-    """Looks at the ledger once a second, from a thread of its own, in each process that uses it.
+    """Checks the map once a second, from a thread in each process that uses it.
 
     In each, because the process that wrote last may have been killed.
     """
 
     TICK_SECONDS = 1.0
-    LEAST_TO_FOLD = 1 << 20
-    """Bytes; a journal is not folded sooner while the store is busy."""
+    MIN_COMPACT_BYTES = 1 << 20
+    """Bytes; a smaller journal is not compacted while the store is busy."""
 
     def __init__(
         self,
-        ledger: JournaledMap,
+        map_: JournaledMap,
         *,
         clock: Callable[[], float],
         max_age_days: float | None,
         max_entries: int,
     ) -> None:
-        self._ledger = ledger
+        self._map = map_
         self._clock = clock
         self._max_age_days = max_age_days
         self._max_entries = max_entries
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
-        self._place = (0, 0)
-        self._quiet = 0
-        self._until_mending = _MEND_EVERY
-        self._until_folding = 0
+        self._start_lock = threading.Lock()
+        self._position = (0, 0)
+        self._quiet_ticks = 0
+        self._ticks_until_retry = _RETRY_TICKS
+        self._ticks_until_compaction = 0
 
     def start(self) -> None:
-        """Start the thread, if it does not run yet."""
+        """Start the thread, if it is not running."""
         if self._thread is None:
-            with self._starting:
+            with self._start_lock:
                 if self._thread is None:
                     self._start()
 
     def stop(self) -> None:
-        """End the thread; waits, though not forever, for what it is doing."""
+        """Stop the thread; waits, with a timeout, for what it is doing."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join(_LONGEST_FOLD_SECONDS)
+            self._thread.join(_STOP_TIMEOUT)
 
     def tick(self) -> None:
         """Do what is due."""
-        self._until_mending -= 1
-        if self._until_mending <= 0:
-            self._until_mending = _MEND_EVERY
-            self._ledger.retry_writes()
-        if self._ledger.count() > self._max_entries * 1.25:
+        self._ticks_until_retry -= 1
+        if self._ticks_until_retry <= 0:
+            self._ticks_until_retry = _RETRY_TICKS
+            self._map.retry_writes()
+        if self._map.count() > self._max_entries * 1.25:
             self.expire()
-        place = self._ledger.place()
-        self._quiet = self._quiet + 1 if place == self._place else 0
-        self._place = place
-        self._until_folding -= 1
-        if self._until_folding <= 0 and not self._ledger.is_failing and self._should_compact():
-            self._until_folding = 0 if self.compact() else _WAIT_AFTER_A_FAILED_FOLD
+        position = self._map.position()
+        self._quiet_ticks = self._quiet_ticks + 1 if position == self._position else 0
+        self._position = position
+        self._ticks_until_compaction -= 1
+        if (
+            self._ticks_until_compaction <= 0
+            and not self._map.is_failing
+            and self._should_compact()
+        ):
+            self._ticks_until_compaction = 0 if self.compact() else _COMPACT_RETRY_TICKS
 
-    def compact(self, patience: float = 0.0) -> bool:
-        """Remove what is too old or too much, and write the snapshot; whether the disk let us."""
+    def compact(self, timeout: float = 0.0) -> bool:
+        """Expire mappings and write the snapshot; False if the disk failed."""
         self.expire()
-        return self._ledger.compact(patience)
+        return self._map.compact(timeout)
 
     def expire(self) -> None:
-        """Remove what is too old, and what is too much: the least recently used first."""
+        """Remove what is too old, and the least recently used of what is too many."""
         if self._max_age_days is not None:
             before = self._clock() - self._max_age_days * DAY
-            self._ledger.remove(lambda mapping: mapping.last_used < before)
-        entries = self._ledger.copy()
-        surplus = len(entries) - self._max_entries
-        if surplus > 0:
-            oldest = heapq.nsmallest(surplus, entries, key=lambda key: entries[key].last_used)
+            self._map.remove(lambda record: record.last_used < before)
+        entries = self._map.copy()
+        excess = len(entries) - self._max_entries
+        if excess > 0:
+            oldest = heapq.nsmallest(excess, entries, key=lambda key: entries[key].last_used)
 
-            def plan(now: Entries) -> Patch:
-                return {key: None for key in oldest if now.get(key) == entries[key]}
+            def mutation(current: Entries) -> Patch:
+                return {key: None for key in oldest if current.get(key) == entries[key]}
 
-            self._ledger.change(plan)
+            self._map.change(mutation)
 
     def _start(self) -> None:
         thread = threading.Thread(target=self._run, name="conversation-keeper", daemon=True)
-        # No thread to be had, or the interpreter is ending: the next use tries again.
+        # No thread available, or the interpreter is exiting: the next use tries again.
         with suppress(RuntimeError):
             thread.start()
             self._thread = thread
@@ -107,10 +111,10 @@ class Compactor:
             self.tick()
 
     def _should_compact(self) -> bool:
-        _, unfolded = self._place
-        if unfolded > max(self._ledger.snapshot_size(), self.LEAST_TO_FOLD):
+        _, journal_size = self._position
+        if journal_size > max(self._map.snapshot_size(), self.MIN_COMPACT_BYTES):
             return True
-        if self._quiet < _SETTLED_AFTER or self._ledger.count() >= _FEW_ENTRIES:
+        if self._quiet_ticks < _QUIET_TICKS or self._map.count() >= _SMALL_MAP:
             return False
-        self._quiet = 0
-        return self._ledger.holds_more_than_the_snapshot()
+        self._quiet_ticks = 0
+        return self._map.has_journaled_changes()

@@ -1,4 +1,4 @@
-"""Which kind of store the conversations are kept in."""
+"""Chooses the store of the conversations."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,28 +13,28 @@ from opendify.storage.redis_connection import RedisConnection
 
 
 def new_link(address: str) -> RedisConnection | None:
-    """The way to the Redis at this address, or None where that is empty: a file will do."""
+    """The connection to the Redis at this address; None for an empty one, which means the JSON
+    file."""
     return RedisConnection(address, without_secrets(address)) if address else None
 
 
 def new_conversations(
-    link: RedisConnection | None,
+    redis: RedisConnection | None,
     folder: Path,
     *,
     clock: Callable[[], float],
     max_age_days: float | None,
     max_entries: int,
 ) -> tuple[ConversationStore, TurnLocks]:
-    """The store in the Redis at the end of the link, or in the folder where there is none, and its
-    locks.
+    """The store and its locks, in Redis, or in the folder where ``redis`` is None.
 
     Nothing is opened before the first use.
     """
     store: ConversationStore
-    if link is None:
+    if redis is None:
         store = JsonFileStore(
             folder, clock=clock, max_age_days=max_age_days, max_entries=max_entries
         )
         return store, FileTurnLocks(folder)
-    store = RedisStore(link, clock=clock, max_age_days=max_age_days, max_entries=max_entries)
-    return store, RedisTurnLocks(link)
+    store = RedisStore(redis, clock=clock, max_age_days=max_age_days, max_entries=max_entries)
+    return store, RedisTurnLocks(redis)

@@ -1,4 +1,4 @@
-"""What one process remembers of the chats while the place where they are kept is away. No I/O."""
+"""What one process remembers of the chats while the backend is unreachable. No I/O."""
 
 import threading
 from collections import OrderedDict
@@ -10,73 +10,73 @@ from opendify.conversations.store.records import ConversationRecord, Entries, Pa
 
 
 class FallbackCache:
-    """The mappings seen last, a bounded number of them; some of them were not kept yet.
+    """The most recently seen records, at most ``max_size``, and as many unwritten ones.
 
-    Thread-safe. Those that were not kept are the last to be forgotten.
+    Thread-safe. Unwritten records have a limit of their own, so that reads do not evict them.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, max_size: int) -> None:
+        self._max_size = max_size
         self._lock = threading.Lock()
         self._seen: OrderedDict[str, ConversationRecord] = OrderedDict()
-        self._unkept: OrderedDict[str, ConversationRecord] = OrderedDict()
+        self._unwritten: OrderedDict[str, ConversationRecord] = OrderedDict()
 
     def get(self, key: str) -> ConversationRecord | None:
         with self._lock:
-            return self._unkept.get(key) or self._seen.get(key)
+            return self._unwritten.get(key) or self._seen.get(key)
 
     def unwritten(self, key: str) -> ConversationRecord | None:
-        """The mapping, if it was not kept yet."""
-        return self._unkept.get(key)
+        """The record, if it is not written yet."""
+        return self._unwritten.get(key)
 
-    def some_unwritten(self, number: int) -> Entries:
-        """Those that wait longest to be kept."""
+    def oldest_unwritten(self, limit: int) -> Entries:
+        """The records that have waited longest to be written, at most ``limit``."""
         with self._lock:
-            return dict(islice(self._unkept.items(), number))
+            return dict(islice(self._unwritten.items(), limit))
 
     def all(self) -> Entries:
         with self._lock:
-            return {**self._seen, **self._unkept}
+            return {**self._seen, **self._unwritten}
 
-    def see(self, key: str, mapping: ConversationRecord | None) -> None:
-        """Remember what is kept of a chat."""
+    def remember(self, key: str, record: ConversationRecord | None) -> None:
+        """Cache the stored record of a chat; None removes it."""
         with self._lock:
-            self._note(self._seen, key, mapping)
+            self._set(self._seen, key, record)
 
-    def change(self, keys: Iterable[str], plan: Mutation) -> Patch:
-        """Make a change to what is remembered, which could not be kept; returns it."""
+    def change(self, keys: Iterable[str], mutation: Mutation) -> Patch:
+        """Apply a mutation that could not be written; returns its patch."""
         with self._lock:
-            known = {key: self._unkept.get(key) or self._seen.get(key) for key in keys}
-            patch = plan({key: mapping for key, mapping in known.items() if mapping})
-            for key, mapping in patch.items():
-                self._note(self._unkept, key, mapping)
+            known = {key: self._unwritten.get(key) or self._seen.get(key) for key in keys}
+            patch = mutation({key: record for key, record in known.items() if record})
+            for key, record in patch.items():
+                self._set(self._unwritten, key, record)
                 self._seen.pop(key, None)
         return patch
 
     def mark_written(self, patch: Patch) -> None:
-        """Take note that a change was kept."""
+        """A patch was written."""
         with self._lock:
-            for key, mapping in patch.items():
-                self._unkept.pop(key, None)
-                self._note(self._seen, key, mapping)
+            for key, record in patch.items():
+                self._unwritten.pop(key, None)
+                self._set(self._seen, key, record)
 
-    def settle(self, key: str, mapping: ConversationRecord) -> None:
-        """Take note that this mapping waits no longer, unless a newer one waits by now."""
+    def mark_one_written(self, key: str, record: ConversationRecord) -> None:
+        """This record no longer has to be written, unless a newer one waits by now."""
         with self._lock:
-            if self._unkept.get(key) is mapping:
-                del self._unkept[key]
-                self._note(self._seen, key, mapping)
+            if self._unwritten.get(key) is record:
+                del self._unwritten[key]
+                self._set(self._seen, key, record)
 
-    def _note(
+    def _set(
         self,
-        place: OrderedDict[str, ConversationRecord],
+        records: OrderedDict[str, ConversationRecord],
         key: str,
-        mapping: ConversationRecord | None,
+        record: ConversationRecord | None,
     ) -> None:
-        if mapping is None:
-            place.pop(key, None)
+        if record is None:
+            records.pop(key, None)
         else:
-            place[key] = mapping
-            place.move_to_end(key)
-        while len(place) > self._most:
-            place.popitem(last=False)
+            records[key] = record
+            records.move_to_end(key)
+        while len(records) > self._max_size:
+            records.popitem(last=False)

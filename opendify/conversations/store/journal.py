@@ -1,8 +1,8 @@
-"""The journals: what was changed since the snapshot was written, one patch a line.
+"""The journals: what changed since the snapshot was written, one patch per line.
 
-The one with the highest number is written to; making the next one closes it for good. A line
-counts from its newline on, and bytes once written are never changed, so that reading needs no
-lock. Number 0 means that there is none yet: an empty folder, or one with a plain JSON file.
+The one with the highest number is appended to; creating the next one closes it for good. A line is
+valid once its newline is written, and written bytes never change, so reading needs no lock. Number
+0 means that there is no journal yet: an empty folder, or one with only the JSON file.
 """
 
 import errno
@@ -34,54 +34,54 @@ def numbers(folder: Path) -> list[int]:
     )
 
 
-def drop_journals(folder: Path, below: int) -> None:
-    """Delete the journals that the snapshot has made superfluous, the oldest first."""
+def delete_journals(folder: Path, below: int) -> None:
+    """Delete the journals that the snapshot replaces, oldest first."""
     for number in numbers(folder):
         if number < below:
             (folder / _NAME.format(number)).unlink(missing_ok=True)
 
 
 class Journal:
-    """One process's place in the journals.
+    """The position of one process in the journals.
 
-    To append and to rotate, hold the lock and read all news first.
+    To append or rotate, hold the lock and read all new patches first.
     """
 
     def __init__(self, folder: Path, *, sync: bool) -> None:
-        """Begin at the oldest journal; raises OSError, FoldedAway.
+        """Start at the oldest journal; raises OSError and JournalCompacted.
 
-        With `sync`, new journals' names outlast a power failure.
+        With `sync`, the names of new journals are durable against a power failure.
         """
         self._folder = folder
         self._sync = sync
         self._descriptor = -1
-        self._open(_first_of_the_last_row(numbers(folder)))
+        self._open(_oldest_contiguous(numbers(folder)))
 
     @property
-    def place(self) -> tuple[int, int]:
-        """The number of the journal that is being read, and how many bytes of it were."""
+    def position(self) -> tuple[int, int]:
+        """The number of the journal being read, and how many bytes of it were read."""
         return self._number, self._offset
 
     def has_grown(self) -> bool:
-        """Whether there may be news, at the cost of one system call; raises OSError.
+        """Whether there may be new patches, at the cost of one system call; raises OSError.
 
-        It overlooks only what others wrote after one was killed in the middle of `rotate`.
+        It only misses what others wrote after one was killed in the middle of `rotate`.
         """
         return self._number == 0 or os.fstat(self._descriptor).st_size != self._offset
 
     def read_new(self) -> Iterator[Patch]:
-        """What was appended since the last time; raises OSError, FoldedAway."""
+        """What was appended since the last call; raises OSError and JournalCompacted."""
         if self._number == 0:
             if numbers(self._folder):
                 raise JournalCompacted
             return
         closed = True
         while closed:
-            # Asked before the size: a journal that is closed by then will never grow again.
+            # Checked before the size: a journal that is already closed never grows again.
             closed = os.access(self._successor, os.F_OK)
-            self._seen = size = self._size()
+            self._known_size = size = self._size()
             if size > self._offset:
-                yield from self._lines_until(size)
+                yield from self._read_lines(size)
             elif size < self._offset:
                 raise JournalCompacted
             if closed:
@@ -92,19 +92,19 @@ class Journal:
         if self._number == 0:
             self.rotate()
         line = to_line(patch)
-        torn = self._seen > self._offset  # which is not what it was: the lock is held
+        torn = self._known_size > self._offset  # not a write in progress: the lock is held
         if torn:
-            # Somebody was killed in the middle of a line. It is ended here and will be skipped:
-            # cutting it off could mislead a process that is reading it at this moment.
+            # A process was killed in the middle of a line. It is terminated here and will be
+            # skipped: truncating it could mislead a process that is reading it now.
             line = b"\n" + line
         if os.write(self._descriptor, line) < len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self._seen += len(line)
+        self._known_size += len(line)
         if not torn:
             self._offset += len(line)
 
     def rotate(self) -> None:
-        """Close this journal by making the next, where the news go on; raises OSError."""
+        """Close this journal by creating the next one, where writing continues; raises OSError."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         os.close(os.open(self._successor, flags, 0o600))
         if self._sync:
@@ -112,10 +112,10 @@ class Journal:
         if self._number == 0:
             self._open(1)
         else:
-            with suppress(OSError):  # tells others at once what they would find out in a second
+            with suppress(OSError):  # others notice at once instead of within a second
                 os.write(self._descriptor, b"\n")
 
-    def holds_anything(self) -> bool:
+    def has_entries(self) -> bool:
         """Whether there is anything that the snapshot may lack; raises OSError."""
         return self._offset > 0 or any(older < self._number for older in numbers(self._folder))
 
@@ -135,7 +135,7 @@ class Journal:
             self.close()
             self._descriptor = descriptor
         self._number, self._path, self._successor = number, path, successor
-        self._offset = self._seen = 0  # bytes: those that were read, and those that there were then
+        self._offset = self._known_size = 0  # bytes read, and the size of the file at that time
 
     def _size(self) -> int:
         try:
@@ -143,7 +143,7 @@ class Journal:
         except FileNotFoundError:
             raise JournalCompacted from None
 
-    def _lines_until(self, size: int) -> Iterator[Patch]:
+    def _read_lines(self, size: int) -> Iterator[Patch]:
         for line in BytesIO(os.pread(self._descriptor, size - self._offset, self._offset)):
             if not line.endswith(b"\n"):
                 return
@@ -153,13 +153,13 @@ class Journal:
             try:
                 yield parse_patch(line)
             except (ValueError, RecursionError):
-                log.warning("%s: a line that is not whole is skipped.", self._path)
+                log.warning("%s: skipping an incomplete line.", self._path)
 
 
-def _first_of_the_last_row(present: list[int]) -> int:
-    """The oldest journal that is followed by all its successors, or 0 when there is none.
+def _oldest_contiguous(present: list[int]) -> int:
+    """The oldest journal that all its successors follow, or 0 if there is none.
 
-    One before a gap is left over from a clean-up that a crash cut short.
+    One before a gap is left over from a clean-up that a crash interrupted.
     """
     first = present[-1] if present else 0
     while first - 1 in present:

@@ -1,4 +1,4 @@
-"""One process's view of the folder: the entries in memory, kept equal to what the files say."""
+"""One process's copy of the entries in the folder, kept in sync with the files."""
 
 import logging
 import threading
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from opendify.conversations.store.journal import Journal, JournalCompacted, drop_journals
+from opendify.conversations.store.journal import Journal, JournalCompacted, delete_journals
 from opendify.conversations.store.loading import load
 from opendify.conversations.store.memory import Memory
 from opendify.conversations.store.records import ConversationRecord, Entries, Patch
@@ -15,35 +15,34 @@ from opendify.storage.data_dir import DataDir, sync_and_close
 
 log = logging.getLogger(__name__)
 
-_PATIENCE = 2.0
-_KEYS_A_LINE = (
-    500  # so that a disk which is nearly full takes what it can, and not a huge torn line
-)
+_LOCK_TIMEOUT = 2.0
+# So that a nearly full disk takes as many lines as fit, instead of one huge torn line.
+_MAX_KEYS_PER_LINE = 500
 
 
 class JournaledMap:
     """Entries shared with other processes through a folder. Thread-safe, opened at first use.
 
-    Never raises OSError. While the disk fails, changes are kept in memory on top of what could
-    be read, the log says so once, and `mend` tries again.
+    Never raises OSError. While the disk fails, changes stay in memory on top of what could be read,
+    which is logged once, and `retry_writes` tries again.
     """
 
     def __init__(
-        self, path: Path, *, clock: Callable[[], float], sync: bool, most_unwritten: int
+        self, path: Path, *, clock: Callable[[], float], sync: bool, max_unwritten: int
     ) -> None:
         self._folder = DataDir(path)
         self._clock = clock
         self._sync = sync
-        self._most_unwritten = most_unwritten
-        # Always taken in this order: _writing, then the folder's lock, then _memory. So who
-        # reads waits for other threads' memory only, never for another process. Who holds
-        # _writing and finds the disk failing has no lock, and may rely on that staying so.
-        self._writing = threading.Lock()
-        self._memory = threading.Lock()
+        self._max_unwritten = max_unwritten
+        # Always acquired in this order: _write_lock, then the folder's lock, then _memory_lock. So
+        # readers wait only for the memory of other threads, never for another process. A thread
+        # that holds _write_lock while the disk fails has no folder lock, and this cannot change.
+        self._write_lock = threading.Lock()
+        self._memory_lock = threading.Lock()
         self._journal: Journal | None = None
-        self._known = Memory()
+        self._state = Memory()
         self._failing = False
-        self._complained: set[str] = set()
+        self._logged_failures: set[str] = set()
 
     @property
     def is_open(self) -> bool:
@@ -51,61 +50,62 @@ class JournaledMap:
 
     @property
     def is_failing(self) -> bool:
-        """Whether the disk failed when it was last tried; it is left alone until `mend`."""
+        """Whether the disk failed when it was last tried; it is not used again until
+        `retry_writes`."""
         return self._failing
 
     def get(self, key: str) -> ConversationRecord | None:
-        with self._memory:
+        with self._memory_lock:
             self._refresh_if_stale()
-            return self._known.entries.get(key)
+            return self._state.entries.get(key)
 
     def copy(self) -> Entries:
-        with self._memory:
+        with self._memory_lock:
             self._refresh_if_stale()
-            return self._known.entries.copy()
+            return self._state.entries.copy()
 
     def owners(self, conversation_id: str) -> list[str]:
-        with self._memory:
+        with self._memory_lock:
             self._refresh_if_stale()
-            return self._known.owners(conversation_id)
+            return self._state.owners(conversation_id)
 
-    def change(self, plan: Callable[[Entries], Patch]) -> Patch:
-        """Make the change that `plan` derives from the newest entries; returns it.
+    def change(self, mutation: Callable[[Entries], Patch]) -> Patch:
+        """Apply the patch that `mutation` derives from the newest entries; returns the patch.
 
-        No other change comes between. `plan` must be quick and leave the entries as they are.
+        No other change comes between. `mutation` must be quick and must not modify the entries.
         """
-        with self._writing:
-            return self._change(plan)
+        with self._write_lock:
+            return self._change(mutation)
 
     def remove(self, condition: Callable[[ConversationRecord], bool]) -> list[str]:
-        """Remove the entries of which the condition is true; returns their keys."""
-        # Looked for outside the locks, and looked at again inside.
-        found = [key for key, mapping in self.copy().items() if condition(mapping)]
+        """Remove the entries that satisfy the condition; returns their keys."""
+        # Searched outside the locks, and checked again inside.
+        matching = [key for key, record in self.copy().items() if condition(record)]
 
-        def plan(entries: Entries) -> Patch:
-            return {key: None for key in found if key in entries and condition(entries[key])}
+        def mutation(entries: Entries) -> Patch:
+            return {key: None for key in matching if key in entries and condition(entries[key])}
 
-        return list(self.change(plan)) if found else []
+        return list(self.change(mutation)) if matching else []
 
-    def place(self) -> tuple[int, int]:
-        """Which journal is written to, and how many bytes are in it."""
-        with self._memory:
+    def position(self) -> tuple[int, int]:
+        """The number of the journal that is written to, and its size in bytes."""
+        with self._memory_lock:
             self._refresh()
-            return self._journal.place if self._journal else (0, 0)
+            return self._journal.position if self._journal else (0, 0)
 
     def count(self) -> int:
-        return len(self._known.entries)
+        return len(self._state.entries)
 
-    def holds_more_than_the_snapshot(self) -> bool:
-        """Whether there is anything in the journals."""
-        with self._memory:
+    def has_journaled_changes(self) -> bool:
+        """Whether the journals contain anything."""
+        with self._memory_lock:
             try:
-                return self._journal is not None and self._journal.holds_anything()
+                return self._journal is not None and self._journal.has_entries()
             except OSError:
                 return False
 
     def snapshot_size(self) -> int:
-        """Bytes in the snapshot, 0 when there is none."""
+        """Bytes in the snapshot, 0 if there is none."""
         try:
             return self._folder.snapshot.stat().st_size
         except OSError:
@@ -113,88 +113,88 @@ class JournaledMap:
 
     def retry_writes(self) -> None:
         """Try the disk again, if it failed."""
-        with self._writing:
+        with self._write_lock:
             if not self._failing:
                 return
             self._failing = False
             self._change(lambda entries: {})
             if not self._failing:
-                self._complained.discard("keep")
-                log.warning("Conversation mappings are kept in %s again.", self._folder.path)
+                self._logged_failures.discard("write")
+                log.warning("Conversation mappings are saved in %s again.", self._folder.path)
 
-    def compact(self, patience: float) -> bool:
-        """Write all entries to the snapshot and drop the journals; False if the disk refused.
+    def compact(self, timeout: float) -> bool:
+        """Write all entries to the snapshot and delete the journals; False if the disk failed.
 
-        If another process is at it for longer than `patience` seconds, it is left to that one.
+        If another process compacts for longer than `timeout` seconds, this call leaves it to that
+        one.
         """
         if self._failing:
             return False
         try:
-            with self._folder.folding.held(patience):
+            with self._folder.snapshot_lock.held(timeout):
                 self._compact()
         except TimeoutError:
             return True
         except OSError as error:
             self._log_failure(
-                "fold",
-                "%s cannot be brought up to date (%s). No mapping is lost, but the journals in "
+                "compact",
+                "%s cannot be updated (%s). No mapping is lost, but the journals in "
                 "the folder grow until there is space and this user may write there.",
                 self._folder.snapshot,
                 error,
             )
             return False
-        self._complained.discard("fold")
+        self._logged_failures.discard("compact")
         return True
 
     def close(self) -> None:
         """Close the files; the next use opens them again."""
-        with self._writing, self._memory:
+        with self._write_lock, self._memory_lock:
             self.close_unlocked()
 
     def close_unlocked(self) -> None:
-        """Close the files asking for no lock: a forked child could wait for it forever."""
+        """Close the files without any lock: a forked child could wait for one forever."""
         if self._journal is not None:
             self._journal.close()
             self._journal = None
 
-    def _change(self, plan: Callable[[Entries], Patch]) -> Patch:
-        with self._locked(), self._memory:
+    def _change(self, mutation: Callable[[Entries], Patch]) -> Patch:
+        with self._locked(), self._memory_lock:
             self._refresh()
-            patch = plan(self._known.entries)
-            self._known.apply_local(patch)
+            patch = mutation(self._state.entries)
+            self._state.apply_local(patch)
             unsynced = self._flush()
         self._make_durable(unsynced)
         return patch
 
     def _compact(self) -> None:
-        with self._writing, self._locked(), self._memory:
+        with self._write_lock, self._locked(), self._memory_lock:
             self._refresh()
             journal = self._journal
-            if self._failing or journal is None or not journal.holds_anything():
+            if self._failing or journal is None or not journal.has_entries():
                 return
-            if journal.place[1]:
+            if journal.position[1]:
                 journal.rotate()
                 self._refresh()
-            entries, (number, _) = self._known.entries.copy(), journal.place
+            entries, (number, _) = self._state.entries.copy(), journal.position
         # Outside the locks: with a million entries this takes seconds. What is appended
-        # meanwhile goes to the new journal, which stays.
+        # meanwhile goes to the new journal, which is not deleted.
         write_snapshot(self._folder.snapshot, entries)
-        drop_journals(self._folder.path, below=number)
+        delete_journals(self._folder.path, below=number)
 
     def _locked(self) -> AbstractContextManager[None]:
-        """What to hold while the files are changed: the folder's lock, or nothing while the disk
-        fails."""
-        with self._memory:
-            self._refresh_if_stale()  # here, so that little is left to read while others wait
+        """The folder's lock, to hold while the files are changed; nothing while the disk fails."""
+        with self._memory_lock:
+            self._refresh_if_stale()  # here, so that little remains to be read while others wait
         if not self._failing:
             try:
-                return self._folder.changing.held(_PATIENCE)
+                return self._folder.journal_lock.held(_LOCK_TIMEOUT)
             except OSError as error:
                 self._fail(error)
         return nullcontext()
 
     def _refresh_if_stale(self) -> None:
-        """Catch up if there may be anything to catch up with."""
+        """Read the changes of other processes if there may be any."""
         try:
             if self._journal is not None and not self._journal.has_grown():
                 return
@@ -205,30 +205,30 @@ class JournaledMap:
     def _refresh(self) -> None:
         try:
             if self._journal is not None:
-                self._read_news(self._journal)
+                self._read_changes(self._journal)
             if self._journal is None and not self._failing:
                 self._journal, entries = load(self._folder, sync=self._sync, now=self._clock())
-                self._known.begin_with(entries)
+                self._state.load(entries)
         except OSError as error:
             self._fail(error)
 
-    def _read_news(self, journal: Journal) -> None:
+    def _read_changes(self, journal: Journal) -> None:
         try:
             for patch in journal.read_new():
-                self._known.apply_remote(patch)
+                self._state.apply_remote(patch)
         except JournalCompacted:
             self.close_unlocked()
 
     def _flush(self) -> int | None:
-        """Append what is in no journal yet; returns a descriptor to sync, if that is wanted."""
-        known, journal = self._known, self._journal
-        if self._failing or journal is None or not known.unwritten:
-            known.give_up_unwritten(self._most_unwritten)
+        """Append what is in no journal yet; returns a descriptor to sync, if `sync` is on."""
+        state, journal = self._state, self._journal
+        if self._failing or journal is None or not state.unwritten:
+            state.trim_unwritten(self._max_unwritten)
             return None
         try:
-            while patch := known.first_unwritten(_KEYS_A_LINE):
+            while patch := state.first_unwritten(_MAX_KEYS_PER_LINE):
                 journal.append(patch)
-                known.mark_written(patch)
+                state.mark_written(patch)
             return journal.duplicate() if self._sync else None
         except OSError as error:
             self._fail(error)
@@ -244,14 +244,14 @@ class JournaledMap:
     def _fail(self, error: OSError) -> None:
         self._failing = True
         self._log_failure(
-            "keep",
-            "Conversation mappings cannot be kept in %s (%s). New ones are in memory only and are "
+            "write",
+            "Conversation mappings cannot be saved in %s (%s). New ones are in memory only and are "
             "lost at a restart, until there is space and this user may write there.",
             self._folder.path,
             error,
         )
 
     def _log_failure(self, subject: str, message: str, *values: object) -> None:
-        if subject not in self._complained:
-            self._complained.add(subject)
+        if subject not in self._logged_failures:
+            self._logged_failures.add(subject)
             log.error(message, *values)

@@ -1,4 +1,4 @@
-"""Reading all that a folder holds."""
+"""Loads all entries of a folder."""
 
 from opendify.conversations.store.journal import Journal, JournalCompacted
 from opendify.conversations.store.records import Entries, apply
@@ -6,16 +6,15 @@ from opendify.conversations.store.snapshot import CorruptSnapshot, read_snapshot
 from opendify.storage.data_dir import DataDir
 
 _ATTEMPTS = 20
-_PATIENCE = 2.0
+_LOCK_TIMEOUT = 2.0
 
 
 def load(folder: DataDir, *, sync: bool, now: float) -> tuple[Journal, Entries]:
-    """The entries, and the journal at the place up to which they are read; raises OSError.
+    """The entries, and the journal at the position up to which it was read; raises OSError.
 
-    No lock is held, and none is needed: journals are dropped only when a snapshot holds all
-    that is in them, so the snapshot that is read after the oldest journal was opened lacks
-    nothing but what that one and its successors say. To hear some of it twice does no harm,
-    since the last word on each key is the same.
+    No lock is needed: journals are deleted only when a snapshot contains them, so the snapshot that
+    is read after the oldest journal was opened lacks only what that journal and its successors
+    contain. Reading some of it twice does no harm, since the last value of each key is the same.
     """
     folder.prepare()
     for _ in range(_ATTEMPTS):
@@ -24,7 +23,7 @@ def load(folder: DataDir, *, sync: bool, now: float) -> tuple[Journal, Entries]:
         except JournalCompacted:
             continue
         except CorruptSnapshot as corrupt:
-            with folder.folding.held(_PATIENCE):
+            with folder.snapshot_lock.held(_LOCK_TIMEOUT):
                 set_aside(folder.snapshot, corrupt.inode, f"corrupt-{int(now)}")
     raise OSError(f"the files in {folder.path} change faster than they can be read")
 

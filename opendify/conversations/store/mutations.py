@@ -1,7 +1,7 @@
-"""What each use of a chat does to its mapping, in every kind of store. No I/O.
+"""The changes to a chat's record, for every kind of store. No I/O.
 
-A use is a plan: given the newest entries, it says what to change. It may be made several times,
-and only the last counts. ``now`` is in epoch seconds.
+A mutation is a function that derives a patch from the newest entries. It may be called several
+times, and only the last result counts. ``now`` is in epoch seconds.
 """
 
 from collections.abc import Callable
@@ -11,79 +11,84 @@ from opendify.conversations.store.records import ConversationRecord, Entries, Pa
 
 Mutation: TypeAlias = Callable[[Entries], Patch]
 
-_NOTED_AGAIN_AFTER = 3600
+_MIN_TOUCH_SECONDS = 3600
 
 
-def put(key: str, conversation_id: str, heard: str, now: float) -> Mutation:
+def put(key: str, conversation_id: str, history_digest: str, now: float) -> Mutation:
     """Map a chat to a conversation."""
 
-    def plan(entries: Entries) -> Patch:
+    def mutate(entries: Entries) -> Patch:
         old = entries.get(key)
-        new = _used(old, conversation_id, heard, now)
-        return {key: new} if old is None or _is_worth_noting(old, new) else {}
+        new = _updated_record(old, conversation_id, history_digest, now)
+        return {key: new} if old is None or _needs_write(old, new) else {}
 
-    return plan
+    return mutate
 
 
 def touch(key: str, now: float) -> Mutation:
-    """Note that a chat was used, unless that was noted within the hour."""
+    """Record that a chat was used, at most once an hour."""
 
-    def plan(entries: Entries) -> Patch:
+    def mutate(entries: Entries) -> Patch:
         old = entries.get(key)
         if old is None:
             return {}
-        new = _used(old, old.conversation_id, old.heard, now)
-        return {key: new} if _is_worth_noting(old, new) else {}
+        new = _updated_record(old, old.conversation_id, old.history_digest, now)
+        return {key: new} if _needs_write(old, new) else {}
 
-    return plan
+    return mutate
 
 
 def forget(key: str, conversation_id: str) -> Mutation:
     """Remove the mapping, unless the chat is in another conversation by now."""
-    return lambda entries: {key: None} if _is_in(entries, key, conversation_id) else {}
+    return lambda entries: {key: None} if _maps_to(entries, key, conversation_id) else {}
 
 
-def move(old_key: str, new_key: str, conversation_id: str, heard: str, now: float) -> Mutation:
-    """Hand the conversation over, if the first chat has it."""
+def move(
+    old_key: str, new_key: str, conversation_id: str, history_digest: str, now: float
+) -> Mutation:
+    """Move the conversation, if the first chat has it."""
 
-    def plan(entries: Entries) -> Patch:
-        if not _is_in(entries, old_key, conversation_id):
+    def mutate(entries: Entries) -> Patch:
+        if not _maps_to(entries, old_key, conversation_id):
             return {}
-        return {old_key: None, new_key: _used(entries[old_key], conversation_id, heard, now)}
+        return {
+            old_key: None,
+            new_key: _updated_record(entries[old_key], conversation_id, history_digest, now),
+        }
 
-    return plan
+    return mutate
 
 
 def adopt(newcomers: Entries, overwrite: bool) -> Mutation:
-    """Take over mappings as they are; what is there and was used later wins over them, unless
-    they are to overwrite it."""
+    """Import records unchanged; an existing record that was used later is kept, unless
+    ``overwrite``."""
 
-    def plan(entries: Entries) -> Patch:
-        def is_wanted(key: str, newcomer: ConversationRecord) -> bool:
+    def mutate(entries: Entries) -> Patch:
+        def should_import(key: str, newcomer: ConversationRecord) -> bool:
             old = entries.get(key)
             if old is None:
                 return True
             return old != newcomer and (overwrite or old.last_used <= newcomer.last_used)
 
-        return {key: mapping for key, mapping in newcomers.items() if is_wanted(key, mapping)}
+        return {key: record for key, record in newcomers.items() if should_import(key, record)}
 
-    return plan
+    return mutate
 
 
-def _used(
-    old: ConversationRecord | None, conversation_id: str, heard: str, now: float
+def _updated_record(
+    old: ConversationRecord | None, conversation_id: str, history_digest: str, now: float
 ) -> ConversationRecord:
     seconds = int(now)
     created_at = old.created_at if old and old.conversation_id == conversation_id else seconds
-    return ConversationRecord(conversation_id, created_at, seconds, heard)
+    return ConversationRecord(conversation_id, created_at, seconds, history_digest)
 
 
-def _is_worth_noting(old: ConversationRecord, new: ConversationRecord) -> bool:
-    return new.last_used - old.last_used >= _NOTED_AGAIN_AFTER or (
-        (old.conversation_id, old.heard) != (new.conversation_id, new.heard)
+def _needs_write(old: ConversationRecord, new: ConversationRecord) -> bool:
+    return new.last_used - old.last_used >= _MIN_TOUCH_SECONDS or (
+        (old.conversation_id, old.history_digest) != (new.conversation_id, new.history_digest)
     )
 
 
-def _is_in(entries: Entries, key: str, conversation_id: str) -> bool:
-    mapping = entries.get(key)
-    return mapping is not None and mapping.conversation_id == conversation_id
+def _maps_to(entries: Entries, key: str, conversation_id: str) -> bool:
+    record = entries.get(key)
+    return record is not None and record.conversation_id == conversation_id

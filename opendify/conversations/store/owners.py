@@ -1,26 +1,26 @@
-"""Which chats each conversation is kept for: the mappings read the other way round. No I/O."""
+"""The reverse index of the mappings: the chats of each conversation. No I/O."""
 
 from opendify.conversations.store.records import Entries, Patch
 
 
 class Owners:
-    """The keys of each conversation, kept equal to the entries by following every change."""
+    """The keys of each conversation, kept in sync with the entries."""
 
     def __init__(self, entries: Entries) -> None:
         # Nearly all conversations have one key. A set for each would take 200 bytes more.
         self._keys: dict[str, str | set[str]] = {}
-        for key, mapping in entries.items():
-            self._add(mapping.conversation_id, key)
+        for key, record in entries.items():
+            self._add(record.conversation_id, key)
 
-    def of(self, conversation_id: str) -> list[str]:
+    def keys_of(self, conversation_id: str) -> list[str]:
         """The keys that have the conversation, sorted."""
         keys = self._keys.get(conversation_id)
         if keys is None:
             return []
         return sorted(keys) if isinstance(keys, set) else [keys]
 
-    def follow(self, patch: Patch, entries: Entries) -> None:
-        """Take note of a change that is about to be made to the entries."""
+    def update(self, patch: Patch, entries: Entries) -> None:
+        """Update the index for a patch that is about to be applied to the entries."""
         for key, new in patch.items():
             old = entries.get(key)
             if old is not None:

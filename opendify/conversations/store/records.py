@@ -1,4 +1,4 @@
-"""What is remembered of one chat, and how it is written in JSON. No I/O."""
+"""The record of a chat, and its JSON form. No I/O."""
 
 import json
 from dataclasses import dataclass
@@ -10,17 +10,21 @@ _quote_ascii = json.JSONEncoder().encode
 
 @dataclass(frozen=True, slots=True)
 class ConversationRecord:
-    """A chat's conversation in Dify. Times are whole epoch seconds."""
+    """The Dify conversation of a chat. Times are whole epoch seconds.
+
+    ``history_digest`` is an encoded fingerprint of its history or a pending turn; "" if unknown.
+    The JSON member is ``heard``.
+    """
 
     conversation_id: str
     created_at: int
     last_used: int
-    heard: str = ""
+    history_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """How many mappings there are, and the least and greatest `created_at` among them."""
+    """How many mappings there are, and the smallest and largest `created_at` among them."""
 
     count: int
     oldest: int | None
@@ -29,30 +33,33 @@ class Stats:
 
 Entries: TypeAlias = dict[str, ConversationRecord]
 Patch: TypeAlias = dict[str, ConversationRecord | None]
-"""A change to the entries, made whole or not at all; None takes a key away."""
+"""A change to the entries, applied atomically; None removes a key."""
 
 
 def parse_record(raw: Any) -> ConversationRecord:
-    """Read one entry of the file; raises ValueError for anything that is not one.
+    """Parse one entry of the file; raises ValueError for anything else.
 
     Times may be fractions: people and the earlier system wrote them so.
     """
     if not isinstance(raw, dict):
         raise ValueError("not an object")
-    conversation_id, heard = raw.get("dify_conversation_id"), raw.get("heard", "")
-    if not isinstance(conversation_id, str) or not conversation_id or not isinstance(heard, str):
-        raise ValueError("dify_conversation_id must be a text that is not empty, heard a text")
+    conversation_id = raw.get("dify_conversation_id")
+    if not isinstance(conversation_id, str) or not conversation_id:
+        raise ValueError("dify_conversation_id must be a non-empty string")
+    history_digest = raw.get("heard", "")
+    if not isinstance(history_digest, str):
+        raise ValueError("heard must be a string")
     created_at, last_used = _seconds(raw.get("created_at")), _seconds(raw.get("last_used"))
-    return ConversationRecord(conversation_id, created_at, last_used, heard)
+    return ConversationRecord(conversation_id, created_at, last_used, history_digest)
 
 
 def parse_json(raw: bytes) -> ConversationRecord:
-    """Read one entry that stands alone; raises ValueError for anything that is not one."""
+    """Parse one standalone record; raises ValueError for anything else."""
     return parse_record(json.loads(raw))
 
 
 def parse_patch(line: bytes) -> Patch:
-    """Read one line of a journal; raises ValueError when it is not whole."""
+    """Parse one line of a journal; raises ValueError if it is incomplete."""
     raw = json.loads(line)
     if not isinstance(raw, dict):
         raise ValueError("not an object")
@@ -60,51 +67,53 @@ def parse_patch(line: bytes) -> Patch:
 
 
 def apply(patch: Patch, entries: Entries) -> None:
-    """Make a change."""
-    for key, mapping in patch.items():
-        if mapping is None:
+    """Apply a patch to the entries."""
+    for key, record in patch.items():
+        if record is None:
             entries.pop(key, None)
         else:
-            entries[key] = mapping
+            entries[key] = record
 
 
 def to_line(patch: Patch) -> bytes:
-    """One line of a journal: a JSON merge patch (RFC 7396) to the file that people read."""
+    """One line of a journal: a JSON merge patch (RFC 7396) for the snapshot."""
     members = [
-        f"{_quote_ascii(key)}:{'null' if mapping is None else _compact(mapping)}"
-        for key, mapping in patch.items()
+        f"{_quote_ascii(key)}:{'null' if record is None else _compact(record)}"
+        for key, record in patch.items()
     ]
     return f"{{{','.join(members)}}}\n".encode()
 
 
-def to_json(mapping: ConversationRecord) -> bytes:
-    """One entry that stands alone."""
-    return _compact(mapping).encode()
+def to_json(record: ConversationRecord) -> bytes:
+    """One standalone record."""
+    return _compact(record).encode()
 
 
-def to_text(key: str, mapping: ConversationRecord) -> bytes:
-    """One member of the file that people read, as `json.dumps(..., indent=2)` would write it.
+def to_text(key: str, record: ConversationRecord) -> bytes:
+    """One member of the snapshot, as `json.dumps(..., indent=2)` would write it.
 
-    Written out by hand because that function takes ten times as long when it indents, and half
-    of a surrogate pair, which is text in JSON but not in UTF-8, becomes its JSON escape.
+    Formatted by hand because that function takes ten times as long when it indents, and a lone
+    surrogate, which is valid in JSON but not in UTF-8, becomes its JSON escape.
     """
-    heard = f',\n    "heard": {_quote(mapping.heard)}' if mapping.heard else ""
+    digest = record.history_digest
+    member = f',\n    "heard": {_quote(digest)}' if digest else ""
     text = (
         f"  {_quote(key)}: {{\n"
-        f'    "dify_conversation_id": {_quote(mapping.conversation_id)},\n'
-        f'    "created_at": {mapping.created_at},\n'
-        f'    "last_used": {mapping.last_used}{heard}\n'
+        f'    "dify_conversation_id": {_quote(record.conversation_id)},\n'
+        f'    "created_at": {record.created_at},\n'
+        f'    "last_used": {record.last_used}{member}\n'
         "  }"
     )
     return text.encode("utf-8", "backslashreplace")
 
 
-def _compact(mapping: ConversationRecord) -> str:
-    """As `json.dumps` would write it without spaces, which takes thrice as long."""
-    heard = f',"heard":{_quote_ascii(mapping.heard)}' if mapping.heard else ""
+def _compact(record: ConversationRecord) -> str:
+    """As `json.dumps` would write it without spaces, which takes three times as long."""
+    digest = record.history_digest
+    member = f',"heard":{_quote_ascii(digest)}' if digest else ""
     return (
-        f'{{"dify_conversation_id":{_quote_ascii(mapping.conversation_id)},'
-        f'"created_at":{mapping.created_at},"last_used":{mapping.last_used}{heard}}}'
+        f'{{"dify_conversation_id":{_quote_ascii(record.conversation_id)},'
+        f'"created_at":{record.created_at},"last_used":{record.last_used}{member}}}'
     )
 
 

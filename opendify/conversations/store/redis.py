@@ -1,4 +1,4 @@
-"""The conversation mappings in a Redis server, for instances that share no folder."""
+"""The conversation store in a Redis server, for instances that share no folder."""
 
 import sys
 import threading
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from opendify.conversations.store import mutations
-from opendify.conversations.store import redis_schema as shelf
+from opendify.conversations.store import redis_schema as schema
 from opendify.conversations.store.compactor import DAY
 from opendify.conversations.store.fallback_cache import FallbackCache
 from opendify.conversations.store.mutations import Mutation
@@ -20,42 +20,42 @@ from opendify.conversations.store.records import (
 from opendify.storage.fork import after_fork_in_child
 from opendify.storage.redis_connection import Client, RedisConnection, RedisUnavailable
 
-_MOST_REMEMBERED = 5000
-_KEPT_AT_ONCE = 50
-_KEEP_AGAIN_AFTER = 2.0
-_EXPIRE_EVERY = 60.0
-# A request waits for this, so what is left over goes a minute later.
-_MOST_BATCHES_AT_ONCE = 4
+_MAX_CACHED = 5000
+_WRITE_BACK_BATCH = 50
+_WRITE_BACK_RETRY_SECONDS = 2.0
+_EXPIRE_SECONDS = 60.0
+# A request waits for this, so the rest is removed a minute later.
+_MAX_EXPIRE_BATCHES = 4
 
 
 class RedisStore:
-    """Chats and their Dify conversations in Redis; the same as `ConversationStore` to who asks.
+    """Chats and their Dify conversations in Redis; see `ConversationStore`.
 
     Any number of processes on any number of machines may share it. Nothing is opened before the
-    first use. While Redis is away, the memory of this process answers: the chats that it has
-    seen last, and what it is told meanwhile, which is written when Redis is back unless somebody
-    has used the chat since. What is forgotten meanwhile is there again afterwards.
+    first use. While Redis is unreachable, the memory of this process answers: the most recently
+    seen chats, and the changes made meanwhile, which are written when Redis is back unless the chat
+    was used elsewhere since. Removals made meanwhile are lost.
     """
 
     def __init__(
         self,
-        link: RedisConnection,
+        redis: RedisConnection,
         *,
         clock: Callable[[], float],
         max_age_days: float | None,
         max_entries: int,
     ) -> None:
-        """`clock` gives epoch seconds. Mappings that were not used for `max_age_days`, and those
-        beyond `max_entries` that were not used for longest, go about once a minute."""
-        self._link = link
+        """`clock` returns epoch seconds. Mappings not used for `max_age_days`, and the least
+        recently used ones beyond `max_entries`, are removed about once a minute."""
+        self._redis = redis
         self._clock = clock
         self._max_age_days = max_age_days
         self._max_entries = max_entries
-        self._memory = FallbackCache(_MOST_REMEMBERED)
-        self._keep_again_at = 0.0
+        self._cache = FallbackCache(_MAX_CACHED)
+        self._write_back_at = 0.0
         self._expire_at = 0.0
-        self._keeping = threading.Lock()
-        after_fork_in_child(self._begin_in_child)
+        self._write_back_lock = threading.Lock()
+        after_fork_in_child(self._reset_in_child)
 
     @property
     def kind(self) -> str:
@@ -63,184 +63,183 @@ class RedisStore:
 
     @property
     def available(self) -> bool:
-        """Whether Redis could be used when it was last tried."""
-        return self._link.available
+        """Whether Redis was usable when it was last tried."""
+        return self._redis.available
 
     def get(self, key: str) -> ConversationRecord | None:
-        self._keep_the_unkept(_KEPT_AT_ONCE)
-        if unkept := self._memory.unwritten(key):
-            return unkept
+        self._write_back(_WRITE_BACK_BATCH)
+        if unwritten := self._cache.unwritten(key):
+            return unwritten
         try:
-            mapping = self._link.ask(lambda client: shelf.read(client, [key])).get(key)
+            record = self._redis.execute(lambda client: schema.read(client, [key])).get(key)
         except RedisUnavailable:
-            return self._memory.get(key)
-        self._memory.see(key, mapping)
-        return mapping
+            return self._cache.get(key)
+        self._cache.remember(key, record)
+        return record
 
-    def put(self, key: str, conversation_id: str, heard: str = "") -> None:
+    def put(self, key: str, conversation_id: str, history_digest: str = "") -> None:
         """Map a chat to a conversation, used now."""
-        self._change([key], mutations.put(key, conversation_id, heard, self._clock()))
+        self._change([key], mutations.put(key, conversation_id, history_digest, self._clock()))
         self._expire_if_due()
 
     def touch(self, key: str) -> None:
-        """Note that a chat was used, unless that was noted within the hour."""
-        plan = mutations.touch(key, self._clock())
-        mapping = self.get(key)
-        if mapping is not None and plan({key: mapping}):
-            self._change([key], plan)
+        """Record that a chat was used, at most once an hour."""
+        mutation = mutations.touch(key, self._clock())
+        record = self.get(key)
+        if record is not None and mutation({key: record}):
+            self._change([key], mutation)
 
     def forget(self, key: str, conversation_id: str) -> None:
         """Remove the mapping, unless the chat is in another conversation by now."""
         self._change([key], mutations.forget(key, conversation_id))
 
-    def move(self, old_key: str, new_key: str, conversation_id: str, heard: str) -> bool:
-        """Hand the conversation over from one chat to another; False when the first has it not."""
-        plan = mutations.move(old_key, new_key, conversation_id, heard, self._clock())
-        return bool(self._change(list(dict.fromkeys((old_key, new_key))), plan))
+    def move(self, old_key: str, new_key: str, conversation_id: str, history_digest: str) -> bool:
+        """Move the conversation to another chat; False if the first one does not have it."""
+        mutation = mutations.move(old_key, new_key, conversation_id, history_digest, self._clock())
+        return bool(self._change(list(dict.fromkeys((old_key, new_key))), mutation))
 
     def adopt(self, newcomers: Entries, overwrite: bool = False) -> int:
-        """Take over mappings as they are, times and all; returns how many.
+        """Import records unchanged, including their times; returns how many.
 
-        What is there and was used later wins over them, unless they are to `overwrite` it.
+        An existing record that was used later is kept, unless `overwrite`.
         """
         keys = list(newcomers)
         count = 0
-        for start in range(0, len(keys), shelf.BATCH):
-            some = keys[start : start + shelf.BATCH]
-            plan = mutations.adopt({key: newcomers[key] for key in some}, overwrite)
-            count += len(self._change(some, plan))
+        for start in range(0, len(keys), schema.BATCH):
+            batch = keys[start : start + schema.BATCH]
+            mutation = mutations.adopt({key: newcomers[key] for key in batch}, overwrite)
+            count += len(self._change(batch, mutation))
         return count
 
     def owner(self, conversation_id: str) -> str | None:
-        """The key that has the conversation, the least one where there are several."""
+        """The key that has the conversation; the smallest if there are several."""
         return next(iter(self.owners(conversation_id)), None)
 
     def owners(self, conversation_id: str) -> list[str]:
-        """All keys that have the conversation, sorted; those that this process remembers while
-        Redis is away, or has not written yet."""
-        self._keep_the_unkept(_KEPT_AT_ONCE)
+        """All keys that have the conversation, sorted; while Redis is unreachable, those in the
+        memory of this process."""
+        self._write_back(_WRITE_BACK_BATCH)
         try:
-            keys = self._link.ask(lambda client: shelf.keys_of(client, conversation_id))
+            keys = self._redis.execute(lambda client: schema.keys_of(client, conversation_id))
         except RedisUnavailable:
-            return sorted(self._remembered_keys(conversation_id))
+            return sorted(self._cached_keys(conversation_id))
         return sorted(keys)
 
     def stats(self) -> Stats:
-        """As far as they are known: those of this process's memory while Redis is away."""
+        """While Redis is unreachable, of this process's memory."""
         try:
-            return self._link.ask(shelf.stats)
+            return self._redis.execute(schema.stats)
         except RedisUnavailable:
-            created = [mapping.created_at for mapping in self._memory.all().values()]
+            created = [record.created_at for record in self._cache.all().values()]
             return Stats(len(created), min(created, default=None), max(created, default=None))
 
     def keys(self) -> list[str]:
-        """All keys, in no order."""
+        """All keys, unordered."""
         try:
-            return self._link.ask(shelf.all_keys)
+            return self._redis.execute(schema.all_keys)
         except RedisUnavailable:
-            return list(self._memory.all())
+            return list(self._cache.all())
 
     def entries(self, limit: int | None = None) -> Iterator[tuple[str, ConversationRecord]]:
-        """The mappings and their keys as they are now, those used last first."""
+        """The current keys and records, most recently used first."""
         try:
-            return iter(self._link.ask(lambda client: list(shelf.newest(client, limit))))
+            return iter(self._redis.execute(lambda client: list(schema.newest(client, limit))))
         except RedisUnavailable:
-            known = self._memory.all().items()
-            return iter(sorted(known, key=lambda item: item[1].last_used, reverse=True)[:limit])
+            cached = self._cache.all().items()
+            return iter(sorted(cached, key=lambda item: item[1].last_used, reverse=True)[:limit])
 
     def cleanup(self, max_age_days: float) -> int:
-        """Remove the mappings that were not used for so many days; returns how many."""
+        """Remove the mappings not used for `max_age_days`; returns how many."""
         return self._remove_unused_since(self._clock() - max_age_days * DAY)
 
     def remove_conversation(self, conversation_id: str) -> list[str]:
         """Remove every mapping to the conversation; returns their keys."""
 
         def remove(client: Client) -> list[str]:
-            keys = shelf.keys_of(client, conversation_id)
-            return shelf.remove(client, keys, lambda m: m.conversation_id == conversation_id)
+            keys = schema.keys_of(client, conversation_id)
+            return schema.remove(client, keys, lambda m: m.conversation_id == conversation_id)
 
         return self._remove(remove)
 
     def close(self) -> None:
-        """Write what could not be written yet and close the connections; a later use opens them
-        again."""
-        self._keep_again_at = 0.0
-        self._keep_the_unkept(_MOST_REMEMBERED)
-        self._link.close()
+        """Write pending changes and close the connections; a later use opens them again."""
+        self._write_back_at = 0.0
+        self._write_back(_MAX_CACHED)
+        self._redis.close()
 
-    def _begin_in_child(self) -> None:
-        """After a fork: the parent keeps what it has to keep."""
-        self._memory = FallbackCache(_MOST_REMEMBERED)
-        self._keeping = threading.Lock()
+    def _reset_in_child(self) -> None:
+        """After a fork: the parent writes its own pending changes."""
+        self._cache = FallbackCache(_MAX_CACHED)
+        self._write_back_lock = threading.Lock()
 
-    def _change(self, keys: list[str], plan: Mutation) -> Patch:
-        self._keep_the_unkept(_KEPT_AT_ONCE)
-        if any(map(self._memory.unwritten, keys)):  # what Redis says of these is out of date
-            return self._memory.change(keys, plan)
+    def _change(self, keys: list[str], mutation: Mutation) -> Patch:
+        self._write_back(_WRITE_BACK_BATCH)
+        if any(map(self._cache.unwritten, keys)):  # the copy in Redis is out of date
+            return self._cache.change(keys, mutation)
         try:
-            made = self._link.store(lambda client: shelf.change(client, keys, plan))
+            change = self._redis.execute_write(lambda client: schema.change(client, keys, mutation))
         except RedisUnavailable:
-            return self._memory.change(keys, plan)
-        self._memory.mark_written(made.patch)
-        return made.patch
+            return self._cache.change(keys, mutation)
+        self._cache.mark_written(change.patch)
+        return change.patch
 
-    def _keep_the_unkept(self, most: int) -> None:
-        pauses = self._link.refuses and time.monotonic() < self._keep_again_at
-        if pauses or not self._memory.some_unwritten(1):
+    def _write_back(self, limit: int) -> None:
+        is_paused = self._redis.rejects_writes and time.monotonic() < self._write_back_at
+        if is_paused or not self._cache.oldest_unwritten(1):
             return
-        # One thread at a time: a slower one could put an older mapping over a newer one.
-        if not self._keeping.acquire(blocking=False):
+        # One thread at a time: a slower one could overwrite a newer record with an older one.
+        if not self._write_back_lock.acquire(blocking=False):
             return
         try:
-            for key, mapping in self._memory.some_unwritten(most).items():
-                plan = mutations.adopt({key: mapping}, overwrite=False)
-                self._link.store(partial(shelf.change, keys=[key], plan=plan))
-                self._memory.settle(key, mapping)
+            for key, record in self._cache.oldest_unwritten(limit).items():
+                mutation = mutations.adopt({key: record}, overwrite=False)
+                self._redis.execute_write(partial(schema.change, keys=[key], mutation=mutation))
+                self._cache.mark_one_written(key, record)
         except RedisUnavailable:
-            self._keep_again_at = time.monotonic() + _KEEP_AGAIN_AFTER
+            self._write_back_at = time.monotonic() + _WRITE_BACK_RETRY_SECONDS
         finally:
-            self._keeping.release()
+            self._write_back_lock.release()
 
     def _expire_if_due(self) -> None:
-        """Remove what is too old, and what is too much: the least recently used first."""
+        """Remove what is too old, and the least recently used of what is too many."""
         if time.monotonic() < self._expire_at:
             return
-        self._expire_at = time.monotonic() + _EXPIRE_EVERY
+        self._expire_at = time.monotonic() + _EXPIRE_SECONDS
         if self._max_age_days is not None:
             before = self._clock() - self._max_age_days * DAY
-            self._remove_unused_since(before, _MOST_BATCHES_AT_ONCE)
-        for _ in range(_MOST_BATCHES_AT_ONCE):
+            self._remove_unused_since(before, _MAX_EXPIRE_BATCHES)
+        for _ in range(_MAX_EXPIRE_BATCHES):
             if not self._remove(self._remove_surplus):
                 return
 
     def _remove_surplus(self, client: Client) -> list[str]:
-        scores = shelf.surplus(client, self._max_entries)
+        scores = schema.surplus(client, self._max_entries)
         latest = max(scores.values(), default=0.0)
-        return shelf.remove(client, list(scores), lambda mapping: mapping.last_used <= latest)
+        return schema.remove(client, list(scores), lambda record: record.last_used <= latest)
 
     def _remove_unused_since(self, before: float, batches: int = sys.maxsize) -> int:
         count = 0
         for _ in range(batches):
             try:
-                keys = self._link.ask(lambda client: shelf.least_used(client, before))
+                keys = self._redis.execute(lambda client: schema.last_used_before(client, before))
             except RedisUnavailable:
                 break
             if not keys:
                 break
-            remove = partial(shelf.remove, keys=keys, condition=lambda m: m.last_used < before)
+            remove = partial(schema.remove, keys=keys, condition=lambda m: m.last_used < before)
             count += len(self._remove(remove))
-            if not self.available:  # it would find the same again
+            if not self.available:  # it would find the same keys again
                 break
         return count
 
     def _remove(self, remove: Callable[[Client], list[str]]) -> list[str]:
         try:
-            keys = self._link.ask(remove)
+            keys = self._redis.execute(remove)
         except RedisUnavailable:
             return []
-        self._memory.mark_written(dict.fromkeys(keys))
+        self._cache.mark_written(dict.fromkeys(keys))
         return keys
 
-    def _remembered_keys(self, conversation_id: str) -> list[str]:
-        known = self._memory.all().items()
-        return [key for key, mapping in known if mapping.conversation_id == conversation_id]
+    def _cached_keys(self, conversation_id: str) -> list[str]:
+        cached = self._cache.all().items()
+        return [key for key, record in cached if record.conversation_id == conversation_id]

@@ -1,11 +1,11 @@
-"""How mappings lie in Redis. All functions raise RedisError.
+"""The layout of the mappings in Redis. All functions raise RedisError.
 
-    opendify:chat:<key>           one mapping, as it is in the JSON file
-    opendify:used                 all keys, sorted by when they were last used
-    opendify:created              all keys, sorted by when their conversations began
+    opendify:chat:<key>           one record, as it is in the JSON file
+    opendify:used                 all keys, sorted by last use
+    opendify:created              all keys, sorted by the creation of their conversations
     opendify:conversation:<id>    the keys that have the conversation
 
-A server that evicts may take any of them away. The first is what counts; the others lead there.
+A server with eviction may remove any of them. The first is authoritative; the others are indexes.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,29 +28,28 @@ BATCH = 500
 
 _USED, _CREATED = "opendify:used", "opendify:created"
 _ATTEMPTS = 100
-# Scores are doubles; a time that somebody wrote by hand may be greater than they can hold.
-_GREATEST_SCORE = 2**53
+# Scores are doubles; a time that somebody wrote by hand may exceed their exact range.
+_MAX_SCORE = 2**53
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What was changed, and how the mappings concerned were before; false where nothing was
-    stored."""
+    """A patch and the records before it. False if nothing was stored."""
 
     patch: Patch
-    before: Entries
+    previous: Entries
 
     def __bool__(self) -> bool:
         return any(self.patch.values())
 
 
 def read(client: Client, keys: list[str]) -> Entries:
-    """Those of the mappings that there are."""
+    """The records that exist of these keys."""
     return _parsed(keys, client.mget([_chat(key) for key in keys])) if keys else {}
 
 
-def change(client: Client, keys: list[str], plan: Mutation) -> Change:
-    """Make the change that ``plan`` derives from these mappings.
+def change(client: Client, keys: list[str], mutation: Mutation) -> Change:
+    """Apply the patch that ``mutation`` derives from these records.
 
     No other change to them comes between.
     """
@@ -58,66 +57,66 @@ def change(client: Client, keys: list[str], plan: Mutation) -> Change:
         with client.pipeline() as pipe:
             try:
                 pipe.watch(*map(_chat, keys))
-                before = _parsed(keys, pipe.mget([_chat(key) for key in keys]))
-                patch = plan(before)
+                previous = _parsed(keys, pipe.mget([_chat(key) for key in keys]))
+                patch = mutation(previous)
                 if patch:
                     pipe.multi()
-                    for key, mapping in patch.items():
-                        _queue(pipe, key, before.get(key), mapping)
+                    for key, record in patch.items():
+                        _queue_write(pipe, key, previous.get(key), record)
                     pipe.execute()
-                return Change(patch, before)
+                return Change(patch, previous)
             except WatchError:
                 continue
-    raise WatchError("others change the same chats all the time")
+    raise WatchError("other clients keep changing the same chats")
 
 
 def remove(
     client: Client, keys: list[str], condition: Callable[[ConversationRecord], bool]
 ) -> list[str]:
-    """Remove the mappings of which the condition is true; returns their keys."""
+    """Remove the records that satisfy the condition; returns their keys."""
 
-    def plan(entries: Entries) -> Patch:
+    def mutate(entries: Entries) -> Patch:
         return {key: None for key in keys if key not in entries or condition(entries[key])}
 
-    made = change(client, keys, plan) if keys else Change({}, {})
-    return [key for key in made.patch if key in made.before]
+    result = change(client, keys, mutate) if keys else Change({}, {})
+    return [key for key in result.patch if key in result.previous]
 
 
 def keys_of(client: Client, conversation_id: str) -> list[str]:
     """The keys that have the conversation."""
-    known = sorted(map(_text, client.smembers(_conversation(conversation_id))))
+    known = sorted(map(_decode, client.smembers(_conversation(conversation_id))))
     return [
         key
-        for key, mapping in read(client, known).items()
-        if mapping.conversation_id == conversation_id
+        for key, record in read(client, known).items()
+        if record.conversation_id == conversation_id
     ]
 
 
 def all_keys(client: Client) -> list[str]:
-    return [_text(raw) for raw in client.zrange(_USED, 0, -1)]
+    return [_decode(raw) for raw in client.zrange(_USED, 0, -1)]
 
 
 def newest(client: Client, limit: int | None) -> Iterator[tuple[str, ConversationRecord]]:
-    """The mappings, those used last first."""
+    """The mappings, most recently used first."""
     if limit == 0:
         return
-    keys = [_text(raw) for raw in client.zrevrange(_USED, 0, -1 if limit is None else limit - 1)]
+    keys = [_decode(raw) for raw in client.zrevrange(_USED, 0, -1 if limit is None else limit - 1)]
     for start in range(0, len(keys), BATCH):
         yield from read(client, keys[start : start + BATCH]).items()
 
 
-def least_used(client: Client, before: float) -> list[str]:
-    """Keys that were last used before then, a batch of them at most."""
+def last_used_before(client: Client, before: float) -> list[str]:
+    """Keys last used before that time, at most one batch."""
     found = client.zrangebyscore(_USED, "-inf", f"({_score(before)}", start=0, num=BATCH)
-    return [_text(raw) for raw in found]
+    return [_decode(raw) for raw in found]
 
 
-def surplus(client: Client, most: int) -> dict[str, float]:
-    """The keys used least recently of those beyond ``most``, a batch of them at most, and the
-    scores of their last uses."""
-    number = min(client.zcard(_USED) - most, BATCH)
+def surplus(client: Client, max_entries: int) -> dict[str, float]:
+    """The least recently used keys beyond ``max_entries``, at most one batch, with the scores of
+    their last uses."""
+    number = min(client.zcard(_USED) - max_entries, BATCH)
     found = client.zrange(_USED, 0, number - 1, withscores=True) if number > 0 else []
-    return {_text(raw): score for raw, score in found}
+    return {_decode(raw): score for raw, score in found}
 
 
 def stats(client: Client) -> Stats:
@@ -129,10 +128,10 @@ def stats(client: Client) -> Stats:
     return Stats(count, *(int(found[0][1]) if found else None for found in (oldest, newest)))
 
 
-def _queue(
+def _queue_write(
     pipe: Client, key: str, old: ConversationRecord | None, new: ConversationRecord | None
 ) -> None:
-    member = _member(key)
+    member = _encode(key)
     if old is not None and (new is None or new.conversation_id != old.conversation_id):
         pipe.srem(_conversation(old.conversation_id), member)
     if new is None:
@@ -153,25 +152,25 @@ def _parsed(keys: list[str], found: list[bytes | None]) -> Entries:
             try:
                 entries[key] = parse_json(raw)
             except (ValueError, RecursionError):
-                continue  # not written by us: as good as none, and overwritten in time
+                continue  # not written by OpenDify: treated as missing, and overwritten in time
     return entries
 
 
 def _chat(key: str) -> bytes:
-    return b"opendify:chat:" + _member(key)
+    return b"opendify:chat:" + _encode(key)
 
 
 def _conversation(conversation_id: str) -> bytes:
-    return b"opendify:conversation:" + _member(conversation_id)
+    return b"opendify:conversation:" + _encode(conversation_id)
 
 
-def _member(key: str) -> bytes:
+def _encode(key: str) -> bytes:
     return key.encode("utf-8", "surrogatepass")
 
 
-def _text(raw: bytes) -> str:
+def _decode(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogatepass")
 
 
 def _score(seconds: float) -> float:
-    return min(max(seconds, -_GREATEST_SCORE), _GREATEST_SCORE)
+    return min(max(seconds, -_MAX_SCORE), _MAX_SCORE)

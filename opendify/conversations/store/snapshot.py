@@ -1,4 +1,4 @@
-"""The file that people and scripts read: every mapping, as one indented JSON object."""
+"""The snapshot: every mapping in one indented JSON object, for people and scripts to read."""
 
 import json
 import logging
@@ -13,11 +13,11 @@ from opendify.storage.data_dir import fsync_folder
 
 log = logging.getLogger(__name__)
 
-_ENTRIES_A_WRITE = 500
+_ENTRIES_PER_WRITE = 500
 
 
 class CorruptSnapshot(Exception):
-    """The file is there but is not a JSON object; `inode` says which file that was."""
+    """The file exists but is not a JSON object; `inode` identifies it."""
 
     def __init__(self, inode: int) -> None:
         super().__init__(inode)
@@ -25,10 +25,10 @@ class CorruptSnapshot(Exception):
 
 
 def read_snapshot(path: Path) -> Entries:
-    """Read the file; none, or one without content, is no entries.
+    """Read the file; a missing or empty one has no entries.
 
-    Entries that are not mappings are left out with one warning. Raises CorruptSnapshot, and
-    OSError when the file cannot be read.
+    Entries that are not mappings are skipped with one warning. Raises CorruptSnapshot, and OSError
+    if the file cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -43,63 +43,63 @@ def read_snapshot(path: Path) -> Entries:
         raise CorruptSnapshot(inode) from None
     if not isinstance(raw, dict):
         raise CorruptSnapshot(inode)
-    return _mappings(path, raw)
+    return _parse_entries(path, raw)
 
 
 def set_aside(path: Path, inode: int, suffix: str) -> None:
-    """Keep a corrupt file under another name, unless it has been replaced since it was read."""
+    """Rename a corrupt file, unless it was replaced since it was read."""
     try:
         if path.stat().st_ino != inode:
             return
-        kept = path.with_name(f"{path.name}.{suffix}")
-        path.rename(kept)
+        renamed = path.with_name(f"{path.name}.{suffix}")
+        path.rename(renamed)
     except FileNotFoundError:
         return
-    log.error("%s is not a JSON object; it is kept as %s for you to repair.", path, kept)
+    log.error("%s is not a JSON object; it was renamed to %s for you to repair.", path, renamed)
 
 
 def write_snapshot(path: Path, entries: Entries) -> None:
-    """Replace the file, so that a reader or a crash finds the old one or the new one whole.
+    """Replace the file atomically: a reader or a crash sees the old or the new one.
 
-    Only one process may do so at a time. The Python interpreter is let go after each few
-    hundred entries, so that answers go on streaming meanwhile.
+    Only one process may do so at a time. The GIL is released after every few hundred entries, so
+    that responses continue to stream.
     """
-    unfinished = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + ".tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-    with open(os.open(unfinished, flags, 0o600), "wb", buffering=0) as file:
-        for piece in _pieces(entries):
-            _write_all(file.fileno(), piece)
+    with open(os.open(temporary, flags, 0o600), "wb", buffering=0) as file:
+        for chunk in _chunks(entries):
+            _write_all(file.fileno(), chunk)
         os.fsync(file.fileno())
-    unfinished.replace(path)
+    temporary.replace(path)
     fsync_folder(path.parent)
 
 
-def _mappings(path: Path, raw: dict[str, Any]) -> Entries:
+def _parse_entries(path: Path, raw: dict[str, Any]) -> Entries:
     entries: Entries = {}
-    wrong: list[str] = []
+    invalid: list[str] = []
     for key, entry in raw.items():
         try:
             entries[key] = parse_record(entry)
         except ValueError:
-            wrong.append(key)
-    if wrong:
+            invalid.append(key)
+    if invalid:
         log.warning(
-            "%s: %d entries are not conversation mappings and are left out, the first is %.80r.",
+            "%s: %d entries are not conversation mappings and are skipped; the first is %.80r.",
             path,
-            len(wrong),
-            wrong[0],
+            len(invalid),
+            invalid[0],
         )
     return entries
 
 
-def _pieces(entries: Entries) -> Iterator[bytes]:
+def _chunks(entries: Entries) -> Iterator[bytes]:
     if not entries:
         yield b"{}\n"
         return
     members = iter(entries.items())
     opening = b"{\n"
-    while piece := [to_text(key, mapping) for key, mapping in islice(members, _ENTRIES_A_WRITE)]:
-        yield opening + b",\n".join(piece)
+    while chunk := [to_text(key, record) for key, record in islice(members, _ENTRIES_PER_WRITE)]:
+        yield opening + b",\n".join(chunk)
         opening = b",\n"
     yield b"\n}\n"
 
