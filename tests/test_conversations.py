@@ -138,7 +138,7 @@ def test_what_was_heard_is_in_the_file_only_where_there_is_any(
     now = int(clock.now)
     store.put("a", "c1", 'digest "1" 二')
     store.close()
-    assert in_file(folder) == {"a": entry("c1", now, now) | {"heard": 'digest "1" 二'}}
+    assert in_file(folder) == {"a": entry("c1", now, now) | {"history_digest": 'digest "1" 二'}}
     text = (folder / FILE).read_text("utf-8")
     assert text == json.dumps(in_file(folder), indent=2, ensure_ascii=False) + "\n"
 
@@ -217,7 +217,9 @@ def test_a_service_warns_once_of_a_folder_of_somebody_else(dify: FakeDify, tmp_p
         (entry("c", 1.9, 2.1), ConversationRecord("c", 1, 2)),
         (entry("c", -1, 0), ConversationRecord("c", -1, 0)),
         (entry("c", 10**400, 0), ConversationRecord("c", 10**400, 0)),
+        (entry("c") | {"history_digest": "h"}, ConversationRecord("c", 1, 1, "h")),
         (entry("c") | {"heard": "h"}, ConversationRecord("c", 1, 1, "h")),
+        (entry("c") | {"history_digest": "h", "heard": "x"}, ConversationRecord("c", 1, 1, "h")),
         (entry("c") | {"user": "unknown to us"}, ConversationRecord("c", 1, 1)),
     ],
 )
@@ -238,6 +240,7 @@ WRONG_ENTRIES = [
     entry("c") | {"last_used": None},
     entry("c") | {"last_used": float("nan")},
     entry("c") | {"last_used": float("inf")},
+    entry("c") | {"history_digest": ["no text"]},
     entry("c") | {"heard": ["no text"]},
 ]
 
@@ -257,7 +260,7 @@ def test_wrong_entries_are_left_out_with_one_warning(
     assert store.get("right") == ConversationRecord("c", 1, 1)
     assert store.stats().count == 1
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "13 entries" in caplog.text
+    assert "14 entries" in caplog.text
     assert "wrong 0" in caplog.text
 
 
@@ -792,7 +795,7 @@ class ChatsInFiles(Chats):
         if self.model:
             expected = {
                 key: entry(mapping.conversation_id, mapping.created_at, mapping.last_used)
-                | ({"heard": mapping.history_digest} if mapping.history_digest else {})
+                | ({"history_digest": mapping.history_digest} if mapping.history_digest else {})
                 for key, mapping in self.model.items()
             }
             assert in_file(self.folder) == expected

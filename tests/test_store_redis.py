@@ -103,7 +103,22 @@ def test_a_mapping_is_the_entry_of_the_file(
     with redis_server.client() as client:
         assert client.get("opendify:chat:聊天") == (
             b'{"dify_conversation_id":"c1","created_at":1700000000,'
-            b'"last_used":1700000000,"heard":"heard"}'
+            b'"last_used":1700000000,"history_digest":"heard"}'
+        )
+
+
+def test_a_digest_under_its_earlier_name_is_read_and_written_under_the_new_one(
+    redis_url: str, redis_server: RedisServer, opened: Opener
+) -> None:
+    earlier = b'{"dify_conversation_id":"c1","created_at":1,"last_used":2,"heard":"h"}'
+    with redis_server.client() as client:
+        client.set("opendify:chat:a", earlier)
+        store = opened(redis_url)
+        assert store.get("a") == ConversationRecord("c1", 1, 2, "h")
+        store.touch("a")
+        assert client.get("opendify:chat:a") == (
+            b'{"dify_conversation_id":"c1","created_at":1,'
+            b'"last_used":1700000000,"history_digest":"h"}'
         )
 
 

@@ -7,13 +7,15 @@ from typing import Any, TypeAlias
 _quote = json.JSONEncoder(ensure_ascii=False).encode
 _quote_ascii = json.JSONEncoder().encode
 
+_EARLIER_DIGEST_MEMBER = "heard"
+
 
 @dataclass(frozen=True, slots=True)
 class ConversationRecord:
     """The Dify conversation of a chat. Times are whole epoch seconds.
 
     ``history_digest`` is an encoded fingerprint of its history or a pending turn; "" if unknown.
-    The JSON member is ``heard``.
+    Earlier releases wrote it as the JSON member ``heard``, which is still read.
     """
 
     conversation_id: str
@@ -46,9 +48,9 @@ def parse_record(raw: Any) -> ConversationRecord:
     conversation_id = raw.get("dify_conversation_id")
     if not isinstance(conversation_id, str) or not conversation_id:
         raise ValueError("dify_conversation_id must be a non-empty string")
-    history_digest = raw.get("heard", "")
+    history_digest = raw.get("history_digest", raw.get(_EARLIER_DIGEST_MEMBER, ""))
     if not isinstance(history_digest, str):
-        raise ValueError("heard must be a string")
+        raise ValueError("history_digest must be a string")
     created_at, last_used = _seconds(raw.get("created_at")), _seconds(raw.get("last_used"))
     return ConversationRecord(conversation_id, created_at, last_used, history_digest)
 
@@ -96,7 +98,7 @@ def to_text(key: str, record: ConversationRecord) -> bytes:
     surrogate, which is valid in JSON but not in UTF-8, becomes its JSON escape.
     """
     digest = record.history_digest
-    member = f',\n    "heard": {_quote(digest)}' if digest else ""
+    member = f',\n    "history_digest": {_quote(digest)}' if digest else ""
     text = (
         f"  {_quote(key)}: {{\n"
         f'    "dify_conversation_id": {_quote(record.conversation_id)},\n'
@@ -110,7 +112,7 @@ def to_text(key: str, record: ConversationRecord) -> bytes:
 def _compact(record: ConversationRecord) -> str:
     """As `json.dumps` would write it without spaces, which takes three times as long."""
     digest = record.history_digest
-    member = f',"heard":{_quote_ascii(digest)}' if digest else ""
+    member = f',"history_digest":{_quote_ascii(digest)}' if digest else ""
     return (
         f'{{"dify_conversation_id":{_quote_ascii(record.conversation_id)},'
         f'"created_at":{record.created_at},"last_used":{record.last_used}{member}}}'
