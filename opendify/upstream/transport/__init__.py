@@ -1,2 +1,2 @@
-"""The one way to Dify: a transport for httpx with its own connection pool, over httpcore's network
-backend. Its responses can be awaited together with the caller's socket and a deadline."""
+"""A transport for httpx with its own connection pool, over httpcore's network backend. A response
+can be awaited together with the caller's socket and a deadline."""

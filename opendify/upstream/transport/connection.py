@@ -1,7 +1,7 @@
 """A connection that is read and written without blocking.
 
-The caller polls its descriptor together with whatever else may end the wait. What TLS holds in
-memory does not show on a descriptor, so a connection also says whether it ``has_buffered``.
+The caller polls its descriptor together with others that may end the wait. Bytes in TLS buffers do
+not make the descriptor readable; ``has_buffered`` reports those.
 """
 
 import math
@@ -12,12 +12,12 @@ import httpcore
 
 READ_BYTES = 64 * 1024
 
-# The socket does not block, so these are "not yet".
+# On a non-blocking socket, these mean "try again later".
 _NOT_YET = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Origin(NamedTuple):
-    """What a connection leads to, with or without a proxy between."""
+    """The server that a connection leads to, directly or through a proxy."""
 
     scheme: str
     host: str
@@ -27,8 +27,8 @@ class Origin(NamedTuple):
 class Connection:
     """A connection to ``origin``, plain or over TLS.
 
-    ``is_reused`` says that it has carried a response before; ``expires_at`` is the time of
-    ``time.monotonic`` until which it may be used again.
+    ``is_reused`` is true once it has carried a response; ``expires_at`` is the time of
+    ``time.monotonic`` until which it may be reused.
     """
 
     def __init__(self, origin: Origin, stream: httpcore.NetworkStream) -> None:
@@ -41,17 +41,17 @@ class Connection:
         self._tls = self._socket if isinstance(self._socket, ssl.SSLSocket) else None
 
     def fileno(self) -> int:
-        """The descriptor to poll, -1 once it is closed."""
+        """The descriptor to poll, -1 once closed."""
         return int(self._socket.fileno())
 
     @property
     def has_buffered(self) -> bool:
-        """Whether something can be received that no poll shows."""
+        """Whether bytes can be received although the descriptor is not readable."""
         return self._tls is not None and self._tls.pending() > 0
 
     def receive(self) -> bytes | None:
-        """The bytes that have arrived: None where there are none yet, or only a part of a TLS
-        record, and b"" at the end of the connection. Raises OSError."""
+        """The bytes that have arrived; None where there are none yet or only a part of a TLS
+        record, b"" at the end of the connection. Raises OSError."""
         try:
             data: bytes = self._socket.recv(READ_BYTES)
         except _NOT_YET:
@@ -59,8 +59,8 @@ class Connection:
         return data
 
     def send(self, data: memoryview, timeout: float | None) -> int:
-        """Writes what the connection takes at once; returns how many bytes that was. ``timeout``
-        matters only where writing cannot be done without waiting. Raises OSError."""
+        """Writes what fits into the send buffer; returns the number of bytes. ``timeout`` is used
+        only where writing has to block. Raises OSError."""
         try:
             return int(self._socket.send(data))
         except _NOT_YET:
@@ -68,22 +68,22 @@ class Connection:
 
     def is_usable(self, now: float) -> bool:
         """Whether an idle connection can carry a request: it has not expired, and the peer has
-        neither closed it nor sent anything without a request."""
+        neither closed it nor sent anything unrequested."""
         try:
             return now < self.expires_at and self.receive() is None
         except OSError:
             return False
 
     def close(self) -> None:
-        """Closes it, at once and for good."""
+        """Closes the connection."""
         self._stream.close()
 
 
 class NestedTlsConnection(Connection):
     """TLS within TLS, to an origin behind an ``https://`` proxy.
 
-    Python's sockets cannot do this; httpcore's stream can, in memory. Both layers may hold bytes
-    that no poll shows, so only an attempt to read tells.
+    Python's sockets cannot do this; httpcore's stream can, in memory. Both layers may buffer bytes
+    that polling does not show, so only an attempt to read tells.
     """
 
     def __init__(self, origin: Origin, stream: httpcore.NetworkStream) -> None:
@@ -92,7 +92,7 @@ class NestedTlsConnection(Connection):
 
     @property
     def has_buffered(self) -> bool:
-        """Whether the last attempt to read found something: there may be more."""
+        """Whether the last read returned bytes, so that there may be more."""
         return self._may_have_buffered
 
     def receive(self) -> bytes | None:
@@ -109,7 +109,7 @@ class NestedTlsConnection(Connection):
         return data
 
     def send(self, data: memoryview, timeout: float | None) -> int:
-        """Waits until a block is written. Raises OSError, and TimeoutError among them."""
+        """Blocks until up to READ_BYTES are written. Raises OSError, including TimeoutError."""
         block = bytes(data[:READ_BYTES])
         try:
             self._stream.write(block, timeout)

@@ -1,4 +1,4 @@
-"""Opens connections: directly or through a proxy, with TLS where the origin wants it."""
+"""Opens connections, directly or through a proxy, with TLS for https origins."""
 
 import ssl
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +15,7 @@ _ALPN = ["http/1.1"]
 
 
 def origin_of(url: httpx.URL) -> Origin:
-    """What has to be connected to for an address. Raises httpx.UnsupportedProtocol."""
+    """The origin of a URL. Raises httpx.UnsupportedProtocol."""
     scheme, host = url.scheme, url.raw_host.decode("ascii")
     if scheme not in _PORTS or not host:
         raise httpx.UnsupportedProtocol("The address must begin with http:// or https://.")
@@ -23,8 +23,8 @@ def origin_of(url: httpx.URL) -> Origin:
 
 
 class Connector:
-    """``proxies`` tells for each origin the proxy through which it is reached; all others are
-    reached directly. ``ssl_context`` verifies the origins, and proxies without one of their own."""
+    """``proxies`` maps origins to their proxies; all other origins are connected directly.
+    ``ssl_context`` is for the origins, and for proxies without a context of their own."""
 
     def __init__(self, ssl_context: ssl.SSLContext, proxies: Mapping[Origin, httpx.Proxy]) -> None:
         self._ssl_context = ssl_context
@@ -34,8 +34,8 @@ class Connector:
             context.set_alpn_protocols(_ALPN)
 
     def forwarding_headers(self, origin: Origin) -> list[tuple[bytes, bytes]] | None:
-        """None where requests go to the origin itself, possibly through a tunnel; else they go to
-        a proxy, with whole addresses and these headers."""
+        """The additional headers of requests that a proxy forwards, which need absolute URLs as
+        targets; None where requests go to the origin itself, possibly through a tunnel."""
         proxy = self._proxies.get(origin)
         if proxy is None or origin.scheme != "http" or proxy.url.scheme not in _PORTS:
             return None
@@ -44,8 +44,8 @@ class Connector:
     def open(self, origin: Origin, timeout: float | None) -> Connection:
         """A new connection on which requests to the origin can be sent.
 
-        ``timeout`` is in seconds, for each step: connecting, a handshake of TLS, the proxy's
-        answer. Raises httpx.ConnectError, httpx.ConnectTimeout and httpx.ProxyError.
+        ``timeout`` is in seconds, for each step: connecting, the TLS handshake, the proxy's
+        response. Raises httpx.ConnectError, httpx.ConnectTimeout and httpx.ProxyError.
         """
         with _connect_errors():
             proxy = self._proxies.get(origin)
@@ -86,11 +86,11 @@ def _contexts(proxies: Iterable[httpx.Proxy]) -> Iterator[ssl.SSLContext]:
 
 @contextmanager
 def _connect_errors() -> Iterator[None]:
-    """Whatever fails before a request is sent is a failure to connect. The cause stays in the
-    chain: httpx's error, httpcore's, and that of the socket or of TLS."""
+    """Raises every failure before a request is sent as a connect error. The exception chain keeps
+    httpcore's error and that of the socket or of TLS."""
     try:
         yield
     except httpcore.TimeoutException as exc:
         raise httpx.ConnectTimeout(str(exc)) from exc
-    except (httpcore.NetworkError, UnicodeError) as exc:  # UnicodeError: a name that no DNS has
+    except (httpcore.NetworkError, UnicodeError) as exc:  # UnicodeError: an impossible name
         raise httpx.ConnectError(str(exc)) from exc

@@ -1,4 +1,4 @@
-"""A request that was sent, and its response as it arrives."""
+"""Sends a request and reads its response as it arrives."""
 
 import select
 import time
@@ -11,26 +11,26 @@ from opendify.upstream.transport.connection import Connection, Origin
 from opendify.upstream.transport.pool import ConnectionPool
 from opendify.upstream.transport.response_reader import ProtocolError, RawHeaders, ResponseReader
 
-# For how long from the beginning of a request the end of a reused connection can mean that the peer
-# had closed it before the request came.
+# Within this time after the start of a request, the end of a reused connection can mean that the
+# peer closed it before the request arrived.
 REUSE_RACE_SECONDS = 1.0
 
-# ``poll`` takes no infinite time.
+# ``poll`` accepts no infinite time.
 _MAX_POLL_SECONDS = 3600.0
 
 
 class PendingResponse:
-    """Sends a request. Its response is then read with one ``poll`` over the connection, what is in
-    the cancellation, and a deadline. It must be closed.
+    """Sends a request. Its response is then read with one ``poll`` over the connection, the
+    cancellation's descriptors, and a deadline. Must be closed.
 
-    ``parts`` gives the bytes of the request, again each time it is called; ``timeout`` has httpx's
+    ``parts`` returns the bytes of the request, each time it is called; ``timeout`` has httpx's
     ``pool``, ``connect`` and ``write``, in seconds.
 
-    A request whose connection had carried another before, and ended before a byte of the response
-    came, is sent once more on a new one: the peer closes idle connections, and the request has
-    crossed that. Only then, since a peer that ends later may have begun to act on it.
+    If a reused connection ends before the first byte of the response, the request is sent once more
+    on a new one: the peer may have closed the idle connection while the request was on its way.
+    Only within REUSE_RACE_SECONDS, since a peer that closes later may have processed the request.
 
-    ``has_ended`` says that the peer has closed the connection.
+    ``has_ended`` is whether the peer has closed the connection.
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class PendingResponse:
         self._send(cancellation, must_be_new=False)
 
     def _send(self, cancellation: Cancellation, must_be_new: bool) -> None:
-        """Raises CallerGone, ServerStopping and the errors of httpx."""
+        """Raises ClientDisconnected, ServerStopping and the errors of httpx."""
         assert self._parts is not None
         parts = iter(self._parts())
-        part = next(parts)  # what is wrong with the request shows before a connection is taken
+        part = next(parts)  # an invalid request raises before a connection is acquired
         connection = self._pool.acquire(self._origin, self._timeout, must_be_new)
         self._connection: Connection | None = connection
         self._reader = ResponseReader(self._method)
@@ -78,8 +78,8 @@ class PendingResponse:
         cancellation.register(self._poll)
 
     def _write(self, connection: Connection, part: bytes) -> bool:
-        """Whether the part was written; else the peer has closed the connection or has answered
-        already, and the rest of the request is of no use."""
+        """Whether the part was written; else the peer has closed the connection or has already
+        responded, and the rest of the request need not be sent."""
         data = memoryview(part)
         while data:
             try:
@@ -87,14 +87,14 @@ class PendingResponse:
             except TimeoutError as exc:
                 raise httpx.WriteTimeout("the request was not taken in time") from exc
             except OSError:
-                return False  # what the peer has said before is read next
+                return False  # a response that the peer sent before is read next
             data = data[sent:]
             if data and not self._wait_to_write(connection):
                 return False
         return True
 
     def _wait_to_write(self, connection: Connection) -> bool:
-        """Whether more can be written; it cannot when the response has begun."""
+        """Whether more can be written; it cannot once the response has started."""
         seconds = self._timeout.get("write")
         self._poll.modify(connection.fileno(), select.POLLIN | select.POLLOUT)
         try:
@@ -109,7 +109,8 @@ class PendingResponse:
         return self._read_early(connection)
 
     def _read_early(self, connection: Connection) -> bool:
-        """Looks at what came before the request was written: whether it is no response yet."""
+        """Reads bytes that arrived before the request was written; returns whether to continue
+        writing, that is, whether they contain no response yet."""
         try:
             data = connection.receive()
             if data:
@@ -131,12 +132,12 @@ class PendingResponse:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The headers with lower-case names, those of one name joined with commas."""
+        """The headers with lower-case names; values of the same name are joined with commas."""
         return self._reader.headers
 
     @property
     def raw_headers(self) -> RawHeaders:
-        """The headers, line by line."""
+        """The headers, one item per line."""
         return self._reader.raw_headers
 
     @property
@@ -146,7 +147,7 @@ class PendingResponse:
 
     @property
     def is_ready(self) -> bool:
-        """Whether ``read`` has something to say that no poll of the descriptor shows."""
+        """Whether ``read`` needs no wait although the descriptor may not be readable."""
         connection = self._connection
         return (
             self._reader.complete
@@ -156,16 +157,16 @@ class PendingResponse:
         )
 
     def fileno(self) -> int:
-        """The descriptor to poll, -1 once closed. Another one when the request was sent again."""
+        """The descriptor to poll, -1 once closed. It changes when the request is sent again."""
         return -1 if self._connection is None else self._connection.fileno()
 
     def read(self, until: float, cancellation: Cancellation) -> bytes | None:
-        """The next bytes of the body, b"" for bytes that are not of the body.
+        """The next bytes of the body, b"" where bytes arrived that are not part of the body.
 
-        ``until`` is a time of ``time.monotonic``. Returns None where nothing came in time, and
-        possibly earlier. Raises CallerGone and ServerStopping when the cancellation says so first;
-        httpx.ReadError, httpx.RemoteProtocolError, and for a request that is sent again all that
-        sending raises. What came before a fault is returned first.
+        Returns None where nothing arrived by ``until``, a time of ``time.monotonic``, and possibly
+        earlier. Raises ClientDisconnected and ServerStopping when cancelled, httpx.ReadError,
+        httpx.RemoteProtocolError, and where the request is sent again everything that sending
+        raises. What arrived before a failure is returned first.
         """
         connection = self._connection
         if connection is None:
@@ -181,8 +182,7 @@ class PendingResponse:
         return self.read_available()
 
     def read_available(self) -> bytes | None:
-        """What ``read`` returns, for a caller that has polled: it does not wait, and the
-        cancellation is not looked at."""
+        """As ``read``, for a caller that has polled: does not wait, ignores the cancellation."""
         connection = self._connection
         if connection is None:
             raise httpx.ReadError("the response was closed")
@@ -197,7 +197,7 @@ class PendingResponse:
         return self._feed(data) if data else self._end(None)
 
     def _read_stored(self) -> bytes:
-        """What was received before it was asked for."""
+        """Returns or raises what was received earlier."""
         if self._early_body:
             body, self._early_body = b"".join(self._early_body), []
             return body
@@ -206,7 +206,7 @@ class PendingResponse:
         return b""
 
     def _feed(self, data: bytes) -> bytes:
-        self._parts = None  # not to be sent again: its memory is free
+        self._parts = None  # it will not be sent again: frees its memory
         try:
             return self._reader.feed(data)
         except ProtocolError as exc:
@@ -214,7 +214,7 @@ class PendingResponse:
             return exc.body or self._read_stored()
 
     def _end(self, cause: OSError | None) -> bytes:
-        """The connection has ended, with an error or without."""
+        """Handles the end of the connection, with an error or without."""
         if self._send_again():
             return b""
         if cause is not None:
@@ -227,7 +227,7 @@ class PendingResponse:
         return self._read_stored()
 
     def close(self) -> None:
-        """Frees the connection: for reuse when the response was read to its end, else for good."""
+        """Releases the connection if the response was read to its end, else closes it."""
         connection, self._connection = self._connection, None
         if connection is None:
             return

@@ -1,4 +1,4 @@
-"""The connection pool: how many connections there are, and which can be used again."""
+"""The connection pool: limits the number of connections and reuses idle ones."""
 
 import os
 import threading
@@ -16,11 +16,11 @@ SWEEP_SECONDS = 0.05
 
 
 class ConnectionPool:
-    """Connections by their origin. ``open_connection`` gets an origin and a timeout in seconds.
+    """Connections by origin. ``open_connection`` takes an origin and a timeout in seconds.
 
-    Each operation takes the same time however many connections there are. The most recently used
-    connection is used first, so that those which are not needed expire. Connections are not shared
-    across a fork: a child starts with an empty pool.
+    Each operation takes constant time. The most recently used connection is reused first, so that
+    surplus ones expire. Connections are not shared across a fork: a child starts with an empty
+    pool.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class ConnectionPool:
         self._changed = threading.Condition(threading.Lock())
         self._count = 0  # in use, being opened, or idle
         self._idle_count = 0
-        # For each origin, the most recently used last.
+        # For each origin, with the most recently used last.
         self._idle: dict[Origin, OrderedDict[Connection, None]] = {}
         self._sweeper: threading.Thread | None = None
         self._is_closed = False
@@ -67,22 +67,22 @@ class ConnectionPool:
         try:
             return self._open(origin, timeout.get("connect"))
         except BaseException:
-            self._free()
+            self._decrement()
             raise
 
     def release(self, connection: Connection) -> None:
-        """Takes a connection back that can carry another request."""
+        """Returns a connection to the pool that can carry another request."""
         connection.is_reused = True
-        if not self._keep(connection):
+        if not self._store(connection):
             self.discard(connection)
 
     def discard(self, connection: Connection) -> None:
         """Closes a connection that was acquired."""
         connection.close()
-        self._free()
+        self._decrement()
 
     def close(self) -> None:
-        """Closes the idle connections, and from now on those in use when they are released."""
+        """Closes idle connections now, and those in use when they are released."""
         with self._changed:
             self._is_closed = True
             closing = [one for connections in self._idle.values() for one in connections]
@@ -94,16 +94,16 @@ class ConnectionPool:
 
     @property
     def count(self) -> int:
-        """How many connections there are, idle ones included."""
+        """The number of connections, including idle ones."""
         return self._count
 
     @property
     def idle_count(self) -> int:
-        """How many of them no request uses."""
+        """The number of idle connections."""
         return self._idle_count
 
     def _reserve(self, origin: Origin, until: float | None, must_be_new: bool) -> Connection | None:
-        """An idle connection, or None for the right to open one."""
+        """An idle connection, or None: then a slot is reserved and the caller opens one."""
         evicted = None
         with self._changed:
             while True:
@@ -131,7 +131,7 @@ class ConnectionPool:
         self._idle_count -= 1
         return connection
 
-    def _keep(self, connection: Connection) -> bool:
+    def _store(self, connection: Connection) -> bool:
         expiry = self._keepalive_expiry
         with self._changed:
             is_full = self._max_idle is not None and self._idle_count >= self._max_idle
@@ -146,21 +146,21 @@ class ConnectionPool:
             self._changed.notify()
         return True
 
-    def _free(self) -> None:
+    def _decrement(self) -> None:
         with self._changed:
             self._count -= 1
             self._changed.notify()
 
     def _start_sweeper(self) -> bool:
-        """A thread closes what has expired, also when no further request comes: the peer would
-        else wait for us to acknowledge its own closing. It ends when nothing is idle. Returns
-        whether there is one."""
+        """Starts the thread that closes expired connections, also when no further request comes:
+        else the peer's own closing would not be acknowledged. It ends when no connection is idle.
+        Returns whether it runs."""
         if self._sweeper is not None and self._sweeper.is_alive():
             return True
         self._sweeper = threading.Thread(target=self._sweep, name="idle-connections", daemon=True)
         try:
             self._sweeper.start()
-        except RuntimeError:  # the system has no more threads
+        except RuntimeError:  # the system has no thread left
             self._sweeper = None
             return False
         return True

@@ -1,4 +1,4 @@
-"""How proxies are asked for a connection: CONNECT (RFC 9110, 9.3.6) and SOCKS 5 (RFC 1928)."""
+"""Connections through proxies: CONNECT (RFC 9110, 9.3.6) and SOCKS 5 (RFC 1928)."""
 
 import base64
 import time
@@ -17,7 +17,7 @@ _IPV4, _NAME, _IPV6 = 1, 3, 4
 
 
 def proxy_headers(proxy: httpx.Proxy) -> list[tuple[bytes, bytes]]:
-    """The headers for an HTTP proxy: those that it is configured with, and its credentials."""
+    """The headers for an HTTP proxy: its configured headers and its credentials."""
     headers = list(proxy.headers.raw)
     if proxy.raw_auth is not None:
         credentials = base64.b64encode(b":".join(proxy.raw_auth))
@@ -34,10 +34,10 @@ def open_tunnel(
     target = f"{host}:{origin.port}".encode("ascii")
     headers = [(b"Host", target), (b"Accept", b"*/*"), *proxy_headers(proxy)]
     stream.write(request_head(b"CONNECT", target, headers), timeout)
-    reader, until = ResponseReader("CONNECT"), _until(timeout)
+    reader, deadline = ResponseReader("CONNECT"), _deadline(timeout)
     try:
         while not reader.status:
-            data = stream.read(READ_BYTES, _left(until))
+            data = stream.read(READ_BYTES, _remaining(deadline))
             if data:
                 reader.feed(data)
             else:
@@ -53,77 +53,77 @@ def open_socks5(
 ) -> None:
     """Asks a SOCKS 5 proxy for a connection to the origin, whose name the proxy resolves. Raises
     httpx.ProxyError and what the stream raises."""
-    socks, until = _Socks5(stream, timeout), _until(timeout)
+    socks, deadline = _Socks5(stream, timeout), _deadline(timeout)
     try:
-        socks.authenticate(proxy.raw_auth, until)
-        socks.connect(origin, until)
+        socks.authenticate(proxy.raw_auth, deadline)
+        socks.connect(origin, deadline)
     except socksio.ProtocolError as exc:
         raise httpx.ProxyError("The proxy does not speak SOCKS 5.") from exc
 
 
 class _Socks5:
-    """The client's side of the handshake. Each reply is read to its exact length, since the next
-    bytes may be the origin's."""
+    """The client side of the handshake. Each reply is read to its exact length, since the bytes
+    after it may be the origin's."""
 
     def __init__(self, stream: httpcore.NetworkStream, timeout: float | None) -> None:
         self._stream = stream
         self._timeout = timeout
 
-    def authenticate(self, auth: tuple[bytes, bytes] | None, until: float | None) -> None:
+    def authenticate(self, auth: tuple[bytes, bytes] | None, deadline: float | None) -> None:
         methods = socksio.SOCKS5AuthMethod
         method = methods.NO_AUTH_REQUIRED if auth is None else methods.USERNAME_PASSWORD
         self._write(socksio.SOCKS5AuthMethodsRequest([method]).dumps())
-        if socksio.SOCKS5AuthReply.loads(self._read(2, until)).method != method:
+        if socksio.SOCKS5AuthReply.loads(self._read(2, deadline)).method != method:
             wanted = "no authentication" if auth is None else "a user name and password"
             raise httpx.ProxyError(f"The SOCKS proxy does not accept {wanted}.")
         if auth is not None:
             self._write(socksio.SOCKS5UsernamePasswordRequest(*auth).dumps())
-            if self._read(2, until)[1:] != b"\0":
+            if self._read(2, deadline)[1:] != b"\0":
                 raise httpx.ProxyError("The SOCKS proxy rejected the user name or password.")
 
-    def connect(self, origin: Origin, until: float | None) -> None:
+    def connect(self, origin: Origin, deadline: float | None) -> None:
         request = socksio.SOCKS5CommandRequest.from_address(
             socksio.SOCKS5Command.CONNECT, (origin.host, origin.port)
         )
         self._write(request.dumps())
-        reply = self._read(4, until)
+        reply = self._read(4, deadline)
         if reply[:1] != _SOCKS_VERSION:
             raise httpx.ProxyError("The proxy does not speak SOCKS 5.")
         if reply[1]:
             raise httpx.ProxyError(f"The SOCKS proxy could not connect: {_reason(reply[1:2])}.")
         length = {_IPV4: 4, _IPV6: 16}.get(reply[3])
         if length is None:
-            length = self._read(1, until)[0]
-        self._read(length + 2, until)
+            length = self._read(1, deadline)[0]
+        self._read(length + 2, deadline)
 
     def _write(self, data: bytes) -> None:
         self._stream.write(data, self._timeout)
 
-    def _read(self, length: int, until: float | None) -> bytes:
+    def _read(self, length: int, deadline: float | None) -> bytes:
         data = b""
         while len(data) < length:
-            piece = self._stream.read(length - len(data), _left(until))
+            piece = self._stream.read(length - len(data), _remaining(deadline))
             if not piece:
                 raise httpx.ProxyError("The SOCKS proxy closed the connection.")
             data += piece
         return data
 
 
-def _until(timeout: float | None) -> float | None:
+def _deadline(timeout: float | None) -> float | None:
     return None if timeout is None else time.monotonic() + timeout
 
 
-def _left(until: float | None) -> float | None:
-    if until is None:
+def _remaining(deadline: float | None) -> float | None:
+    if deadline is None:
         return None
-    left = until - time.monotonic()
-    if left <= 0:
+    remaining = deadline - time.monotonic()
+    if remaining <= 0:
         raise httpcore.ConnectTimeout("the proxy did not answer in time")
-    return left
+    return remaining
 
 
 def _phrase(status: int) -> str:
-    """Our own words for a status: the proxy's may be anything."""
+    """The standard reason phrase; the proxy's own may contain anything."""
     try:
         return HTTPStatus(status).phrase
     except ValueError:

@@ -1,7 +1,7 @@
-"""An HTTP/1.1 response, parsed as its bytes arrive (RFC 9112). No I/O.
+"""Parses an HTTP/1.1 response as its bytes arrive (RFC 9112). No I/O.
 
-h11 parses the head, except in its plainest form. The body is read here: h11 emits an event per
-chunk, and Dify sends a chunk per token (measured: 15 us of the 18 us that a token took).
+h11 parses the head unless it has the most common form. The body is parsed here: h11 emits an event
+per chunk, and Dify sends a chunk per token (measured: 15 us of the 18 us that a token took).
 """
 
 import re
@@ -18,24 +18,23 @@ RawHeaders = Sequence[tuple[bytes, bytes]]
 
 
 class ProtocolError(ValueError):
-    """The bytes are no HTTP response, or end too early. ``body`` is the part of the body that was
-    fed together with the fault and precedes it."""
+    """The bytes are not an HTTP response, or end too early. ``body`` is the part of the body that
+    precedes the error in the same ``feed``."""
 
     body = b""
 
 
 class TlsAlert(ProtocolError):
-    """The server speaks TLS, and was asked without."""
+    """The server expects TLS, and the request was sent without."""
 
 
 class ResponseReader:
-    """Feed it bytes; it gives the status, the headers and the body.
+    """An incremental parser: ``feed`` takes bytes and returns those of the body.
 
-    ``method`` is that of the request: there is no body in the response to a HEAD, or to a CONNECT
-    that succeeded. ``status`` is 0 until the head is complete (informational responses are
-    skipped); the names in ``headers`` are lower case, in ``raw_headers`` each line is by itself.
-    ``complete`` says that the whole body was read, ``reusable`` that the connection may carry
-    another request.
+    ``method`` is that of the request: the response to HEAD, or to a successful CONNECT, has no
+    body. ``status`` is 0 until the head is complete (informational responses are skipped). Names in
+    ``headers`` are lower case; ``raw_headers`` has one item per line. ``complete`` is whether the
+    whole body was read, ``reusable`` whether the connection may carry another request.
     """
 
     def __init__(self, method: str = "POST") -> None:
@@ -52,14 +51,13 @@ class ResponseReader:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The headers, those of one name joined with commas."""
+        """The headers; values of the same name are joined with commas."""
         if self._headers is None:
             self._headers = _joined(self.raw_headers)
         return self._headers
 
     def feed(self, data: bytes) -> bytes:
-        """Takes the next bytes, at least one; returns those of the body among them. Raises
-        ProtocolError."""
+        """Parses the next bytes, at least one; returns those of the body. Raises ProtocolError."""
         if self._body is None:
             data = self._feed_head(data)
             if self._body is None:
@@ -74,7 +72,7 @@ class ResponseReader:
         return body
 
     def end(self) -> None:
-        """Notes that the connection has ended. Raises ProtocolError where that was too early."""
+        """Handles the end of the connection. Raises ProtocolError where it is too early."""
         if self._body is None:
             raise ProtocolError("the connection closed before an answer")
         if not self._body.complete_at_close():
@@ -82,7 +80,7 @@ class ResponseReader:
         self.complete, self.reusable = True, False
 
     def _feed_head(self, data: bytes) -> bytes:
-        """Returns what follows the head."""
+        """Returns the bytes after the head."""
         if self._head is None and (plain := _plain_head(data)) is not None:
             status, headers, end = plain
             self._begin(status, headers, b"1.1")
@@ -98,14 +96,14 @@ class ResponseReader:
             while isinstance(event, h11.InformationalResponse):
                 event = head.next_event()
         except h11.RemoteProtocolError as exc:
-            # Its own message quotes the line, and that may be a page of some proxy.
+            # h11's own message quotes the line, which may be from a proxy's page.
             raise ProtocolError("it does not start like an HTTP answer") from exc
         if not isinstance(event, h11.Response):
             if self._head_bytes > MAX_HEAD:
                 raise ProtocolError("its head is too long")
             return b""
         self._begin(event.status_code, tuple(event.headers), event.http_version)
-        self._head = None  # a response may take long: its first bytes are not needed any more
+        self._head = None  # frees its buffer: a response may take long
         return head.trailing_data[0]
 
     def _begin(self, status: int, headers: RawHeaders, version: bytes) -> None:
@@ -122,7 +120,7 @@ class ResponseReader:
         )
 
 
-# How an alert begins, as servers send it that were asked without TLS (RFC 8446, section 5.1).
+# The start of the alert that TLS servers send to plain HTTP (RFC 8446, section 5.1).
 _TLS_ALERT = b"\x15\x03"
 
 
@@ -134,7 +132,7 @@ class _Chunked:
         self.surplus = False
         self._is_between_chunks = True
         self._pending = b""
-        self._left = 0  # bytes of the current chunk, its closing CRLF not counted
+        self._left = 0  # bytes of the current chunk, without its closing CRLF
         self._after_chunk = False
         self._in_trailers = False
 
@@ -145,7 +143,7 @@ class _Chunked:
         try:
             position = 0
             if self._is_between_chunks:
-                position = _cut_whole_chunks(data, 0, pieces)
+                position = _take_whole_chunks(data, 0, pieces)
             if position < len(data):
                 self._cut(self._pending + data, position, pieces)
         except ProtocolError as exc:
@@ -163,7 +161,7 @@ class _Chunked:
                 self._after_chunk = not self._left
                 continue
             if not (self._after_chunk or self._in_trailers):
-                position = _cut_whole_chunks(data, position, pieces)
+                position = _take_whole_chunks(data, position, pieces)
             end = data.find(b"\n", position)
             if end < 0:
                 break
@@ -182,7 +180,7 @@ class _Chunked:
         if self._in_trailers:
             self.complete = line == b"\r"
         elif self._after_chunk:
-            if line != b"\r":  # nothing else: a size that is wrong by one shows only here
+            if line != b"\r":  # strict: a size that is off by one is detected only here
                 raise ProtocolError("a chunk is not as long as it said")
             self._after_chunk = False
         else:
@@ -213,7 +211,7 @@ class _Counted:
 
 
 class _UntilClose:
-    """A body that ends with its connection."""
+    """A body that ends when the connection closes."""
 
     complete = False
     surplus = False
@@ -225,8 +223,8 @@ class _UntilClose:
         return True
 
 
-# What h11 has to have sent before it receives a response; checked once. What the method means for
-# the body is decided here.
+# h11 must have sent a request before it receives a response; validated once. The effect of the
+# actual method on the body is decided here.
 _REQUEST = h11.Request(method="POST", target="/", headers=[("host", "dify")])
 _END_OF_REQUEST = h11.EndOfMessage()
 
@@ -238,7 +236,7 @@ def _new_head_parser() -> h11.Connection:
     return parser
 
 
-# A head as servers mostly send it, whole and in its canonical form. h11 would say the same of it.
+# The common form of a head, complete in one read. h11 would parse it to the same result.
 _PLAIN_HEAD = re.compile(
     rb"HTTP/1\.1 ([2-5][0-9][0-9]) [ -~]*\r\n((?:[0-9A-Za-z-]+: [!-~]+(?: [!-~]+)*\r\n)+)\r\n"
 )
@@ -246,8 +244,8 @@ _PLAIN_FIELD = re.compile(rb"([^:]+): ([^\r]+)\r\n")
 
 
 def _plain_head(data: bytes) -> tuple[int, RawHeaders, int] | None:
-    """Status, headers and where the body begins, or None: then h11 has to look at it. That takes
-    50 us, a third of what sending a request and reading its response takes."""
+    """Status, headers and the offset of the body, or None where h11 must parse the head. h11 takes
+    50 us, a third of the time of sending a request and reading its response."""
     match = _PLAIN_HEAD.match(data)
     if match is None or match.end() > MAX_HEAD:
         return None
@@ -296,8 +294,8 @@ def _check_length(line: bytes) -> None:
 
 
 def _only_chunk(data: bytes) -> bytes | None:
-    """The content of the bytes where they are exactly one chunk, as most that Dify sends are."""
-    end = data.find(b"\n", 0, _LONGEST_SHORT_LINE)
+    """The content, if the bytes are exactly one chunk, as they mostly are from Dify."""
+    end = data.find(b"\n", 0, _MAX_SHORT_LINE)
     if end < 0:
         return None
     try:
@@ -307,12 +305,12 @@ def _only_chunk(data: bytes) -> bytes | None:
     return data[end + 1 : closing] if closing > end + 1 and data[closing:] == b"\r\n" else None
 
 
-def _cut_whole_chunks(data: bytes, position: int, pieces: list[bytes]) -> int:
-    """Takes the chunks that lie in the data with all that belongs to them, as most do; returns
-    where the next begins. Raises ProtocolError."""
-    if len(data) - position > _MANY:
-        position = _cut_row(data, position, pieces)
-    while (end := data.find(b"\n", position, position + _LONGEST_SHORT_LINE)) >= 0:
+def _take_whole_chunks(data: bytes, position: int, pieces: list[bytes]) -> int:
+    """Appends the content of the leading chunks that are complete to ``pieces``; returns the offset
+    of the next chunk. Raises ProtocolError."""
+    if len(data) - position > _MIN_SIMILAR_BYTES:
+        position = _take_similar_chunks(data, position, pieces)
+    while (end := data.find(b"\n", position, position + _MAX_SHORT_LINE)) >= 0:
         closing = end + 1 + _short_chunk_size(data[position:end])
         if closing == end + 1 or data[closing : closing + 2] != b"\r\n":
             break
@@ -331,13 +329,13 @@ def _chunk_size(line: bytes) -> int:
     return int(match[1], 16)
 
 
-# So many bytes hold more than a few tokens.
-_MANY = 2048
+# Data of this size contains more than a few tokens.
+_MIN_SIMILAR_BYTES = 2048
 
 
-def _cut_row(data: bytes, position: int, pieces: list[bytes]) -> int:
-    """Takes the chunks after which another of like size follows, in half the time; returns where
-    the next begins."""
+def _take_similar_chunks(data: bytes, position: int, pieces: list[bytes]) -> int:
+    """As ``_take_whole_chunks`` in half the time, for chunks that are followed by another one with
+    a size of three hexadecimal digits; returns the offset of the next chunk."""
     size = _SIZES_BETWEEN.get(b"\r\n" + data[position : position + 5])
     if size is None:
         return position
@@ -350,10 +348,10 @@ def _cut_row(data: bytes, position: int, pieces: list[bytes]) -> int:
     return begin - 5
 
 
-# What stands between two chunks, and the size of the second: of those of three digits, as those
-# of a piece of text are, which has some 300 bytes in all.
+# The bytes between two chunks, mapped to the size of the second, for sizes of three hexadecimal
+# digits: an event with a piece of text has about 300 bytes.
 _SIZES_BETWEEN = {b"\r\n%x\r\n" % size: size for size in range(0x100, 0x1000)}
 
-_LONGEST_SHORT_LINE = 20
-# The sizes of a stream's chunks are much alike.
+_MAX_SHORT_LINE = 20
+# The chunks of a stream have few different sizes.
 _short_chunk_size = lru_cache(1024)(_chunk_size)

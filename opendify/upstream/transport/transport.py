@@ -19,14 +19,13 @@ from opendify.upstream.transport.request_writer import request_parts
 class PooledTransport(httpx.BaseTransport):
     """Sends requests over one pool of connections, HTTP/1.1 only.
 
-    ``proxies`` tells for the origins that need one (``scheme://host[:port]``) their proxy:
-    ``http://``, ``https://`` or ``socks5://``. ``verify`` is the TLS context, or what httpx makes
-    one of.
+    ``proxies`` maps origins (``scheme://host[:port]``) to their proxies: ``http://``, ``https://``
+    or ``socks5://``. ``verify`` is a TLS context, or a value from which httpx creates one.
 
-    A request may have two extensions besides httpx's ``timeout``: ``cancellation``, a Watch that
-    ends it before its time, and ``deadline``, the time of ``time.monotonic`` at which its response
-    must be complete. Cookies that a response sets are dropped: the client serves everybody, and
-    what a gateway sets for one caller is not for the next.
+    A request may have two extensions besides httpx's ``timeout``: ``cancellation``, a Cancellation,
+    and ``deadline``, the time of ``time.monotonic`` by which its response must be complete. Cookies
+    in responses are dropped: the client serves all callers, and a cookie that a gateway sets for
+    one of them is not for the others.
     """
 
     def __init__(
@@ -45,9 +44,8 @@ class PooledTransport(httpx.BaseTransport):
     def begin(self, request: httpx.Request, cancellation: Cancellation = NEVER) -> PendingResponse:
         """Sends a request; returns as soon as it is written, before the response.
 
-        Raises CallerGone and ServerStopping when the cancellation says so first, and the errors of
-        httpx: PoolTimeout, ConnectError, ConnectTimeout, ProxyError, WriteTimeout and
-        LocalProtocolError.
+        Raises ClientDisconnected and ServerStopping when cancelled, and the errors of httpx:
+        PoolTimeout, ConnectError, ConnectTimeout, ProxyError, WriteTimeout and LocalProtocolError.
         """
         origin = origin_of(request.url)
         forwarding_headers = self._connector.forwarding_headers(origin)
@@ -77,12 +75,12 @@ class PooledTransport(httpx.BaseTransport):
             raise
 
     def close(self) -> None:
-        """Closes the idle connections; those in use are closed when their requests are over."""
+        """Closes idle connections now, and those in use when their requests are over."""
         self.pool.close()
 
 
 class _Body(httpx.SyncByteStream):
-    """The body of a response, read within httpx's timeout for each read, and the deadline."""
+    """The body of a response. Each read is limited by httpx's read timeout and the deadline."""
 
     def __init__(
         self,
@@ -95,12 +93,12 @@ class _Body(httpx.SyncByteStream):
         self._cancellation = cancellation
         self._seconds = math.inf if timeout is None else timeout
         self._deadline = deadline
-        self._first = b""
+        self._prefix = b""
 
     def response(self) -> httpx.Response:
-        """The response, once its head is there."""
+        """Waits for the head; returns the response."""
         while not self._pending.status:
-            self._first = self._read()
+            self._prefix = self._read()
         return httpx.Response(
             self._pending.status,
             headers=[one for one in self._pending.raw_headers if one[0] != b"set-cookie"],
@@ -109,8 +107,8 @@ class _Body(httpx.SyncByteStream):
         )
 
     def __iter__(self) -> Iterator[bytes]:
-        if self._first:
-            yield self._first
+        if self._prefix:
+            yield self._prefix
         while not self._pending.is_complete:
             if data := self._read():
                 yield data
@@ -134,6 +132,5 @@ class PooledClient(httpx.Client):
         self._pooled = transport
 
     def begin(self, request: httpx.Request, cancellation: Cancellation = NEVER) -> PendingResponse:
-        """See PooledTransport: for responses whose head must be awaited together with something
-        else."""
+        """See PooledTransport: for responses that are awaited together with other descriptors."""
         return self._pooled.begin(request, cancellation)
