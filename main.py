@@ -21,7 +21,7 @@ from opendify.upstream import background_reader
 # Each thread can have a stream open, and a second connection while it ends a run; the background
 # reader reads the streams that callers have left; the rest is for other calls. An idle connection
 # makes room where one to another address is needed.
-_max_connections = 2 * gunicorn_config.threads + background_reader.MOST + 16
+_max_connections = 2 * gunicorn_config.threads + background_reader.MAX_PENDING + 16
 HTTP_CLIENT_CONFIG: HttpClientConfig = {
     "timeout": httpx.Timeout(60.0, connect=5.0),
     "limits": httpx.Limits(

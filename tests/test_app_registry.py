@@ -66,7 +66,7 @@ def test_a_recorded_app_is_known(
     expected = next(mode for mode in MODES if kind.startswith(mode))
     assert (app.mode, app.name) == (expected, json.loads(info.body)["name"])
     assert app.files is not None
-    assert app.files == app.beside
+    assert app.files == app.message_files
     assert app.files.kinds == {"image", "document"}
     assert app.files.methods == {"local_file", "remote_url"}
     assert (app.files.max_count, app.files.max_bytes["image"]) == (3, 10 * 1024 * 1024)

@@ -42,7 +42,7 @@ def reading(pipe: Pipe, heard: list[bytes], seconds: float = 10) -> Steps:
 
 
 def watchers() -> int:
-    return [thread.name for thread in threading.enumerate()].count("watcher")
+    return [thread.name for thread in threading.enumerate()].count("background-reader")
 
 
 def test_all_are_read_on_one_thread_which_is_begun_when_it_is_needed(pipes: list[Pipe]) -> None:
@@ -72,7 +72,7 @@ def test_what_has_no_time_left_is_over(pipes: list[Pipe]) -> None:
 
 
 def test_of_too_many_the_oldest_is_given_up(pipes: list[Pipe]) -> None:
-    watcher = BackgroundReader(most=2)
+    watcher = BackgroundReader(max_pending=2)
     heard: list[list[bytes]] = [[], [], []]
     for number, (pipe, one) in enumerate(zip(pipes, heard, strict=True)):
         watcher.add(reading(pipe, one))

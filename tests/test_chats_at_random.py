@@ -447,7 +447,7 @@ def test_every_turn_arrives_where_its_history_was_heard(
         monkeypatch.setattr(Talks, "redis", request.getfixturevalue("redis_server"))
     monkeypatch.setattr(Talks, "http", http, raising=False)
     monkeypatch.setattr(background_tasks, "SECONDS_FOR_FIRST_TURN", 0.1)
-    monkeypatch.setattr(conversation_probe, "SECONDS_TO_ARRIVE", 0.1)
+    monkeypatch.setattr(conversation_probe, "ARRIVAL_TIMEOUT", 0.1)
     run_state_machine_as_test(
         Talks,
         settings=settings(

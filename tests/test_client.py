@@ -887,7 +887,7 @@ def stop(client: DifyClient, model: Model) -> None:
     """Stops, and waits until what Dify says to it is read."""
     client.stop(model, "/chat-messages/task-1/stop", "u")
     until = time.monotonic() + 10
-    while len(client.watcher):
+    while len(client.background_reader):
         assert time.monotonic() < until
         time.sleep(0.005)
 

@@ -506,7 +506,7 @@ def test_a_link_of_another_secret_is_refused(
     relay: FileProxy, api: FlaskClient, tiny: Model, files: Files, data: Path
 ) -> None:
     link = relay.link(tiny, TOOL, "a.png", "image")
-    relay._secret = SigningKey("another secret of another one", data)
+    relay._signing_key = SigningKey("another secret of another one", data)
     assert get(api, link).status_code == 403
 
 

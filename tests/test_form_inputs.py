@@ -253,8 +253,8 @@ def test_an_app_takes_files_beside_its_form_and_in_it() -> None:
     assert app.files.methods == {"local_file", "remote_url"}
     assert app.files.max_count == 5
     assert app.files.max_bytes["image"] == 10 * 1024 * 1024
-    assert app.beside is not None
-    assert app.beside.kinds == {"image"}
+    assert app.message_files is not None
+    assert app.message_files.kinds == {"image"}
     parameters["file_upload"] = {"enabled": False}
     only_form = parse_app({"mode": "workflow"}, parameters)
     assert only_form.files is not None

@@ -252,7 +252,7 @@ def test_what_does_not_go_together_is_told(models: str, more: dict[str, str], pr
 def test_made_up_keys_fill_no_memory(
     http: httpx.Client, dify: FakeDify, models: dict[str, Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rooms, "MOST_OF_CALLERS", 5)
+    monkeypatch.setattr(rooms, "MAX_CALLER_APPS", 5)
     directory = rooms.AppRegistry(DifyClient(http, 2.0), models)
     for number in range(20):
         directory.app(Model("tiny", f"app-{number}", dify.base))

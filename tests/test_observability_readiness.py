@@ -119,8 +119,8 @@ def test_only_operators_are_told_details_and_metrics(
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directories, "LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(directories, "SECONDS_TO_THE_NEXT_TRY", 0.05)
+    monkeypatch.setattr(directories, "CHECK_INTERVAL_SECONDS", 0.05)
+    monkeypatch.setattr(directories, "UNREACHABLE_RETRY_SECONDS", 0.05)
 
 
 @pytest.mark.usefixtures("quick")

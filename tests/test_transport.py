@@ -142,7 +142,7 @@ def test_all_kinds_of_requests_share_one_connection(
         assert text(client, model) == "Hello"
         assert client.call(model, "GET", "/meta") == {"a": 1}
         client.stop(model, "/chat-messages/task-1/stop", "u")
-        wait_for(lambda: not len(client.watcher))
+        wait_for(lambda: not len(client.background_reader))
         with client.download(model, f"{dify.base}/file", 5) as pieces:
             assert b"".join(pieces) == b'{"a": 1}'
         answer = client.post(model, "/a/stop", NEVER, data={"user": "u"})
@@ -777,7 +777,7 @@ def test_the_pool_has_room_for_all_that_may_be_in_use(tmp_path: Path) -> None:
     code = (
         "import main, gunicorn_config as g; from opendify.upstream import background_reader\n"
         "limits = main.HTTP_CLIENT_CONFIG['limits']\n"
-        "print('room', limits.max_connections - 2 * g.threads - background_reader.MOST)"
+        "print('room', limits.max_connections - 2 * g.threads - background_reader.MAX_PENDING)"
     )
     variables = free_variables("http://127.0.0.1:9/v1", GUNICORN_THREADS="300")
     done = subprocess.run(

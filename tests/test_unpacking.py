@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opendify.upstream.unpacking import (
-    FREE_BYTES,
-    PIECE_BYTES,
+    MAX_PIECE_BYTES,
+    MIN_LIMITED_BYTES,
     BadPacking,
     UnknownCoding,
     Unpacker,
@@ -31,7 +31,7 @@ def unpacked(unpacker: Unpacker, pieces: list[bytes]) -> bytes:
         unpacker.feed(piece)
         while unpacker.has_more:
             taken = unpacker.take()
-            assert len(taken) <= PIECE_BYTES
+            assert len(taken) <= MAX_PIECE_BYTES
             found += taken
     return found
 
@@ -50,7 +50,7 @@ def test_what_was_packed_comes_out(coding: str, step: int) -> None:
     unpacker = made(coding)
     pieces = [packed[i : i + step] for i in range(0, len(packed), step)]
     assert unpacked(unpacker, pieces) == data
-    assert unpacker.is_whole
+    assert unpacker.is_complete
 
 
 @given(data=st.binary(max_size=2000), step=st.integers(1, 50))
@@ -72,7 +72,7 @@ def test_what_is_flushed_comes_at_once() -> None:
     for word in (b"one", b"two"):
         piece = packer.compress(word) + packer.flush(zlib.Z_SYNC_FLUSH)
         assert unpacked(unpacker, [piece]) == word
-    assert not unpacker.is_whole
+    assert not unpacker.is_complete
 
 
 @pytest.mark.parametrize(
@@ -107,11 +107,11 @@ def test_what_is_no_packing_is_bad(coding: str) -> None:
 @pytest.mark.parametrize("coding", CODINGS)
 @pytest.mark.parametrize("byte", [b"\0", b"\n"])
 def test_a_bomb_is_given_up_early(coding: str, byte: bytes) -> None:
-    packed = CODINGS[coding](byte * (10 * FREE_BYTES))
+    packed = CODINGS[coding](byte * (10 * MIN_LIMITED_BYTES))
     unpacker = made(coding)
     unpacker.feed(packed)
     given = 0
     with pytest.raises(BadPacking, match="times its size"):
         while unpacker.has_more:
             given += len(unpacker.take())
-    assert given <= 3 * FREE_BYTES
+    assert given <= 3 * MIN_LIMITED_BYTES

@@ -20,7 +20,7 @@ from opendify.files.attachments import Prepared
 from opendify.files.single_flight import SingleFlightCache
 from opendify.protocols.base import Attachment
 from opendify.upstream.client import DifyClient
-from opendify.upstream.uploads import KEPT_SECONDS, Uploads
+from opendify.upstream.uploads import CACHE_SECONDS, Uploads
 from tests.fake_dify import FakeDify, Request, Steps, recording, refused
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 20
@@ -156,7 +156,7 @@ def test_the_same_content_is_uploaded_once_an_hour(
             local("id-1"),
             local("id-1"),
         )
-    clock.now = KEPT_SECONDS
+    clock.now = CACHE_SECONDS
     assert uploads.prepare(tiny, "u", [file(PNG)], ANY_FILE).files == (local("id-2"),)
 
 

@@ -15,8 +15,8 @@ from opendify.api.middleware.request_log import current_record, note_byte, to_fi
 from opendify.api.request_body import json_body
 from opendify.api.resources import Resources, current_resources
 from opendify.api.streaming_response import StreamingResponse
+from opendify.chat.context import RequestContext
 from opendify.chat.service import HOLD_SECONDS, ChatService, Turn
-from opendify.chat.turn import RequestContext
 from opendify.limits.capacity import ServerCapacity
 from opendify.observability.record import CALLER_GONE, Record
 from opendify.protocols import openwebui

@@ -1,1 +1,1 @@
-"""The story of one request, in no dialect: a prompt in, deltas out."""
+"""Handles one chat request, independent of the client's API: a prompt in, deltas out."""

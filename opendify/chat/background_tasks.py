@@ -1,7 +1,7 @@
-"""Answers background tasks, away from the conversation of the person they belong to.
+"""Answers background tasks without touching the conversation of the chat that they belong to.
 
-A task is run in a conversation that is thrown away, or answered here, without a run: with what
-Dify itself has to say of the chat, and else with nothing, in the shape that was asked for.
+A task runs in a throwaway conversation, or is answered here without a run: with what Dify's API
+knows about the chat, else with an empty answer in the requested shape.
 """
 
 import logging
@@ -12,12 +12,8 @@ from typing import Any
 
 from opendify import errors
 from opendify.chat import task_detection
-from opendify.chat.turn import (
-    ChatTurn,
-    RequestContext,
-    Services,
-    owner_of,
-)
+from opendify.chat.context import RequestContext, Services
+from opendify.chat.turn import ChatTurn, owner_of
 from opendify.config.models import Model
 from opendify.dify import conversation_api, endpoints
 from opendify.dify.apps import App
@@ -34,18 +30,18 @@ from opendify.streaming import BLOCKING, WaitFor
 
 log = logging.getLogger(__name__)
 
-# Open WebUI asks for a title up to 2.6 s before the first turn of the chat (median 0.2 s).
+# Open WebUI requests a title up to 2.6 s before the first turn of the chat (median 0.2 s).
 SECONDS_FOR_FIRST_TURN = 5.0
-_SECONDS_BETWEEN_LOOKS = 0.1
+_POLL_INTERVAL_SECONDS = 0.1
 
-# Dify asks a model for a name or for questions; nobody waits for them for long.
-CALL_SECONDS = 20.0
+# Dify has a model generate names and suggested questions; nobody waits longer for them.
+CALL_TIMEOUT = 20.0
 
-_HELPER = "model:"
+_MODEL_PREFIX = "model:"
 
 
 class StaticTurn:
-    """An answer that is complete already, told to its caller as that of an Exchange is."""
+    """A response that is complete from the start, with the interface of a ChatTurn."""
 
     has_begun = True
     has_ended = True
@@ -59,11 +55,11 @@ class StaticTurn:
         self._text = text
 
     def new_renderer(self) -> ResponseRenderer:
-        """Renders this answer."""
+        """A renderer for this response."""
         return ResponseRenderer(self._model, "", self.prompt.stop, "off")
 
     def link(self, url: str, name: str, kind: str) -> str:
-        """No file is Dify's here: addresses stay as they are."""
+        """No file here is Dify's: URLs stay as they are."""
         return ""
 
     def await_status(self, seconds: float) -> None:
@@ -74,113 +70,119 @@ class StaticTurn:
         return BLOCKING
 
     def next_events(self, is_readable: bool | None = None) -> list[Event]:
-        """All events, at once."""
+        """All events."""
         return [Text(self._text), MessageEnded()]
 
-    def commit(self, said: str, usage: Usage | None, is_cut: bool) -> None:
-        """Nothing is remembered of it."""
+    def commit(self, text: str, usage: Usage | None, is_cut: bool) -> None:
+        """Nothing is stored."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """There is nothing to release."""
 
     def end(self) -> None:
         """There is no run in Dify."""
 
     def when_over(self, callback: Callable[[], None]) -> None:
-        """Calls ``callback``: there is no run in Dify."""
+        """Calls ``callback`` immediately: there is no run in Dify."""
         callback()
 
 
 class BackgroundTasks:
     """Answers background tasks."""
 
-    def __init__(self, parts: Services) -> None:
-        self._parts = parts
-        self._complained: set[tuple[str, str]] = set()
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._warned: set[tuple[str, str]] = set()
 
-    def answering_model(self, model: Model, caller: RequestContext) -> Model:
-        """The model that answers the background tasks of this one for the caller, with a key: the
-        helper of its setting ``tasks``, else itself. Nobody gets a helper that they may not use."""
-        if not model.tasks.startswith(_HELPER):
+    def answering_model(self, model: Model, context: RequestContext) -> Model:
+        """The model, with a key, that answers the background tasks of ``model``: the helper model
+        of its setting ``tasks`` if the caller may use that one, else ``model`` itself."""
+        if not model.tasks.startswith(_MODEL_PREFIX):
             return model
-        name = model.tasks.removeprefix(_HELPER)
-        helper = caller.models.get(name)
+        name = model.tasks.removeprefix(_MODEL_PREFIX)
+        helper = context.models.get(name)
         if helper is None:
-            self._complain(model.name, name, caller.name)
+            self._warn(model.name, name, context.name)
             return model
         return helper if helper.key else replace(helper, key=model.key)
 
     def start(
-        self, kind: str, prompt: ChatPrompt, model: Model, caller: RequestContext
+        self, kind: str, prompt: ChatPrompt, model: Model, context: RequestContext
     ) -> ChatTurn | StaticTurn:
-        """The answer to a task of this kind. Raises CallerGone, CallerError and DifyError."""
-        treatment, answering = model.tasks, self.answering_model(model, caller)
-        if not treatment:
-            mode = self._parts.directory.app(model).mode
-            treatment = task_detection.policy("", kind, mode)
-        elif treatment.startswith(_HELPER) and answering is model:
-            # A person waits to read a merged answer; the others serve the client alone.
-            treatment = "throwaway" if kind == task_detection.MERGED_ANSWER else "local"
-        log.info("a background task model=%s kind=%s by=%s", model.name, kind, treatment)
-        if treatment == "local":
-            return StaticTurn(prompt, model, self._answer(kind, prompt, model, caller))
+        """The response to a task of this kind. Raises ClientDisconnected, CallerError and
+        DifyError."""
+        policy, answering = model.tasks, self.answering_model(model, context)
+        if not policy:
+            mode = self._services.app_registry.app(model).mode
+            policy = task_detection.policy("", kind, mode)
+        elif policy.startswith(_MODEL_PREFIX) and answering is model:
+            # A person waits to read a merged answer; the other tasks serve the client alone.
+            policy = "throwaway" if kind == task_detection.MERGED_ANSWER else "local"
+        log.info("a background task model=%s kind=%s by=%s", model.name, kind, policy)
+        if policy == "local":
+            return StaticTurn(prompt, model, self._answer(kind, prompt, model, context))
         options = replace(prompt.options, conversation_id="", auto_generate_name=False)
         prompt = replace(prompt, options=options)
-        return ChatTurn(prompt, answering, caller, self._parts, is_throwaway=True)
+        return ChatTurn.start(prompt, answering, context, self._services, is_throwaway=True)
 
-    def _complain(self, model: str, helper: str, caller: str) -> None:
-        if (model, caller) not in self._complained:
-            self._complained.add((model, caller))
+    def _warn(self, model: str, helper: str, caller_name: str) -> None:
+        if (model, caller_name) not in self._warned:
+            self._warned.add((model, caller_name))
             log.warning(
                 "The background tasks of model '%s' are not answered by '%s' for the caller '%s', "
                 "who may not use it: OPENDIFY_API_KEYS.",
                 model,
                 helper,
-                caller,
+                caller_name,
             )
 
-    def _answer(self, kind: str, prompt: ChatPrompt, model: Model, caller: RequestContext) -> str:
+    def _answer(self, kind: str, prompt: ChatPrompt, model: Model, context: RequestContext) -> str:
         content: str | list[str] = ""
-        if caller.chat_id and not caller.is_temporary_chat:
+        if context.chat_id and not context.is_temporary_chat:
             try:
-                content = self._ask_dify(kind, model, caller)
+                content = self._ask_dify(kind, model, context)
             except errors.OpenDifyError as exc:
-                log.info("Dify told nothing model=%s kind=%s code=%s", model.name, kind, exc.code)
+                log.info(
+                    "Dify has no answer to a task model=%s kind=%s code=%s",
+                    model.name,
+                    kind,
+                    exc.code,
+                )
         if content:
             return task_detection.answer(kind, content)
         return task_detection.empty_answer(kind, prompt.messages[-1].text)
 
-    def _ask_dify(self, kind: str, model: Model, caller: RequestContext) -> str | list[str]:
+    def _ask_dify(self, kind: str, model: Model, context: RequestContext) -> str | list[str]:
         if kind not in (task_detection.TITLE, task_detection.FOLLOW_UPS):
             return ""
-        app = self._parts.directory.app(model)
+        app = self._services.app_registry.app(model)
         if not endpoints.has_conversations(app.mode):
             return ""
         if kind == task_detection.TITLE:
-            return self._title(model, caller)
-        return self._follow_ups(model, app, caller)
+            return self._title(model, context)
+        return self._follow_ups(model, app, context)
 
-    def _title(self, model: Model, caller: RequestContext) -> str:
-        key = owner_of(caller, model).chat_key(caller.chat_id)
-        conversation_id = self._await_conversation(key, caller)
+    def _title(self, model: Model, context: RequestContext) -> str:
+        key = owner_of(context, model).chat_key(context.chat_id)
+        conversation_id = self._await_conversation(key, context)
         if not conversation_id:
             return ""
-        body = {"auto_generate": True, "user": caller.user}
+        body = {"auto_generate": True, "user": context.user}
         path = f"/conversations/{conversation_id}/name"
         return conversation_api.parse_name(self._call(model, "POST", path, json=body))
 
-    def _follow_ups(self, model: Model, app: App, caller: RequestContext) -> list[str]:
-        key = owner_of(caller, model).chat_key(caller.chat_id)
-        mapping = self._parts.conversations.get(key)
-        if mapping is None or not app.suggestions:
+    def _follow_ups(self, model: Model, app: App, context: RequestContext) -> list[str]:
+        key = owner_of(context, model).chat_key(context.chat_id)
+        record = self._services.conversations.get(key)
+        if record is None or not app.suggestions:
             return []
         newest = self._call(
             model,
             "GET",
             "/messages",
             params={
-                "conversation_id": mapping.conversation_id,
-                "user": caller.user,
+                "conversation_id": record.conversation_id,
+                "user": context.user,
                 "limit": 1,
             },
         )
@@ -189,18 +191,18 @@ class BackgroundTasks:
             return []
         path = f"/messages/{message_id}/suggested"
         return conversation_api.parse_suggestions(
-            self._call(model, "GET", path, params={"user": caller.user})
+            self._call(model, "GET", path, params={"user": context.user})
         )
 
-    def _await_conversation(self, key: str, caller: RequestContext) -> str:
-        """The conversation of a chat, whose first turn may be on its way still."""
-        until = time.monotonic() + SECONDS_FOR_FIRST_TURN
-        while (mapping := self._parts.conversations.get(key)) is None:
-            if time.monotonic() > until:
+    def _await_conversation(self, key: str, context: RequestContext) -> str:
+        """The conversation of a chat whose first turn may not have arrived yet; "" for none."""
+        deadline = time.monotonic() + SECONDS_FOR_FIRST_TURN
+        while (record := self._services.conversations.get(key)) is None:
+            if time.monotonic() > deadline:
                 return ""
-            caller.cancellation.raise_if_cancelled()
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
-        return mapping.conversation_id
+            context.cancellation.raise_if_cancelled()
+            time.sleep(_POLL_INTERVAL_SECONDS)
+        return record.conversation_id
 
     def _call(self, model: Model, method: str, path: str, **content: Any) -> Any:
-        return self._parts.client.call(model, method, path, CALL_SECONDS, **content)
+        return self._services.client.call(model, method, path, CALL_TIMEOUT, **content)

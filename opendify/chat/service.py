@@ -1,4 +1,4 @@
-"""The story of one chat request: it is asked, and its answer is given whole or in chunks."""
+"""Answers chat requests, with a whole response or a stream."""
 
 from collections.abc import Callable, Mapping
 from itertools import chain
@@ -6,7 +6,8 @@ from itertools import chain
 from opendify import errors
 from opendify.chat import task_detection
 from opendify.chat.background_tasks import BackgroundTasks, StaticTurn
-from opendify.chat.turn import ChatTurn, RequestContext, Services
+from opendify.chat.context import RequestContext, Services
+from opendify.chat.turn import ChatTurn
 from opendify.config.models import Model
 from opendify.protocols.base import ChatPrompt
 from opendify.protocols.responses import ResponseMeta, StreamWriter, WholeResponse
@@ -14,11 +15,11 @@ from opendify.rendering.deltas import ReasoningDelta, Reset, TextDelta
 from opendify.rendering.file_links import FileLinkResolver, is_resolved
 from opendify.streaming import BLOCKING, StepsWithEnd
 
-# What a request is answered with: by Dify, or without it.
+# Answered by Dify, or without it.
 Turn = ChatTurn | StaticTurn
 
-# The status of a streamed answer is held back until Dify says something that decides it, so that
-# a refusal is a refusal and not a broken stream: for so long at most.
+# The status of a streamed response is held back until an event of Dify's decides it, so that an
+# error has an error status instead of breaking a stream; at most for this long.
 HOLD_SECONDS = 10.0
 
 KEEP_ALIVE_SECONDS = 10.0
@@ -35,44 +36,45 @@ def find_model(name: str, models: Mapping[str, Model]) -> Model:
 
 
 class ChatService:
-    """Answers chat requests. ``now`` gives epoch seconds, ``new_id`` an id for an answer."""
+    """Answers chat requests. ``now`` returns epoch seconds, ``new_id`` an id for a response."""
 
     def __init__(
         self,
-        parts: Services,
+        services: Services,
         now: Callable[[], float],
         new_id: Callable[[], str],
     ) -> None:
-        self._services = parts
-        self._background_tasks = BackgroundTasks(parts)
+        self._services = services
+        self._background_tasks = BackgroundTasks(services)
         self._now = now
         self._new_id = new_id
 
-    def answering_model(self, prompt: ChatPrompt, caller: RequestContext) -> Model:
-        """The model whose app answers the request: for a background task it may be another than
-        the one that is asked for. Raises ModelNotFound."""
-        model = find_model(prompt.model, caller.models)
-        if task_detection.detect(prompt, caller.task):
-            return self._background_tasks.answering_model(model, caller)
+    def answering_model(self, prompt: ChatPrompt, context: RequestContext) -> Model:
+        """The model whose app answers the request; for a background task possibly another model
+        than the requested one. Raises ModelNotFound."""
+        model = find_model(prompt.model, context.models)
+        if task_detection.detect(prompt, context.task):
+            return self._background_tasks.answering_model(model, context)
         return model
 
-    def start(self, prompt: ChatPrompt, caller: RequestContext) -> Turn:
-        """Puts the question on its way to Dify. Raises CallerGone, CallerError and DifyError."""
-        model = find_model(prompt.model, caller.models)
-        if kind := task_detection.detect(prompt, caller.task):
-            return self._background_tasks.start(kind, prompt, model, caller)
-        is_throwaway = caller.is_temporary_chat
-        return ChatTurn(prompt, model, caller, self._services, is_throwaway=is_throwaway)
+    def start(self, prompt: ChatPrompt, context: RequestContext) -> Turn:
+        """Sends the request to Dify. The returned turn must be closed. Raises ClientDisconnected,
+        CallerError and DifyError."""
+        model = find_model(prompt.model, context.models)
+        if kind := task_detection.detect(prompt, context.task):
+            return self._background_tasks.start(kind, prompt, model, context)
+        is_throwaway = context.is_temporary_chat
+        return ChatTurn.start(prompt, model, context, self._services, is_throwaway=is_throwaway)
 
-    def complete(self, exchange: Turn) -> WholeResponse:
-        """The whole answer. Raises CallerGone and DifyError."""
+    def complete(self, turn: Turn) -> WholeResponse:
+        """The whole response. Raises ClientDisconnected and DifyError."""
         texts: list[str] = []
         reasoning: list[str] = []
-        renderer = exchange.new_renderer()
-        links = FileLinkResolver(exchange.link)
+        renderer = turn.new_renderer()
+        links = FileLinkResolver(turn.link)
         while not renderer.has_ended:
-            exchange.wait(float("inf"))
-            rendered = [renderer.feed(event) for event in exchange.next_events()]
+            turn.wait(float("inf"))
+            rendered = [renderer.feed(event) for event in turn.next_events()]
             for delta in chain.from_iterable(map(links.resolve, rendered)):
                 match delta:
                     case TextDelta(text):
@@ -83,25 +85,25 @@ class ChatService:
                         texts.clear()
                         reasoning.clear()
         text, completion = "".join(texts), renderer.completion
-        exchange.commit(text, completion.usage, renderer.is_cut)
-        return WholeResponse(self._meta(exchange), text, "".join(reasoning), completion)
+        turn.commit(text, completion.usage, renderer.is_cut)
+        return WholeResponse(self._meta(turn), text, "".join(reasoning), completion)
 
-    def stream(self, exchange: Turn, writer: StreamWriter) -> StepsWithEnd[bytes]:
-        """The steps of a streamed answer: what came together leaves together, each as soon as it
-        is known. Returns its end, which is left to the caller to send.
+    def stream(self, turn: Turn, writer: StreamWriter) -> StepsWithEnd[bytes]:
+        """Yields the bytes of a streamed response: events that arrived together are sent together.
+        Returns the last bytes instead of yielding them, for the caller to send.
 
-        Raises CallerGone and DifyError.
+        Raises ClientDisconnected and DifyError.
         """
-        while not exchange.has_begun:
+        while not turn.has_begun:
             yield writer.keep_alive()
             yield BLOCKING
-            exchange.await_status(KEEP_ALIVE_SECONDS)
-        yield writer.start(self._meta(exchange))
-        renderer = exchange.new_renderer()
-        links = FileLinkResolver(exchange.link)
+            turn.await_status(KEEP_ALIVE_SECONDS)
+        yield writer.start(self._meta(turn))
+        renderer = turn.new_renderer()
+        links = FileLinkResolver(turn.link)
         while not renderer.has_ended:
-            is_readable = yield exchange.wait(KEEP_ALIVE_SECONDS)
-            events = exchange.next_events(is_readable)
+            is_readable = yield turn.wait(KEEP_ALIVE_SECONDS)
+            events = turn.next_events(is_readable)
             rendered = [renderer.feed(event) for event in events]
             if not all(map(is_resolved, rendered)):
                 yield BLOCKING  # to fetch files
@@ -111,14 +113,14 @@ class ChatService:
                 yield writer.keep_alive()
         yield BLOCKING
         completion = renderer.completion
-        exchange.commit(writer.text, completion.usage, renderer.is_cut)
-        return writer.finish(self._meta(exchange), completion)
+        turn.commit(writer.text, completion.usage, renderer.is_cut)
+        return writer.finish(self._meta(turn), completion)
 
-    def _meta(self, exchange: Turn) -> ResponseMeta:
-        ids = exchange.ids
+    def _meta(self, turn: Turn) -> ResponseMeta:
+        ids = turn.ids
         return ResponseMeta(
             id=ids.message_id or ids.workflow_run_id or self._new_id(),
             created=ids.created_at or int(self._now()),
-            model=exchange.prompt.model,
+            model=turn.prompt.model,
             ids=ids,
         )

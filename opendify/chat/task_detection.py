@@ -1,11 +1,11 @@
-"""Background tasks: which requests serve Open WebUI itself and not a person. No I/O.
+"""Detects background tasks: requests that serve Open WebUI itself and not a user. No I/O.
 
-Open WebUI asks the model of a chat also for the chat's title, its tags, follow-up questions,
-search queries and the like, under the chat's own id. Where the connection sends the header
-``X-OpenWebUI-Task`` it names the task; else its shape tells it (recorded with Open WebUI 0.12):
-not streamed, without ``tools``, and one single message, of the user, that starts with
-``### Task:`` and holds the chat in a block. A person's turn with a file starts with
-``### Task:`` too, but the block that comes first in it is the ``<context>`` to answer from.
+Open WebUI also uses the model of a chat to generate the chat's title, tags, follow-up questions,
+search queries and the like, with the id of that chat. The header ``X-OpenWebUI-Task`` names the
+task if the connection sends it; else a task is detected by its shape (recorded with Open WebUI
+0.12): not streamed, without ``tools``, and a single user message that starts with ``### Task:`` and
+contains the chat in a block. A user's turn with a file starts with ``### Task:`` too, but its first
+block is the ``<context>`` to answer from.
 """
 
 import json
@@ -20,7 +20,7 @@ MERGED_ANSWER = "moa_response_generation"
 COMPACTION = "context_compaction"
 UNKNOWN = "task"
 
-# What each task's answer is: a JSON object with this one key, which is empty so.
+# The answer to each task is a JSON object with this one key; the second item is its empty value.
 _SHAPES: dict[str, tuple[str, str | list[str]]] = {
     TITLE: ("title", ""),
     "tags_generation": ("tags", []),
@@ -39,18 +39,18 @@ _START = "### Task:"
 _HISTORY_START, _HISTORY_END = "<chat_history>", "</chat_history>"
 _CONTEXT = "<context>"
 # From the default prompt of Open WebUI 0.10 and later, whose summary is plain text.
-_COMPACTED = "\n### Messages Being Compacted:\n"
+_COMPACTION_HEADING = "\n### Messages Being Compacted:\n"
 
 
 def detect(chat: ChatPrompt, header_task: str) -> str:
-    """The kind of background task that this request is, by Open WebUI's name; "" for a turn.
+    """The kind of background task, by Open WebUI's name; "" for a chat turn.
 
-    ``header_task`` is what the request's header says of it, empty where there is none. A header
-    that still holds its template (``{{TASK}}``, before Open WebUI 0.10) says nothing.
+    ``header_task`` is the value of the request's header, empty where there is none. A header that
+    still contains its template (``{{TASK}}``, before Open WebUI 0.10) is ignored.
     """
-    told = header_task.strip()
-    if told and not told.startswith("{{"):
-        return told if told in _SHAPES or told in _PLAIN_KINDS else UNKNOWN
+    task = header_task.strip()
+    if task and not task.startswith("{{"):
+        return task if task in _SHAPES or task in _PLAIN_KINDS else UNKNOWN
     if chat.stream or chat.has_tools or len(chat.messages) != 1:
         return ""
     (message,) = chat.messages
@@ -61,11 +61,11 @@ def detect(chat: ChatPrompt, header_task: str) -> str:
 
 
 def policy(setting: str, kind: str, mode: str) -> str:
-    """What a task gets: ``throwaway``, ``local`` or ``model:<name>``.
+    """How a task is answered: ``throwaway``, ``local`` or ``model:<name>``.
 
-    ``setting`` is that of the model, which wins; ``mode`` is that of its app. Runs of agents and
-    graphs act and cost, so where nothing is set they are not started for a title. The merged
-    answer of several models is what a person asked for and waits to read.
+    The model's ``setting`` takes precedence; ``mode`` is that of its app. Runs of agents and graphs
+    have side effects and costs, so by default they are not started for a title. The merged answer
+    of several models, however, is one that a user waits for.
     """
     if setting:
         return setting
@@ -73,28 +73,29 @@ def policy(setting: str, kind: str, mode: str) -> str:
 
 
 def empty_answer(kind: str, prompt: str) -> str:
-    """An answer without content, in the shape that the task asks for."""
+    """An empty answer in the format that the task requires."""
     if kind == UNKNOWN:
         kind = _kind_by_shape(prompt)
-    return _written(*_SHAPES[kind]) if kind in _SHAPES else ""
+    return _to_json(*_SHAPES[kind]) if kind in _SHAPES else ""
 
 
 def answer(kind: str, content: str | list[str]) -> str:
     """The answer to a title or follow-up task."""
-    return _written(_SHAPES[kind][0], content)
+    return _to_json(_SHAPES[kind][0], content)
 
 
 def _kind(prompt: str) -> str:
     before, history, _ = _around_history(prompt)
     if not history:
-        return COMPACTION if _COMPACTED in prompt and _CONTEXT not in prompt else ""
+        return COMPACTION if _COMPACTION_HEADING in prompt and _CONTEXT not in prompt else ""
     if _CONTEXT in before:
         return ""
     return _kind_by_shape(prompt)
 
 
 def _kind_by_shape(prompt: str) -> str:
-    """By the key of the JSON object that is asked for; the chat itself may hold any words."""
+    """The kind by the key of the requested JSON object. The chat itself is skipped: it may contain
+    any text."""
     before, _, after = _around_history(prompt)
     instructions = before + after
     asked = _ASKED_KEY.search(instructions) or _NAMED_KEY.search(instructions)
@@ -102,11 +103,11 @@ def _kind_by_shape(prompt: str) -> str:
 
 
 def _around_history(prompt: str) -> tuple[str, str, str]:
-    """What stands before the chat, the chat, and what stands after it."""
+    """The prompt split into the text before the chat, the chat, and the text after it."""
     before, start, rest = prompt.partition(_HISTORY_START)
     history, end, after = rest.rpartition(_HISTORY_END)
     return (before, start + history + end, after) if end else (prompt, "", "")
 
 
-def _written(key: str, content: Any) -> str:
+def _to_json(key: str, content: Any) -> str:
     return json.dumps({key: content}, ensure_ascii=False, separators=(",", ":"))

@@ -1,1 +1,1 @@
-"""Dify's dialect: the events of an answer, and what its failures mean. No I/O."""
+"""Dify's app API: endpoints, the events of a response, and the meaning of errors. No I/O."""

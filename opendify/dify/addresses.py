@@ -1,9 +1,9 @@
-"""Which host names are of the network inside, of which callers are not told. No I/O."""
+"""Which host names belong to the internal network and must not be shown to callers. No I/O."""
 
 from ipaddress import ip_address
 
-# Names that no public DNS has (RFC 6761, RFC 6762, RFC 8375), and what is usual inside.
-_INNER_SUFFIXES = (
+# Names that do not exist in public DNS (RFC 6761, RFC 6762, RFC 8375), and common internal ones.
+_INTERNAL_SUFFIXES = (
     ".corp",
     ".home",
     ".home.arpa",
@@ -18,11 +18,11 @@ _INNER_SUFFIXES = (
 )
 
 
-def is_inner_host(host: str) -> bool:
-    """Whether a host, as it stands in an address, is not one of the public Internet: a name
-    without a domain, a name of a private one, or an IP address that is not a public one."""
+def is_internal_host(host: str) -> bool:
+    """Whether the host of a URL is not on the public Internet: a name without a domain or in a
+    private one, or an IP address that is not global."""
     name = host.strip("[]").lower().removesuffix(".")
     try:
         return not ip_address(name).is_global
     except ValueError:
-        return "." not in name or name.endswith(_INNER_SUFFIXES)
+        return "." not in name or name.endswith(_INTERNAL_SUFFIXES)

@@ -1,4 +1,4 @@
-"""What Dify tells of an app: its mode, its form, what files it takes. No I/O.
+"""An app as Dify describes it: its mode, its form, the files that it accepts. No I/O.
 
 From ``GET /info`` (mode since Dify 1.4.0) and ``GET /parameters`` (the same shape for all modes).
 """
@@ -39,9 +39,10 @@ _SIZE_LIMITS = {
 
 @dataclass(frozen=True, slots=True)
 class FileRules:
-    """Which files the app takes with a message. ``kinds`` is empty where it takes none;
-    ``extensions`` are lower case without a dot and count for the kind ``custom``;
-    ``methods`` are ``local_file`` and ``remote_url``; ``max_bytes`` is by kind."""
+    """Which files the app accepts with a message. ``kinds`` is empty where it accepts none;
+    ``extensions`` are lower case without a dot and apply to the kind ``custom``; ``methods`` are
+    ``local_file`` and ``remote_url``; ``max_bytes`` is by kind; 0 or a missing
+    limit is no limit."""
 
     kinds: frozenset[str] = frozenset()
     extensions: frozenset[str] = frozenset()
@@ -49,26 +50,26 @@ class FileRules:
     max_count: int = 0
     max_bytes: Mapping[str, int] = field(default_factory=dict)
 
-    def joined(self, other: "FileRules") -> "FileRules":
-        """What is taken here or there."""
+    def union(self, other: "FileRules") -> "FileRules":
+        """The files that either of the two accepts."""
         if not (self.kinds and other.kinds):
-            one = self if self.kinds else other
-            return replace(one, max_bytes=self.max_bytes or other.max_bytes)
-        counted = self.max_count and other.max_count
+            rules = self if self.kinds else other
+            return replace(rules, max_bytes=self.max_bytes or other.max_bytes)
+        is_limited = self.max_count and other.max_count
         return FileRules(
             self.kinds | other.kinds,
             self.extensions | other.extensions,
             self.methods | other.methods if self.methods and other.methods else frozenset(),
-            self.max_count + other.max_count if counted else 0,
+            self.max_count + other.max_count if is_limited else 0,
             self.max_bytes or other.max_bytes,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class FormField:
-    """One input of the app's form. ``kind`` is Dify's word: ``text-input``, ``paragraph``,
-    ``select``, ``number``, ``checkbox``, ``file``, ``file-list``, ``json_object`` ...; ``files``
-    is what an input for files takes; ``max_length`` counts its files, or characters."""
+    """One input of the app's form. ``kind`` is Dify's type: ``text-input``, ``paragraph``,
+    ``select``, ``number``, ``checkbox``, ``file``, ``file-list``, ``json_object`` ... ``files``
+    are the files that a file input accepts; ``max_length`` counts characters, or files there."""
 
     name: str
     kind: str
@@ -81,15 +82,16 @@ class FormField:
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """A Dify app as far as it is known. ``mode`` is empty where nothing has told it; ``files`` are
-    those that a message can bring, ``beside`` those of them that the form has no part in."""
+    """What is known of a Dify app. ``mode`` is empty and ``form`` None where it is unknown;
+    ``files`` are all files that a request can bring, ``message_files`` those of them that need no
+    input of the form."""
 
     mode: str = ""
     name: str = ""
     description: str = ""
     form: tuple[FormField, ...] | None = None
     files: FileRules | None = None
-    beside: FileRules | None = None
+    message_files: FileRules | None = None
     speech_to_text: bool = False
     suggestions: bool = False
 
@@ -106,44 +108,44 @@ def parse_info(raw: Any) -> tuple[str, str, str]:
 
 def parse_form(raw: Any) -> tuple[FormField, ...]:
     """The ``user_input_form`` of ``GET /parameters``: a list of ``{kind: {...}}``."""
-    told = [pair for item in as_list(raw) for pair in as_object(item).items()]
-    fields = (_form_field(kind, as_object(one)) for kind, one in told)
+    pairs = [pair for item in as_list(raw) for pair in as_object(item).items()]
+    fields = (_form_field(kind, as_object(spec)) for kind, spec in pairs)
     return tuple(field for field in fields if field.name)
 
 
-def _form_field(kind: str, told: dict[str, Any]) -> FormField:
+def _form_field(kind: str, spec: dict[str, Any]) -> FormField:
     if kind not in FIELD_KINDS:
-        kind = as_string(told.get("type")) or kind
-    max_length = _limit(told.get("max_length"))
+        kind = as_string(spec.get("type")) or kind
+    max_length = _limit(spec.get("max_length"))
     files = None
     if kind in ("file", "file-list"):
         count = 1 if kind == "file" else max_length
-        rules = _file_rules(told)
+        rules = _file_rules(spec)
         files = replace(rules, kinds=rules.kinds or frozenset(FILE_KINDS), max_count=count)
     return FormField(
-        name=as_string(told.get("variable")),
+        name=as_string(spec.get("variable")),
         kind=kind,
-        # What a tool fetches is asked of nobody.
-        required=told.get("required") is True and kind != "external_data_tool",
-        default=told.get("default"),
-        options=tuple(as_strings(told.get("options"))),
+        # The value of an external data tool does not come from the request.
+        required=spec.get("required") is True and kind != "external_data_tool",
+        default=spec.get("default"),
+        options=tuple(as_strings(spec.get("options"))),
         max_length=max_length,
         files=files,
     )
 
 
 def _limit(raw: Any) -> int:
-    """A count; forms that were written by hand have some as text."""
+    """A count; handwritten forms may have it as a string."""
     return int(raw) if isinstance(raw, str) and re.fullmatch("[0-9]{1,9}", raw) else as_count(raw)
 
 
-def _file_rules(told: dict[str, Any]) -> FileRules:
-    extensions = as_strings(told.get("allowed_file_extensions"))
+def _file_rules(spec: dict[str, Any]) -> FileRules:
+    extensions = as_strings(spec.get("allowed_file_extensions"))
     return FileRules(
-        kinds=frozenset(as_strings(told.get("allowed_file_types"))),
+        kinds=frozenset(as_strings(spec.get("allowed_file_types"))),
         extensions=frozenset(name.lower().lstrip(".") for name in extensions),
-        methods=frozenset(as_strings(told.get("allowed_file_upload_methods"))),
-        max_count=_limit(told.get("number_limits")),
+        methods=frozenset(as_strings(spec.get("allowed_file_upload_methods"))),
+        max_count=_limit(spec.get("number_limits")),
     )
 
 
@@ -169,20 +171,20 @@ def parse_file_rules(raw: Any) -> FileRules:
 
 
 def parse_app(info: Any, parameters: Any) -> App:
-    """Both answers together; either may be None where Dify did not give it."""
+    """The app from both responses; either may be None where Dify did not send it."""
     mode, name, description = parse_info(info)
-    told = as_object(parameters)
+    raw = as_object(parameters)
     app = App(
         mode=mode,
         name=name,
         description=description,
-        speech_to_text=as_object(told.get("speech_to_text")).get("enabled") is True,
-        suggestions=as_object(told.get("suggested_questions_after_answer")).get("enabled") is True,
+        speech_to_text=as_object(raw.get("speech_to_text")).get("enabled") is True,
+        suggestions=as_object(raw.get("suggested_questions_after_answer")).get("enabled") is True,
     )
     if parameters is None:
         return app
-    form, beside = parse_form(told.get("user_input_form")), parse_file_rules(told)
-    files = beside
-    for one in form:
-        files = files.joined(one.files) if one.files else files
-    return replace(app, form=form, files=files, beside=beside)
+    form, message_files = parse_form(raw.get("user_input_form")), parse_file_rules(raw)
+    files = message_files
+    for field_ in form:
+        files = files.union(field_.files) if field_.files else files
+    return replace(app, form=form, files=files, message_files=message_files)

@@ -1,5 +1,5 @@
-"""What Dify tells beside an answer: the last messages of a conversation, questions that may
-follow it, a name for the conversation. No I/O."""
+"""Responses of Dify's conversation API: the newest messages of a conversation, suggested
+follow-up questions, the name of the conversation. No I/O."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,16 +11,16 @@ from opendify.dify.fields import (
     as_strings,
 )
 
-# What a conversation is called until it has a name, and after Dify failed to find one.
+# The name of a conversation before Dify has generated one, and where that failed.
 _UNNAMED = "New conversation"
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedMessage:
-    """A question and its answer as Dify keeps them; ``created_at`` is in epoch seconds.
+    """A query and its answer as Dify stores them; ``created_at`` is in epoch seconds.
 
-    The answer is empty while a run goes on, and often for one that was stopped.
-    ``is_complete`` is false for a run that failed or waits for a person.
+    ``answer`` is empty while the run continues, and often for a stopped run. ``is_complete`` is
+    false for a run that failed or waits for human input.
     """
 
     id: str
@@ -31,9 +31,9 @@ class RecordedMessage:
 
 
 def parse_messages(raw: Any) -> list[RecordedMessage]:
-    """``GET /messages``: a page of the newest messages, the oldest of them first, as recorded with
-    1.11.4, 1.13.2 and 1.16.1."""
-    return [_parse_message(as_object(one)) for one in as_list(as_object(raw).get("data"))]
+    """``GET /messages``: a page of the newest messages, oldest first, as recorded with Dify 1.11.4,
+    1.13.2 and 1.16.1."""
+    return [_parse_message(as_object(item)) for item in as_list(as_object(raw).get("data"))]
 
 
 def parse_newest_message(raw: Any) -> str:
@@ -43,13 +43,13 @@ def parse_newest_message(raw: Any) -> str:
 
 
 def parse_suggestions(raw: Any) -> list[str]:
-    """``GET /messages/{id}/suggested``: the questions, without empty ones."""
+    """``GET /messages/{id}/suggested``: the questions that are not empty."""
     questions = as_strings(as_object(raw).get("data"))
     return [question.strip() for question in questions if question.strip()]
 
 
 def parse_name(raw: Any) -> str:
-    """``POST /conversations/{id}/name``: the name, "" where Dify found none."""
+    """``POST /conversations/{id}/name``: the name, "" where Dify generated none."""
     name = as_string(as_object(raw).get("name")).strip()
     return "" if name == _UNNAMED else name
 

@@ -1,8 +1,8 @@
-"""What a failure told by Dify means for the caller. No I/O.
+"""Maps Dify's error responses to errors for the caller. No I/O.
 
-Dify's codes carry little: a provider's rate limit, lost connection and wrong key all arrive as
+Dify's error codes are coarse: a provider's rate limit, lost connection and wrong key all arrive as
 400 ``completion_request_error`` or as the text of a failed run, and the app's own concurrency
-limit as 400 ``invalid_param``. So the text decides where the code does not.
+limit as 400 ``invalid_param``. So the message text decides where the code is not specific.
 """
 
 import re
@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from opendify import errors
-from opendify.dify.addresses import is_inner_host
-from opendify.dify.decoding import decode_whole
+from opendify.dify.addresses import is_internal_host
+from opendify.dify.decoding import decode_valid_text
 
 MAX_MESSAGE = 1000
 _MAX_SEARCHED = 8 * MAX_MESSAGE
@@ -35,18 +35,18 @@ _WRONG_ROUTE = {"not_chat_app", "not_workflow_app", "not_completion_app", "app_u
 _NOT_READY = {"provider_not_initialize", "model_currently_not_support", "agent_not_published"}
 _MODEL_FAILED = {"completion_request_error", "run_failed"}
 
-# The form of Dify's own codes.
+# The format of Dify's own codes.
 _CODE = re.compile(r"[a-z][a-z0-9_]*")
 
-# What Dify refuses because of what the caller has sent: 422 where a body is not as it should be.
-_OF_THE_CALLER = (400, 406, 409, 412, 422)
+# Statuses of Dify for which the caller's request is to blame; 422 is an invalid body.
+_CALLER_STATUSES = (400, 406, 409, 412, 422)
 
-# What a firewall or a proxy refuses with, and what means the same from everybody: a wrong path, a
-# request that is too large, too many of them.
-_REFUSED_IN_FRONT = (401, 402, 403, 405, 406, 407, 418, 451)
-_SAID_BY_ANY = (404, 413, 429)
+# Statuses with which a firewall or a proxy rejects requests, and those that mean the same from any
+# server: a wrong path, a request that is too large, too many requests.
+_PROXY_STATUSES = (401, 402, 403, 405, 406, 407, 418, 451)
+_UNIVERSAL_STATUSES = (404, 413, 429)
 
-# How servers say that they expect TLS where a request came without: nginx, Apache, Go.
+# The error pages of servers that expect TLS and got plain HTTP: nginx, Apache, Go.
 _WANTS_TLS = re.compile(
     rb"plain HTTP request was sent to HTTPS port|speaking plain HTTP to an SSL-enabled"
     rb"|sent an HTTP request to an HTTPS server"
@@ -65,11 +65,12 @@ OTHER = "no JSON of Dify's"
 
 @dataclass(frozen=True, slots=True)
 class ErrorResponse:
-    """An answer of Dify that is no stream: HTTP status, and the code and message of its body.
+    """An error response: the HTTP status, and ``code`` and ``message`` of the JSON body.
 
-    Both are empty where the body was not Dify's JSON; a page of some proxy is never quoted.
-    ``foreign`` is then what came in its place, one of the constants above: Dify's own refusals
-    have a ``code`` in all releases from 1.0 on (seen in 1.11.4, 1.13.2 and 1.16.1).
+    Both are empty where the body is not Dify's JSON; pages of proxies are never quoted. ``foreign``
+    then says what the body is, one of the constants above: Dify's own error responses have a
+    ``code`` in all releases from 1.0 on (seen in 1.11.4, 1.13.2 and 1.16.1). ``retry_after`` is in
+    seconds.
     """
 
     status: int
@@ -80,9 +81,9 @@ class ErrorResponse:
 
 
 def parse_error_response(status: int, headers: Mapping[str, str], body: bytes) -> ErrorResponse:
-    """Reads an error answer; the names in ``headers`` are lower case."""
+    """Parses an error response; the names in ``headers`` are lower case."""
     try:
-        raw = decode_whole(body)
+        raw = decode_valid_text(body)
     except ValueError:
         raw = None
     raw = raw if isinstance(raw, dict) else {}
@@ -98,23 +99,25 @@ def parse_error_response(status: int, headers: Mapping[str, str], body: bytes) -
     )
 
 
-def wrong_kind(model: str, headers: Mapping[str, str], lack: str) -> errors.BadUpstreamResponse:
-    """The error for an answer with status 200 that is not what was asked for, as ``lack`` says:
-    "not JSON". The names in ``headers`` are lower case."""
+def unexpected_content_error(
+    model: str, headers: Mapping[str, str], problem: str
+) -> errors.BadUpstreamResponse:
+    """The error for a response with status 200 and unexpected content; ``problem`` completes "it
+    is": "not JSON". The names in ``headers`` are lower case."""
     if _is_page(headers):
         return errors.BadUpstreamResponse(
-            f"Dify's address answered model '{model}' with a page, which is {lack}: it is of "
+            f"Dify's address answered model '{model}' with a page, which is {problem}: it is of "
             "something in front of Dify, such as a sign-in page or a firewall, or DIFY_API_BASE is "
             "not the address of Dify's API, ending in /v1."
         )
     return errors.BadUpstreamResponse(
-        f"Dify answered model '{model}' with something that is {lack}. "
+        f"Dify answered model '{model}' with something that is {problem}. "
         "Is DIFY_API_BASE the address of its API, ending in /v1?"
     )
 
 
-def packed(model: str, coding: str) -> errors.BadUpstreamResponse:
-    """The error for an answer that came in a ``coding`` that cannot be undone."""
+def compressed_response_error(model: str, coding: str) -> errors.BadUpstreamResponse:
+    """The error for a response with a content coding that cannot be decoded."""
     return errors.BadUpstreamResponse(
         f"Dify's answer to model '{model}' came compressed ({coding}), which OpenDify had asked "
         "not to be done: a proxy in front of Dify does it. Its operator should switch compression "
@@ -123,7 +126,7 @@ def packed(model: str, coding: str) -> errors.BadUpstreamResponse:
 
 
 def _is_page(headers: Mapping[str, str]) -> bool:
-    """Whether an answer is for people to look at, by its headers, whose names are lower case."""
+    """Whether the response is an HTML page; the names in ``headers`` are lower case."""
     return headers.get("content-type", "").lower().startswith(("text/html", "application/xhtml"))
 
 
@@ -135,24 +138,24 @@ def _foreign(status: int, headers: Mapping[str, str], body: bytes) -> str:
     return PAGE if _is_page(headers) or _PAGE.search(body[:1000].decode("latin-1")) else OTHER
 
 
-def to_error(refusal: ErrorResponse, model: str) -> errors.DifyError:
-    """The error to answer with, naming ``model`` where its operator has something to mend."""
-    reason = _presentable(refusal.message)
+def to_error(response: ErrorResponse, model: str) -> errors.DifyError:
+    """The error for the caller; it names ``model`` where its operator has something to fix."""
+    reason = _sanitized(response.message)
     error = (
-        (_by_what_came(refusal, model) if refusal.foreign else None)
-        or _by_code(refusal, model, reason)
-        or _by_text(refusal, reason)
-        or _by_status(refusal, model, reason)
+        (_by_foreign_response(response, model) if response.foreign else None)
+        or _by_code(response, model, reason)
+        or _by_text(response, reason)
+        or _by_status(response, model, reason)
     )
-    error.dify_code = refusal.code
+    error.dify_code = response.code
     if isinstance(error, errors.RateLimited | errors.UpstreamUnavailable):
-        error.retry_after = refusal.retry_after or 2
+        error.retry_after = response.retry_after or 2
     return error
 
 
-def _by_code(refusal: ErrorResponse, model: str, reason: str) -> errors.DifyError | None:
-    code, status = refusal.code, refusal.status
-    if code == "workflow_version_execution_not_allowed" or refusal.message.startswith(_NO_VERSION):
+def _by_code(response: ErrorResponse, model: str, reason: str) -> errors.DifyError | None:
+    code, status = response.code, response.status
+    if code == "workflow_version_execution_not_allowed" or response.message.startswith(_NO_VERSION):
         return errors.RejectedByDify(reason or "Dify does not run this version of the workflow.")
     if code in _AUTH or (code and status in (401, 403)):
         return errors.UpstreamAuthError(
@@ -161,35 +164,35 @@ def _by_code(refusal: ErrorResponse, model: str, reason: str) -> errors.DifyErro
         )
     if code == "conversation_completed":
         return errors.ConversationNotFound("Dify has ended this conversation; begin a new one.")
-    if refusal.message.startswith("Conversation Not Exists"):
+    if response.message.startswith("Conversation Not Exists"):
         return errors.ConversationNotFound("Dify does not know this conversation.")
     if code in _WRONG_ROUTE:
         return errors.UpstreamConfigError(
             f"The Dify app of model '{model}' cannot be asked in this way ({code}): it is of "
             "another kind than 'type' in MODEL_CONFIG says, or has never been published."
         )
-    if code in _NOT_READY or "not published" in refusal.message:
+    if code in _NOT_READY or "not published" in response.message:
         return errors.ModelNotReady(f"The Dify app of model '{model}' is not ready: {reason}")
     if code == "provider_quota_exceeded":
         return errors.QuotaExceeded(f"The quota of model '{model}' in Dify is used up: {reason}")
     return None
 
 
-def _by_text(refusal: ErrorResponse, reason: str) -> errors.DifyError | None:
-    if refusal.status == 429 or refusal.message.startswith(_APP_BUSY):
+def _by_text(response: ErrorResponse, reason: str) -> errors.DifyError | None:
+    if response.status == 429 or response.message.startswith(_APP_BUSY):
         return errors.RateLimited(reason or "Dify asks to slow down.")
-    model_failed = refusal.code in _MODEL_FAILED or refusal.message.startswith("Run failed")
+    model_failed = response.code in _MODEL_FAILED or response.message.startswith("Run failed")
     if not model_failed:
         return None
-    if _RATE_LIMIT.search(refusal.message):
+    if _RATE_LIMIT.search(response.message):
         return errors.RateLimited(reason)
-    if _TOO_LONG.search(refusal.message):
+    if _TOO_LONG.search(response.message):
         return errors.ContextTooLong(reason)
     return errors.RunFailed(reason or "The run failed, and Dify gave no reason.")
 
 
-def _by_status(refusal: ErrorResponse, model: str, reason: str) -> errors.DifyError:
-    status = refusal.status
+def _by_status(response: ErrorResponse, model: str, reason: str) -> errors.DifyError:
+    status = response.status
     if status == 503:
         return errors.UpstreamUnavailable("Dify is not available at the moment (503).")
     if status == 504:
@@ -199,12 +202,12 @@ def _by_status(refusal: ErrorResponse, model: str, reason: str) -> errors.DifyEr
             f"Dify failed ({status}): {reason or 'it gave no reason'}"
         )
     if 300 <= status < 400:
-        return _redirected(refusal)
+        return _redirected(response)
     if status == 413:
         return errors.FileTooLargeForDify(reason or "Dify refused the request as too large.")
     if status == 415:
         return errors.FileTypeRefusedByDify(reason or "Dify refused this type of file.")
-    if status in _OF_THE_CALLER and refusal.code:
+    if status in _CALLER_STATUSES and response.code:
         return errors.RejectedByDify(reason or "Dify refused the request without a reason.")
     return errors.BadUpstreamResponse(
         f"Dify answered model '{model}' with status {status}: "
@@ -212,50 +215,52 @@ def _by_status(refusal: ErrorResponse, model: str, reason: str) -> errors.DifyEr
     )
 
 
-def _by_what_came(refusal: ErrorResponse, model: str) -> errors.DifyError | None:
-    """What something else than Dify has refused, where its status alone does not tell: a rate
-    limit, a size, or that nothing is behind it at the moment mean the same from everybody."""
-    what = f"{refusal.status}, {refusal.foreign}"
-    if refusal.foreign == WANTS_TLS:
+def _by_foreign_response(response: ErrorResponse, model: str) -> errors.DifyError | None:
+    """The error for a response of something other than Dify, where its status alone is ambiguous.
+    A rate limit, a size limit and an unavailable backend mean the same from any server."""
+    what = f"{response.status}, {response.foreign}"
+    if response.foreign == WANTS_TLS:
         return errors.BadUpstreamResponse(
-            f"Dify's address wants https ({refusal.status}). The operator should put https:// "
+            f"Dify's address wants https ({response.status}). The operator should put https:// "
             "instead of http:// into DIFY_API_BASE."
         )
-    is_page = refusal.foreign == PAGE and 400 <= refusal.status < 500
-    if refusal.status in _REFUSED_IN_FRONT or (is_page and refusal.status not in _SAID_BY_ANY):
+    is_page = response.foreign == PAGE and 400 <= response.status < 500
+    if response.status in _PROXY_STATUSES or (
+        is_page and response.status not in _UNIVERSAL_STATUSES
+    ):
         return errors.BadUpstreamResponse(
             f"Something in front of Dify refused the request of model '{model}' ({what}): a "
             "firewall or a proxy that wants a password, and not Dify's API. Its operator should "
             "check what DIFY_API_BASE leads through, and that it ends in /v1."
         )
-    is_told_by_dify = refusal.foreign == OTHER and refusal.message
-    if refusal.status >= 500 and refusal.status not in (503, 504) and not is_told_by_dify:
+    is_dify_message = response.foreign == OTHER and response.message
+    if response.status >= 500 and response.status not in (503, 504) and not is_dify_message:
         return errors.BadUpstreamResponse(
             f"Dify, or something in front of it, failed ({what}): it is down, starting or broken."
         )
     return None
 
 
-def _redirected(refusal: ErrorResponse) -> errors.DifyError:
-    if refusal.foreign == SIGN_IN_PAGE:
+def _redirected(response: ErrorResponse) -> errors.DifyError:
+    if response.foreign == SIGN_IN_PAGE:
         return errors.BadUpstreamResponse(
-            f"Dify's address leads to a sign-in page ({refusal.status}): something in front of "
+            f"Dify's address leads to a sign-in page ({response.status}): something in front of "
             "Dify wants people to sign in. Its operator should let OpenDify's requests to the API "
             "through, or give DIFY_API_BASE an address behind it."
         )
     return errors.BadUpstreamResponse(
-        f"Dify's address redirects ({refusal.status}). The operator should put the final address "
+        f"Dify's address redirects ({response.status}). The operator should put the final address "
         "into DIFY_API_BASE (often https instead of http)."
     )
 
 
-def _presentable(message: str) -> str:
-    """Without keys, without the page that a model's gateway answered Dify with, and without
-    addresses inside the network."""
+def _sanitized(message: str) -> str:
+    """The message without keys, without an HTML page that a model's gateway sent to Dify, and
+    without internal addresses."""
     text = _APP_KEY.sub(r"\1-…", _PAGE.sub("…", message[:_MAX_SEARCHED]))
-    return _ADDRESS.sub(_without_inner_address, text)[:MAX_MESSAGE].strip()
+    return _ADDRESS.sub(_without_internal_address, text)[:MAX_MESSAGE].strip()
 
 
-def _without_inner_address(found: re.Match[str]) -> str:
-    host = found["url_host"] or found["host"] or found["ip"]
-    return "…" if is_inner_host(host) else found[0]
+def _without_internal_address(match: re.Match[str]) -> str:
+    host = match["url_host"] or match["host"] or match["ip"]
+    return "…" if is_internal_host(host) else match[0]

@@ -1,6 +1,6 @@
-"""The closed set of Dify's events that we act on. No I/O.
+"""The closed set of Dify's events that OpenDify handles. No I/O.
 
-What is not listed here is a sign of life and nothing more.
+All other events only show that Dify is alive.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ import msgspec
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one answer."""
+    """Token counts of one response."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -20,9 +20,9 @@ class Usage:
 
 
 class Text(msgspec.Struct, frozen=True, gc=False):
-    """The next piece of the answer. ``node`` is the node of the graph that speaks, empty where
-    Dify does not tell; ``event`` is Dify's name for the piece. A Struct, since there is one for
-    each token, and a frozen dataclass takes ten times as long to make."""
+    """The next piece of the answer. ``node`` is the graph node that wrote it, empty where Dify
+    does not send it; ``event`` is the name of Dify's event. A Struct because there is one per
+    token, and a frozen dataclass takes ten times as long to create."""
 
     text: str
     node: str = ""
@@ -31,7 +31,7 @@ class Text(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Reasoning:
-    """The next piece of what the model of a ``node`` thinks (``reasoning_chunk``, Dify 1.15 and
+    """The next piece of the reasoning of a ``node``'s model (``reasoning_chunk``, Dify 1.15 and
     later)."""
 
     text: str
@@ -40,15 +40,15 @@ class Reasoning:
 
 @dataclass(frozen=True, slots=True)
 class Replaced:
-    """All text so far is void; this stands instead (output moderation)."""
+    """Replaces all text so far (output moderation)."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class AgentStep:
-    """A step of an agent. It is told two or three times under one ``id``, with more in it each
-    time; ``thought`` repeats text that was sent as the answer."""
+    """A step of an agent. Sent two or three times with the same ``id``, each time with more
+    content; ``thought`` repeats text that was sent as the answer."""
 
     id: str
     thought: str
@@ -59,8 +59,8 @@ class AgentStep:
 
 @dataclass(frozen=True, slots=True)
 class FileGenerated:
-    """A file that the app made; ``kind`` is ``image``, ``document`` ... ``was_uploaded`` is whether
-    somebody gave it to Dify."""
+    """A file in the response; ``kind`` is ``image``, ``document`` ... ``was_uploaded`` is true for
+    a file of the user's, false for one that the app generated."""
 
     id: str
     kind: str
@@ -71,7 +71,7 @@ class FileGenerated:
 
 @dataclass(frozen=True, slots=True)
 class NodeStarted:
-    """A node of the graph has begun; ``kind`` is Dify's word (``llm``, ``tool`` ...)."""
+    """A graph node has started; ``kind`` is Dify's node type (``llm``, ``tool`` ...)."""
 
     title: str
     kind: str
@@ -79,8 +79,8 @@ class NodeStarted:
 
 @dataclass(frozen=True, slots=True)
 class NodeFinished:
-    """A node of the graph has ended; ``usage``, ``finish_reason`` and ``reasoning`` (where Dify
-    keeps it apart from the text, 1.9 and later) of the model it called."""
+    """A graph node has finished; ``usage``, ``finish_reason`` and ``reasoning`` (where Dify
+    separates it from the text, 1.9 and later) are those of the model that it called."""
 
     usage: Usage | None
     finish_reason: str
@@ -90,7 +90,7 @@ class NodeFinished:
 
 @dataclass(frozen=True, slots=True)
 class HumanInputNeeded:
-    """The run waits for a person to fill a form in Dify."""
+    """The run waits until a person submits a form in Dify."""
 
     form: str
     actions: tuple[str, ...]
@@ -98,13 +98,13 @@ class HumanInputNeeded:
 
 @dataclass(frozen=True, slots=True)
 class Paused:
-    """The run has stopped for now, and so has its stream."""
+    """The run is paused, and its stream has ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunFinished:
-    """The graph of a chatflow or workflow ended without failing; ``status`` is Dify's word, and
-    ``reason`` is why it was stopped, where Dify tells.
+    """The graph of a chatflow or workflow ended without failing; ``status`` is Dify's value, and
+    ``reason`` says why it was stopped, where Dify sends that.
 
     Dify 1.11 sends ``message_end`` after it, 1.13.1 and later before it, 1.13.0 not at all.
     """
@@ -117,8 +117,8 @@ class RunFinished:
 
 @dataclass(frozen=True, slots=True)
 class MessageEnded:
-    """The answer is complete. ``usage`` is None where Dify sent none; ``resources`` are the
-    passages of knowledge bases that it rests on, in Dify's form."""
+    """The response is complete. ``usage`` is None where Dify sent none; ``resources`` are the
+    knowledge base passages that it cites, as Dify's JSON objects."""
 
     usage: Usage | None = None
     resources: tuple[Mapping[str, Any], ...] = ()
@@ -127,7 +127,7 @@ class MessageEnded:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The answer will not be completed. ``status`` is the HTTP status that Dify gives it."""
+    """The response failed. ``status`` is the HTTP status that Dify assigns to the error."""
 
     status: int
     code: str
@@ -152,7 +152,8 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class Ids:
-    """What Dify calls this answer; a name is empty until an event has told it."""
+    """Dify's ids of this response; each is empty until an event has contained it. ``created_at``
+    is in epoch seconds, 0 while unknown."""
 
     conversation_id: str = ""
     message_id: str = ""

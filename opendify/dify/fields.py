@@ -1,4 +1,4 @@
-"""Fields of Dify's JSON, which may hold anything: what they should be, or nothing of it. No I/O."""
+"""Reads fields of Dify's JSON as the expected type, or as its empty value. No I/O."""
 
 from typing import Any
 
@@ -14,15 +14,15 @@ def as_list(raw: Any) -> list[Any]:
 
 
 def as_string(raw: Any) -> str:
-    """The text, or an empty one."""
+    """The string, or an empty one."""
     return raw if isinstance(raw, str) else ""
 
 
 def as_strings(raw: Any) -> list[str]:
-    """The texts in a list."""
+    """The strings in a list."""
     return [item for item in as_list(raw) if isinstance(item, str)]
 
 
 def as_count(raw: Any) -> int:
-    """A whole number above 0, or 0."""
+    """The integer if it is positive, or 0."""
     return raw if isinstance(raw, int) and not isinstance(raw, bool) and raw > 0 else 0

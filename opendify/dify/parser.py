@@ -1,14 +1,13 @@
-"""The events of an answer, from the JSON in which Dify sends them. No I/O.
+"""Parses the events of a response from Dify's JSON. No I/O.
 
-Seen on the wire of Dify 1.11.4 and 1.13.2; names and fields of the other releases from Dify's
-source.
+Recorded from Dify 1.11.4 and 1.13.2; names and fields of other releases are from Dify's source.
 """
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from opendify.dify.decoding import decode, may_have_halves, with_whole_characters
+from opendify.dify.decoding import decode, may_have_lone_surrogates, replace_lone_surrogates
 from opendify.dify.events import (
     AgentStep,
     Event,
@@ -36,14 +35,14 @@ from opendify.dify.fields import (
 Payload = dict[str, Any]
 
 # Events whose ``answer`` is a piece of text.
-_TEXTS = ("message", "agent_message", "message_file")
+_TEXT_EVENTS = ("message", "agent_message", "message_file")
 
-# A name of Dify's, which goes on in headers and addresses.
-_NAME = re.compile(r"[!-~]{1,255}")
+# An id of Dify's: safe to put into headers and URLs.
+_ID = re.compile(r"[!-~]{1,255}")
 
 
 class NotAnEvent(ValueError):
-    """A payload is no JSON object with an event name."""
+    """The payload is not a JSON object with an event name."""
 
 
 def parse_payload(raw: bytes) -> Payload:
@@ -54,19 +53,19 @@ def parse_payload(raw: bytes) -> Payload:
         raise NotAnEvent("not JSON") from exc
     if not isinstance(payload, dict) or not isinstance(payload.get("event"), str):
         raise NotAnEvent("no event name")
-    if may_have_halves(raw):
-        return _of_whole_characters(payload)
+    if may_have_lone_surrogates(raw):
+        return _replace_lone_surrogates(payload)
     return payload
 
 
 def parse_event(payload: Payload) -> Event | None:
-    """What the event asks of us, or None where it only shows that Dify is alive.
+    """The event, or None where it only shows that Dify is alive.
 
-    Dispatches on fields before names: Dify 1.11.2 to 1.12.1 send answer text as ``message_file``
-    when the question had a file, and 1.13 still does so after the assistant sent one.
+    Fields take precedence over event names: Dify 1.11.2 to 1.12.1 send answer text as
+    ``message_file`` when the query had a file, and 1.13 still does after the assistant sent one.
     """
     name = payload["event"]
-    if name in _TEXTS:
+    if name in _TEXT_EVENTS:
         answer = payload.get("answer")
         if isinstance(answer, str):
             return Text(answer, _node(payload), name)
@@ -75,72 +74,72 @@ def parse_event(payload: Payload) -> Event | None:
 
 
 def collect_ids(known: Ids, payload: Payload) -> Ids:
-    """``known`` with what this event adds; the first name told stays."""
+    """``known`` with the ids that this event adds; the first value of each is kept."""
     created_at = payload.get("created_at") or as_object(payload.get("data")).get("created_at")
     return Ids(
-        conversation_id=known.conversation_id or _name(payload.get("conversation_id")),
-        message_id=known.message_id or _name(payload.get("message_id")),
-        task_id=known.task_id or _name(payload.get("task_id")),
-        workflow_run_id=known.workflow_run_id or _name(payload.get("workflow_run_id")),
+        conversation_id=known.conversation_id or _id(payload.get("conversation_id")),
+        message_id=known.message_id or _id(payload.get("message_id")),
+        task_id=known.task_id or _id(payload.get("task_id")),
+        workflow_run_id=known.workflow_run_id or _id(payload.get("workflow_run_id")),
         created_at=known.created_at or as_count(created_at),
     )
 
 
 def file_from(raw: Any) -> FileGenerated | None:
-    """A file object of Dify's, as it stands in ``message_end.files`` and in outputs of runs; other
-    objects with an address in them have no ``transfer_method``."""
-    told = as_object(raw)
-    return _file(told) if as_string(told.get("transfer_method")) else None
+    """The file, if ``raw`` is a file object as in ``message_end.files`` and in the outputs of runs;
+    other objects that contain a URL have no ``transfer_method``."""
+    file = as_object(raw)
+    return _file(file) if as_string(file.get("transfer_method")) else None
 
 
-def _name(raw: Any) -> str:
-    return raw if isinstance(raw, str) and _NAME.fullmatch(raw) else ""
+def _id(raw: Any) -> str:
+    return raw if isinstance(raw, str) and _ID.fullmatch(raw) else ""
 
 
 def _message_file(payload: Payload) -> Event | None:
     return None if payload.get("belongs_to") == "user" else _file(payload)
 
 
-def _file(told: Mapping[str, Any]) -> FileGenerated | None:
-    url = as_string(told.get("url")) or as_string(told.get("remote_url"))
-    kind = as_string(told.get("type"))
+def _file(raw: Mapping[str, Any]) -> FileGenerated | None:
+    url = as_string(raw.get("url")) or as_string(raw.get("remote_url"))
+    kind = as_string(raw.get("type"))
     if not url or not kind:
         return None
     return FileGenerated(
-        id=as_string(told.get("related_id")) or as_string(told.get("id")),
+        id=as_string(raw.get("related_id")) or as_string(raw.get("id")),
         kind=kind,
         url=url,
-        name=as_string(told.get("filename")) or as_string(told.get("name")),
-        was_uploaded=_is_of_the_user(told),
+        name=as_string(raw.get("filename")) or as_string(raw.get("name")),
+        was_uploaded=_was_uploaded(raw),
     )
 
 
-def _is_of_the_user(told: Mapping[str, Any]) -> bool:
-    """Whether the user gave this file to Dify, by upload or by its address.
+def _was_uploaded(raw: Mapping[str, Any]) -> bool:
+    """Whether the user sent this file, by upload or by URL.
 
-    Chat, agent and completion apps (1.13) list the files of the whole message, those of the
-    question too, in a form of its own, which has ``upload_file_id``: in it, what the app made is
-    always a ``tool_file``. In the files of a graph, an address may be any node's.
+    Chat, agent and completion apps (1.13) list all files of the message, including those of the
+    query, as objects with ``upload_file_id``; among these, a generated file is always a
+    ``tool_file``. In the files of a graph, a ``remote_url`` may come from any node.
     """
-    method = told.get("transfer_method")
+    method = raw.get("transfer_method")
     return (
-        told.get("belongs_to") == "user"
+        raw.get("belongs_to") == "user"
         or method == "local_file"
-        or (method == "remote_url" and "upload_file_id" in told)
+        or (method == "remote_url" and "upload_file_id" in raw)
     )
 
 
-def _of_whole_characters(payload: Payload) -> Payload:
-    """Up to 1.8 Dify escapes its JSON, and a model's token may be half of a surrogate pair, which
-    nothing that we write can carry. Only a piece of text keeps its halves: the next piece may hold
-    the other one."""
-    whole: Payload = with_whole_characters(payload)
-    if whole["event"] in _TEXTS and isinstance(payload.get("answer"), str):
-        whole["answer"] = payload["answer"]
+def _replace_lone_surrogates(payload: Payload) -> Payload:
+    """Up to 1.8 Dify escapes non-ASCII characters, and a token may be half of a surrogate pair,
+    which UTF-8 cannot encode. Only pieces of text keep lone surrogates: the next piece may hold the
+    other half."""
+    cleaned: Payload = replace_lone_surrogates(payload)
+    if cleaned["event"] in _TEXT_EVENTS and isinstance(payload.get("answer"), str):
+        cleaned["answer"] = payload["answer"]
     chunk = as_object(payload.get("data")).get("text")
-    if whole["event"] == "text_chunk" and isinstance(chunk, str):
-        whole["data"]["text"] = chunk
-    return whole
+    if cleaned["event"] == "text_chunk" and isinstance(chunk, str):
+        cleaned["data"]["text"] = chunk
+    return cleaned
 
 
 def _message_replace(payload: Payload) -> Event:
@@ -150,7 +149,7 @@ def _message_replace(payload: Payload) -> Event:
 def _message_end(payload: Payload) -> Event:
     metadata = as_object(payload.get("metadata"))
     resources = as_list(metadata.get("retriever_resources"))
-    # Dify 1.13 lists the files of the question among those of the answer.
+    # Dify 1.13 lists the files of the query among those of the answer.
     files = filter(None, map(file_from, as_list(payload.get("files"))))
     return MessageEnded(
         _usage(metadata.get("usage")),
@@ -165,7 +164,7 @@ def _agent_thought(payload: Payload) -> Event:
 
 
 def _agent_log(payload: Payload) -> Event | None:
-    """What an agent node of a graph does; only its calls of tools have a label of a fixed form."""
+    """A step of an agent node; only its tool calls have a label in a fixed format."""
     data = as_object(payload.get("data"))
     kind, _, tool = as_string(data.get("label")).partition(" ")
     if kind != "CALL" or not tool:

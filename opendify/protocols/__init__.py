@@ -1,3 +1,1 @@
-"""The dialects that clients speak: for each a parser of requests and writers of responses.
-No I/O.
-"""
+"""The APIs that clients use: for each a request parser and response writers. No I/O."""

@@ -1,4 +1,4 @@
-"""What a request of any dialect comes to: a ChatPrompt. No I/O."""
+"""ChatPrompt, the request that every client API is parsed into. No I/O."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,12 +7,11 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """A file that came with a message.
+    """A file of a message.
 
-    ``kind`` is ``image``, ``audio``, ``video`` or ``file``. Either ``url`` holds an http(s)
-    address, or ``data`` holds base64, with ``media_type`` and ``name`` as far as the caller gave
-    them, or ``file_id`` the id of a file that was uploaded before. ``path`` is where in the
-    request it stood.
+    ``kind`` is ``image``, ``audio``, ``video`` or ``file``. Exactly one is set of ``url`` (http or
+    https), ``data`` (base64, with ``media_type`` and ``name`` if the caller sent them) and
+    ``file_id`` (of an earlier upload). ``path`` is its position in the request body.
     """
 
     kind: str
@@ -26,8 +25,8 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message; ``role`` is ``system``, ``developer``, ``user``, ``assistant``, ``tool`` or
-    ``function``, and ``text`` joins its text parts with line breaks."""
+    """One message. ``role`` is ``system``, ``developer``, ``user``, ``assistant``, ``tool`` or
+    ``function``; ``text`` is its text parts joined with line breaks."""
 
     role: str
     text: str
@@ -37,7 +36,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class DifyOptions:
-    """Dify's own fields in a request body, under Dify's names."""
+    """The fields of a request body that are passed to Dify, with Dify's names."""
 
     conversation_id: str = ""
     inputs: Mapping[str, Any] = field(default_factory=dict)
@@ -49,11 +48,10 @@ class DifyOptions:
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """What the caller asks for.
+    """A chat request, independent of the client's API.
 
-    ``user`` and ``chat_id`` are what the body says of them, empty where it says nothing;
-    ``fallback_user`` counts where nothing else names the user. ``has_tools`` is whether the request
-    has a list of tools, be it empty.
+    ``user`` and ``chat_id`` are those of the body, empty where it has none; ``fallback_user`` is
+    used where nothing else names the user. ``has_tools`` is true also for an empty list of tools.
     """
 
     model: str

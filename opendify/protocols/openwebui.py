@@ -1,12 +1,12 @@
-"""Which chat, person and task a request belongs to: what Open WebUI says in its headers. No I/O.
+"""Reads user, chat, task and message ids of a request from the headers of Open WebUI. No I/O.
 
-Header names match in any case. ``ENABLE_FORWARD_USER_INFO_HEADERS`` of Open WebUI sends user and
-chat; its custom headers with templates (0.10 and later) also the task, and the places of the
-question and the answer in the tree of the chat's messages. With
-``FORWARD_USER_INFO_HEADER_JWT_SECRET`` Open WebUI sends one signed token in the place of the
-headers that name the person. Its ``utils/headers.py`` writes these claims, signed with HS256:
-``sub`` (the id of the person), ``email``, ``name``, ``role``, ``iss`` (always ``open-webui``),
-``iat`` and ``exp`` (300 s later, by default).
+Header names are case-insensitive. With ``ENABLE_FORWARD_USER_INFO_HEADERS`` Open WebUI sends user
+and chat; its custom headers with templates (0.10 and later) add the task, and the position of the
+request and the response in the tree of the chat's messages. With
+``FORWARD_USER_INFO_HEADER_JWT_SECRET`` it sends one signed token instead of the headers that name
+the user. Its ``utils/headers.py`` writes these claims, signed with HS256: ``sub`` (the user id),
+``email``, ``name``, ``role``, ``iss`` (always ``open-webui``), ``iat`` and ``exp`` (300 s later by
+default).
 """
 
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ import jwt
 from opendify.errors import InvalidUserToken
 from opendify.protocols.base import ChatPrompt
 
-_TEMPORARY = ("temporary:", "local:")  # local: before the chats had a socket's id
+_TEMPORARY_PREFIXES = ("temporary:", "local:")  # local: before the chats had a socket's id
 
-_OURS = "HTTP_X_OPENWEBUI_"
+_HEADER_PREFIX = "HTTP_X_OPENWEBUI_"
 
 _ISSUER = "open-webui"
 
-# How far the clocks of two machines may differ.
+# Tolerated difference between the clocks of two machines.
 _LEEWAY_SECONDS = 60.0
 
 _NOT_SENT = (
@@ -44,17 +44,17 @@ _EXPIRED = (
 
 
 class Headers(Protocol):
-    """What is needed of a framework's headers: a look-up that ignores case."""
+    """A case-insensitive lookup, as the headers of web frameworks have it."""
 
     def get(self, key: str, default: str) -> str: ...
 
 
 class OpenWebUiHeaders:
-    """The headers of Open WebUI among those of a request, which most requests have none of; true
-    where there is one. ``environ`` names them as WSGI does: ``HTTP_X_OPENWEBUI_TASK``."""
+    """The headers of Open WebUI in a WSGI ``environ`` (``HTTP_X_OPENWEBUI_TASK`` ...). False in a
+    boolean context if there is none, as in most requests."""
 
     def __init__(self, environ: Mapping[str, Any]) -> None:
-        self._values = {name: environ[name] for name in environ if name.startswith(_OURS)}
+        self._values = {name: environ[name] for name in environ if name.startswith(_HEADER_PREFIX)}
 
     def __bool__(self) -> bool:
         return bool(self._values)
@@ -67,57 +67,57 @@ class OpenWebUiHeaders:
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Who asks: the id, and the role (``admin``, ``user``), each "" where it is not told."""
+    """The user's id and role (``admin``, ``user``); each is "" where unknown."""
 
     id: str
     role: str
 
 
 def chat_id(prompt: ChatPrompt, headers: Headers) -> str:
-    """The client's name of the chat, or "" where it told none."""
-    return _told(headers, "X-OpenWebUI-Chat-Id") or prompt.chat_id
+    """The client's id of the chat, or ""."""
+    return _filled_in(headers, "X-OpenWebUI-Chat-Id") or prompt.chat_id
 
 
 def is_temporary(chat_id: str) -> bool:
-    """Whether a chat of this id is one that Open WebUI itself does not keep."""
-    return chat_id.startswith(_TEMPORARY)
+    """Whether Open WebUI itself does not store the chat with this id."""
+    return chat_id.startswith(_TEMPORARY_PREFIXES)
 
 
 def identify_user(prompt: ChatPrompt, headers: Headers, secret: str, now: float) -> Person:
-    """Who asks. With a ``secret``, a token that is signed with it must tell, and nothing else
-    does; ``now`` is in epoch seconds. Raises UserNotVerified."""
+    """The user of a request. With a ``secret``, only a token signed with it is accepted; ``now``
+    is in epoch seconds. Raises InvalidUserToken."""
     if secret:
         return _from_jwt(_value(headers, "X-OpenWebUI-User-Jwt"), secret, now)
     return Person(_user_id(prompt, headers), _value(headers, "X-OpenWebUI-User-Role"))
 
 
 def task(headers: Headers) -> str:
-    """The background task (``title_generation`` ...) that the request serves; "" for a turn."""
+    """The background task (``title_generation`` ...) of the request; "" for a chat turn."""
     return _value(headers, "X-OpenWebUI-Task")
 
 
 def answer_id(headers: Headers) -> str:
-    """Open WebUI's name for the answer that it asks for; "" where it told none."""
-    return _told(headers, "X-OpenWebUI-Message-Id")
+    """Open WebUI's id of the requested response; "" where it is not sent."""
+    return _filled_in(headers, "X-OpenWebUI-Message-Id")
 
 
 def followed_answer_id(headers: Headers) -> str | None:
-    """Its name for the answer that the person's message comes after: "" for the first message of
-    a chat, None where it told none."""
+    """Open WebUI's id of the response before the user's message: "" for the first message of a
+    chat, None where it is not sent."""
     if not answer_id(headers):
         return None
-    return _told(headers, "X-OpenWebUI-User-Message-Parent-Id")
+    return _filled_in(headers, "X-OpenWebUI-User-Message-Parent-Id")
 
 
-def _told(headers: Headers, name: str) -> str:
-    """The value of a header; "" for a template that was not filled in (before 0.10)."""
+def _filled_in(headers: Headers, name: str) -> str:
+    """The value of a header; "" for a template that was not filled in (before Open WebUI 0.10)."""
     value = _value(headers, name)
     return "" if value.startswith("{{") else value
 
 
 def _value(headers: Headers, name: str) -> str:
-    """WSGI has the bytes as Latin-1, where a letter in UTF-8 may end in what looks like a blank:
-    only those that may stand around a value are taken off."""
+    """Strips only space and tab: WSGI decodes as Latin-1, where the last byte of a UTF-8 letter may
+    look like other whitespace."""
     return headers.get(name, "").strip(" \t")
 
 
@@ -138,8 +138,8 @@ def _from_jwt(token: str, secret: str, now: float) -> Person:
 
 
 def _verified(token: str, secret: str) -> Mapping[str, Any]:
-    """The claims of a token whose signature is right; its times are looked at by us, with the
-    clock that we were given."""
+    """The claims of a token with a valid signature. The caller checks ``exp`` against its own
+    clock."""
     try:
         claims: Mapping[str, Any] = jwt.decode(
             token,

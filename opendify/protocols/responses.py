@@ -1,4 +1,4 @@
-"""What a response of any dialect is made of, and who writes it. No I/O."""
+"""The parts of a response, and the interface of the writers for each client API. No I/O."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,8 +12,8 @@ from opendify.rendering.deltas import Completion, Delta
 
 @dataclass(frozen=True, slots=True)
 class ResponseMeta:
-    """What names a response. ``id`` has no prefix of a dialect, ``created`` is in epoch seconds,
-    and ``ids`` are Dify's names for it, as far as Dify has sent them."""
+    """Identifies a response. ``id`` has no API-specific prefix, ``created`` is in epoch seconds,
+    and ``ids`` are Dify's ids as far as Dify has sent them."""
 
     id: str
     created: int
@@ -23,7 +23,7 @@ class ResponseMeta:
 
 @dataclass(frozen=True, slots=True)
 class WholeResponse:
-    """A response that is complete, for a dialect to put into its form."""
+    """A complete response, to be formatted by a client API."""
 
     meta: ResponseMeta
     text: str
@@ -32,22 +32,22 @@ class WholeResponse:
 
 
 class StreamWriter(Protocol):
-    """Writes one response as the event stream of a dialect. Each method returns the bytes to send
-    next. ``start`` comes first, ``finish`` or ``fail`` last; ``keep_alive`` and ``fail`` may come
-    before ``start``."""
+    """Writes one response as the event stream of a client API. Each method returns the bytes to
+    send next. ``start`` is called first, ``finish`` or ``fail`` last; ``keep_alive`` and ``fail``
+    may be called before ``start``."""
 
     @property
     def text(self) -> str:
-        """The answer as the client has it by now."""
+        """The answer text that the client has received so far."""
 
     def start(self, meta: ResponseMeta) -> bytes:
         """The beginning of the response."""
 
     def write(self, deltas: Sequence[Delta]) -> bytes:
-        """What these deltas add."""
+        """The next part of the response."""
 
     def keep_alive(self) -> bytes:
-        """What tells a client that the response is still to come."""
+        """A message without content that keeps the connection from timing out."""
 
     def fail(self, error: OpenDifyError) -> bytes:
         """The end of a response that failed."""
@@ -57,7 +57,7 @@ class StreamWriter(Protocol):
 
 
 class ParsedRequest(Protocol):
-    """A request of a dialect: the prompt, and how its response is written."""
+    """A parsed request of a client API, which also formats its response."""
 
     @property
     def prompt(self) -> ChatPrompt: ...
@@ -67,15 +67,15 @@ class ParsedRequest(Protocol):
         """The names of the fields that have no effect."""
 
     def new_writer(self) -> StreamWriter:
-        """For a streamed response."""
+        """The writer of a streamed response."""
 
     def to_json(self, response: WholeResponse) -> dict[str, Any]:
-        """For a whole one."""
+        """The JSON body of a response that is not streamed."""
 
 
 def dify_metadata(meta: ResponseMeta, completion: Completion) -> dict[str, Any]:
-    """What a response says of Dify, for clients that know Dify: its ids as far as they are known,
-    the passages of knowledge bases, and how the run ended."""
+    """The Dify-specific part of a response: Dify's ids as far as known, the cited knowledge base
+    passages, and the status of the run."""
     fields = {
         "conversation_id": meta.ids.conversation_id,
         "message_id": meta.ids.message_id,

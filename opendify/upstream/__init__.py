@@ -1,1 +1,1 @@
-"""The way to Dify: the network, what is asked on it, and what is known of the apps at its end."""
+"""I/O with Dify: the connection pool, the API client, and the cache of app metadata."""

@@ -1,7 +1,7 @@
-"""What is known of each model's Dify app: asked when it is first needed, kept, refreshed.
+"""A cache of the metadata of each model's Dify app, fetched on first use and refreshed.
 
-Nothing here makes a question fail: where Dify does not tell, the app is taken for a chat, and
-the answer to the question itself says what is wrong.
+Missing metadata does not make a chat request fail: the app is then treated as a chat, and Dify's
+response to the request itself says what is wrong.
 """
 
 import logging
@@ -22,17 +22,16 @@ from opendify.upstream.client import RESTART_SECONDS, DifyClient
 log = logging.getLogger(__name__)
 
 LOOKUP_TIMEOUT = 10.0
-KEPT_SECONDS = 600.0
-UNTOLD_SECONDS = 30.0
-MOST_OF_CALLERS = 2000
+CACHE_SECONDS = 600.0
+INCOMPLETE_CACHE_SECONDS = 30.0
+MAX_CALLER_APPS = 2000
 
-# An app can be changed in Dify at any time; one that was asked about so lately was not.
+# An app can be changed in Dify at any time; metadata younger than this is not fetched again.
 FRESH_SECONDS = 5.0
 
-# A Dify that has told nothing for so long is asked whether it is there; one that was not there,
-# by one of its models, after less.
-LOOK_SECONDS = 30.0
-SECONDS_TO_THE_NEXT_TRY = 10.0
+# How often each Dify is checked for availability, and how soon again while it is unavailable.
+CHECK_INTERVAL_SECONDS = 30.0
+UNREACHABLE_RETRY_SECONDS = 10.0
 
 _PROBES = (
     ("/chat-messages", "chat", "not_chat_app"),
@@ -42,118 +41,118 @@ _PROBES = (
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """``info`` and ``parameters`` are Dify's last answers, None where it gave none; ``trouble`` is
-    the code of its refusal to tell, "" for none; ``since`` and ``until`` are times of
-    ``time.monotonic``."""
+    """``info`` and ``parameters`` are Dify's last responses, None where there was none; ``problem``
+    is the code of the error instead of them, "" for none; ``fetched_at`` and ``expires_at`` are
+    times of ``time.monotonic``."""
 
     app: App
-    since: float
-    until: float
+    fetched_at: float
+    expires_at: float
     info: Any = None
     parameters: Any = None
-    trouble: str = ""
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
-    """Whether a Dify was there; ``trouble`` is the code of the error if not."""
+class _Check:
+    """Whether a Dify was available; ``problem`` is the error code if not."""
 
-    at: float
-    trouble: str
+    checked_at: float
+    problem: str
 
 
 class AppRegistry:
-    """The apps behind the models. One in each worker; asks nothing before it is used.
+    """The apps of the models. One per worker; sends nothing before it is used.
 
-    Models with a key are kept fresh. To those without, callers bring keys of their own: the apps
-    behind these are asked for again when they are used and were not asked for long.
+    Apps of models with a key are refreshed in the background. For models without a key callers send
+    their own: these apps are fetched again on use once their entry has expired.
     """
 
     def __init__(self, client: DifyClient, models: Mapping[str, Model]) -> None:
         self._client = client
         self._models = models
         self._entries: dict[tuple[str, str], _Entry] = {}
-        self._asking: dict[tuple[str, str], Future[_Entry]] = {}
-        self._looks: dict[str, _Look] = {}
+        self._in_flight: dict[tuple[str, str], Future[_Entry]] = {}
+        self._checks: dict[str, _Check] = {}
         self._refresher: threading.Thread | None = None
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._wake = threading.Event()
-        self._has_looked = threading.Event()
+        self._has_checked = threading.Event()
         self._has_failed = False
 
     def app(self, model: Model) -> App:
-        """The app behind the model, asking Dify where it is not known yet.
+        """The app of the model, fetched from Dify if it is not cached.
 
-        Raises DifyUnreachable and DifyNotConnected where there is no Dify to ask.
+        Raises UpstreamUnreachable and UpstreamConnectTimeout.
         """
         self.keep_fresh()
         entry = self._entries.get(_name(model))
         is_kept_fresh = model.name in self._models and self._models[model.name].key == model.key
         may_be_old = not is_kept_fresh or (entry is not None and not entry.app.mode)
-        if entry is None or (may_be_old and time.monotonic() > entry.until):
-            entry = self._ask(model)
+        if entry is None or (may_be_old and time.monotonic() > entry.expires_at):
+            entry = self._look_up(model)
         return entry.app
 
     def known(self, model: Model) -> App:
-        """The app as far as it is known, without asking."""
+        """The app as far as it is cached; fetches nothing."""
         entry = self._entries.get(_name(model))
         return entry.app if entry else App()
 
     def refreshed(self, model: Model) -> App:
-        """The app, asked about again where the last time was long ago: for a request that does
-        not suit what is known of it."""
+        """The app, fetched again unless it is FRESH_SECONDS old at most: for a request that does
+        not fit the cached app."""
         entry = self._entries.get(_name(model))
-        if entry is None or time.monotonic() - entry.since > FRESH_SECONDS:
+        if entry is None or time.monotonic() - entry.fetched_at > FRESH_SECONDS:
             try:
-                entry = self._ask(model)
+                entry = self._look_up(model)
             except errors.DifyError:
-                log.info("Dify is not there to tell model=%s", model.name)
+                log.info("Dify is not available to describe an app model=%s", model.name)
         return entry.app if entry else App()
 
     def problems(self, patience: float) -> dict[str, str | None]:
-        """By the name of each model with a key the code of what is wrong with Dify or its app, ""
-        where nothing is, None where that is not known yet, for which it waits so many seconds."""
+        """The error code of Dify or the app, by the name of each model with a key; "" where there
+        is no problem, None where it is still unknown after ``patience`` seconds."""
         self.keep_fresh()
-        if not self._has_looked.is_set():
+        if not self._has_checked.is_set():
             self._wake.set()
-            self._has_looked.wait(patience)
-        return {model.name: self._trouble(model) for model in self._models.values() if model.key}
+            self._has_checked.wait(patience)
+        return {model.name: self._problem(model) for model in self._models.values() if model.key}
 
     def mark_stale(self, model: Model) -> None:
-        """What is known of the app may be wrong: it is soon asked about again."""
+        """Makes the background thread fetch the app again soon: the cached one may be wrong."""
         entry = self._entries.get(_name(model))
-        if entry is not None and time.monotonic() - entry.since > FRESH_SECONDS:
-            self._entries[_name(model)] = replace(entry, until=0.0)
+        if entry is not None and time.monotonic() - entry.fetched_at > FRESH_SECONDS:
+            self._entries[_name(model)] = replace(entry, expires_at=0.0)
 
     def forget(self, model: Model) -> None:
-        """Drops what is known of an app that Dify has shown to be another."""
+        """Drops the cached app."""
         self._entries.pop(_name(model), None)
 
     def keep_fresh(self) -> None:
-        """Sees to it that a thread of this process refreshes all entries from time to time."""
+        """Starts the background thread that refreshes the entries, if this process has none."""
         if self._refresher is not None and self._refresher.is_alive():
             return
         with self._lock:
             if self._refresher is None or not self._refresher.is_alive():
                 self._refresher = threading.Thread(
-                    target=self._refresh_until_closed, name="directory", daemon=True
+                    target=self._refresh_until_closed, name="app-registry", daemon=True
                 )
                 self._refresher.start()
 
     def close(self, patience: float = LOOKUP_TIMEOUT) -> None:
-        """Ends the background thread, waiting up to ``patience`` seconds for a lookup in progress;
-        what is known stays."""
+        """Stops the background thread, waiting up to ``patience`` seconds for a lookup in progress;
+        cached apps stay available."""
         self._closed.set()
         self._wake.set()
         if self._refresher is not None:
             self._refresher.join(patience)
 
-    def _trouble(self, model: Model) -> str | None:
-        entry, look = self._entries.get(_name(model)), self._looks.get(model.base)
-        if look and look.trouble:
-            return look.trouble
-        return entry.trouble if entry else None
+    def _problem(self, model: Model) -> str | None:
+        entry, check = self._entries.get(_name(model)), self._checks.get(model.base)
+        if check and check.problem:
+            return check.problem
+        return entry.problem if entry else None
 
     def _refresh_until_closed(self) -> None:
         while not self._closed.is_set():
@@ -164,114 +163,120 @@ class AppRegistry:
                 self._has_failed = False
             except Exception:
                 if not self._has_failed:
-                    log.exception("unexpected error while the apps are asked about themselves")
+                    log.exception("unexpected error while the apps are refreshed")
                 self._has_failed = True
-            self._has_looked.set()
+            self._has_checked.set()
 
     def _refresh(self) -> None:
         for model in filter(self._is_due, self._models.values()):
             if self._closed.is_set():
                 return
             try:
-                self._ask(model, patience=0.0)  # it asks again soon
+                self._look_up(model, patience=0.0)  # the next attempt follows soon
             except errors.DifyError as exc:
-                self._put_off(model)
+                self._postpone(model)
                 fields = {"model": model.name, "code": exc.code, **exc.details}
                 log_fields(log, logging.INFO, "an app is not known", fields)
 
     def _is_due(self, model: Model) -> bool:
         now = time.monotonic()
-        entry, look = self._entries.get(_name(model)), self._looks.get(model.base)
+        entry, check = self._entries.get(_name(model)), self._checks.get(model.base)
         if not model.key:
             return False
-        if look and look.trouble:
-            return now > look.at + SECONDS_TO_THE_NEXT_TRY
-        return entry is None or now > entry.until or (not look or now > look.at + LOOK_SECONDS)
+        if check and check.problem:
+            return now > check.checked_at + UNREACHABLE_RETRY_SECONDS
+        return (
+            entry is None
+            or now > entry.expires_at
+            or (not check or now > check.checked_at + CHECK_INTERVAL_SECONDS)
+        )
 
-    def _put_off(self, model: Model) -> None:
-        """What is known stays as it is for a while, since there is no Dify to ask."""
+    def _postpone(self, model: Model) -> None:
+        """Keeps the cached entry for a while, since Dify is unavailable."""
         now = time.monotonic()
         known = self._entries.get(_name(model)) or _Entry(App(), now, 0.0)
-        self._entries[_name(model)] = replace(known, until=now + UNTOLD_SECONDS)
+        self._entries[_name(model)] = replace(known, expires_at=now + INCOMPLETE_CACHE_SECONDS)
 
-    def _ask(
+    def _look_up(
         self, model: Model, patience: float = RESTART_SECONDS, is_second: bool = False
     ) -> _Entry:
-        """Asks, or waits for the thread that does already: a burst of first requests is one
-        question. That thread may be less patient (see ``DifyClient.call``)."""
+        """Fetches an entry, or waits for the thread that is fetching it, so that a burst of first
+        requests fetches once. That thread may have less ``patience`` (see ``DifyClient.call``)."""
         with self._lock:
-            asked = self._asking.get(_name(model))
-            if asked is None:
-                answer: Future[_Entry] = Future()
-                self._asking[_name(model)] = answer
-        if asked is None:
-            return self._ask_for_all(model, answer, patience)
+            in_flight = self._in_flight.get(_name(model))
+            if in_flight is None:
+                future: Future[_Entry] = Future()
+                self._in_flight[_name(model)] = future
+        if in_flight is None:
+            return self._fetch_shared(model, future, patience)
         try:
-            return asked.result()
+            return in_flight.result()
         except errors.UpstreamUnreachable:
             if is_second:
                 raise
-        return self._ask(model, patience, is_second=True)
+        return self._look_up(model, patience, is_second=True)
 
-    def _ask_for_all(self, model: Model, answer: "Future[_Entry]", patience: float) -> _Entry:
+    def _fetch_shared(self, model: Model, future: "Future[_Entry]", patience: float) -> _Entry:
         try:
-            entry = self._asked(model, patience)
+            entry = self._fetch(model, patience)
         except BaseException as exc:
             if isinstance(exc, errors.DifyError):
-                self._looks[model.base] = _Look(time.monotonic(), exc.code or "error")
-            answer.set_exception(exc)
+                self._checks[model.base] = _Check(time.monotonic(), exc.code or "error")
+            future.set_exception(exc)
             raise
         else:
-            self._keep(model, entry)
-            answer.set_result(entry)
+            self._store(model, entry)
+            future.set_result(entry)
             return entry
         finally:
             with self._lock:
-                del self._asking[_name(model)]
+                del self._in_flight[_name(model)]
 
-    def _asked(self, model: Model, patience: float) -> _Entry:
+    def _fetch(self, model: Model, patience: float) -> _Entry:
         info = parameters = None
-        trouble = silence = ""
+        trouble = timeout_code = ""
         try:
             info, _ = self._get(model, "/info", patience)
             parameters, trouble = self._get(model, "/parameters", patience)
         except errors.UpstreamConnectTimeout:
             raise
         except errors.UpstreamTimeout as exc:
-            silence = exc.code or "error"
-            log.info("Dify did not tell in time model=%s", model.name)
-        self._looks[model.base] = _Look(time.monotonic(), silence)
-        is_told = parameters is not None
+            timeout_code = exc.code or "error"
+            log.info("Dify did not describe an app in time model=%s", model.name)
+        self._checks[model.base] = _Check(time.monotonic(), timeout_code)
+        has_parameters = parameters is not None
         if known := self._entries.get(_name(model)):
             info, parameters = info or known.info, parameters or known.parameters
         app = parse_app(info, parameters)
         if model.type or not app.mode:
             app = replace(app, mode=model.type or self._probe(model, info or parameters))
         now = time.monotonic()
-        seconds = KEPT_SECONDS if app.mode and is_told else UNTOLD_SECONDS
+        seconds = CACHE_SECONDS if app.mode and has_parameters else INCOMPLETE_CACHE_SECONDS
         return _Entry(app, now, now + seconds, info, parameters, trouble)
 
-    def _keep(self, model: Model, entry: _Entry) -> None:
+    def _store(self, model: Model, entry: _Entry) -> None:
         self._entries[_name(model)] = entry
         with suppress(StopIteration, KeyError, RuntimeError):  # another thread does the same
-            if len(self._entries) > len(self._models) + MOST_OF_CALLERS:
+            if len(self._entries) > len(self._models) + MAX_CALLER_APPS:
                 del self._entries[next(iter(self._entries))]
 
     def _get(self, model: Model, path: str, patience: float) -> tuple[Any, str]:
-        """What Dify tells, and the code of the error where it does not."""
+        """Dify's response, and the error code where it has none."""
         try:
             return self._client.call(model, "GET", path, LOOKUP_TIMEOUT, patience), ""
         except (errors.UpstreamUnreachable, errors.UpstreamTimeout):
             raise
         except errors.OpenDifyError as exc:
-            log.info("Dify did not tell model=%s path=%s code=%s", model.name, path, exc.code)
+            log.info(
+                "Dify did not describe an app model=%s path=%s code=%s", model.name, path, exc.code
+            )
             return None, exc.code or "error"
 
-    def _probe(self, model: Model, told: Any) -> str:
-        """The mode of an app of a Dify before 1.4, by questions that ask nothing: the mode is
-        checked before the body. "" where that does not tell either. ``told`` is anything that
-        Dify has told of the app: where that is nothing, it would not tell this either."""
-        if told is None:
+    def _probe(self, model: Model, description: Any) -> str:
+        """The mode of an app in a Dify before 1.4, found by invalid requests: Dify checks the mode
+        before the body. "" where that fails as well. ``description`` is any response of Dify that
+        describes the app: if there was none, these requests would fail too."""
+        if description is None:
             return ""
         for path, mode, refusal in _PROBES:
             try:
@@ -287,5 +292,5 @@ class AppRegistry:
 
 
 def _name(model: Model) -> tuple[str, str]:
-    """Of one model name there may be apps with several keys."""
+    """The cache key: one model name may have apps with several keys."""
     return model.name, model.key

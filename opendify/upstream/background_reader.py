@@ -1,7 +1,7 @@
-"""Reads what nobody waits for: answers whose callers have left, and what Dify says to a stop.
+"""Reads responses that no caller waits for: those of disconnected callers, and Dify's to a stop.
 
-One thread for all of it, begun when there is something to read: a process forked before that has
-one of its own.
+One thread reads all of them. It starts with the first one, so a process forked before that has its
+own.
 """
 
 import logging
@@ -17,95 +17,96 @@ from opendify.streaming import WaitFor
 
 log = logging.getLogger(__name__)
 
-# Each holds a connection to Dify; where there are more, those that waited longest are given up.
-MOST = 128
+# Each holds a connection to Dify; beyond this, the oldest are dropped.
+MAX_PENDING = 128
 
-# What TLS holds back shows on no descriptor, so all are looked at now and then.
-_LOOK_SECONDS = 0.5
+# Bytes in TLS buffers do not make a descriptor readable, so all readers run at least this often.
+_MAX_POLL_SECONDS = 0.5
 
-# Goes on after each Wait, mostly with something to read; never blocks for long.
+# A generator that is resumed after each WaitFor, usually with something to read. Must not block.
 Steps = Generator[WaitFor, None, None]
 
 
 class BackgroundReader:
-    """Takes steps whenever what they wait for is there. Steps that raise are logged and over."""
+    """Resumes generators when their descriptors are readable. One that raises is logged and
+    closed."""
 
-    def __init__(self, most: int = MOST) -> None:
-        self._most = most
-        self._new: SimpleQueue[Steps] = SimpleQueue()
+    def __init__(self, max_pending: int = MAX_PENDING) -> None:
+        self._max_pending = max_pending
+        self._added: SimpleQueue[Steps] = SimpleQueue()
         self._waiting: dict[Steps, WaitFor] = {}
         self._count = 0
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._alarm = (-1, -1)
+        self._wake_pipe = (-1, -1)
 
     def __len__(self) -> int:
-        """How much is not over."""
+        """How many generators have not ended."""
         return self._count
 
     def add(self, steps: Steps) -> None:
-        """Takes over; the first step is made on the thread too. Where the system has no thread or
-        descriptor for that, the steps are begun and ended at once, so that they free what they
-        hold."""
+        """Takes over a generator; its first step runs on the background thread too. Where the
+        system has no thread or descriptor left, the generator is started and closed immediately,
+        so that it releases its resources."""
         with self._lock:
             self._count += 1
             is_started = self._start()
             if is_started:
-                self._new.put(steps)
-                os.write(self._alarm[1], b"\0")
+                self._added.put(steps)
+                os.write(self._wake_pipe[1], b"\0")
         if not is_started:
-            with suppress(StopIteration):  # what was never begun would run no ``finally``
+            with suppress(StopIteration):  # a generator that never started runs no ``finally``
                 next(steps)
             self._end(steps)
 
     def _start(self) -> bool:
-        """Whether there is a thread."""
+        """Starts the thread if necessary; returns whether it runs."""
         if self._thread is not None and self._thread.is_alive():
             return True
         try:
-            self._alarm = os.pipe()
-            self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
+            self._wake_pipe = os.pipe()
+            self._thread = threading.Thread(target=self._run, name="background-reader", daemon=True)
             self._thread.start()
         except (OSError, RuntimeError) as exc:
-            log.error("what a caller has left behind cannot be watched: %s", exc)
+            log.error("the response of a disconnected caller cannot be read: %s", exc)
             return False
         return True
 
     def _run(self) -> None:
         while True:
             ready = self._poll()
-            if self._alarm[0] in ready:
-                os.read(self._alarm[0], 1)
-                self._go_on(self._new.get())
+            if self._wake_pipe[0] in ready:
+                os.read(self._wake_pipe[0], 1)
+                self._advance(self._added.get())
             now = time.monotonic()
             for steps, wait in list(self._waiting.items()):
                 if wait.descriptor in ready or now >= wait.until or not ready:
-                    self._go_on(steps)
-            while len(self._waiting) > self._most:
-                log.info("too much is waited for that callers left behind: one is given up")
+                    self._advance(steps)
+            while len(self._waiting) > self._max_pending:
+                log.info("too many responses of disconnected callers: the oldest is dropped")
                 self._end(next(iter(self._waiting)))
 
     def _poll(self) -> set[int]:
         poll = select.poll()
-        poll.register(self._alarm[0], select.POLLIN)
-        first = float("inf")
+        poll.register(self._wake_pipe[0], select.POLLIN)
+        earliest = float("inf")
         for wait in self._waiting.values():
             poll.register(wait.descriptor, select.POLLIN)
-            first = min(first, wait.until)
-        seconds = min(max(0.0, first - time.monotonic()), _LOOK_SECONDS)
+            earliest = min(earliest, wait.until)
+        seconds = min(max(0.0, earliest - time.monotonic()), _MAX_POLL_SECONDS)
         return {
             descriptor for descriptor, _ in poll.poll(seconds * 1000 if self._waiting else None)
         }
 
-    def _go_on(self, steps: Steps) -> None:
+    def _advance(self, steps: Steps) -> None:
         try:
             wait = next(steps)
             if wait.descriptor < 0:
-                raise ValueError("what is waited for is closed")
+                raise ValueError("the descriptor to wait for is closed")
         except StopIteration:
             self._end(steps)
         except Exception:
-            log.exception("unexpected error in what a caller has left behind")
+            log.exception("unexpected error in the response of a disconnected caller")
             self._end(steps)
         else:
             self._waiting[steps] = wait
@@ -115,6 +116,6 @@ class BackgroundReader:
         try:
             steps.close()
         except Exception:
-            log.exception("unexpected error in what a caller has left behind")
+            log.exception("unexpected error in the response of a disconnected caller")
         with self._lock:
             self._count -= 1

@@ -1,31 +1,31 @@
-"""What a thread that waits looks at besides: whether its caller is there, and the server's end."""
+"""Ends a wait early: when the caller has disconnected, or when the server shuts down."""
 
 import select
 from dataclasses import dataclass
 
 from opendify.errors import ClientDisconnected, ServerStopping
 
-# Linux tells of a caller that has closed its side; elsewhere only a full hang-up is seen.
+# Linux reports a caller that has shut down its side; other systems only a full hang-up.
 _HANGUP = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Cancellation:
-    """Descriptors, each None where there is none: ``caller`` is the caller's socket, and
-    ``ending`` is readable from the moment on when running answers have to end."""
+    """Two descriptors, each None where there is none: ``caller`` is the caller's socket, and
+    ``ending`` becomes readable when running responses must end."""
 
     caller: int | None = None
     ending: int | None = None
 
     def register(self, poll: select.poll) -> None:
-        """Lets a ``poll`` also end for what is watched."""
+        """Adds the descriptors to a ``poll``."""
         if self.caller is not None:
             poll.register(self.caller, _HANGUP)
         if self.ending is not None:
             poll.register(self.ending, select.POLLIN)
 
     def check(self, ready: list[tuple[int, int]]) -> None:
-        """Takes what ``poll`` told. Raises CallerGone and ServerStopping."""
+        """Evaluates the result of ``poll``. Raises ClientDisconnected and ServerStopping."""
         for descriptor, _ in ready:
             if descriptor == self.caller:
                 raise ClientDisconnected
@@ -35,11 +35,11 @@ class Cancellation:
                 )
 
     def raise_if_cancelled(self) -> None:
-        """Raises CallerGone and ServerStopping where that is so by now."""
+        """Raises ClientDisconnected or ServerStopping if cancelled by now."""
         self.wait(0)
 
     def wait(self, seconds: float) -> None:
-        """Waits so long, less where CallerGone or ServerStopping is raised."""
+        """Sleeps; raises ClientDisconnected or ServerStopping as soon as cancelled."""
         poll = select.poll()
         self.register(poll)
         self.check(poll.poll(seconds * 1000))

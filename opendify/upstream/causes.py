@@ -1,7 +1,7 @@
-"""Why a connection failed, by the exceptions behind the one that was raised.
+"""Finds out why a connection failed, from the chain of exceptions behind the raised one.
 
-httpx and httpcore keep what the system or OpenSSL said as ``__cause__`` or ``__context__``. It is
-the one thing that tells an operator what to do.
+httpx and httpcore keep the error of the system or OpenSSL as ``__cause__`` or ``__context__``: only
+that one tells an operator what to do.
 """
 
 import errno
@@ -19,8 +19,8 @@ _CHECK_BASE = "Its operator should check DIFY_API_BASE and that Dify runs."
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """``log`` is for operators, ``message`` for callers: it names no host. ``is_refusal`` is
-    whether nobody listened, so that nothing can have been begun."""
+    """``log`` is for operators, ``message`` for callers: it names no host. ``is_refusal`` is true
+    where nothing listened, so that Dify cannot have started anything."""
 
     log: str
     message: str
@@ -103,7 +103,7 @@ NOT_YET_VALID = Cause(
     "Dify cannot be reached: its certificate is not valid yet. Its operator should check the "
     "clocks of both machines.",
 )
-BROKEN_OFF = Cause(
+DISCONNECTED = Cause(
     "the connection broke in the middle",
     "The connection to Dify broke off.",
 )
@@ -121,7 +121,7 @@ _BY_VERIFY_CODE = {
     64: WRONG_NAME,
 }
 
-# What OpenSSL says of bytes that are no TLS.
+# OpenSSL's reasons for bytes that are not TLS.
 _NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"}
 
 _BY_NUMBER = {
@@ -138,15 +138,15 @@ _BY_NUMBER = {
 
 
 def find_cause(exc: BaseException) -> Cause | None:
-    """The cause that ``exc`` or one of the exceptions behind it names, None where none does."""
-    for each in _chain(exc):
-        if (cause := _cause(each)) is not None:
+    """The cause of ``exc`` or of the first exception in its chain that has one, else None."""
+    for link in _chain(exc):
+        if (cause := _cause(link)) is not None:
             return cause
     return None
 
 
 def describe(model: Model, cause: str) -> dict[str, str]:
-    """For the log: the address of the model's Dify without user and path, and the cause."""
+    """Log fields: the address of the model's Dify without user and path, and the cause."""
     parts = urlsplit(model.base)
     port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
@@ -154,14 +154,14 @@ def describe(model: Model, cause: str) -> dict[str, str]:
 
 
 def describe_answer(model: Model, status: int, content_type: str) -> dict[str, str]:
-    """The same of an answer that is not Dify's, or that Dify refuses with."""
+    """Log fields for an error response, or one that is not Dify's."""
     shown = "".join(c for c in content_type[:80] if c.isascii() and c.isprintable() and c != '"')
     return describe(model, f"status {status}, content type {shown or 'none'}")
 
 
-def of_proxy(said: str) -> Cause:
-    """That of a proxy on the way (HTTP_PROXY and the like), which said this."""
-    shown = "".join(c for c in said[:80] if c.isascii() and c.isprintable() and c != '"')
+def proxy_cause(message: str) -> Cause:
+    """The cause where a proxy (HTTP_PROXY and the like) failed with this message."""
+    shown = "".join(c for c in message[:80] if c.isascii() and c.isprintable() and c != '"')
     return Cause(
         f"the proxy on the way to Dify made no connection ({shown}): check HTTP_PROXY, "
         "HTTPS_PROXY, ALL_PROXY and NO_PROXY, and the proxy's user and password",
@@ -175,17 +175,17 @@ def _chain(exc: BaseException | None) -> Iterator[BaseException]:
     while exc is not None and id(exc) not in seen:
         seen.add(id(exc))
         yield exc
-        exc = exc.__cause__ or exc.__context__  # httpcore raises "from None" what it has caught
+        exc = exc.__cause__ or exc.__context__  # httpcore raises "from None"
 
 
 def _cause(exc: BaseException) -> Cause | None:
     match exc:
         case ssl.SSLCertVerificationError():
-            return _BY_VERIFY_CODE.get(exc.verify_code) or _of_tls(exc.verify_message)
+            return _BY_VERIFY_CODE.get(exc.verify_code) or _tls_cause(exc.verify_message)
         case ssl.SSLEOFError() | ssl.SSLZeroReturnError():
             return NO_HANDSHAKE
         case ssl.SSLError():
-            return NO_TLS if exc.reason in _NO_TLS else _of_tls(exc.reason or "")
+            return NO_TLS if exc.reason in _NO_TLS else _tls_cause(exc.reason or "")
         case socket.gaierror():
             return NO_NAME_SERVER if exc.errno == socket.EAI_AGAIN else UNKNOWN_HOST
         case OSError():
@@ -195,10 +195,10 @@ def _cause(exc: BaseException) -> Cause | None:
     return None
 
 
-def _of_tls(reason: str) -> Cause:
-    said = reason.replace("_", " ").lower() or "no reason given"
+def _tls_cause(reason: str) -> Cause:
+    message = reason.replace("_", " ").lower() or "no reason given"
     return Cause(
-        f"no TLS connection could be made ({said})",
+        f"no TLS connection could be made ({message})",
         "Dify cannot be reached: no TLS connection to it could be made. Its operator finds why in "
         "the log.",
     )

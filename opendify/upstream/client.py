@@ -1,6 +1,6 @@
-"""The calls of Dify's app API, over one pooled httpx client.
+"""The client of Dify's app API, over one pooled httpx client.
 
-Every failure of the way to Dify leaves this room as one of our errors.
+All errors of the network and of httpx are raised as our own errors.
 """
 
 import json
@@ -17,12 +17,12 @@ import httpx
 
 from opendify import errors
 from opendify.config.models import Model
-from opendify.dify.decoding import decode_whole
+from opendify.dify.decoding import decode_valid_text
 from opendify.dify.error_mapping import (
-    packed,
+    compressed_response_error,
     parse_error_response,
     to_error,
-    wrong_kind,
+    unexpected_content_error,
 )
 from opendify.observability.request_ids import is_request_id
 from opendify.streaming import IMMEDIATELY, WaitFor
@@ -41,12 +41,12 @@ CONNECT_TIMEOUT = 5.0
 CALL_TIMEOUT = 60.0
 STOP_TIMEOUT = 2.0
 
-# A Dify that restarts refuses connections for a moment. Nothing can have been begun on one that was
-# refused, so it is tried again for so long.
+# While Dify restarts, connections are refused. A refused request cannot have started anything, so
+# it is retried for this long.
 RESTART_SECONDS = 2.0
-_SECONDS_BETWEEN_TRIES = 0.1
+_RETRY_INTERVAL_SECONDS = 0.1
 
-# No answer to a call comes near this, unpacked: the longest has one message of a conversation.
+# Limit for the decompressed response to a call; real ones, with a few messages, are far smaller.
 MAX_CALL_BYTES = 8 * 1024 * 1024
 
 DEFAULT_MAX_ANSWER = 16 * 1024 * 1024
@@ -55,10 +55,13 @@ T = TypeVar("T")
 
 
 class DifyClient:
-    """Dify's app API. ``http`` is the pool; ``read_timeout`` is the silence, in seconds, after
-    which a stream counts as dead (Dify pings every 10 s while it is alive); ``on_stop`` is told the
-    name of the model whenever a run was stopped; ``max_answer`` is how long the text of an answer
-    may be, in characters; ``watcher`` reads what nobody waits for."""
+    """Dify's app API.
+
+    ``http`` has the connection pool. ``read_timeout`` is the silence, in seconds, after which a
+    stream counts as dead (Dify pings every 10 s). ``on_stop`` is called with the model's name after
+    a run was stopped. ``max_answer`` limits the text of a response, in characters.
+    ``background_reader`` reads responses that no caller waits for.
+    """
 
     def __init__(
         self,
@@ -72,7 +75,7 @@ class DifyClient:
         self.read_timeout = read_timeout
         self.max_answer = max_answer
         self._on_stop = on_stop
-        self.watcher = BackgroundReader()
+        self.background_reader = BackgroundReader()
         self._versions: dict[str, tuple[int, int]] = {}
 
     def stream(
@@ -80,27 +83,30 @@ class DifyClient:
         model: Model,
         path: str,
         body: Mapping[str, Any],
-        watch: Cancellation,
+        cancellation: Cancellation,
         trace_id: str = "",
     ) -> EventStream:
-        """Asks a question; returns as soon as it is on its way.
+        """Starts a run; returns as soon as the request is sent.
 
-        ``watch`` is what ends it before its time; ``trace_id`` names the question in Dify's
-        traces. Raises CallerGone, ServerStopping, and DifyError when Dify cannot be reached.
+        ``cancellation`` also applies to reading the response; ``trace_id`` names the request in
+        Dify's traces. Raises ClientDisconnected, ServerStopping, and DifyError when Dify cannot be
+        reached.
         """
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
         if is_request_id(trace_id):
             headers["X-Trace-Id"] = trace_id
         request = self._request(
-            model, "POST", path, self._stream_timeout, headers=headers, content=_encoded(body)
+            model, "POST", path, self._stream_timeout, headers=headers, content=_encode(body)
         )
         with _translated_errors(model):
-            pending = _connected(lambda: self._http.begin(request, watch), watch)
-        return EventStream(pending, model, self.read_timeout, watch)
+            pending = _retry_while_refused(
+                lambda: self._http.begin(request, cancellation), cancellation
+            )
+        return EventStream(pending, model, self.read_timeout, cancellation)
 
     def version(self, base: str) -> tuple[int, int]:
-        """Major and minor release of the Dify at this address, as its answers told (header
-        X-Version); zeros where none has told yet."""
+        """Major and minor version of the Dify at this address, from the header X-Version of its
+        responses; zeros while unknown."""
         return self._versions.get(base, (0, 0))
 
     def call(
@@ -112,17 +118,20 @@ class DifyClient:
         patience: float = RESTART_SECONDS,
         **content: Any,
     ) -> Any:
-        """One call that is no stream; returns the decoded JSON of its answer, None for no body.
+        """One call without streaming; returns the decoded JSON of the response, None for no body.
 
-        ``content`` is what httpx takes (``json``, ``params``, ``data``, ``files``); ``timeout``
-        is in seconds, and so is ``patience``, with a Dify that refuses connections. Raises
-        DifyError.
+        ``content`` is passed to httpx (``json``, ``params``, ``data``, ``files``). ``timeout`` is
+        in seconds, and so is ``patience``, the time for which refused connections are retried.
+        Raises DifyError.
         """
         return self._call(model, method, path, timeout, patience, NEVER, **content)
 
-    def post(self, model: Model, path: str, watch: Cancellation, **content: Any) -> Any:
-        """A POST that may take long, as ``call`` makes it, ended by what is in ``watch`` too."""
-        return self._call(model, "POST", path, CALL_TIMEOUT, RESTART_SECONDS, watch, **content)
+    def post(self, model: Model, path: str, cancellation: Cancellation, **content: Any) -> Any:
+        """As ``call``, for a POST that may take long and can be cancelled. Raises
+        ClientDisconnected, ServerStopping and DifyError."""
+        return self._call(
+            model, "POST", path, CALL_TIMEOUT, RESTART_SECONDS, cancellation, **content
+        )
 
     def _call(
         self,
@@ -131,23 +140,26 @@ class DifyClient:
         path: str,
         seconds: float,
         patience: float,
-        watch: Cancellation,
+        cancellation: Cancellation,
         **content: Any,
     ) -> Any:
         timeout = httpx.Timeout(seconds, connect=CONNECT_TIMEOUT, pool=1.0)
         request = self._request(model, method, path, timeout, **content)
 
         def send() -> httpx.Response:
-            request.extensions |= {"cancellation": watch, "deadline": time.monotonic() + seconds}
+            request.extensions |= {
+                "cancellation": cancellation,
+                "deadline": time.monotonic() + seconds,
+            }
             return self._http.send(request, stream=True, follow_redirects=False)
 
         with _translated_errors(model):
-            response = _connected(send, watch, patience)
+            response = _retry_while_refused(send, cancellation, patience)
             try:
-                body = self._whole_body(model, response)
+                body = self._read_body(model, response)
             finally:
                 response.close()
-        return self._decoded(model, f"{method} {path}", response, body)
+        return self._decode(model, f"{method} {path}", response, body)
 
     def _request(
         self,
@@ -161,14 +173,14 @@ class DifyClient:
         own = {"Authorization": f"Bearer {model.key}", "Accept-Encoding": "identity"}
         return self._http.build_request(
             method,
-            _parsed(f"{model.base}{path}"),
+            _parse_url(f"{model.base}{path}"),
             headers={**own, **headers},
             timeout=timeout,
             **content,
         )
 
-    def _whole_body(self, model: Model, response: httpx.Response) -> bytes:
-        """The body of a short answer, unpacked. Raises DifyError and the errors of httpx."""
+    def _read_body(self, model: Model, response: httpx.Response) -> bytes:
+        """The decompressed body of a short response. Raises DifyError and the errors of httpx."""
         body = bytearray()
         try:
             unpacker = new_unpacker(response.headers)
@@ -185,34 +197,34 @@ class DifyClient:
                         f"{MAX_CALL_BYTES // 1024**2} MB."
                     )
         except UnknownCoding as exc:
-            raise packed(model.name, str(exc)) from exc
+            raise compressed_response_error(model.name, str(exc)) from exc
         except BadPacking as exc:
             raise errors.BadUpstreamResponse(f"Dify's answer is unreadable: {exc}.") from exc
         return bytes(body)
 
-    def _decoded(self, model: Model, what: str, response: httpx.Response, body: bytes) -> Any:
+    def _decode(self, model: Model, what: str, response: httpx.Response, body: bytes) -> Any:
         self._note_version(model.base, response.headers.get("x-version", ""))
         headers = {name.lower(): value for name, value in response.headers.items()}
         if not response.is_success:
             refusal = parse_error_response(response.status_code, headers, body)
-            raise _about(to_error(refusal, model.name), model, response)
+            raise _with_response_details(to_error(refusal, model.name), model, response)
         if not body:
             return None
         try:
-            return decode_whole(body)
+            return decode_valid_text(body)
         except ValueError as exc:
-            raise _about(
-                wrong_kind(model.name, headers, f"not JSON ({what})"), model, response
+            raise _with_response_details(
+                unexpected_content_error(model.name, headers, f"not JSON ({what})"), model, response
             ) from exc
 
     @contextmanager
     def download(
         self, model: Model, url: str, seconds: float, key: str = ""
     ) -> Iterator[Iterator[bytes]]:
-        """The bytes of a file that lies at Dify, in pieces, within about so many seconds.
+        """Downloads a file from Dify, in pieces, within about ``seconds``.
 
-        ``url`` must be on the origin of the model's base: nothing else is ever fetched. ``key`` is
-        sent where it is given; a signed link needs none. Raises DifyError, also in the pieces.
+        ``url`` must have the origin of the model's base; nothing else is ever fetched. ``key`` is
+        the API key, which a signed link does not need. Raises DifyError, also from the iterator.
         """
         if _origin(url) != _origin(model.base):
             raise errors.BadUpstreamResponse("A file of Dify is at an address that is not Dify's.")
@@ -232,7 +244,7 @@ class DifyClient:
         ):
             if response.status_code != 200:
                 refusal = parse_error_response(response.status_code, {}, b"")
-                raise _about(to_error(refusal, model.name), model, response)
+                raise _with_response_details(to_error(refusal, model.name), model, response)
             if response.headers.get("content-encoding", "identity") != "identity":
                 raise errors.BadUpstreamResponse("Dify packed a file that was asked for as it is.")
             yield response.iter_raw()
@@ -240,9 +252,8 @@ class DifyClient:
     def stop(
         self, model: Model, path: str, user: str, then: Callable[[], None] = lambda: None
     ) -> None:
-        """Stops a running answer: returns as soon as Dify is told. ``then`` is called, on any
-        thread, when Dify has answered, has not done so in time, or cannot be told: a failure is
-        logged."""
+        """Stops a run; returns once the request is sent. ``then`` is called, on any thread, when
+        Dify has answered, has not answered in time, or cannot be reached. A failure is logged."""
         timeout = httpx.Timeout(STOP_TIMEOUT, pool=1.0)
         try:
             request = self._request(model, "POST", path, timeout, json={"user": user})
@@ -254,16 +265,18 @@ class DifyClient:
                 raise
             log.warning("could not stop a run model=%s code=%s", model.name, exc.code)
         else:
-            self.watcher.add(self._stopping(model, pending, then))
+            self.background_reader.add(self._read_stop_response(model, pending, then))
 
-    def _stopping(self, model: Model, pending: PendingResponse, then: Callable[[], None]) -> Steps:
-        until = time.monotonic() + STOP_TIMEOUT
+    def _read_stop_response(
+        self, model: Model, pending: PendingResponse, then: Callable[[], None]
+    ) -> Steps:
+        deadline = time.monotonic() + STOP_TIMEOUT
         try:
-            while not pending.is_complete and time.monotonic() < until:
-                yield WaitFor(pending.fileno(), until)
+            while not pending.is_complete and time.monotonic() < deadline:
+                yield WaitFor(pending.fileno(), deadline)
                 pending.read(IMMEDIATELY, NEVER)
         except httpx.HTTPError:
-            log.debug("the answer to a stop is unreadable")
+            log.debug("the response to a stop request is unreadable")
         finally:
             pending.close()
             then()
@@ -272,14 +285,14 @@ class DifyClient:
         else:
             log.warning("could not stop a run model=%s status=%d", model.name, pending.status)
 
-    def _note_version(self, base: str, told: str) -> None:
-        match = re.match(r"(\d{1,4})\.(\d{1,4})", told)
+    def _note_version(self, base: str, header: str) -> None:
+        match = re.match(r"(\d{1,4})\.(\d{1,4})", header)
         if match:
             self._versions[base] = (int(match[1]), int(match[2]))
 
 
 def _origin(url: str) -> tuple[str, str, int | None]:
-    """What httpx connects to for an address, which no user in it may blur."""
+    """Scheme, host and port as httpx understands the URL; a user in it makes the host differ."""
     try:
         parts = httpx.URL(url)
     except (httpx.InvalidURL, ValueError):
@@ -288,11 +301,11 @@ def _origin(url: str) -> tuple[str, str, int | None]:
     return parts.scheme, parts.userinfo.decode() + parts.host, port
 
 
-# Addresses are few, and to parse one takes as long as all else of building a request.
-_parsed = lru_cache(256)(httpx.URL)
+# There are few URLs, and parsing one takes as long as the rest of building a request.
+_parse_url = lru_cache(256)(httpx.URL)
 
 
-def _encoded(body: Mapping[str, Any]) -> bytes:
+def _encode(body: Mapping[str, Any]) -> bytes:
     try:
         text = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         return text.encode()
@@ -304,22 +317,26 @@ def _encoded(body: Mapping[str, Any]) -> bytes:
         ) from exc
 
 
-def _connected(send: Callable[[], T], watch: Cancellation, patience: float = RESTART_SECONDS) -> T:
-    """Does ``send``; again for so many seconds where the connection is refused. Raises CallerGone
-    and ServerStopping meanwhile."""
-    until = time.monotonic() + patience
+def _retry_while_refused(
+    send: Callable[[], T], cancellation: Cancellation, patience: float = RESTART_SECONDS
+) -> T:
+    """Calls ``send``, again for ``patience`` seconds while the connection is refused. Raises
+    ClientDisconnected and ServerStopping."""
+    deadline = time.monotonic() + patience
     while True:
         try:
             return send()
         except httpx.ConnectError as exc:
             cause = causes.find_cause(exc)
-            if cause is None or not cause.is_refusal or time.monotonic() >= until:
+            if cause is None or not cause.is_refusal or time.monotonic() >= deadline:
                 raise
-        watch.wait(_SECONDS_BETWEEN_TRIES)
+        cancellation.wait(_RETRY_INTERVAL_SECONDS)
 
 
-def _about(error: errors.DifyError, model: Model, response: httpx.Response) -> errors.DifyError:
-    """The error, with what the log is to say of the answer."""
+def _with_response_details(
+    error: errors.DifyError, model: Model, response: httpx.Response
+) -> errors.DifyError:
+    """The error with the details of the response for the log."""
     content_type = response.headers.get("content-type", "")
     error.details = causes.describe_answer(model, response.status_code, content_type)
     return error

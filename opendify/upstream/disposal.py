@@ -1,4 +1,4 @@
-"""Deletes conversations in Dify that nobody is to see again."""
+"""Deletes throwaway conversations in Dify."""
 
 import logging
 
@@ -12,12 +12,12 @@ DELETE_TIMEOUT = 10.0
 
 
 def delete_conversation(client: DifyClient, model: Model, conversation_id: str, user: str) -> None:
-    """Deletes a conversation of this user. A failure is logged: nobody waits for the outcome."""
+    """Deletes a conversation of this user. A failure is only logged."""
     path = f"/conversations/{conversation_id}"
     try:
         client.call(model, "DELETE", path, DELETE_TIMEOUT, json={"user": user})
     except errors.ConversationNotFound:
-        log.debug("a conversation was gone before it was deleted model=%s", model.name)
+        log.debug("a conversation to delete does not exist model=%s", model.name)
     except errors.OpenDifyError as exc:
         log.warning(
             "could not delete a conversation model=%s conversation=%s code=%s",

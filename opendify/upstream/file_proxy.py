@@ -1,8 +1,8 @@
-"""Files that Dify made, given to callers under an address of our own.
+"""Serves files generated in Dify under our own URLs.
 
-Dify's links die after 300 s and may lead to a host that the caller cannot reach. So a file is
-fetched while its link lives, and a link of ours stands in the answer. Fetched is only what is a
-file of the model's own Dify: its address is built anew on the model's base, never taken over.
+Dify's links expire after 300 s and may point to a host that the caller cannot reach. So a file is
+downloaded while its link is valid, and the response contains a link of ours. Only files of the
+model's own Dify are downloaded: the URL is rebuilt on the model's base, never used as received.
 """
 
 import hashlib
@@ -32,13 +32,13 @@ log = logging.getLogger(__name__)
 MAX_FILE_BYTES = 64 * 1024 * 1024
 FETCH_SECONDS = 15.0
 _MAX_CACHED_SECONDS = 24 * 3600
-_PROBE = 64
+_SNIFF_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A file to send; whoever gets one closes ``file``. ``is_shown`` is whether a browser may
-    show it in its place, ``tag`` is another for another content, ``max_age`` is in seconds."""
+    """A file to send; the receiver must close ``file``. ``size`` is in bytes, ``is_shown`` is
+    whether a browser may display it inline, ``tag`` is an ETag, ``max_age`` is in seconds."""
 
     file: FileIO
     size: int
@@ -50,8 +50,8 @@ class Served:
 
 
 class FileProxy:
-    """``public_base`` is our address as callers know it, empty where links stay Dify's; ``now``
-    gives epoch seconds. Nothing is opened before the first link."""
+    """``public_base`` is our address as seen by callers, empty where links stay Dify's; ``now``
+    returns epoch seconds. Opens nothing before the first link."""
 
     def __init__(
         self,
@@ -65,36 +65,36 @@ class FileProxy:
         self._client = client
         self._models = models
         self._public_base = public_base
-        self._secret = secret
-        self._shelf = shelf
+        self._signing_key = secret
+        self._cache = shelf
         self._now = now
 
     def link(self, model: Model, url: str, name: str, kind: str) -> str:
-        """The address to show for a file that Dify names by ``url``; empty where that is none.
+        """The URL to show for the file at Dify's ``url``; empty where that is not a URL.
 
-        ``kind`` is Dify's word (``image`` ...). Fetches the file, for about FETCH_SECONDS at
-        most, and where that fails gives Dify's own address, which is better than none.
+        ``kind`` is Dify's type (``image`` ...). Downloads the file within about FETCH_SECONDS;
+        where that fails, returns Dify's own URL.
         """
         address = absolute(url, model.base)
         file = find_dify_file(address) if self._public_base else None
         if file is None:
             return address
         try:
-            self._keep(model, file)
-            return self._sealed(model, file, _name(name, kind, file))
+            self._cache_file(model, file)
+            return self._signed_link(model, file, _name(name, kind, file))
         except (errors.OpenDifyError, DoesNotFit, OSError) as exc:
             log.warning("a file keeps Dify's link model=%s reason=%s", model.name, _reason(exc))
             return address
 
     def open(self, token: str, signature: str) -> Served:
-        """The file behind a link. Raises LinkRefused, FileGone and DifyError."""
+        """The file of a link. Raises InvalidSignature, FileExpired and DifyError."""
         now = self._now()
-        ticket = signed_links.verify(token, signature, self._secret.key(), now)
+        ticket = signed_links.verify(token, signature, self._signing_key.key(), now)
         file = self._find(ticket)
         try:
             size = file.seek(0, 2)
             file.seek(0)
-            media_type, is_shown = served_type(file.read(_PROBE), extension_of(ticket.name))
+            media_type, is_shown = served_type(file.read(_SNIFF_BYTES), extension_of(ticket.name))
             file.seek(0)
         except BaseException:
             file.close()
@@ -109,18 +109,18 @@ class FileProxy:
             max_age=min(ticket.expires - int(now), _MAX_CACHED_SECONDS),
         )
 
-    def _keep(self, model: Model, file: DifyFile) -> None:
-        """Dify is asked also for a file that is kept: its yes proves the signature, and a text
-        may hold a link that somebody made up."""
+    def _cache_file(self, model: Model, file: DifyFile) -> None:
+        """Requests the file from Dify even if it is cached: only Dify can verify the signature, and
+        a text may contain a forged link."""
         key = _key(model, file)
         url = f"{root(model.base)}/files/{file.path}?{file.query}"
         with self._client.download(model, url, FETCH_SECONDS) as pieces:
-            if not self._shelf.renew(key):
-                self._shelf.put(key, pieces, MAX_FILE_BYTES)
+            if not self._cache.renew(key):
+                self._cache.put(key, pieces, MAX_FILE_BYTES)
 
-    def _sealed(self, model: Model, file: DifyFile, name: str) -> str:
+    def _signed_link(self, model: Model, file: DifyFile, name: str) -> str:
         ticket = Ticket(model.name, file.path, name, signed_links.expiry(self._now()))
-        token, signature = signed_links.sign(ticket, self._secret.key())
+        token, signature = signed_links.sign(ticket, self._signing_key.key())
         return f"{self._public_base}/v1/files/{token}/content?sig={signature}"
 
     def _find(self, ticket: Ticket) -> FileIO:
@@ -128,24 +128,26 @@ class FileProxy:
         file = DifyFile(ticket.path)
         if model is None:
             raise errors.FileExpired("The model that made this file is not served any more.")
-        found = self._shelf.open(_key(model, file))
+        found = self._cache.open(_key(model, file))
         if found is None and file.upload_id and model.key:
             self._fetch_again(model, file)
-            found = self._shelf.open(_key(model, file))
+            found = self._cache.open(_key(model, file))
         if found is None:
             raise errors.FileExpired("This file is not kept any more.")
         return found
 
     def _fetch_again(self, model: Model, file: DifyFile) -> None:
-        """By the app's API, which gives out files of messages (Dify 1.7.2 and later)."""
+        """Downloads by the app API, which serves files of messages (Dify 1.7.2 and later)."""
         url = f"{model.base}/files/{file.upload_id}/preview"
         try:
             with self._client.download(model, url, FETCH_SECONDS, model.key) as pieces:
-                self._shelf.put(_key(model, file), pieces, MAX_FILE_BYTES)
+                self._cache.put(_key(model, file), pieces, MAX_FILE_BYTES)
         except (errors.UpstreamUnreachable, errors.UpstreamTimeout, errors.UpstreamUnavailable):
             raise
         except (errors.DifyError, DoesNotFit, OSError) as exc:
-            log.warning("a file cannot be had again model=%s reason=%s", model.name, _reason(exc))
+            log.warning(
+                "a file cannot be fetched again model=%s reason=%s", model.name, _reason(exc)
+            )
 
 
 def _key(model: Model, file: DifyFile) -> str:
@@ -154,14 +156,14 @@ def _key(model: Model, file: DifyFile) -> str:
 
 
 def _name(name: str, kind: str, file: DifyFile) -> str:
-    """A name to save it under, with an extension where anything tells one."""
+    """A file name for saving, with an extension if one is known."""
     name = clean_name(name) or clean_name(file.name) or clean_name(kind) or "file"
     extension = extension_of(file.name)
     return name if extension_of(name) or not extension else f"{name}.{extension}"
 
 
 def _reason(exc: Exception) -> str:
-    """For the log; never an address, which would open the file to whoever reads it."""
+    """The reason for the log; never a URL, which would give readers of the log the file."""
     if isinstance(exc, errors.OpenDifyError):
         return str(exc.code)
     return (exc.strerror if isinstance(exc, OSError) else None) or type(exc).__name__

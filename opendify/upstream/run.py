@@ -1,4 +1,4 @@
-"""One question to Dify and its answer, event by event, whatever shape the answer's end has."""
+"""One run in Dify: the events of its response, however the response ends, and how it is stopped."""
 
 import logging
 import threading
@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError, wait
 from contextlib import suppress
+from enum import Enum, auto
 
 from opendify import errors
 from opendify.config.models import Model
@@ -46,23 +47,38 @@ log = logging.getLogger(__name__)
 # Dify 1.11 sends ``message_end`` (usage, sources) right after ``workflow_finished``, 1.13.0 never.
 SECONDS_FOR_MESSAGE_END = 2.0
 
-# A run can be stopped only once Dify has named it; a chat's first word may take long.
+# A run can be stopped only once Dify has sent its task id, which may take long.
 SECONDS_TO_NAME_A_RUN = 60.0
 
-# Dify 1.13 keeps the partial answer of a stopped chat only where it is read to its end.
+# Dify 1.13 stores the partial answer of a stopped chat only if its stream is read to the end.
 SECONDS_AFTER_STOP = 2.0
 
-# What an event takes beside its texts, so that endlessly many empty ones are too long as well.
+# What an event weighs besides its texts, so that endless empty events are too long as well.
 _SIZE_OF_OBJECT = 200
 
 
-class DifyRun:
-    """The answer to one question.
+class RunState(Enum):
+    """How far a run has come, as far as its events tell."""
 
-    ``next`` gives its events; the last one is a MessageEnded. ``ids`` grows as Dify tells its
-    names for the answer; ``begun_at`` is when (``time.monotonic``) Dify first said anything but
-    that it is alive, ``has_run`` whether that was more than a refusal. ``close`` belongs to every
-    turn, also to one that failed: it stops a run that nobody listens to any more.
+    SENT = auto()
+    """The request was sent. Dify has sent pings at most."""
+    RUNNING = auto()
+    """Dify has sent an event of the run."""
+    FINISHED = auto()
+    """Dify has sent the end of the response or an error: nothing is left to stop."""
+    FAILED = auto()
+    """The response cannot be read any further; in Dify the run may continue."""
+    STOPPED = auto()
+    """Dify was asked to stop the run, and the end of the response was not seen."""
+
+
+class DifyRun:
+    """One run of an app.
+
+    ``next_events`` returns its events; the last one is a MessageEnded. ``ids`` fills up as Dify
+    sends them; ``begun_at`` is the time (``time.monotonic``) of Dify's first event other than a
+    ping, and ``has_run`` is true once there was an event other than an error. Every run must be
+    closed, also one that failed: ``close`` stops a run that has not ended.
     """
 
     def __init__(
@@ -71,45 +87,47 @@ class DifyRun:
         self.ids = Ids()
         self.begun_at: float | None = None
         self.has_run = False
-        self.ended = False
+        self._state = RunState.SENT
         self._client = client
         self._model = model
         self._mode = mode
         self._user = user
         self._stream = stream
         self._failure: errors.DifyError | None = None
-        self._is_named = False
-        self._run_finished = False
-        self._has_failed = False
-        self._is_stopped = False
+        self._has_all_ids = False
         self._is_closed = False
         self._over: Future[None] = Future()
-        self._deadline = float("inf")
+        self._message_end_by = float("inf")  # finite once the graph of the app has finished
         self._size = 0
 
-    def next_events(self, until: float) -> list[Event]:
-        """The events that came next, together; none when none came by ``until``, a time of
-        ``time.monotonic`` or AT_ONCE for one who has polled, and also earlier, when Dify has only
-        shown that it works.
+    @property
+    def has_ended(self) -> bool:
+        """Whether Dify has sent the end of the response or an error."""
+        return self._state is RunState.FINISHED
 
-        Not to be called after the last one. Raises CallerGone, ServerStopping and DifyError; what
-        came before a failure is handed out first.
+    def next_events(self, until: float) -> list[Event]:
+        """The events that arrived together. Empty when none arrived by ``until``, a time of
+        ``time.monotonic`` or IMMEDIATELY for a caller that has polled, and possibly earlier, when
+        Dify has only shown that it is alive.
+
+        Must not be called after the last event. Raises ClientDisconnected, ServerStopping and
+        DifyError; events before a failure are returned first.
         """
         events: list[Event] = []
         if self._failure is None:
             try:
                 payloads = (
-                    self._stream.take()
+                    self._stream.read_available()
                     if until == IMMEDIATELY
-                    else self._stream.read(min(until, self._deadline))
+                    else self._stream.read(min(until, self._message_end_by))
                 )
             except errors.DifyError as exc:
-                self._has_failed = True
+                self._set_failed()
                 self._explain(exc)
                 raise
-            if payloads is None or (not payloads and time.monotonic() >= self._deadline):
+            if payloads is None or (not payloads and time.monotonic() >= self._message_end_by):
                 return [self._without_message_end()]
-            self._take_all(payloads, events)
+            self._handle_all(payloads, events)
             if self._size > self._client.max_answer:
                 self._fail(_too_long(self._client.max_answer))
         if self._failure is not None and not events:
@@ -117,164 +135,189 @@ class DifyRun:
         return events
 
     def wait(self, until: float) -> WaitFor:
-        """What ``next`` waits for, until then at most."""
+        """What ``next_events`` waits for, at most until ``until``."""
         stream = self._stream
-        if self._failure is not None or stream.is_at_hand:
+        if self._failure is not None or stream.is_ready:
             return BLOCKING
-        stream.wait.until = min(until, self._deadline, stream.dead_at)
+        stream.wait.until = min(until, self._message_end_by, stream.times_out_at)
         return stream.wait
 
     def close(self, afterwards: Callable[[], None] | None = None) -> None:
-        """Frees the connection, and stops the run where its end was not seen.
+        """Releases the connection, and stops the run where its end was not seen. Idempotent.
 
-        ``afterwards`` is called when the run is over, and may take its time. Where nothing is
-        wrong but that nobody listens, the thread is not kept for that: the watcher listens, until
-        Dify has named the run, and for a moment after the stop where Dify would else not keep what
-        it said. Twice is harmless.
+        ``afterwards`` is called when the run is over, and may block. Where the response is readable
+        and merely not wanted any more, the background reader takes it over, so that this thread is
+        free: it reads until Dify has sent the task id, and for a moment after the stop where Dify
+        would otherwise not store the partial answer.
         """
         if self._is_closed:
             return
         self._is_closed = True
-        if not self.ended:
+        if not self.has_ended:
+            is_readable = self._state is not RunState.FAILED
             self._stop()
-            if not self._has_failed:
-                self._client.watcher.add(self._leave(afterwards))
+            if is_readable:
+                self._client.background_reader.add(self._read_in_background(afterwards))
                 return
         self._finish()
         if afterwards:
             afterwards()
 
-    def when_over(self, callback: Callable[[], None]) -> None:
+    def discard(self) -> None:
+        """Releases the connection of a request that Dify has refused: there is no run to stop."""
+        self._state = RunState.FINISHED
+        self.close()
+
+    def add_done_callback(self, callback: Callable[[], None]) -> None:
         """Calls ``callback`` once, on any thread, when the run is over in Dify as far as can be
         known: it has ended or failed, Dify has answered the stop, or it is not read any more."""
-        if self.ended:
+        if self.has_ended:
             self._set_over()
         self._over.add_done_callback(lambda _: callback())
 
     def await_end(self, seconds: float) -> None:
-        """Waits, for so long at most, until the run is over."""
+        """Waits, at most ``seconds``, until the run is over."""
         wait([self._over], seconds)
 
     def _finish(self) -> None:
-        """Frees the connection. The run is over, unless Dify has still to answer its stop."""
+        """Releases the connection. The run is over, unless Dify has still to answer its stop."""
         try:
             self._release()
         finally:
-            if self.ended or not self._is_stopped:
+            if self._state is not RunState.STOPPED:
                 self._set_over()
 
     def _set_over(self) -> None:
-        with suppress(InvalidStateError):  # it has ended and was stopped, for example
+        with suppress(InvalidStateError):  # a run may both end and be stopped
             self._over.set_result(None)
 
     def _release(self) -> None:
-        if self.ended:
+        if self.has_ended:
             self._stream.drain()
         else:
             self._stream.close()
 
-    def _leave(self, afterwards: Callable[[], None] | None) -> Steps:
-        self._stream.watch = NEVER
+    def _read_in_background(self, afterwards: Callable[[], None] | None) -> Steps:
+        self._stream.cancellation = NEVER
         try:
-            if not self._is_stopped:
-                yield from self._listen(SECONDS_TO_NAME_A_RUN, lambda: bool(self.ids.task_id))
-                if not self.ended:
-                    self._stop()
-            if endpoints.keeps_only_what_is_read(self._mode):
-                yield from self._listen(SECONDS_AFTER_STOP, lambda: False)
+            if self._state is not RunState.STOPPED:
+                yield from self._read_until(SECONDS_TO_NAME_A_RUN, lambda: bool(self.ids.task_id))
+            is_readable = not self._is_unreadable()
+            if self._state is not RunState.STOPPED and not self.has_ended:
+                self._stop()
+            if is_readable and endpoints.must_drain_after_stop(self._mode):
+                yield from self._read_until(SECONDS_AFTER_STOP, lambda: False)
         finally:
             self._finish()
-            if afterwards:  # the watcher has others to look after meanwhile
+            if afterwards:  # it may block, and the background reader must not
                 threading.Thread(target=afterwards, name="afterwards", daemon=True).start()
 
-    def _listen(self, seconds: float, is_enough: Callable[[], bool]) -> Steps:
-        until = time.monotonic() + seconds
+    def _read_until(self, seconds: float, is_enough: Callable[[], bool]) -> Steps:
+        deadline = time.monotonic() + seconds
         try:
-            while not (self._has_failed or self.ended or is_enough()) and time.monotonic() < until:
-                yield WaitFor(self._stream.fileno(), until)
+            while not (self._is_unreadable() or is_enough()) and time.monotonic() < deadline:
+                yield WaitFor(self._stream.fileno(), deadline)
                 self.next_events(time.monotonic())
         except errors.OpenDifyError:
-            log.debug("an answer failed after its caller had left")
+            log.debug("an answer failed after its caller had disconnected")
+
+    def _is_unreadable(self) -> bool:
+        return self.has_ended or self._state is RunState.FAILED or self._failure is not None
 
     def _stop(self) -> None:
         if self.ids.task_id:
-            self._is_stopped = True
+            self._state = RunState.STOPPED
             path = endpoints.stop_path(self._mode, self.ids.task_id)
             self._client.stop(self._model, path, self._user, self._set_over)
 
-    def _take_all(self, payloads: list[bytes], events: list[Event]) -> None:
-        """Adds what the payloads ask of us to ``events``, to the end of the answer."""
+    def _handle_all(self, payloads: list[bytes], events: list[Event]) -> None:
+        """Appends the events of the payloads to ``events``, up to the end of the response."""
         for raw in payloads:
-            if self.ended or self._failure is not None:
+            if self.has_ended or self._failure is not None:
                 return
-            if raw.strip():  # else a ping, where a gateway writes it out as an event of no data
-                self._take_raw(raw, events)
+            if raw.strip():  # a gateway may write a ping as an event without data
+                self._handle_raw(raw, events)
 
-    def _take_raw(self, raw: bytes, events: list[Event]) -> None:
+    def _handle_raw(self, raw: bytes, events: list[Event]) -> None:
         try:
-            self._take(parse_payload(raw), len(raw), events)
+            self._handle(parse_payload(raw), len(raw), events)
         except NotAnEvent as exc:
             self._fail(
                 errors.BadUpstreamResponse(f"Dify sent an event that is unreadable ({exc}).")
             )
 
+    def _set_failed(self) -> None:
+        if self._state is not RunState.STOPPED:  # Dify has still to answer the stop
+            self._state = RunState.FAILED
+
     def _fail(self, error: errors.DifyError) -> None:
-        self._has_failed = True
+        self._set_failed()
         self._failure = self._explain(error)
 
     def _explain(self, error: errors.DifyError) -> errors.DifyError:
-        """The error, for whose cause in the log its own sentence is used where there is no
-        other: it is ours, and holds no words of Dify."""
+        """The error with a cause for the log. Its own message is the cause where it has no other:
+        these messages are ours and quote nothing of Dify."""
         error.details = error.details or causes.describe(self._model, error.message)
         return error
 
-    def _take(self, payload: Payload, length: int, events: list[Event]) -> None:
+    def _handle(self, payload: Payload, length: int, events: list[Event]) -> None:
         if self.begun_at is None:
             self.begun_at = time.monotonic()
-        if not self._is_named:
+        if not self._has_all_ids:
             self.ids = collect_ids(self.ids, payload)
-            self._is_named = self._has_all_names()
+            self._has_all_ids = self._is_fully_named()
         event = parse_event(payload)
         if isinstance(event, Failed):
-            self.ended = True
-            refusal = ErrorResponse(event.status, event.code, event.message)
-            self._failure = to_error(refusal, self._model.name)
-            told = f"Dify tells of a failure with status {event.status}"
-            self._failure.details = causes.describe(self._model, told)
+            self._handle_failure(event)
             return
         self.has_run = True
+        if self._state is RunState.SENT:
+            self._state = RunState.RUNNING
         if isinstance(event, RunFinished | MessageEnded) and length > self._client.max_answer:
             self._fail(_too_long(self._client.max_answer))
-            return
-        if event is not None:
-            events.append(event)
-            self._size += _size(event)
-        if isinstance(event, RunFinished):
-            self._run_finished = True
-            self._deadline = time.monotonic() + SECONDS_FOR_MESSAGE_END
-        if isinstance(event, Paused) or (self._run_finished and self._mode == "workflow"):
-            events.append(MessageEnded())
-        self.ended = bool(events) and isinstance(events[-1], MessageEnded)
+        elif event is not None:
+            self._append(event, events)
 
-    def _has_all_names(self) -> bool:
-        """Whether further events can tell nothing that matters of what Dify calls the answer."""
+    def _handle_failure(self, event: Failed) -> None:
+        self._state = RunState.FINISHED
+        response = ErrorResponse(event.status, event.code, event.message)
+        self._failure = to_error(response, self._model.name)
+        cause = f"Dify reports a failure with status {event.status}"
+        self._failure.details = causes.describe(self._model, cause)
+
+    def _append(self, event: Event, events: list[Event]) -> None:
+        events.append(event)
+        self._size += _size(event)
+        if isinstance(event, RunFinished):
+            self._message_end_by = time.monotonic() + SECONDS_FOR_MESSAGE_END
+        if isinstance(event, Paused) or (self._has_graph_finished and self._mode == "workflow"):
+            events.append(MessageEnded())
+        if isinstance(events[-1], MessageEnded):
+            self._state = RunState.FINISHED
+
+    @property
+    def _has_graph_finished(self) -> bool:
+        return self._message_end_by != float("inf")
+
+    def _is_fully_named(self) -> bool:
+        """Whether all ids that matter are known."""
         ids = self.ids
         if endpoints.has_conversations(self._mode):
             return bool(ids.task_id and ids.conversation_id)
         return bool(ids.task_id and (ids.message_id or ids.workflow_run_id))
 
     def _without_message_end(self) -> Event:
-        if not self._run_finished:
-            self._has_failed = True
+        if not self._has_graph_finished:
+            self._set_failed()
             raise self._explain(
                 errors.BadUpstreamResponse("Dify closed the stream before the end of the answer.")
             )
-        self.ended = True
+        self._state = RunState.FINISHED
         return MessageEnded()
 
 
 def _size(event: Event) -> int:
-    """How much of an event is kept to the end of the answer, in characters and about."""
+    """Roughly how many characters of an event stay in memory to the end of the response."""
     match event:
         case Text() | Reasoning():
             return len(event.text) or _SIZE_OF_OBJECT

@@ -1,4 +1,4 @@
-"""Whom OpenDify trusts to say who a server is."""
+"""The certificate authorities that OpenDify trusts."""
 
 import ssl
 
@@ -6,9 +6,9 @@ import httpx
 
 
 def new_ssl_context(authorities: str = "") -> ssl.SSLContext:
-    """What connections to Dify are secured with: the authorities of the bundle that comes with
-    httpx (certifi), or those of SSL_CERT_FILE or SSL_CERT_DIR instead, as with OpenSSL; and besides
-    the ``authorities``, certificates in PEM, where some are given.
+    """The TLS context for connections to Dify. It trusts the bundle that comes with httpx
+    (certifi), or SSL_CERT_FILE or SSL_CERT_DIR instead, as with OpenSSL; and additionally
+    ``authorities``, certificates in PEM.
 
     Raises OSError and ssl.SSLError where SSL_CERT_FILE or the authorities are unreadable.
     """

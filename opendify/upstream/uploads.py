@@ -1,7 +1,7 @@
-"""Gives the files of a message to Dify, each content once.
+"""Uploads the files of a message to Dify, each content once.
 
-Open WebUI sends a picture again with every turn; the ids of uploads are kept for an hour, here in
-the process, so that a repeated turn repeats no upload.
+Open WebUI sends an image again with every turn; the ids of uploads are cached for an hour, per
+process, so that later turns do not upload it again.
 """
 
 import hashlib
@@ -28,16 +28,16 @@ from opendify.upstream.client import DifyClient
 
 log = logging.getLogger(__name__)
 
-KEPT_UPLOADS = 2000
-KEPT_SECONDS = 3600.0
+MAX_CACHED_UPLOADS = 2000
+CACHE_SECONDS = 3600.0
 
 
 class Uploads:
-    """The files that callers send. ``clock`` gives seconds that only go forward."""
+    """The uploads of all callers. ``clock`` returns monotonic seconds."""
 
     def __init__(self, client: DifyClient, clock: Callable[[], float] = time.monotonic) -> None:
         self._client = client
-        self._kept = SingleFlightCache(KEPT_UPLOADS, KEPT_SECONDS, clock)
+        self._cache = SingleFlightCache(MAX_CACHED_UPLOADS, CACHE_SECONDS, clock)
 
     def prepare(
         self,
@@ -46,26 +46,27 @@ class Uploads:
         attachments: Sequence[Attachment],
         rules: FileRules | None,
         speech_to_text: bool = False,
-        watch: Cancellation = NEVER,
+        cancellation: Cancellation = NEVER,
     ) -> Prepared:
-        """Checks all files first, then uploads what has to be uploaded, in order.
+        """Validates all files, then uploads in order those that need it.
 
-        ``rules`` is what the app takes, None where that is unknown; ``speech_to_text`` whether it
-        writes down speech, which is used for audio that it does not take as a file; ``watch`` what
-        ends an upload before its time. Raises CallerGone, ServerStopping,
-        InvalidRequest, RequestTooLarge and DifyError.
+        ``rules`` are the files that the app accepts, None where unknown; ``speech_to_text`` is
+        whether it transcribes audio, used for audio that it does not accept as a file. Raises
+        ClientDisconnected, ServerStopping, InvalidRequest, RequestTooLarge and DifyError.
         """
         files: list[dict[str, Any]] = []
-        spoken: list[str] = []
+        transcripts: list[str] = []
         for step in plan(model.name, attachments, rules, speech_to_text):
             if isinstance(step, Ready):
                 files.append(step.file)
             elif isinstance(step, Speech):
-                spoken.append(
-                    self._once(model, user, step.content, "/audio-to-text", "text", watch)
+                transcripts.append(
+                    self._cached(model, user, step.content, "/audio-to-text", "text", cancellation)
                 )
             else:
-                file_id = self._once(model, user, step.content, "/files/upload", "id", watch)
+                file_id = self._cached(
+                    model, user, step.content, "/files/upload", "id", cancellation
+                )
                 files.append(
                     {
                         "type": step.kind,
@@ -73,52 +74,66 @@ class Uploads:
                         "upload_file_id": file_id,
                     }
                 )
-        return Prepared(tuple(files), "\n".join(spoken))
+        return Prepared(tuple(files), "\n".join(transcripts))
 
     def forget(self, model: Model, user: str, ids: Collection[str]) -> None:
-        """Drops uploads that Dify does not know any more, so that the next use uploads anew."""
+        """Drops uploads that Dify no longer has, so that the next use uploads them again."""
 
         def is_one(key: Hashable, value: str) -> bool:
-            return isinstance(key, tuple) and key[:2] == (_app(model), user) and value in ids
+            return isinstance(key, tuple) and key[:2] == (_app_key(model), user) and value in ids
 
-        self._kept.forget(is_one)
+        self._cache.forget(is_one)
 
-    def _once(
-        self, model: Model, user: str, content: Content, path: str, answer: str, watch: Cancellation
+    def _cached(
+        self,
+        model: Model,
+        user: str,
+        content: Content,
+        path: str,
+        field: str,
+        cancellation: Cancellation,
     ) -> str:
         digest = hashlib.sha256(content.data).digest()
-        key = (_app(model), user, path, digest, content.name)
-        return self._kept.get(
+        key = (_app_key(model), user, path, digest, content.name)
+        return self._cache.get(
             key,
-            lambda: self._send(model, user, content, path, answer, watch),
-            watch.raise_if_cancelled,
+            lambda: self._send(model, user, content, path, field, cancellation),
+            cancellation.raise_if_cancelled,
         )
 
     def _send(
-        self, model: Model, user: str, content: Content, path: str, answer: str, watch: Cancellation
+        self,
+        model: Model,
+        user: str,
+        content: Content,
+        path: str,
+        field: str,
+        cancellation: Cancellation,
     ) -> str:
         file = (content.name, content.data, content.media_type)
         try:
-            told = self._client.post(model, path, watch, data={"user": user}, files={"file": file})
+            response = self._client.post(
+                model, path, cancellation, data={"user": user}, files={"file": file}
+            )
         except errors.RejectedByDify as exc:
-            raise _about(exc, content) from exc
-        value = told.get(answer) if isinstance(told, dict) else None
-        if not isinstance(value, str) or (answer == "id" and not value):
-            lack = f"Dify's answer to POST {path} holds no '{answer}'."
-            error = errors.BadUpstreamResponse(lack)
-            error.details = causes.describe(model, lack)
+            raise _naming_file(exc, content) from exc
+        value = response.get(field) if isinstance(response, dict) else None
+        if not isinstance(value, str) or (field == "id" and not value):
+            problem = f"Dify's answer to POST {path} holds no '{field}'."
+            error = errors.BadUpstreamResponse(problem)
+            error.details = causes.describe(model, problem)
             raise error
-        log.info("gave a file to Dify model=%s bytes=%d", model.name, len(content.data))
+        log.info("uploaded a file to Dify model=%s bytes=%d", model.name, len(content.data))
         return value
 
 
-def _app(model: Model) -> tuple[str, str]:
-    """Whose uploads they are: of one model name there may be apps with several keys."""
+def _app_key(model: Model) -> tuple[str, str]:
+    """The part of the cache key for the app: one model name may have apps with several keys."""
     return model.name, model.key
 
 
-def _about(exc: errors.RejectedByDify, content: Content) -> errors.RejectedByDify:
-    """Dify's refusal, naming the file: its own words for size and type name nothing."""
+def _naming_file(exc: errors.RejectedByDify, content: Content) -> errors.RejectedByDify:
+    """Dify's error with the name of the file, which Dify's message lacks."""
     size = len(content.data) / (1024 * 1024)
     if isinstance(exc, errors.FileTooLargeForDify):
         message = f"Dify refused '{content.name}' as too large ({size:.1f} MB)."
