@@ -106,9 +106,9 @@ def unexpected_content_error(
     is": "not JSON". The names in ``headers`` are lower case."""
     if _is_page(headers):
         return errors.BadUpstreamResponse(
-            f"Dify's address answered model '{model}' with a page, which is {problem}: it is of "
-            "something in front of Dify, such as a sign-in page or a firewall, or DIFY_API_BASE is "
-            "not the address of Dify's API, ending in /v1."
+            f"Dify's address answered model '{model}' with a page, which is {problem}: the page is "
+            "from something in front of Dify, such as a sign-in page or a firewall, or "
+            "DIFY_API_BASE is not the address of Dify's API, ending in /v1."
         )
     return errors.BadUpstreamResponse(
         f"Dify answered model '{model}' with something that is {problem}. "
@@ -119,9 +119,9 @@ def unexpected_content_error(
 def compressed_response_error(model: str, coding: str) -> errors.BadUpstreamResponse:
     """The error for a response with a content coding that cannot be decoded."""
     return errors.BadUpstreamResponse(
-        f"Dify's answer to model '{model}' came compressed ({coding}), which OpenDify had asked "
-        "not to be done: a proxy in front of Dify does it. Its operator should switch compression "
-        "off there for the paths of Dify's API."
+        f"Dify's answer to model '{model}' is compressed ({coding}) although OpenDify requested it "
+        "uncompressed: a proxy in front of Dify compresses it. Its operator should switch "
+        "compression off there for the paths of Dify's API."
     )
 
 
@@ -168,8 +168,8 @@ def _by_code(response: ErrorResponse, model: str, reason: str) -> errors.DifyErr
         return errors.ConversationNotFound("Dify does not know this conversation.")
     if code in _WRONG_ROUTE:
         return errors.UpstreamConfigError(
-            f"The Dify app of model '{model}' cannot be asked in this way ({code}): it is of "
-            "another kind than 'type' in MODEL_CONFIG says, or has never been published."
+            f"The Dify app of model '{model}' does not support this endpoint ({code}): its type "
+            "differs from 'type' in MODEL_CONFIG, or it has never been published."
         )
     if code in _NOT_READY or "not published" in response.message:
         return errors.ModelNotReady(f"The Dify app of model '{model}' is not ready: {reason}")

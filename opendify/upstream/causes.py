@@ -66,7 +66,7 @@ CLOSED = Cause(
     f"The connection to Dify was closed without an answer. {_CHECK_BASE}",
 )
 NO_TLS = Cause(
-    "there is no TLS at this address: it speaks plain http, or something else than HTTP. "
+    "there is no TLS at this address: it speaks plain http, or another protocol. "
     "DIFY_API_BASE probably has to begin with http://",
     "Dify cannot be reached by https: its address speaks no TLS. Its operator should put http:// "
     "instead of https:// into DIFY_API_BASE, or the right port.",
@@ -83,9 +83,9 @@ WANTS_TLS = Cause(
     "instead of http:// into DIFY_API_BASE.",
 )
 UNTRUSTED = Cause(
-    "its certificate is signed by nobody who is trusted (self-signed, or by a private authority): "
-    "put the certificate of that authority into a file and name it in DIFY_CA_FILE",
-    "Dify cannot be reached: its certificate is signed by nobody who is trusted. Its operator "
+    "its certificate is not signed by a trusted authority (self-signed, or by a private one): put "
+    "the certificate of that authority into a file and name it in DIFY_CA_FILE",
+    "Dify cannot be reached: its certificate is not signed by a trusted authority. Its operator "
     "should set DIFY_CA_FILE.",
 )
 WRONG_NAME = Cause(

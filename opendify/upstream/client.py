@@ -246,7 +246,9 @@ class DifyClient:
                 refusal = parse_error_response(response.status_code, {}, b"")
                 raise _with_response_details(to_error(refusal, model.name), model, response)
             if response.headers.get("content-encoding", "identity") != "identity":
-                raise errors.BadUpstreamResponse("Dify packed a file that was asked for as it is.")
+                raise errors.BadUpstreamResponse(
+                    "Dify compressed a file although no compression was requested."
+                )
             yield response.iter_raw()
 
     def stop(

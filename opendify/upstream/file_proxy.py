@@ -127,7 +127,9 @@ class FileProxy:
         model = self._models.get(ticket.model)
         file = DifyFile(ticket.path)
         if model is None:
-            raise errors.FileExpired("The model that made this file is not served any more.")
+            raise errors.FileExpired(
+                "The model that generated this file is not available any more."
+            )
         found = self._cache.open(_key(model, file))
         if found is None and file.upload_id and model.key:
             self._fetch_again(model, file)

@@ -185,8 +185,8 @@ class Way:
 WAYS = {
     "refused": Way("the connection was refused", "connection refused"),
     "unknown-name": Way("host name", "name server"),
-    "untrusted": Way("signed by nobody who is trusted", "name it in DIFY_CA_FILE"),
-    "self-signed": Way("signed by nobody who is trusted", "name it in DIFY_CA_FILE"),
+    "untrusted": Way("not signed by a trusted authority", "name it in DIFY_CA_FILE"),
+    "self-signed": Way("not signed by a trusted authority", "name it in DIFY_CA_FILE"),
     "wrong-name": Way("certificate is for another name", "certificate is for another name"),
     "expired": Way("certificate has expired", "certificate has expired"),
     "tls-to-plain": Way("speaks no TLS", "no TLS at this address"),

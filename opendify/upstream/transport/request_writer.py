@@ -61,4 +61,4 @@ def _framed_body(request: httpx.Request) -> Iterator[bytes]:
             break
         yield piece
     if remaining:
-        raise httpx.LocalProtocolError("The request's body is not as long as its head says.")
+        raise httpx.LocalProtocolError("The request's body does not have its announced length.")

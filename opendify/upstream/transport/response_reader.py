@@ -181,7 +181,7 @@ class _Chunked:
             self.complete = line == b"\r"
         elif self._after_chunk:
             if line != b"\r":  # strict: a size that is off by one is detected only here
-                raise ProtocolError("a chunk is not as long as it said")
+                raise ProtocolError("a chunk does not have its announced length")
             self._after_chunk = False
         else:
             self._left = _chunk_size(line)
