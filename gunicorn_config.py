@@ -38,7 +38,7 @@ def _number(name: str, default: int) -> int:
     return int(value) if re.fullmatch("[0-9]{1,18}", value) else default
 
 
-def _read(path: str) -> list[str]:
+def _read_words(path: str) -> list[str]:
     try:
         with open(path) as file:
             return file.read().split()
@@ -46,10 +46,11 @@ def _read(path: str) -> list[str]:
         return []
 
 
-def _quota() -> int | None:
+def _cpu_quota() -> int | None:
     """The CPUs that the container may use, by cgroup v2 or v1; None where nothing limits them."""
-    limit = _read("/sys/fs/cgroup/cpu.max") or (
-        _read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") + _read("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+    limit = _read_words("/sys/fs/cgroup/cpu.max") or (
+        _read_words("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
+        + _read_words("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
     )
     if len(limit) == 2 and limit[0].isdigit() and limit[1].isdigit() and int(limit[1]):
         return math.ceil(int(limit[0]) / int(limit[1])) or None
@@ -59,7 +60,7 @@ def _quota() -> int | None:
 def _cores() -> int:
     """The cores that this process may use; not those of the host, which containers also see."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(allowed or 1, _quota() or allowed or 1)
+    return min(allowed or 1, _cpu_quota() or allowed or 1)
 
 
 def plain_host(text: str) -> str:
@@ -147,20 +148,20 @@ access_log_format = (
 def on_starting(server: object) -> None:
     """Makes the folder in which the workers count. It is the last moment before they are forked,
     and comes after the preloaded application was imported."""
-    from opendify.observability.multiprocess_dir import new_folder
+    from opendify.observability.multiprocess_dir import create_dir
 
-    _require_the_address()
-    new_folder()
+    _check_address()
+    create_dir()
 
 
 def child_exit(server: object, worker: object) -> None:
     """What an ended worker has counted stays counted."""
-    from opendify.observability.dead_workers import fold_the_dead
+    from opendify.observability.dead_workers import merge_dead_workers
 
-    fold_the_dead()
+    merge_dead_workers()
 
 
-def _require_the_address() -> None:
+def _check_address() -> None:
     """Names an address that is none of ours, or a port that is in use, with the remedy, before
     Gunicorn tries it five times."""
     if "GUNICORN_FD" in os.environ or "LISTEN_FDS" in os.environ:

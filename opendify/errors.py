@@ -51,7 +51,7 @@ from types import MappingProxyType
 from typing import ClassVar
 
 # Their messages name the file.
-_CODES_THAT_QUOTE = ("file_too_large", "unsupported_file_type")
+_CODES_WITH_FILE_NAMES = ("file_too_large", "unsupported_file_type")
 
 
 class OpenDifyError(Exception):
@@ -89,7 +89,7 @@ class OpenDifyError(Exception):
     @property
     def log_message(self) -> str:
         """The message, where it may stand in the log."""
-        return "" if self.quotes or self.code in _CODES_THAT_QUOTE else self.message
+        return "" if self.quotes or self.code in _CODES_WITH_FILE_NAMES else self.message
 
 
 class CallerError(OpenDifyError):

@@ -50,7 +50,7 @@ class Decoder:
         if self._pending:
             self._pending += data
             if self._pending.find(b"\n\n", self._searched) < 0:
-                self._keep()
+                self._check_size()
                 return []
             data = bytes(self._pending)
         end = data.rfind(b"\n\n")
@@ -62,10 +62,10 @@ class Decoder:
             payloads = [payload for block in blocks if (payload := _payload(block)) is not None]
         if rest or self._pending:
             self._pending[:] = rest
-            self._keep()
+            self._check_size()
         return payloads
 
-    def _keep(self) -> None:
+    def _check_size(self) -> None:
         self._searched = max(0, len(self._pending) - 1)
         if len(self._pending) > MAX_EVENT_BYTES:
             raise EventTooLarge(f"an event is longer than {MAX_EVENT_BYTES} bytes")

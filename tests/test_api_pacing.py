@@ -7,9 +7,9 @@ import pytest
 from opendify.api.pacing import (
     MIN_BYTES_PER_SECOND,
     WINDOW_SECONDS,
-    ReadsTooSlowly,
+    SlowReaderError,
     paced,
-    room_of,
+    writable_waiter,
 )
 
 PIECE = b"x" * 8192
@@ -54,7 +54,7 @@ def test_who_does_not_is_left_after_two_windows_whatever_the_buffers_took(
     pace: float, burst: int
 ) -> None:
     reader = Reader(pace, burst)
-    with pytest.raises(ReadsTooSlowly):
+    with pytest.raises(SlowReaderError):
         reader.read(10_000)
     assert reader.now <= 2 * WINDOW_SECONDS + len(PIECE) / MIN_BYTES_PER_SECOND + 1
 
@@ -69,4 +69,4 @@ def test_a_server_that_tells_no_socket_is_not_waited_for() -> None:
     def pieces() -> Iterator[bytes]:
         yield from [PIECE, PIECE]
 
-    assert list(paced(pieces(), room_of(None, 10**9))) == [PIECE, PIECE]
+    assert list(paced(pieces(), writable_waiter(None, 10**9))) == [PIECE, PIECE]

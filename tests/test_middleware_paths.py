@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opendify.api.middleware.paths import advice, plain_path
+from opendify.api.middleware.paths import normalize_path, path_hint
 from tests.fake_dify import Chat, FakeDify
 from tests.service import Service, running
 
@@ -37,13 +37,13 @@ QUESTION = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
     ],
 )
 def test_a_path_has_one_plain_form(path: str, plain: str) -> None:
-    assert plain_path(path) == plain
-    assert plain_path(plain) == plain
+    assert normalize_path(path) == plain
+    assert normalize_path(plain) == plain
 
 
 @given(st.text("/v1models ", max_size=30))
 def test_a_plain_path_has_no_doubled_slashes_but_in_the_name_of_a_model(path: str) -> None:
-    plain = plain_path(f"/{path}")
+    plain = normalize_path(f"/{path}")
     assert plain.startswith("/v1/models/") or "//" not in plain
     assert plain == "/" or plain.startswith("/v1/models/") or not plain.endswith("/")
 
@@ -177,5 +177,5 @@ def test_a_wrong_path_is_explained(service: Service, method: str, path: str, hin
 
 @given(st.lists(st.text(max_size=5) | st.sampled_from(["v1", "chat", "completions", "models"])))
 def test_there_is_advice_for_any_path(parts: list[str]) -> None:
-    path = plain_path("/" + "/".join(parts))
-    assert advice(path).endswith(".") or path in (CHAT, "/v1/models")
+    path = normalize_path("/" + "/".join(parts))
+    assert path_hint(path).endswith(".") or path in (CHAT, "/v1/models")

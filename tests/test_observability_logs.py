@@ -16,8 +16,8 @@ from opendify.observability.logs import (
     _BEARER,
     _BREAKS,
     FORMAT,
+    _escape_breaks,
     _JsonFormatter,
-    _on_one_line,
     _TextFormatter,
     log_fields,
     request_id,
@@ -112,7 +112,7 @@ def test_whatever_is_escaped_does_not_count_as_printable() -> None:
 
 @given(st.text(st.characters() | st.sampled_from([chr(code) for code in _BREAKS])))
 def test_a_text_without_breaks_stays_as_it_is(text: str) -> None:
-    assert _on_one_line(text) == text.translate(_BREAKS)
+    assert _escape_breaks(text) == text.translate(_BREAKS)
 
 
 def test_whatever_the_pattern_takes_for_the_word_bearer_is_looked_for() -> None:
@@ -129,7 +129,7 @@ def test_whatever_the_pattern_takes_for_the_word_bearer_is_looked_for() -> None:
 def test_all_that_is_secret_goes(words: list[str]) -> None:
     line = "".join(words)
     gone = _BEARER.sub(r"\1[removed]", line).replace("app-0123456", "[removed]")
-    assert _TextFormatter(["app-0123456", "sk-1"]).without_secrets(line) == gone
+    assert _TextFormatter(["app-0123456", "sk-1"]).redact(line) == gone
 
 
 def test_fields_are_logged_from_the_level_on(caplog: pytest.LogCaptureFixture) -> None:

@@ -15,12 +15,12 @@ import pytest
 from flask.testing import FlaskClient
 
 from opendify.observability import multiprocess_dir as folders
-from opendify.observability.dead_workers import fold_the_dead
+from opendify.observability.dead_workers import merge_dead_workers
 from opendify.observability.multiprocess_dir import (
-    BYTES_OF_A_MODEL,
-    LEAST_BYTES,
-    join_folder,
-    new_folder,
+    BYTES_PER_MODEL,
+    MIN_FILE_BYTES,
+    create_dir,
+    join_dir,
 )
 from tests.fake_dify import CLOSE, Chat, FakeDify, refused, streamed
 from tests.service import Service, environment, free_variables, running
@@ -48,7 +48,7 @@ def own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The folder of an instance that has not counted anything."""
     monkeypatch.setattr(folders.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv(folders.VARIABLE, "")
-    made = new_folder()
+    made = create_dir()
     assert made is not None
     return made
 
@@ -137,11 +137,11 @@ def test_metrics_are_prometheus_text(api: FlaskClient) -> None:
 
 
 def test_a_file_has_its_place_on_the_disk_before_it_is_counted_in(own_folder: Path) -> None:
-    assert join_folder(3) == own_folder
+    assert join_dir(3) == own_folder
     paths = list(own_folder.glob("*.db"))
     assert len(paths) == 3
     for path in paths:
-        assert path.stat().st_blocks * 512 >= LEAST_BYTES + 3 * BYTES_OF_A_MODEL
+        assert path.stat().st_blocks * 512 >= MIN_FILE_BYTES + 3 * BYTES_PER_MODEL
 
 
 COUNT = """
@@ -175,7 +175,7 @@ def counted(folder: Path, *models: str) -> Samples:
 def test_what_ended_processes_counted_is_kept_in_one_file(own_folder: Path) -> None:
     for round_ in (1, 2, 3):
         counted(own_folder, "a", "b", "b")
-        fold_the_dead()
+        merge_dead_workers()
         names = sorted(path.name for path in own_folder.iterdir())
         assert names == ["counter_folded.db", "histogram_folded.db", "lock"]
         samples = counted(own_folder, "c")
@@ -186,33 +186,33 @@ def test_what_ended_processes_counted_is_kept_in_one_file(own_folder: Path) -> N
         assert value(samples, "first_byte_seconds_bucket", model="b", le="2.0") == 2 * round_
         assert value(samples, "streams_open", model="b") == 0  # of those that have ended
         assert value(samples, "streams_open", model="c") == 1
-        fold_the_dead()
+        merge_dead_workers()
 
 
 def test_the_place_is_enough_for_every_model_with_a_long_name(own_folder: Path) -> None:
     names = [f"{number}{'a-long-name' * 4}" for number in range(3)]
     counted(own_folder, *names)
     for path in own_folder.glob("*.db"):
-        assert path.stat().st_size == LEAST_BYTES + 3 * BYTES_OF_A_MODEL
+        assert path.stat().st_size == MIN_FILE_BYTES + 3 * BYTES_PER_MODEL
         used = int.from_bytes(path.read_bytes()[:4], "little")
-        assert used < 3 * BYTES_OF_A_MODEL
-    fold_the_dead()
+        assert used < 3 * BYTES_PER_MODEL
+    merge_dead_workers()
     for path in own_folder.glob("*_folded.db"):
-        assert path.stat().st_blocks * 512 >= path.stat().st_size >= LEAST_BYTES
+        assert path.stat().st_blocks * 512 >= path.stat().st_size >= MIN_FILE_BYTES
 
 
 def test_files_of_a_process_that_runs_are_left(own_folder: Path) -> None:
-    join_folder(3)
-    fold_the_dead()
+    join_dir(3)
+    merge_dead_workers()
     assert len(list(own_folder.glob(f"*_{os.getpid()}.db"))) == 3
 
 
 def test_nothing_is_folded_while_somebody_reads(own_folder: Path) -> None:
     counted(own_folder, "a")
-    with folders.shared(own_folder):
-        fold_the_dead()
+    with folders.shared_lock(own_folder):
+        merge_dead_workers()
         assert not list(own_folder.glob("*folded*"))
-    fold_the_dead()
+    merge_dead_workers()
     assert list(own_folder.glob("*folded*"))
 
 
@@ -220,7 +220,7 @@ def test_a_file_that_was_cut_off_takes_nothing_else_with_it(own_folder: Path) ->
     counted(own_folder, "a")
     cut = b"\x40\0\0\0\0\0\0\0\xff\xff\xff\x7f" + b"x" * 100
     (own_folder / "counter_999999999.db").write_bytes(cut)
-    fold_the_dead()
+    merge_dead_workers()
     samples = counted(own_folder, "a")
     assert value(samples, "requests_total", route="/r", model="a", outcome="ok") == 2
 
@@ -232,7 +232,7 @@ def test_the_folder_of_an_instance_that_was_killed_is_removed_by_the_next(own_fo
         (path / "counter_1.db").touch()
     for path in (killed, own_folder):
         os.utime(path, (0, 0))
-    made = new_folder()
+    made = create_dir()
     assert set(folders_of(own_folder.parent)) == {own_folder, young, made}
 
 
@@ -241,9 +241,9 @@ def test_without_a_place_for_files_nothing_is_counted_and_nothing_fails(
 ) -> None:
     monkeypatch.setenv(folders.VARIABLE, "")
     monkeypatch.setattr(folders.tempfile, "tempdir", str(tmp_path / "none"))
-    assert new_folder() is None
-    assert join_folder(3) is None
-    fold_the_dead()
+    assert create_dir() is None
+    assert join_dir(3) is None
+    merge_dead_workers()
 
 
 # --- the real service ------------------------------------------------------------------------

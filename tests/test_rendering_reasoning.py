@@ -138,7 +138,7 @@ def test_sections_are_split_each_for_itself(texts: list[str], data: st.DataObjec
     splitter = ReasoningParser()
     pieces = []
     for text in texts:
-        pieces += splitter.section()
+        pieces += splitter.start_section()
         for chunk in cut_up(text, data):
             pieces += splitter.feed(chunk)
     pieces += splitter.close()
@@ -199,9 +199,9 @@ def test_only_what_may_be_a_tag_is_held_back(chunks: list[str], pieces: list[lis
 def test_a_new_section_gives_out_what_was_held_back() -> None:
     splitter = ReasoningParser()
     assert splitter.feed("<think") == []
-    assert splitter.section() == [Piece("<think", False)]
+    assert splitter.start_section() == [Piece("<think", False)]
     assert splitter.feed("<think>a\n") == [Piece("a", True)]
-    assert splitter.section() == [Piece("\n", True)]
+    assert splitter.start_section() == [Piece("\n", True)]
     assert splitter.feed("<think>b</think>c") == [Piece("\n\nb", True), Piece("c", False)]
     assert splitter.close() == []
 
@@ -224,7 +224,7 @@ def test_the_recorded_streams_are_split(version: str, app: str, answer: str) -> 
     speaker = None
     for selector, text in recorded_texts(f"{version}/{app}/think_stream"):
         if selector != speaker:
-            pieces += splitter.section()
+            pieces += splitter.start_section()
             speaker = selector
         pieces += splitter.feed(text)
     assert gathered(pieces + splitter.close()) == (answer, "First I think. ")

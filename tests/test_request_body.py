@@ -101,5 +101,5 @@ def test_a_body_is_read_as_werkzeug_reads_it(
 
 def test_the_usual_body_goes_the_short_way() -> None:
     environ = environment(CONTENT_LENGTH="8") | {"wsgi.input_terminated": True}
-    assert request_body._usual_length(environ, LIMIT) == 8
+    assert request_body._plain_length(environ, LIMIT) == 8
     assert outcome(environ, Stream(b'{"a": 1}', 3, None)) == {"a": 1}

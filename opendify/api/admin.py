@@ -12,7 +12,7 @@ from opendify.conversations.admin import ConversationAdmin
 
 DEFAULT_MAX_AGE_DAYS = 30
 DEFAULT_LIMIT = 100
-MOST_LISTED = 10_000
+MAX_LISTED = 10_000
 
 
 def add_operator_routes(app: Flask, administration: ConversationAdmin, access: Authorizer) -> None:
@@ -41,9 +41,9 @@ def add_operator_routes(app: Flask, administration: ConversationAdmin, access: A
 def _limit() -> int:
     value = request.args.get("limit", str(DEFAULT_LIMIT))
     digits = value.isascii() and value.isdigit() and len(value) < 10
-    if not digits or not 1 <= int(value) <= MOST_LISTED:
+    if not digits or not 1 <= int(value) <= MAX_LISTED:
         raise errors.InvalidRequest(
-            f"'limit' must be a whole number from 1 to {MOST_LISTED}.", param="limit"
+            f"'limit' must be a whole number from 1 to {MAX_LISTED}.", param="limit"
         )
     return int(value)
 

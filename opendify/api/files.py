@@ -10,7 +10,7 @@ from werkzeug.http import dump_options_header
 from werkzeug.wsgi import FileWrapper
 
 from opendify.api.middleware.request_log import current_record
-from opendify.api.pacing import ReadsTooSlowly, paced, room_of
+from opendify.api.pacing import SlowReaderError, paced, writable_waiter
 from opendify.api.resources import current_resources
 from opendify.limits.capacity import ServerCapacity
 from opendify.observability.record import SLOW_READER, Record
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 ENDPOINT = "file_content"
 
 # A file comes from an app, and may have come from anybody before: it is to run nothing here.
-_HARMLESS = {
+_SAFE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "sandbox; default-src 'none'",
     "Cross-Origin-Resource-Policy": "cross-origin",
@@ -42,35 +42,35 @@ def add_file_routes(app: Flask, relay: FileProxy, capacity: ServerCapacity) -> N
 
 
 def _response(served: Served) -> Response:
-    response = Response(FileWrapper(served.file), mimetype=served.media_type, headers=_HARMLESS)
+    response = Response(FileWrapper(served.file), mimetype=served.media_type, headers=_SAFE_HEADERS)
     response.content_length = served.size
     response.headers["Content-Disposition"] = _disposition(served)
     response.headers["Cache-Control"] = f"private, max-age={served.max_age}"
     response.set_etag(served.tag)
-    if _asks_for_one_range():
+    if _has_single_range():
         response.make_conditional(request, accept_ranges=True, complete_length=served.size)
     else:
         response.make_conditional(request)
     response.headers["Accept-Ranges"] = "bytes"
-    room = room_of(request.environ.get("gunicorn.socket"), response.content_length or 0)
+    room = writable_waiter(request.environ.get("gunicorn.socket"), response.content_length or 0)
     pieces: Iterable[bytes] = response.response  # type: ignore[assignment]  # never text here
-    response.response = _at_pace(pieces, room, current_record())
+    response.response = _paced_body(pieces, room, current_record())
     return response
 
 
-def _asks_for_one_range() -> bool:
+def _has_single_range() -> bool:
     """Whether the Range is one that can be answered. Any other is ignored, as RFC 9110, section
     14.2, has it of unknown units, and allows it of what is malformed or several ranges."""
     asked = request.range
     return asked is not None and asked.units == "bytes" and len(asked.ranges) == 1
 
 
-def _at_pace(
+def _paced_body(
     pieces: Iterable[bytes], room: Callable[[float], bool], record: Record
 ) -> Iterator[bytes]:
     try:
         yield from paced(pieces, room)
-    except ReadsTooSlowly:
+    except SlowReaderError:
         record.ended = SLOW_READER
         log.warning("a file was not sent to its end: its caller reads too slowly")
         raise

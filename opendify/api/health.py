@@ -20,10 +20,10 @@ def add_monitoring_routes(
     @app.get("/readyz")
     def readyz() -> Response:
         besides = _excluded()
-        condition = readiness.look()
+        condition = readiness.check()
         is_ready = condition.is_ready(besides)
         told = {"status": "ready" if is_ready else "not ready"}
-        response = jsonify(told | (condition.details() if access.sees_details() else {}))
+        response = jsonify(told | (condition.details() if access.can_see_details() else {}))
         response.status_code = 200 if is_ready else 503
         return response
 

@@ -5,7 +5,7 @@ from typing import Any
 from flask import Flask, Response, jsonify
 
 from opendify.api.middleware.auth import Authorizer
-from opendify.api.middleware.paths import plain_path
+from opendify.api.middleware.paths import normalize_path
 from opendify.chat.service import find_model
 from opendify.config.models import Model
 from opendify.protocols.openai import chat_response
@@ -18,13 +18,13 @@ def add_model_routes(app: Flask, directory: AppRegistry, access: Authorizer) -> 
     @app.get("/v1/models")
     def models() -> Response:
         directory.keep_fresh()
-        known = access.identity().models.values()
+        known = access.principal().models.values()
         return jsonify(chat_response.model_list([_model(directory, model) for model in known]))
 
     @app.get("/v1/models/<path:name>")
     def model(name: str) -> Response:
-        allowed = access.identity().models
-        known = find_model(name if name in allowed else plain_path(f"/{name}")[1:], allowed)
+        allowed = access.principal().models
+        known = find_model(name if name in allowed else normalize_path(f"/{name}")[1:], allowed)
         directory.keep_fresh()
         return jsonify(_model(directory, known))
 

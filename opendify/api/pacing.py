@@ -20,7 +20,7 @@ _MAX_BUFFERED_BYTES = 512 * 1024
 _MAX_UNSENT_BYTES = 32 * 1024
 
 
-class ReadsTooSlowly(BrokenPipeError):
+class SlowReaderError(BrokenPipeError):
     """A caller does not keep up. For a server it is as if the caller had gone."""
 
     def __init__(self) -> None:
@@ -45,13 +45,13 @@ def paced(
             seconds = now() - began_at
             if seconds >= WINDOW_SECONDS:
                 if taken < seconds * MIN_BYTES_PER_SECOND:
-                    raise ReadsTooSlowly
+                    raise SlowReaderError
                 began_at, taken = now(), 0
         yield piece
         taken += len(piece)
 
 
-def room_of(sock: Any, length: int) -> Callable[[float], bool]:
+def writable_waiter(sock: Any, length: int) -> Callable[[float], bool]:
     """The ``await_room`` of a connection on which ``length`` bytes are to be sent; None where the
     server does not tell the socket, and there is always room."""
     if sock is None:

@@ -9,9 +9,9 @@ from opendify import errors
 from opendify.protocols.openai.json_object import JsonObject, parse_object
 from opendify.worker.gunicorn_api import ParseException
 
-_USUAL_TYPES = ("", "application/json")
+_JSON_TYPES = ("", "application/json")
 # Of a length that is not absurd: Python refuses to read a number of thousands of digits.
-_MOST_DIGITS = 18
+_MAX_DIGITS = 18
 
 
 def json_body(may_be_empty: bool = False) -> JsonObject:
@@ -22,7 +22,7 @@ def json_body(may_be_empty: bool = False) -> JsonObject:
     is larger than MAX_CONTENT_LENGTH.
     """
     environ = request.environ
-    data = _received(environ)
+    data = _read_body(environ)
     max_text_bytes: int = current_app.config["MAX_TEXT_BYTES"]
     if may_be_empty and not data.strip():
         return parse_object(b"{}", max_text_bytes)
@@ -30,12 +30,12 @@ def json_body(may_be_empty: bool = False) -> JsonObject:
     return parse_object(data, max_text_bytes)
 
 
-def _received(environ: Mapping[str, Any]) -> bytes:
+def _read_body(environ: Mapping[str, Any]) -> bytes:
     limit = request.max_content_length
-    length = _usual_length(environ, limit)
+    length = _plain_length(environ, limit)
     try:
         if length is not None:
-            data = _read(environ["wsgi.input"], length)
+            data = _read_up_to(environ["wsgi.input"], length)
         else:
             data, length = request.get_data(cache=False), request.content_length
     except (OSError, ParseException) as exc:
@@ -49,18 +49,18 @@ def _received(environ: Mapping[str, Any]) -> bytes:
     return data
 
 
-def _usual_length(environ: Mapping[str, Any], limit: int | None) -> int | None:
+def _plain_length(environ: Mapping[str, Any], limit: int | None) -> int | None:
     """Of a body that is not too long, without chunks, from a server that ends it; None for any
     other, which Werkzeug reads: it wraps the stream, and takes four times as long."""
     told = environ.get("CONTENT_LENGTH", "")
-    if not told.isdecimal() or len(told) > _MOST_DIGITS or "HTTP_TRANSFER_ENCODING" in environ:
+    if not told.isdecimal() or len(told) > _MAX_DIGITS or "HTTP_TRANSFER_ENCODING" in environ:
         return None
     length = int(told)
     is_usual = "wsgi.input_terminated" in environ and limit is not None and length <= limit
     return length if is_usual else None
 
 
-def _read(stream: Any, length: int) -> bytes:
+def _read_up_to(stream: Any, length: int) -> bytes:
     """As much as there is of so many bytes. What the stream raises is what Werkzeug makes of it."""
     data = b""
     try:
@@ -74,7 +74,7 @@ def _read(stream: Any, length: int) -> bytes:
 def _require_plain_json(environ: Mapping[str, Any]) -> None:
     if environ.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
         raise errors.UnsupportedMediaType("Send the body as it is, without Content-Encoding.")
-    if environ.get("CONTENT_TYPE", "") in _USUAL_TYPES:
+    if environ.get("CONTENT_TYPE", "") in _JSON_TYPES:
         return
     if request.mimetype and not request.mimetype.endswith("json"):
         raise errors.UnsupportedMediaType(

@@ -63,7 +63,7 @@ class Resources:
 
 def own_resources(app: Flask) -> None:
     """Gives every request of the application its Resources."""
-    app.wsgi_app = _Owning(app.wsgi_app)  # type: ignore[method-assign]
+    app.wsgi_app = _ResourceMiddleware(app.wsgi_app)  # type: ignore[method-assign]
 
 
 def current_resources() -> Resources:
@@ -72,7 +72,7 @@ def current_resources() -> Resources:
     return resources
 
 
-class _Owning:
+class _ResourceMiddleware:
     def __init__(self, app: WSGIApplication) -> None:
         self._app = app
 

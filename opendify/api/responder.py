@@ -11,7 +11,7 @@ from flask import Response, jsonify, request
 from opendify import errors
 from opendify.api.middleware.auth import Authorizer
 from opendify.api.middleware.error_handlers import internal_error
-from opendify.api.middleware.request_log import current_record, note_byte, to_first_byte
+from opendify.api.middleware.request_log import current_record, mark_first_byte, until_first_byte
 from opendify.api.request_body import json_body
 from opendify.api.resources import Resources, current_resources
 from opendify.api.streaming_response import StreamingResponse
@@ -33,7 +33,7 @@ MAX_NAME = 255
 DEFAULT_USER = "default_user"
 
 # So much may leave together with the end of a stream, after which its place counts as free.
-_MAX_HELD_BYTES = 4 * 1024
+_MAX_TAIL_BYTES = 4 * 1024
 
 _STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -65,7 +65,7 @@ class Responder:
         OpenDifyError."""
         record, resources = current_record(), current_resources()
         with ExitStack() as acquired:
-            acquired.callback(self._access.enter())
+            acquired.callback(self._access.acquire_slot())
             parsed = parse(json_body())
             prompt = parsed.prompt
             record.model, record.streamed = prompt.model, prompt.stream
@@ -105,7 +105,7 @@ class Responder:
     ) -> ResumableBody[bytes]:
         steps = self._service.stream(exchange, writer)
         try:
-            yield from to_first_byte(steps, record, writer.keep_alive())
+            yield from until_first_byte(steps, record, writer.keep_alive())
             end = yield from steps  # nothing of ours between a token and its caller
         except errors.ClientDisconnected:
             record.ended = CALLER_GONE
@@ -120,7 +120,7 @@ class Responder:
         before, last = _split_last_event(end)
         if before:
             yield before
-        if not exchange.has_ended or len(before) > _MAX_HELD_BYTES:
+        if not exchange.has_ended or len(before) > _MAX_TAIL_BYTES:
             yield BLOCKING  # the bytes so far do not wait for Dify
             exchange.end()
         resources.release_permits()
@@ -128,11 +128,11 @@ class Responder:
         record.is_complete = True
 
     def _caller(self, prompt: ChatPrompt) -> RequestContext:
-        environ, identity = request.environ, self._access.identity()
+        environ, identity = request.environ, self._access.principal()
         headers = openwebui.OpenWebUiHeaders(environ)
         person = openwebui.identify_user(prompt, headers, self._user_secret, self._now())
-        user = _bounded(person.id) or DEFAULT_USER
-        chat_id = _bounded(openwebui.chat_id(prompt, headers))
+        user = _limit_length(person.id) or DEFAULT_USER
+        chat_id = _limit_length(openwebui.chat_id(prompt, headers))
         return RequestContext(
             name=identity.name,
             models=identity.models,
@@ -161,8 +161,8 @@ def _with_headers(response: Response, exchange: Turn, parsed: ParsedRequest) -> 
 
 
 def _failure(error: errors.OpenDifyError, writer: StreamWriter, record: Record) -> bytes:
-    record.failed(error)
-    note_byte(record)
+    record.set_error(error)
+    mark_first_byte(record)
     return writer.fail(error)
 
 
@@ -184,6 +184,6 @@ def _descriptor(environ: Mapping[str, Any], name: str) -> int | None:
     return found.fileno() if found is not None else None
 
 
-def _bounded(name: str) -> str:
+def _limit_length(name: str) -> str:
     name = name.replace("\0", "")
     return name if len(name) <= MAX_NAME else hashlib.sha256(name.encode()).hexdigest()

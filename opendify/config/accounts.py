@@ -10,7 +10,7 @@ from opendify.auth.api_keys import Keys, parse_key, parse_keys
 from opendify.config.parsing import InvalidValue, parse_object
 
 MAX_NAME = 100
-MOST = 1_000_000
+MAX_LIMIT = 1_000_000
 _EXAMPLE = """'{"team-a":"first-key","team-b":{"keys":["second-key"],"models":["my-model"]}}'"""
 
 
@@ -151,8 +151,10 @@ def _models(value: Any, where: str, models: Collection[str]) -> frozenset[str]:
 
 def _limit(settings: Mapping[str, Any], name: str, default: int, where: str) -> int:
     value = settings.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST:
-        raise InvalidValue(f"{where}, setting '{name}' must be a whole number from 0 to {MOST}")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_LIMIT:
+        raise InvalidValue(
+            f"{where}, setting '{name}' must be a whole number from 0 to {MAX_LIMIT}"
+        )
     return value
 
 

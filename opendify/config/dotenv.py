@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dotenv import dotenv_values
 
-from opendify.config.parsing import without_quotes
+from opendify.config.parsing import strip_quotes
 from opendify.config.settings import ConfigError
 
 
@@ -21,7 +21,7 @@ def load_environment(environ: MutableMapping[str, str] = os.environ) -> None:
         if value is not None:
             environ.setdefault(name, value)
     for name, value in environ.items():
-        if (bare := without_quotes(value)) != value:
+        if (bare := strip_quotes(value)) != value:
             environ[name] = bare
 
 

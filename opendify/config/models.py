@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
-from opendify.config.parsing import InvalidValue, parse_object, positive
+from opendify.config.parsing import InvalidValue, parse_object, parse_positive
 
 APP_TYPES = ("chat", "agent-chat", "agent", "advanced-chat", "completion", "workflow")
 
@@ -187,5 +187,5 @@ SETTINGS: dict[str, Callable[[Any, str], Any]] = {
     "agent_steps": _choice,
     "progress": _choice,
     "citations": _choice,
-    "max_streams": positive,
+    "max_streams": parse_positive,
 }

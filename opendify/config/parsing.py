@@ -8,7 +8,7 @@ class InvalidValue(ValueError):
     """One thing that is wrong, as a sentence that names it."""
 
 
-class _Twice(ValueError):
+class _DuplicateName(ValueError):
     """A name occurs twice in one object; JSON itself would forget the first."""
 
 
@@ -20,7 +20,7 @@ def parse_object(text: str, kind: str, example: str) -> dict[str, Any]:
     """
     try:
         found = json.loads(text, object_pairs_hook=_without_duplicates)
-    except _Twice as exc:
+    except _DuplicateName as exc:
         raise InvalidValue(f": {exc}") from None
     except (ValueError, RecursionError):
         raise InvalidValue(f" is not valid JSON. It should look like {example}.") from None
@@ -29,7 +29,7 @@ def parse_object(text: str, kind: str, example: str) -> dict[str, Any]:
     return found
 
 
-def without_quotes(value: str) -> str:
+def strip_quotes(value: str) -> str:
     """The value of a variable without the pair of quotes that may stand around all of it."""
     bare = value.strip()  # blanks and carriage returns at the end of a line stay, too
     if len(bare) > 1 and bare[0] == bare[-1] and bare[0] in "\"'":
@@ -37,7 +37,7 @@ def without_quotes(value: str) -> str:
     return value
 
 
-def positive(value: Any, where: str) -> int:
+def parse_positive(value: Any, where: str) -> int:
     """A whole number above 0. Raises BadValue, which says ``where``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InvalidValue(f"{where} must be a whole number above 0")
@@ -49,5 +49,5 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise _Twice(f"the name '{twice}' occurs twice")
+        raise _DuplicateName(f"the name '{twice}' occurs twice")
     return result

@@ -16,22 +16,22 @@ def proxies_for(bases: Iterable[str], environ: Mapping[str, str]) -> dict[str, s
     for base in bases:
         parts = urlsplit(base)
         proxy = _value(environ, f"{parts.scheme.upper()}_PROXY") or _value(environ, "ALL_PROXY")
-        if proxy and not _needs_none(parts.hostname or "", parts.netloc, no_proxy):
+        if proxy and not _bypasses_proxy(parts.hostname or "", parts.netloc, no_proxy):
             chosen[f"{parts.scheme}://{parts.netloc}"] = with_scheme(proxy)
     return chosen
 
 
-def _needs_none(host: str, host_and_port: str, no_proxy: str) -> bool:
+def _bypasses_proxy(host: str, host_and_port: str, no_proxy: str) -> bool:
     for entry in no_proxy.lower().split(","):
         name = entry.strip().removeprefix("*").removeprefix(".")
         if entry.strip() == "*" or name in (host, f"[{host}]", host_and_port.lower()):
             return True
-        if name and (host.endswith(f".{name}") or _is_in(host, name)):
+        if name and (host.endswith(f".{name}") or _is_in_network(host, name)):
             return True
     return False
 
 
-def _is_in(host: str, network: str) -> bool:
+def _is_in_network(host: str, network: str) -> bool:
     """Whether ``host`` is an address in a network like ``10.0.0.0/8``."""
     try:
         return "/" in network and ip_address(host) in ip_network(network, strict=False)

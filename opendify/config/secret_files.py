@@ -12,7 +12,7 @@ FILE_VARIABLES = {
 }
 
 
-def with_files(
+def resolve_secret_files(
     environ: Mapping[str, str], read_file: Callable[[str], str], problems: list[str]
 ) -> Mapping[str, str]:
     """The environment with the texts of the files that it names.

@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 
 from opendify.auth.api_keys import Keys
 from opendify.config.accounts import (
-    MOST,
+    MAX_LIMIT,
     Account,
     Limits,
     parse_accounts,
@@ -18,7 +18,7 @@ from opendify.config.ca_files import read_authorities
 from opendify.config.models import Model, parse_base, parse_models
 from opendify.config.parsing import InvalidValue
 from opendify.config.redis_url import parse_store_address
-from opendify.config.secret_files import with_files
+from opendify.config.secret_files import resolve_secret_files
 
 ENVIRONMENTS = ("production", "development")
 LOG_FORMATS = ("text", "json")
@@ -27,12 +27,12 @@ PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 
 DEFAULT_THREADS = 128
-MOST_THREADS_BESIDE_STREAMS = 16
+MAX_RESERVED_THREADS = 16
 
 DEFAULT_FILES_ONLY_QUERY = "Please look at what is attached."
 
-LEAST_SECRET = 16
-LEAST_JWT_SECRET = 32  # RFC 7518, section 3.2: as long as the hash of HS256
+MIN_SECRET_CHARS = 16
+MIN_JWT_SECRET_BYTES = 32  # RFC 7518, section 3.2: as long as the hash of HS256
 
 # Read by gunicorn_config.py, which cannot report: it is run by Gunicorn before anything else.
 # Here their values are only checked, so that all problems are told together.
@@ -129,7 +129,7 @@ def load_settings(
     the name of the variable.
     """
     problems: list[str] = []
-    environ = with_files(environ, read_file, problems)
+    environ = resolve_secret_files(environ, read_file, problems)
     reader = _Reader(environ, problems)
     models = reader.models()
     for name, (least, most) in SERVER_NUMBERS.items():
@@ -193,8 +193,8 @@ class _Reader:
 
     def limits(self) -> Limits:
         return Limits(
-            self.number("CALLER_REQUESTS_PER_MINUTE", 0, 0, MOST),
-            self.number("CALLER_MAX_STREAMS", 0, 0, MOST),
+            self.number("CALLER_REQUESTS_PER_MINUTE", 0, 0, MAX_LIMIT),
+            self.number("CALLER_MAX_STREAMS", 0, 0, MAX_LIMIT),
         )
 
     def models(self) -> dict[str, Model]:
@@ -235,18 +235,18 @@ class _Reader:
 
     def secret(self) -> str:
         value = self._environ.get("OPENDIFY_SECRET", "").strip()
-        if value and len(value) < LEAST_SECRET:
+        if value and len(value) < MIN_SECRET_CHARS:
             self._problems.append(
-                f"OPENDIFY_SECRET must have {LEAST_SECRET} characters or more ('openssl rand "
+                f"OPENDIFY_SECRET must have {MIN_SECRET_CHARS} characters or more ('openssl rand "
                 "-hex 32' makes some). Leave it out to have one made and kept in DATA_DIR."
             )
         return value
 
     def jwt_secret(self) -> str:
         value = self._environ.get("OPENWEBUI_JWT_SECRET", "").strip()
-        if value and len(value.encode()) < LEAST_JWT_SECRET:
+        if value and len(value.encode()) < MIN_JWT_SECRET_BYTES:
             self._problems.append(
-                f"OPENWEBUI_JWT_SECRET must have {LEAST_JWT_SECRET} characters or more, and be "
+                f"OPENWEBUI_JWT_SECRET must have {MIN_JWT_SECRET_BYTES} characters or more, and be "
                 "that of FORWARD_USER_INFO_HEADER_JWT_SECRET in Open WebUI: "
                 "openssl rand -hex 32 makes one for both."
             )
@@ -283,7 +283,7 @@ class _Reader:
         """So that threads are left for what takes a moment, and to say that no more is taken."""
         least, most = SERVER_NUMBERS["GUNICORN_THREADS"]
         threads = self.number("GUNICORN_THREADS", DEFAULT_THREADS, least, most)
-        beside = max(1, threads - max(1, min(threads // 8, MOST_THREADS_BESIDE_STREAMS)))
+        beside = max(1, threads - max(1, min(threads // 8, MAX_RESERVED_THREADS)))
         streams = self.number("MAX_CONCURRENT_STREAMS", beside, 1, most)
         if streams >= max(2, threads):
             self._problems.append(

@@ -13,7 +13,7 @@ from pathlib import Path
 from opendify.config.dotenv import load_environment, read_file
 from opendify.config.parsing import InvalidValue
 from opendify.config.redis_url import parse_store_address, without_secrets
-from opendify.config.secret_files import FILE_VARIABLES, with_files
+from opendify.config.secret_files import FILE_VARIABLES, resolve_secret_files
 from opendify.config.settings import ConfigError, data_folder
 from opendify.conversations.store import records
 from opendify.conversations.store.base import ConversationStore
@@ -88,7 +88,7 @@ def _open(choice: str, environ: Mapping[str, str], is_source: bool) -> StoreLoca
     if choice == "setting":
         problems: list[str] = []
         variables = {name: environ.get(name, "") for name in (_SETTING, FILE_VARIABLES[_SETTING])}
-        choice = with_files(variables, read_file, problems).get(_SETTING, "").strip()
+        choice = resolve_secret_files(variables, read_file, problems).get(_SETTING, "").strip()
         if problems:
             raise MigrationError("\n".join(problems))
         label = _SETTING

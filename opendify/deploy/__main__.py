@@ -22,9 +22,9 @@ from opendify.deploy import (
 )
 from opendify.deploy.masking import find_secrets, mask
 from opendify.deploy.messages import LANGUAGES, message
-from opendify.deploy.operator import Gone, Operator, Refused
+from opendify.deploy.operator import Aborted, Operator, ScriptGone
 from opendify.deploy.probe import Service, probe
-from opendify.deploy.setup import Given, set_up
+from opendify.deploy.setup import SetupOptions, run_setup
 
 
 def main(arguments: list[str]) -> int:
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
     run: Callable[[argparse.Namespace], int] = given.run
     try:
         return run(given)
-    except (KeyboardInterrupt, BrokenPipeError, Gone):
+    except (KeyboardInterrupt, BrokenPipeError, ScriptGone):
         return 130
 
 
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True)
     for name in ("setup", "check", "doctor"):
         verb = verbs.add_parser(name)
-        verb.set_defaults(run=_converse, verb=name)
+        verb.set_defaults(run=_run_interactive, verb=name)
         verb.add_argument("--env-file", required=True)
         verb.add_argument("--shown-as", required=True)
         verb.add_argument("--terminal", action="store_true")
@@ -74,26 +74,26 @@ def _add_setup_options(verb: argparse.ArgumentParser) -> None:
         verb.add_argument(f"--{name}", action="append", default=[])
 
 
-def _converse(given: argparse.Namespace) -> int:
+def _run_interactive(given: argparse.Namespace) -> int:
     operator = Operator(given.lang, is_terminal=given.terminal, agrees=given.yes)
     code = 0
     try:
-        _talk(operator, given)
-    except Refused as exc:
+        _run_verb(operator, given)
+    except Aborted as exc:
         code = exc.code
-    operator.leave(code)
+    operator.exit(code)
     return code
 
 
-def _talk(operator: Operator, given: argparse.Namespace) -> None:
+def _run_verb(operator: Operator, given: argparse.Namespace) -> None:
     if given.verb == "check":
-        doctor.hand_over(operator, doctor.check_file(operator, given.env_file, given.shown_as))
+        doctor.send_config(operator, doctor.check_file(operator, given.env_file, given.shown_as))
     elif given.verb == "doctor":
         doctor.examine_file(operator, given.env_file, given.shown_as)
     else:
-        set_up(
+        run_setup(
             operator,
-            Given(
+            SetupOptions(
                 env_file=given.env_file,
                 shown_as=given.shown_as,
                 api_base=given.api_base,
@@ -112,7 +112,7 @@ def _online(given: argparse.Namespace) -> int:
     except ConfigError as exc:
         sys.stderr.write(f"{exc}\n")
         return 65
-    for answer in online.ask_all(settings, os.environ):
+    for answer in online.check_all(settings, os.environ):
         detail = (answer.detail,) if answer.kind not in ("good", "callers") else ()
         said = message(given.lang, f"online_{answer.kind}", *detail)
         sys.stdout.write(f"  {answer.model}: {said}\n")
@@ -123,7 +123,7 @@ def _online(given: argparse.Namespace) -> int:
 def _probe(given: argparse.Namespace) -> int:
     """0 where the API answered, whatever it said."""
     answered = False
-    for line in probe(Service.of(os.environ), with_question=given.ask):
+    for line in probe(Service.from_environ(os.environ), with_question=given.ask):
         answered |= line.startswith("api ") and line != "api 0"
         sys.stdout.write(f"{line}\n")
     writable = "yes" if os.access("data", os.W_OK) else "no"
@@ -142,7 +142,7 @@ def _mask(given: argparse.Namespace) -> int:
 def _backup(given: argparse.Namespace) -> int:
     try:
         data = backup.read_folder(given.folder)
-    except backup.BadBackup as exc:
+    except backup.InvalidBackup as exc:
         sys.stderr.write(f"{exc}\n")
         return 1
     files = {f"data/{path}": content for path, content in data.items()}
@@ -158,13 +158,13 @@ def _restore(given: argparse.Namespace) -> int:
         if given.task in ("look", "put"):
             files = backup.read_archive(sys.stdin.buffer)
             if given.task == "put":
-                restore.put(given.folder, files, given.owner)
+                restore.apply(given.folder, files, given.owner)
             sys.stdout.write(f"{len(files)}\n")
         elif given.task == "undo":
-            restore.undo(given.folder)
+            restore.roll_back(given.folder)
         else:
-            restore.keep(given.folder)
-    except (backup.BadBackup, OSError, KeyError) as exc:
+            restore.commit(given.folder)
+    except (backup.InvalidBackup, OSError, KeyError) as exc:
         sys.stderr.write(f"{exc}\n")
         return 1
     return 0

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 # While a restore is under way, what was there before lies here.
-ASIDE = ".before-restore"
+ROLLBACK_DIR = ".before-restore"
 SNAPSHOT = "conversation_mappings.json"
 
-_PASSING = (".lock", ".tmp")
+_TRANSIENT_SUFFIXES = (".lock", ".tmp")
 _ATTEMPTS = 50
-_PAUSE = 0.1  # seconds
+_RETRY_SECONDS = 0.1  # seconds
 
 
-class BadBackup(Exception):
+class InvalidBackup(Exception):
     """Data or an archive that is not what it should be, as a sentence."""
 
 
@@ -38,7 +38,7 @@ def read_folder(folder: Path) -> dict[str, bytes]:
                 files[path] = content
         if _listed(folder) == list(files):
             break
-        time.sleep(_PAUSE)
+        time.sleep(_RETRY_SECONDS)
     _check_snapshot(files)
     return files
 
@@ -46,10 +46,10 @@ def read_folder(folder: Path) -> dict[str, bytes]:
 def _listed(folder: Path) -> list[str]:
     paths = []
     for here, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if name != ASIDE]
+        folders[:] = [name for name in folders if name != ROLLBACK_DIR]
         for name in names:
             path = Path(here, name)
-            if not name.endswith(_PASSING) and _is_plain(path):
+            if not name.endswith(_TRANSIENT_SUFFIXES) and _is_plain(path):
                 paths.append(str(path.relative_to(folder)))
     return sorted(paths, key=lambda path: (path == SNAPSHOT, path))
 
@@ -75,7 +75,7 @@ def _check_snapshot(files: Mapping[str, bytes]) -> None:
     try:
         json.loads(files.get(SNAPSHOT, b"").strip() or b"{}")
     except ValueError:
-        raise BadBackup(f"{SNAPSHOT} is not valid JSON") from None
+        raise InvalidBackup(f"{SNAPSHOT} is not valid JSON") from None
 
 
 def write_archive(out: BinaryIO, files: Mapping[str, bytes], now: float) -> None:
@@ -99,7 +99,7 @@ def read_archive(source: BinaryIO) -> dict[str, bytes]:
                 if path and content:
                     files[path] = content.read()
     except (tarfile.TarError, EOFError, OSError) as exc:
-        raise BadBackup(f"not a whole tar.gz ({type(exc).__name__})") from None
+        raise InvalidBackup(f"not a whole tar.gz ({type(exc).__name__})") from None
     _check_paths(files)
     _check_snapshot(files)
     return files
@@ -109,12 +109,12 @@ def _path_within(member: tarfile.TarInfo) -> str:
     """Its path in the data folder, or "" for what does not go there."""
     name = member.name.rstrip("/")
     first, *parts = name.split("/")
-    if first not in ("data", "config") or {"", ".", "..", ASIDE} & set(parts):
-        raise BadBackup(f"a name that does not belong there: {member.name!r}")
+    if first not in ("data", "config") or {"", ".", "..", ROLLBACK_DIR} & set(parts):
+        raise InvalidBackup(f"a name that does not belong there: {member.name!r}")
     if not name.isprintable() or "\\" in name:
-        raise BadBackup(f"a name that does not belong there: {member.name!r}")
+        raise InvalidBackup(f"a name that does not belong there: {member.name!r}")
     if not (member.isreg() or member.isdir()):
-        raise BadBackup(f"not a plain file: {member.name!r}")
+        raise InvalidBackup(f"not a plain file: {member.name!r}")
     return "/".join(parts) if first == "data" else ""
 
 
@@ -123,5 +123,5 @@ def _check_paths(files: Mapping[str, bytes]) -> None:
         above = path.rpartition("/")[0]
         while above:
             if above in files:
-                raise BadBackup(f"both a file and a folder: {above!r}")
+                raise InvalidBackup(f"both a file and a folder: {above!r}")
             above = above.rpartition("/")[0]

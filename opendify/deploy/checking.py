@@ -7,19 +7,19 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from opendify.config.dotenv import check_certificates, read_file
-from opendify.config.parsing import InvalidValue, parse_object, without_quotes
-from opendify.config.secret_files import FILE_VARIABLES, with_files
+from opendify.config.parsing import InvalidValue, parse_object, strip_quotes
+from opendify.config.secret_files import FILE_VARIABLES, resolve_secret_files
 from opendify.config.settings import ConfigError, Settings, load_settings
-from opendify.deploy.env_files import Unwritable, write_for_docker, write_json
+from opendify.deploy.env_files import UnwritableValue, write_for_docker, write_json
 
 ReadFile = Callable[[str], str]
 
 # deploy.sh decides where the container listens and is published, and where the volume is mounted.
-_OURS = ("SERVER_HOST", "SERVER_PORT", "PUBLISH_ADDRESS", "DATA_DIR")
+_MANAGED = ("SERVER_HOST", "SERVER_PORT", "PUBLISH_ADDRESS", "DATA_DIR")
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class ValidConfig:
     """A configuration that starts: ``raw`` is the file for ``docker run --env-file``."""
 
     settings: Settings
@@ -27,16 +27,16 @@ class Checked:
     facts: Mapping[str, str]
 
 
-class Wrong(Exception):
+class InvalidConfig(Exception):
     """A configuration that does not start: the problems in the application's words, and values
     that Docker's format cannot hold."""
 
-    def __init__(self, sentences: list[str], unwritable: list[Unwritable]) -> None:
+    def __init__(self, sentences: list[str], unwritable: list[UnwritableValue]) -> None:
         super().__init__(sentences)
         self.sentences, self.unwritable = sentences, unwritable
 
 
-def check(values: Mapping[str, str], env_file: str, read_host_file: ReadFile) -> Checked:
+def check(values: Mapping[str, str], env_file: str, read_host_file: ReadFile) -> ValidConfig:
     """Checks the values of a configuration file as the application does when it starts. Raises
     Wrong.
 
@@ -44,40 +44,40 @@ def check(values: Mapping[str, str], env_file: str, read_host_file: ReadFile) ->
     container cannot see them, so that their texts go into ``raw``. Other files, of certificates,
     are the container's own.
     """
-    found = {name: without_quotes(value) for name, value in values.items()}
+    found = {name: strip_quotes(value) for name, value in values.items()}
     of_host = set()
     for variable in FILE_VARIABLES.values():
         if path := found.get(variable, "").strip():
-            found[variable] = path if env_file == "-" else beside(env_file, path)
+            found[variable] = path if env_file == "-" else resolve_path(env_file, path)
             of_host.add(found[variable])
     read = cache(lambda path: (read_host_file if path in of_host else read_file)(path))
     raw, unwritable = _raw(found, read)
     try:
         settings = load_settings(found, read, check_certificates)
     except ConfigError as exc:
-        raise Wrong(exc.problems, unwritable) from None
+        raise InvalidConfig(exc.problems, unwritable) from None
     if unwritable:
-        raise Wrong([], unwritable)
-    return Checked(settings, raw, _facts(settings, found))
+        raise InvalidConfig([], unwritable)
+    return ValidConfig(settings, raw, _facts(settings, found))
 
 
-def beside(env_file: str, path: str) -> str:
+def resolve_path(env_file: str, path: str) -> str:
     """A path that is written in a configuration file, from where that lies."""
     return posixpath.join(posixpath.dirname(env_file), path)
 
 
-def _raw(found: Mapping[str, str], read_file: ReadFile) -> tuple[str, list[Unwritable]]:
-    resolved = with_files(found, read_file, [])
+def _raw(found: Mapping[str, str], read_file: ReadFile) -> tuple[str, list[UnwritableValue]]:
+    resolved = resolve_secret_files(found, read_file, [])
     raw, unwritable = [], []
     for name in dict.fromkeys([*found, *FILE_VARIABLES]):
-        if name in _OURS or name in FILE_VARIABLES.values() or name not in resolved:
+        if name in _MANAGED or name in FILE_VARIABLES.values() or name not in resolved:
             continue
         value = resolved[name]
         if name in FILE_VARIABLES and not found.get(name):
             value = _on_one_line(value)
         try:
             raw.append(write_for_docker({name: value}))
-        except Unwritable as exc:
+        except UnwritableValue as exc:
             unwritable.append(exc)
     return "".join(raw), unwritable
 

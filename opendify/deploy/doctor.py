@@ -10,10 +10,10 @@ from opendify.deploy.env_files import (
     parse_as_docker,
 )
 from opendify.deploy.messages import problem
-from opendify.deploy.operator import Operator, Refused
+from opendify.deploy.operator import Aborted, Operator
 
 
-class _Unreadable(Exception):
+class _UnreadableFile(Exception):
     """A file that cannot be read or parsed; ``key`` and ``arguments`` are those of a message."""
 
     def __init__(self, code: int, key: str, *arguments: object) -> None:
@@ -21,84 +21,84 @@ class _Unreadable(Exception):
         self.code, self.key, self.arguments = code, key, arguments
 
 
-def check_file(operator: Operator, env_file: str, shown_as: str) -> checking.Checked:
+def check_file(operator: Operator, env_file: str, shown_as: str) -> checking.ValidConfig:
     """Reads and checks a configuration file, and prints each problem. Raises Refused."""
     try:
         values = _values(_text(operator, env_file, shown_as), shown_as)
-    except _Unreadable as exc:
-        raise operator.refuse(exc.code, exc.key, *exc.arguments) from None
+    except _UnreadableFile as exc:
+        raise operator.abort(exc.code, exc.key, *exc.arguments) from None
     for name, value in values.items():
         if "${" in value:
             operator.warn("dollar_brace", name)
     try:
         return checking.check(values, env_file, _reader(operator))
-    except checking.Wrong as exc:
-        operator.complain("problems", shown_as)
+    except checking.InvalidConfig as exc:
+        operator.error("problems", shown_as)
         for sentence in describe(operator, exc):
             operator.detail(sentence)
-        raise Refused(65) from None
+        raise Aborted(65) from None
 
 
-def hand_over(operator: Operator, checked: checking.Checked) -> None:
+def send_config(operator: Operator, checked: checking.ValidConfig) -> None:
     """Sends deploy.sh the file for the engine, and the facts that it plans with."""
     for name, value in checked.facts.items():
-        operator.set(name, value)
-    operator.put(checked.raw)
+        operator.set_fact(name, value)
+    operator.write_file(checked.raw)
 
 
 def examine_file(operator: Operator, env_file: str, shown_as: str) -> None:
     """A finding for each thing that is odd about the file, and whether it would start."""
     try:
         text = _text(operator, env_file, shown_as)
-        _find_oddities(operator, text, shown_as)
+        _report_oddities(operator, text, shown_as)
         values = _values(text, shown_as)
         checked = checking.check(values, env_file, _reader(operator))
-    except _Unreadable as exc:
-        operator.find("bad", "d_env", exc.key, *exc.arguments)
-    except checking.Wrong as exc:
+    except _UnreadableFile as exc:
+        operator.report_finding("bad", "d_env", exc.key, *exc.arguments)
+    except checking.InvalidConfig as exc:
         for sentence in describe(operator, exc):
-            operator.find("bad", "d_env", "file_problem", shown_as, sentence)
+            operator.report_finding("bad", "d_env", "file_problem", shown_as, sentence)
     else:
-        operator.find("good", "d_env", "file_good", shown_as)
-        operator.set("port", checked.facts["port"])
+        operator.report_finding("good", "d_env", "file_good", shown_as)
+        operator.set_fact("port", checked.facts["port"])
 
 
-def _find_oddities(operator: Operator, text: str, shown_as: str) -> None:
+def _report_oddities(operator: Operator, text: str, shown_as: str) -> None:
     if text.startswith(BYTE_ORDER_MARK):
-        operator.find("warn", "d_bom", "file_bom", shown_as, shown_as)
+        operator.report_finding("warn", "d_bom", "file_bom", shown_as, shown_as)
     if "\r\n" in text:
-        operator.find("warn", "d_crlf", "file_crlf", shown_as, shown_as)
-    if differing := _read_otherwise_by_docker(text, _values(text, shown_as)):
-        operator.find("good", "d_quotes", "file_docker", shown_as, ", ".join(differing))
+        operator.report_finding("warn", "d_crlf", "file_crlf", shown_as, shown_as)
+    if differing := _read_differently_by_docker(text, _values(text, shown_as)):
+        operator.report_finding("good", "d_quotes", "file_docker", shown_as, ", ".join(differing))
 
 
-def describe(operator: Operator, wrong: checking.Wrong) -> list[str]:
+def describe(operator: Operator, wrong: checking.InvalidConfig) -> list[str]:
     """One sentence for each problem, in the language of the operator."""
     found = [problem(operator.language, sentence) for sentence in wrong.sentences]
-    return found + [operator.words(exc.reason, exc.name) for exc in wrong.unwritable]
+    return found + [operator.text(exc.reason, exc.name) for exc in wrong.unwritable]
 
 
 def _text(operator: Operator, env_file: str, shown_as: str) -> str:
     try:
         return operator.read_file(env_file).decode()
     except OSError:
-        raise _Unreadable(77, "cannot_read", shown_as) from None
+        raise _UnreadableFile(77, "cannot_read", shown_as) from None
     except UnicodeError:
-        raise _Unreadable(65, "not_utf8", shown_as) from None
+        raise _UnreadableFile(65, "not_utf8", shown_as) from None
 
 
 def _values(text: str, shown_as: str) -> dict[str, str]:
     try:
         return parse(text)
     except BadLine as exc:
-        raise _Unreadable(65, "bad_line", shown_as, exc.number) from None
+        raise _UnreadableFile(65, "bad_line", shown_as, exc.number) from None
 
 
 def _reader(operator: Operator) -> checking.ReadFile:
     return lambda path: operator.read_file(path).decode("utf-8-sig")
 
 
-def _read_otherwise_by_docker(text: str, values: Mapping[str, str]) -> list[str]:
+def _read_differently_by_docker(text: str, values: Mapping[str, str]) -> list[str]:
     try:
         docker = parse_as_docker(text)
     except BadLine:

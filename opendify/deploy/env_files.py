@@ -42,7 +42,7 @@ class BadLine(ValueError):
         self.number = number
 
 
-class Unwritable(ValueError):
+class UnwritableValue(ValueError):
     """A value that readers would read differently, or not at all. ``reason`` is the key of a
     message."""
 
@@ -115,10 +115,10 @@ def write_for_docker(values: Mapping[str, str]) -> str:
     lines = []
     for name, value in values.items():
         if re.search(r"[\n\r\0]", value):
-            raise Unwritable(name, "value_line_break")
+            raise UnwritableValue(name, "value_line_break")
         line = f"{name}={value}\n"
         if len(line.encode()) > MAX_LINE_BYTES:
-            raise Unwritable(name, "value_too_long")
+            raise UnwritableValue(name, "value_too_long")
         lines.append(line)
     return "".join(lines)
 
@@ -128,7 +128,7 @@ def write_assignment(name: str, value: str, quote: str = "'") -> str:
     quotes off where Docker leaves them on. Raises Unwritable."""
     unsafe = _NOT_IN_DOUBLE_QUOTES if quote == '"' else _NOT_IN_SINGLE_QUOTES
     if unsafe.search(value):
-        raise Unwritable(name, "value_quotes")
+        raise UnwritableValue(name, "value_quotes")
     return f"{name}={quote}{value}{quote}"
 
 

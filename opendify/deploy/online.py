@@ -15,7 +15,7 @@ _PATHS = ("/info", "/parameters")  # Dify 0.6 has the second only
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class KeyCheck:
     """``kind`` is good, callers, refused, status or unreachable; ``detail`` the status, or what
     kind of error it was."""
 
@@ -28,7 +28,7 @@ class Answer:
         return {"good": 0, "callers": 0, "refused": 65, "status": 65, "unreachable": 1}[self.kind]
 
 
-def ask_all(settings: Settings, environ: Mapping[str, str]) -> Iterator[Answer]:
+def check_all(settings: Settings, environ: Mapping[str, str]) -> Iterator[KeyCheck]:
     """What Dify says to each key, through the proxies that the service would use."""
     proxies = proxies_for({model.base for model in settings.models.values()}, environ)
     tls = new_ssl_context(settings.authorities)
@@ -38,20 +38,20 @@ def ask_all(settings: Settings, environ: Mapping[str, str]) -> Iterator[Answer]:
     with httpx.Client(verify=tls, mounts=mounts, timeout=TIMEOUT, trust_env=False) as client:
         for model in settings.models.values():
             if settings.callers_bring_dify_key:
-                yield Answer(model.name, "callers")
+                yield KeyCheck(model.name, "callers")
             else:
-                yield _ask(client, model)
+                yield _check_key(client, model)
 
 
-def _ask(client: httpx.Client, model: Model) -> Answer:
+def _check_key(client: httpx.Client, model: Model) -> KeyCheck:
     status = 0
     for path in _PATHS:
         try:
             headers = {"Authorization": f"Bearer {model.key}"}
             status = client.get(f"{model.base}{path}", headers=headers).status_code
         except (httpx.HTTPError, httpx.InvalidURL) as exc:
-            return Answer(model.name, "unreachable", type(exc).__name__)
+            return KeyCheck(model.name, "unreachable", type(exc).__name__)
         if status != 404:
             break
     kinds = {200: "good", 401: "refused", 403: "refused"}
-    return Answer(model.name, kinds.get(status, "status"), str(status))
+    return KeyCheck(model.name, kinds.get(status, "status"), str(status))

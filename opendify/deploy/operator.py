@@ -22,7 +22,7 @@ from typing import BinaryIO
 from opendify.deploy.messages import message
 
 
-class Refused(Exception):
+class Aborted(Exception):
     """Ends the work with this exit code; the reason has been printed."""
 
     def __init__(self, code: int) -> None:
@@ -30,7 +30,7 @@ class Refused(Exception):
         self.code = code
 
 
-class Gone(Exception):
+class ScriptGone(Exception):
     """deploy.sh has ended and answers no more."""
 
 
@@ -51,46 +51,46 @@ class Operator:
         self._answers = answers or sys.stdin.buffer
         self._requests = requests or sys.stdout.buffer
 
-    def words(self, key: str, *arguments: object) -> str:
+    def text(self, key: str, *arguments: object) -> str:
         return message(self.language, key, *arguments)
 
     def tell(self, key: str, *arguments: object) -> None:
-        self._request("tell", self.words(key, *arguments))
+        self._send("tell", self.text(key, *arguments))
 
     def line(self, text: str) -> None:
         """A line that is the same in every language."""
-        self._request("tell", text)
+        self._send("tell", text)
 
     def say(self, key: str, *arguments: object) -> None:
-        self._request("say", self.words(key, *arguments))
+        self._send("say", self.text(key, *arguments))
 
     def warn(self, key: str, *arguments: object) -> None:
-        self._request("warn", self.words(key, *arguments))
+        self._send("warn", self.text(key, *arguments))
 
-    def complain(self, key: str, *arguments: object) -> None:
-        self._request("error", self.words(key, *arguments))
+    def error(self, key: str, *arguments: object) -> None:
+        self._send("error", self.text(key, *arguments))
 
     def detail(self, text: str) -> None:
-        self._request("detail", text)
+        self._send("detail", text)
 
-    def refuse(self, code: int, key: str, *arguments: object) -> Refused:
+    def abort(self, code: int, key: str, *arguments: object) -> Aborted:
         """Prints the reason; the caller raises what is returned."""
-        self.complain(key, *arguments)
-        return Refused(code)
+        self.error(key, *arguments)
+        return Aborted(code)
 
-    def complain_or_refuse(self, key: str, *arguments: object) -> None:
+    def error_or_abort(self, key: str, *arguments: object) -> None:
         """Reports a wrong answer. Raises Refused without a terminal, where the question cannot be
         repeated."""
-        self.complain(key, *arguments)
+        self.error(key, *arguments)
         if not self.is_terminal:
-            raise Refused(65)
+            raise Aborted(65)
 
     def ask(self, key: str, *arguments: object, hidden: bool = False) -> bytes | None:
         """What was typed, or None at the end of the input."""
-        self._request("hide" if hidden else "ask", self.words(key, *arguments))
-        return self._answer()
+        self._send("hide" if hidden else "ask", self.text(key, *arguments))
+        return self._read_answer()
 
-    def agree(self, key: str, *arguments: object) -> bool:
+    def confirm(self, key: str, *arguments: object) -> bool:
         if self.agrees:
             return True
         answer = self.ask(key, *arguments) or b""
@@ -98,34 +98,34 @@ class Operator:
 
     def read_file(self, path: str) -> bytes:
         """A file of the host; ``-`` is standard input. Raises OSError."""
-        self._request("file", path)
-        answer = self._answer(b"!")
+        self._send("file", path)
+        answer = self._read_answer(b"!")
         if answer is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         if answer == b"!":
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
         return bytes.fromhex(answer.decode())
 
-    def put(self, text: str) -> None:
+    def write_file(self, text: str) -> None:
         """Sends the text of the file that the script writes, and waits until it is in place."""
         for line in text.removesuffix("\n").split("\n"):
-            self._request("line", line)
-        self._request("put", "")
-        self._answer()
+            self._send("line", line)
+        self._send("put", "")
+        self._read_answer()
 
-    def set(self, name: str, value: object) -> None:
+    def set_fact(self, name: str, value: object) -> None:
         """A fact about the configuration that the script plans with."""
-        self._request("set", f"{name} {value}")
+        self._send("set", f"{name} {value}")
 
-    def find(self, level: str, name: str, key: str, *arguments: object) -> None:
+    def report_finding(self, level: str, name: str, key: str, *arguments: object) -> None:
         """A finding of ``doctor``: good, warn or bad."""
-        self._request("finding", f"{level} {name} {self.words(key, *arguments)}")
+        self._send("finding", f"{level} {name} {self.text(key, *arguments)}")
 
-    def leave(self, code: int) -> None:
+    def exit(self, code: int) -> None:
         """Ends the conversation with this exit code."""
-        self._request("exit", str(code))
+        self._send("exit", str(code))
 
-    def _request(self, word: str, text: str) -> None:
+    def _send(self, word: str, text: str) -> None:
         line = f"{word} {text}".replace("\r", " ").replace("\n", " ")
         try:
             encoded = line.encode(errors="surrogateescape")  # a path as it was given
@@ -134,10 +134,10 @@ class Operator:
         self._requests.write(encoded + b"\n")
         self._requests.flush()
 
-    def _answer(self, *others: bytes) -> bytes | None:
+    def _read_answer(self, *others: bytes) -> bytes | None:
         line = self._answers.readline()
         if not line.endswith(b"\n"):
-            raise Gone
+            raise ScriptGone
         line = line[:-1]
         if line in others:
             return line

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from opendify.config.parsing import without_quotes
+from opendify.config.parsing import strip_quotes
 from opendify.deploy.masking import split_keys
 
 TIMEOUT = 5.0  # seconds
@@ -23,12 +23,12 @@ class Service:
     key: str = ""
 
     @classmethod
-    def of(cls, environ: Mapping[str, str]) -> "Service":
+    def from_environ(cls, environ: Mapping[str, str]) -> "Service":
         """The service whose variables these are."""
-        port = without_quotes(environ.get("SERVER_PORT", "")).strip()
+        port = strip_quotes(environ.get("SERVER_PORT", "")).strip()
         return cls(int(port) if port.isdigit() else DEFAULT_PORT, first_plain_key(environ))
 
-    def ask(
+    def request(
         self, method: str, path: str, body: Any = None, timeout: float = TIMEOUT
     ) -> tuple[int, Any]:
         """Status and JSON of the answer, None where it is no JSON. Raises OSError and
@@ -55,7 +55,7 @@ def first_plain_key(environ: Mapping[str, str]) -> str:
     """The first key that is written as it is and not as its hash: a caller's, else an
     operator's."""
     for name in ("OPENDIFY_API_KEYS", "OPENDIFY_ADMIN_KEYS"):
-        for key in split_keys(without_quotes(environ.get(name, ""))):
+        for key in split_keys(strip_quotes(environ.get(name, ""))):
             if key.strip() and not key.strip().lower().startswith("sha256:"):
                 return key.strip()
     return ""
@@ -66,7 +66,7 @@ def probe(service: Service, *, with_question: bool) -> Iterator[str]:
     0 where nothing answered; ``model`` is a name, ``models`` all of them in JSON."""
     names: list[str] = []
     for word, path in (("healthz", "/healthz"), ("readyz", "/readyz"), ("api", "/v1/models")):
-        status, body = _ask_safely(service, "GET", path)
+        status, body = _try_request(service, "GET", path)
         yield f"{word} {status}"
         if word == "api" and status == 200:
             names = _names(body)
@@ -74,23 +74,23 @@ def probe(service: Service, *, with_question: bool) -> Iterator[str]:
         yield f"model {name}"
     yield f"models {json.dumps(names, ensure_ascii=False)}"
     if with_question and names:
-        yield f"answer {_question(service, names[0])}"
+        yield f"answer {_ask_question(service, names[0])}"
 
 
-def _question(service: Service, model: str) -> str:
+def _ask_question(service: Service, model: str) -> str:
     """The status, and the code of the error where there is one."""
     body = {"model": model, "messages": [{"role": "user", "content": QUESTION}]}
-    status, answer = _ask_safely(service, "POST", "/v1/chat/completions", body, QUESTION_TIMEOUT)
+    status, answer = _try_request(service, "POST", "/v1/chat/completions", body, QUESTION_TIMEOUT)
     error = answer.get("error") if isinstance(answer, dict) else None
     code = error.get("code") if isinstance(error, dict) else ""
     return f"{status} {code or ''}".strip()
 
 
-def _ask_safely(
+def _try_request(
     service: Service, method: str, path: str, body: Any = None, timeout: float = TIMEOUT
 ) -> tuple[int, Any]:
     try:
-        return service.ask(method, path, body, timeout)
+        return service.request(method, path, body, timeout)
     except (OSError, http.client.HTTPException):
         return 0, None
 

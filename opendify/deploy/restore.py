@@ -6,15 +6,15 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from opendify.deploy.backup import ASIDE
+from opendify.deploy.backup import ROLLBACK_DIR
 
 
-def put(folder: Path, files: Mapping[str, bytes], owner: str) -> None:
+def apply(folder: Path, files: Mapping[str, bytes], owner: str) -> None:
     """Sets aside what is in the folder and writes the files, which belong to ``owner`` (a user,
     or ``uid:gid``). Raises OSError; ``undo`` puts the old data back."""
     ids = find_owner(owner)
-    keep(folder)  # of a restore that was cut short after its end
-    aside = folder / ASIDE
+    commit(folder)  # of a restore that was cut short after its end
+    aside = folder / ROLLBACK_DIR
     aside.mkdir(mode=0o700)
     _move(folder, aside)
     for path, content in files.items():
@@ -22,9 +22,9 @@ def put(folder: Path, files: Mapping[str, bytes], owner: str) -> None:
     os.chown(folder, *ids)
 
 
-def undo(folder: Path) -> None:
+def roll_back(folder: Path) -> None:
     """Puts back what ``put`` has set aside."""
-    aside = folder / ASIDE
+    aside = folder / ROLLBACK_DIR
     if aside.is_symlink() or not aside.is_dir():
         return
     for path in folder.iterdir():
@@ -34,9 +34,9 @@ def undo(folder: Path) -> None:
     aside.rmdir()
 
 
-def keep(folder: Path) -> None:
+def commit(folder: Path) -> None:
     """Forgets what ``put`` has set aside."""
-    aside = folder / ASIDE
+    aside = folder / ROLLBACK_DIR
     if aside.is_symlink() or aside.exists():
         _remove(aside)
 
@@ -53,7 +53,7 @@ def find_owner(owner: str) -> tuple[int, int]:
 def _move(source: Path, target: Path) -> None:
     """Renames: a link is moved and never followed."""
     for path in list(source.iterdir()):
-        if path.name != ASIDE:
+        if path.name != ROLLBACK_DIR:
             path.rename(target / path.name)
 
 

@@ -11,24 +11,24 @@ from opendify.config.models import parse_base, parse_models
 from opendify.config.parsing import InvalidValue, parse_object
 from opendify.config.settings import SERVER_NUMBERS
 from opendify.deploy.env_files import (
-    Unwritable,
+    UnwritableValue,
     parse_assignments,
     write_assignment,
     write_json,
 )
 from opendify.deploy.masking import mask_key
 from opendify.deploy.messages import problem
-from opendify.deploy.operator import Operator, Refused
+from opendify.deploy.operator import Aborted, Operator
 
 MAX_MODEL_NAME = 128
 DEFAULT_PORT = 5000
 
 _BASE = "https://dify.example.com/v1"  # where only keys and names are checked
-_WRITTEN = ("DIFY_API_BASE", "MODEL_CONFIG", "MODEL_CONFIG_FILE", "SERVER_HOST", "SERVER_PORT")
+_MANAGED = ("DIFY_API_BASE", "MODEL_CONFIG", "MODEL_CONFIG_FILE", "SERVER_HOST", "SERVER_PORT")
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class SetupOptions:
     """What was given on the command line; empty is not given."""
 
     env_file: str
@@ -40,13 +40,13 @@ class Given:
     port: str = ""
 
 
-def set_up(operator: Operator, given: Given) -> None:
+def run_setup(operator: Operator, given: SetupOptions) -> None:
     """Has deploy.sh write the file. Raises Refused."""
     models: dict[str, Any] = {}
     if given.models_file:
-        models = _models_of_file(operator, given.models_file)
+        models = _models_from_file(operator, given.models_file)
     elif given.models:
-        models = _models_of_options(operator, given)
+        models = _models_from_options(operator, given)
     else:
         if not operator.is_terminal:
             operator.warn("visible_input")
@@ -55,7 +55,7 @@ def set_up(operator: Operator, given: Given) -> None:
     if not models:
         models = _ask_for_models(operator)
     port, others = _old_file(operator, given)
-    operator.put(_file(base, models, port, [line for _, line in others]))
+    operator.write_file(_file(base, models, port, [line for _, line in others]))
     _report(operator, given, models, [name for name, _ in others])
 
 
@@ -64,7 +64,7 @@ def parse_address(text: str) -> str:
     base = parse_base(text)
     try:
         write_assignment("DIFY_API_BASE", base, '"')
-    except Unwritable as exc:
+    except UnwritableValue as exc:
         raise InvalidValue(str(exc)) from None
     if not base.isascii() or not base.isprintable() or set(base) & set("#'<>^{}|"):
         raise InvalidValue("holds characters that an address has encoded")
@@ -90,13 +90,13 @@ def _base(operator: Operator, given: str) -> str:
     while True:
         answer = given.encode() if given else operator.ask("ask_base")
         if answer is None:
-            raise operator.refuse(65, "input_ended")
+            raise operator.abort(65, "input_ended")
         try:
             base = parse_address(answer.decode())
         except ValueError:
             if given:
-                raise operator.refuse(65, "bad_base") from None
-            operator.complain_or_refuse("bad_base")
+                raise operator.abort(65, "bad_base") from None
+            operator.error_or_abort("bad_base")
             continue
         _warn_about(operator, base)
         return base
@@ -120,34 +120,34 @@ def _ask_for_models(operator: Operator) -> dict[str, str]:
             if models:
                 return models
             if answer is None:
-                raise operator.refuse(65, "input_ended")
-            operator.complain_or_refuse("no_models")
+                raise operator.abort(65, "input_ended")
+            operator.error_or_abort("no_models")
             continue
         name = _decode(answer)
         if not is_model_name(name):
-            operator.complain_or_refuse("bad_model")
-        elif _may_have(operator, name, models):
+            operator.error_or_abort("bad_model")
+        elif _confirm_replacement(operator, name, models):
             models[name] = _ask_for_key(operator)
 
 
-def _may_have(operator: Operator, name: str, models: Mapping[str, str]) -> bool:
+def _confirm_replacement(operator: Operator, name: str, models: Mapping[str, str]) -> bool:
     if name not in models:
         return True
     if not operator.is_terminal:
-        raise operator.refuse(65, "duplicate_model", name)
-    return operator.agree("ask_replace", name)
+        raise operator.abort(65, "duplicate_model", name)
+    return operator.confirm("ask_replace", name)
 
 
 def _ask_for_key(operator: Operator) -> str:
     while True:
         answer = operator.ask("ask_key", hidden=True)
         if answer is None:
-            raise operator.refuse(65, "input_ended")
+            raise operator.abort(65, "input_ended")
         key = _decode(answer)
         if is_key(key):
             _warn_about_key(operator, key)
             return key
-        operator.complain_or_refuse("bad_key")
+        operator.error_or_abort("bad_key")
 
 
 def _warn_about_key(operator: Operator, key: str) -> None:
@@ -160,57 +160,57 @@ def _decode(answer: bytes) -> str:
     return answer.removesuffix(b"\r").decode(errors="replace").replace("\ufffd", "\0")
 
 
-def _models_of_options(operator: Operator, given: Given) -> dict[str, str]:
+def _models_from_options(operator: Operator, given: SetupOptions) -> dict[str, str]:
     files = {}
     for entry in given.key_files:
         name, equals, path = entry.rpartition("=")
         if not equals or not path:
-            raise operator.refuse(64, "key_file_form")
+            raise operator.abort(64, "key_file_form")
         files[name] = path
     models: dict[str, str] = {}
     for name in given.models:
         if not is_model_name(name):
-            raise operator.refuse(65, "bad_model")
+            raise operator.abort(65, "bad_model")
         if name in models:
-            raise operator.refuse(65, "duplicate_model", name)
+            raise operator.abort(65, "duplicate_model", name)
         if name not in files:
-            raise operator.refuse(64, "no_key_file", name)
-        models[name] = _key_of_file(operator, files[name])
+            raise operator.abort(64, "no_key_file", name)
+        models[name] = _key_from_file(operator, files[name])
     return models
 
 
-def _key_of_file(operator: Operator, path: str) -> str:
-    key = _text_of(operator, path).rstrip("\r\n")
+def _key_from_file(operator: Operator, path: str) -> str:
+    key = _read_text(operator, path).rstrip("\r\n")
     if not is_key(key):
-        raise operator.refuse(65, "bad_key")
+        raise operator.abort(65, "bad_key")
     _warn_about_key(operator, key)
     return key
 
 
-def _models_of_file(operator: Operator, path: str) -> dict[str, Any]:
-    text = _text_of(operator, path)
+def _models_from_file(operator: Operator, path: str) -> dict[str, Any]:
+    text = _read_text(operator, path)
     found: list[str] = []
     models = parse_models(text, _BASE, found)
     if any(len(name) > MAX_MODEL_NAME for name in models):
-        found.append(operator.words("bad_model"))
+        found.append(operator.text("bad_model"))
     if found:
-        operator.complain("problems", path)
+        operator.error("problems", path)
         for sentence in found:
             operator.detail(problem(operator.language, sentence))
-        raise Refused(65)
+        raise Aborted(65)
     return parse_object(text, "model", "{}")
 
 
-def _text_of(operator: Operator, path: str) -> str:
+def _read_text(operator: Operator, path: str) -> str:
     try:
         return operator.read_file(path).decode("utf-8-sig")
     except OSError:
-        raise operator.refuse(65, "cannot_read", path) from None
+        raise operator.abort(65, "cannot_read", path) from None
     except UnicodeError:
-        raise operator.refuse(65, "not_utf8", path) from None
+        raise operator.abort(65, "not_utf8", path) from None
 
 
-def _old_file(operator: Operator, given: Given) -> tuple[int, list[tuple[str, str]]]:
+def _old_file(operator: Operator, given: SetupOptions) -> tuple[int, list[tuple[str, str]]]:
     """The port to write, and names and lines of the old file that setup does not ask for."""
     port, others = DEFAULT_PORT, {}
     try:
@@ -220,7 +220,7 @@ def _old_file(operator: Operator, given: Given) -> tuple[int, list[tuple[str, st
     for found in parse_assignments(text):
         if found.name == "SERVER_PORT":
             port = _port(found.value, port)
-        elif found.name not in _WRITTEN:
+        elif found.name not in _MANAGED:
             others[found.name] = found.line
     return _port(given.port, port), list(others.items())
 
@@ -244,7 +244,7 @@ def _file(base: str, models: Mapping[str, Any], port: int, others: Sequence[str]
 
 
 def _report(
-    operator: Operator, given: Given, models: Mapping[str, Any], others: Sequence[str]
+    operator: Operator, given: SetupOptions, models: Mapping[str, Any], others: Sequence[str]
 ) -> None:
     operator.line("")
     operator.tell("setup_done", given.shown_as)

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from opendify.dify.apps import FileRules
 from opendify.errors import InvalidRequest
 from opendify.files.content import Content, read_content
-from opendify.files.file_rules import UNSUPPORTED, Acceptance, check_limit
+from opendify.files.file_rules import UNSUPPORTED, FilePolicy, check_size_limit
 from opendify.files.media import dify_kind, kind_by_extension
 from opendify.files.names import extension_of
 from opendify.protocols.base import Attachment
@@ -86,13 +86,13 @@ def plan(
         raise InvalidRequest(
             f"The message has {len(attachments)} files; {MAX_FILES} are the most.", param="messages"
         )
-    app = Acceptance(model, rules, speech_to_text)
+    app = FilePolicy(model, rules, speech_to_text)
     steps = [_step(attachment, app) for attachment in attachments]
     app.check_count(sum(not isinstance(step, Speech) for step in steps))
     return steps
 
 
-def _step(attachment: Attachment, app: Acceptance) -> Step:
+def _step(attachment: Attachment, app: FilePolicy) -> Step:
     path = attachment.path or "messages"
     if attachment.url:
         return _remote(attachment, app, path)
@@ -105,13 +105,13 @@ def _step(attachment: Attachment, app: Acceptance) -> Step:
     if not kind and app.speech_to_text and content.media_type.startswith("audio/"):
         return Speech(_speech(content, app))
     if not kind:
-        raise app.refusal(natural, content.name, path)
+        raise app.rejection(natural, content.name, path)
     app.check_method("local_file", path)
     app.check_size(content)
     return Upload(kind, content)
 
 
-def _remote(attachment: Attachment, app: Acceptance, path: str) -> Ready:
+def _remote(attachment: Attachment, app: FilePolicy, path: str) -> Ready:
     name = _last_part(attachment.url)
     extension = extension_of(name) or extension_of(attachment.name)
     natural = kind_by_extension(extension)
@@ -119,7 +119,7 @@ def _remote(attachment: Attachment, app: Acceptance, path: str) -> Ready:
         natural = attachment.kind
     kind = app.kind_for(natural, extension)
     if not kind:
-        raise app.refusal(natural, attachment.name or name, path)
+        raise app.rejection(natural, attachment.name or name, path)
     app.check_method("remote_url", path)
     return Ready({"type": kind, "transfer_method": "remote_url", "url": attachment.url})
 
@@ -131,7 +131,7 @@ def _last_part(url: str) -> str:
         return ""
 
 
-def _stored(attachment: Attachment, app: Acceptance, path: str) -> Ready:
+def _stored(attachment: Attachment, app: FilePolicy, path: str) -> Ready:
     if not _ID.fullmatch(attachment.file_id):
         raise InvalidRequest(
             f"'{path}' must hold the id of a file that was uploaded to Dify "
@@ -142,14 +142,14 @@ def _stored(attachment: Attachment, app: Acceptance, path: str) -> Ready:
     natural = kind_by_extension(extension)
     kind = app.kind_for(natural, extension)
     if not kind:
-        raise app.refusal(natural, attachment.name, path)
+        raise app.rejection(natural, attachment.name, path)
     app.check_method("local_file", path)
     return Ready(
         {"type": kind, "transfer_method": "local_file", "upload_file_id": attachment.file_id}
     )
 
 
-def _speech(content: Content, app: Acceptance) -> Content:
+def _speech(content: Content, app: FilePolicy) -> Content:
     media_type = _SPEECH_TYPES.get(extension_of(content.name))
     if media_type is None:
         raise InvalidRequest(
@@ -158,5 +158,5 @@ def _speech(content: Content, app: Acceptance) -> Content:
             param=content.path,
             code=UNSUPPORTED,
         )
-    check_limit(content, _MAX_SPEECH_BYTES, "Dify takes speech")
+    check_size_limit(content, _MAX_SPEECH_BYTES, "Dify takes speech")
     return replace(content, media_type=media_type)

@@ -14,7 +14,7 @@ from opendify.storage.data_dir import DataDir
 
 log = logging.getLogger(__name__)
 
-_BEING_WRITTEN = ".part"
+_PARTIAL_SUFFIX = ".part"
 _ABANDONED_SECONDS = 3600
 
 
@@ -62,7 +62,7 @@ class FileCache:
         self._parent.prepare()
         self._folder.prepare()
         descriptor, temporary = tempfile.mkstemp(
-            dir=self._folder.path, prefix=".", suffix=_BEING_WRITTEN
+            dir=self._folder.path, prefix=".", suffix=_PARTIAL_SUFFIX
         )
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -72,14 +72,14 @@ class FileCache:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
-        self._tidy(but=key)
+        self._evict(but=key)
 
-    def _tidy(self, but: str) -> None:
+    def _evict(self, but: str) -> None:
         """Removes what is too old, then the oldest until the rest fits."""
         now, room = self._now(), self._max_bytes
-        for name, status in sorted(self._contents(), key=lambda item: -item[1].st_mtime_ns):
+        for name, status in sorted(self._scan(), key=lambda item: -item[1].st_mtime_ns):
             age = now - status.st_mtime
-            if name.endswith(_BEING_WRITTEN):
+            if name.endswith(_PARTIAL_SUFFIX):
                 unwanted = age > _ABANDONED_SECONDS
             else:
                 unwanted = name != but and (age > self._max_age or status.st_size > room)
@@ -88,7 +88,7 @@ class FileCache:
                 with suppress(OSError):
                     (self._folder.path / name).unlink()
 
-    def _contents(self) -> list[tuple[str, os.stat_result]]:
+    def _scan(self) -> list[tuple[str, os.stat_result]]:
         found = []
         with os.scandir(self._folder.path) as entries:
             for entry in entries:

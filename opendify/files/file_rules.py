@@ -18,7 +18,7 @@ _WHERE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Acceptance:
+class FilePolicy:
     """What the app of a model takes; ``rules`` is None where that is not known, and then nothing
     is checked. The errors name ``path``, the part of the request."""
 
@@ -73,33 +73,33 @@ class Acceptance:
         kind = kind_by_extension(extension_of(content.name)) or "custom"
         limit = self.rules.max_bytes.get(kind, 0) if self.rules else 0
         if limit:
-            check_limit(content, limit, "Dify takes such files")
+            check_size_limit(content, limit, "Dify takes such files")
 
-    def refusal(self, kind: str, name: str, path: str) -> InvalidRequest:
+    def rejection(self, kind: str, name: str, path: str) -> InvalidRequest:
         """The error for a file that the app would drop."""
         shown = f" ('{name[:100]}')" if name else ""
         extension = extension_of(name)
         if self.rules is None or not self.rules.kinds:
             what = f"no files{shown}, and Dify would drop them without a word"
         elif kind not in ("", "custom"):
-            what = f"no {kind} files{shown}, {self._taken(self.rules)}"
+            what = f"no {kind} files{shown}, {self._accepted(self.rules)}"
         elif extension:
-            what = f"no files with the extension .{extension}{shown}, {self._taken(self.rules)}"
+            what = f"no files with the extension .{extension}{shown}, {self._accepted(self.rules)}"
         else:
-            what = f"no files of this type{shown}, {self._taken(self.rules)}"
+            what = f"no files of this type{shown}, {self._accepted(self.rules)}"
         return InvalidRequest(
             f"The app of model '{self.model}' takes {what}. {_WHERE}", param=path, code=UNSUPPORTED
         )
 
     @staticmethod
-    def _taken(rules: FileRules) -> str:
+    def _accepted(rules: FileRules) -> str:
         kinds = [kind for kind in FILE_KINDS if kind in rules.kinds and kind != "custom"]
         if "custom" in rules.kinds:
             kinds += [f".{name}" for name in sorted(rules.extensions)]
         return f"only {', '.join(kinds)}" if kinds else "and no other files"
 
 
-def check_limit(content: Content, limit: int, who: str) -> None:
+def check_size_limit(content: Content, limit: int, who: str) -> None:
     """``limit`` is in bytes. Raises RequestTooLarge."""
     if len(content.data) > limit:
         raise RequestTooLarge(

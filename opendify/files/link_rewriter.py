@@ -16,8 +16,8 @@ MAX_FILES = 50
 
 _LINK = re.compile(r'\]\(([^\s()\[\]<>"]*)(\)?)')
 _LABEL = re.compile(r"(!?)\[([^\[\]]*)\]\(\Z")
-_BEGINNINGS = ("/", "files/", "http://", "https://")
-_MEMORY = 300
+_URL_PREFIXES = ("/", "files/", "http://", "https://")
+_CONTEXT_CHARS = 300
 
 
 class LinkRewriter:
@@ -25,36 +25,36 @@ class LinkRewriter:
     the queries."""
 
     def __init__(self) -> None:
-        self._before = ""
-        self._held = ""
+        self._context = ""
+        self._pending = ""
         self.seen: set[str] = set()
         self._found = 0
 
     def feed(self, text: str) -> list[str | FileLink]:
         """What is certain by now, in order: texts, and in the place of an address of Dify's the
         file it leads to. An address that may be one of Dify's is held until its end."""
-        if not self._held and "](" not in self._before[-2:] + text:
-            self._before = (self._before + text)[-_MEMORY:]
+        if not self._pending and "](" not in self._context[-2:] + text:
+            self._context = (self._context + text)[-_CONTEXT_CHARS:]
             return [text] if text else []
-        text = self._before + self._held + text
+        text = self._context + self._pending + text
         parts: list[str | FileLink] = []
-        at, end = len(self._before), len(text)
+        at, end = len(self._context), len(text)
         for found in _LINK.finditer(text, max(0, at - len("]("))):
-            if found.start(1) < at or not _may_be_a_file(found[1]):
+            if found.start(1) < at or not _may_be_file_url(found[1]):
                 continue
             if not found[2]:
                 end = found.start(1) if found.end() == len(text) else end
             elif self._is_file(found[1]):
-                label = text[max(0, found.start() - _MEMORY) : found.start(1)]
+                label = text[max(0, found.start() - _CONTEXT_CHARS) : found.start(1)]
                 parts += [text[at : found.start(1)], _link(found[1], label)]
                 at = found.end(1)
-        self._held = text[end:]
-        self._before = text[:end][-_MEMORY:]
+        self._pending = text[end:]
+        self._context = text[:end][-_CONTEXT_CHARS:]
         return [part for part in (*parts, text[at:end]) if part]
 
     def flush(self) -> str:
         """What is held when no more comes."""
-        rest, self._held = self._held, ""
+        rest, self._pending = self._pending, ""
         return rest
 
     def _is_file(self, address: str) -> bool:
@@ -71,8 +71,8 @@ def _link(address: str, before: str) -> FileLink:
     return FileLink(address, name, kind)
 
 
-def _may_be_a_file(address: str) -> bool:
+def _may_be_file_url(address: str) -> bool:
     start = address.lower()
     return len(address) <= MAX_ADDRESS and any(
-        start.startswith(beginning) or beginning.startswith(start) for beginning in _BEGINNINGS
+        start.startswith(beginning) or beginning.startswith(start) for beginning in _URL_PREFIXES
     )

@@ -83,7 +83,7 @@ _SIGNATURES = (
     (b"fLaC", "audio/flac"),
     (b"\x1a\x45\xdf\xa3", "video/webm"),
 )
-_BRANDS = {
+_FTYP_BRANDS = {
     b"M4A ": "audio/mp4",
     b"M4B ": "audio/mp4",
     b"qt  ": "video/quicktime",
@@ -101,9 +101,9 @@ _CERTAIN = {"image/png", "image/jpeg", "image/gif", "image/webp", "application/p
 _RASTER = {"image/png", "image/jpeg", "image/gif", "image/webp"}
 _ACTIVE = {"text/html", "image/svg+xml", "application/xml", "message/rfc822"}
 
-_SAME = {"image/jpg": "image/jpeg", "image/pjpeg": "image/jpeg", "image/x-png": "image/png"}
+_ALIASES = {"image/jpg": "image/jpeg", "image/pjpeg": "image/jpeg", "image/x-png": "image/png"}
 _MEDIA_TYPE = re.compile(r"[a-z]+/[a-z0-9][a-z0-9.+_-]{0,99}")
-_TELLS_NOTHING = {"application/octet-stream", "binary/octet-stream", "application/x-download"}
+_UNINFORMATIVE = {"application/octet-stream", "binary/octet-stream", "application/x-download"}
 _TEXT_PROBE = 4096
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 
@@ -133,13 +133,13 @@ def type_of_extension(extension: str) -> str:
 def media_type_for(told: str, data: bytes, extension: str) -> str:
     """The media type of a file: as told, else by its first bytes, its extension, its text."""
     told = told.strip().lower()
-    told = _SAME.get(told, told)
+    told = _ALIASES.get(told, told)
     seen = sniff(data)
     if seen in _CERTAIN:
         return seen
-    if _MEDIA_TYPE.fullmatch(told) and told not in _TELLS_NOTHING:
+    if _MEDIA_TYPE.fullmatch(told) and told not in _UNINFORMATIVE:
         return told
-    return seen or _TYPE_BY_EXTENSION.get(extension) or _by_text(data)
+    return seen or _TYPE_BY_EXTENSION.get(extension) or _guess_from_text(data)
 
 
 def sniff(data: bytes) -> str:
@@ -150,7 +150,7 @@ def sniff(data: bytes) -> str:
     if data[:4] == b"RIFF":
         return {b"WEBP": "image/webp", b"WAVE": "audio/wav"}.get(data[8:12], "")
     if data[4:8] == b"ftyp":
-        return _BRANDS.get(data[8:12], "video/mp4")
+        return _FTYP_BRANDS.get(data[8:12], "video/mp4")
     if data[:2] == b"BM" and data[6:10] == b"\0\0\0\0":
         return "image/bmp"
     if len(data) > 2 and data[0] == 0xFF and data[1] & 0xE6 == 0xE2:  # MPEG audio, layer III
@@ -168,7 +168,7 @@ def served_type(data: bytes, extension: str) -> tuple[str, bool]:
     return "application/octet-stream" if unsafe else media_type, False
 
 
-def _by_text(data: bytes) -> str:
+def _guess_from_text(data: bytes) -> str:
     """The type of a file that nothing else tells: text or bytes."""
     try:
         text = codecs.getincrementaldecoder("utf-8-sig")().decode(data[:_TEXT_PROBE])

@@ -58,7 +58,7 @@ def file_name(name: str, media_type: str) -> str:
     extension = extension_of(name)
     right = extension_for(media_type)
     if not name:
-        return f"{_plain_stem(media_type)}.{right or 'bin'}"
+        return f"{_default_stem(media_type)}.{right or 'bin'}"
     if not extension:
         return clean_name(f"{name}.{right or 'bin'}")
     major = media_type.partition("/")[0]
@@ -67,6 +67,6 @@ def file_name(name: str, media_type: str) -> str:
     return name
 
 
-def _plain_stem(media_type: str) -> str:
+def _default_stem(media_type: str) -> str:
     major = media_type.partition("/")[0]
     return major if major in ("image", "audio", "video") else "file"

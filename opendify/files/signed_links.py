@@ -11,7 +11,7 @@ from opendify.errors import FileExpired, InvalidSignature
 VALID_SECONDS = 7 * 24 * 3600
 
 # Links of the same hour are the same, so that browsers keep what they have loaded.
-_STEP = 3600
+_EXPIRY_STEP = 3600
 
 # A signature of anything else that the secret ever signs, or of another form of ticket, is none.
 _PURPOSE = b"opendify file link 1\0"
@@ -29,7 +29,7 @@ class Ticket:
 
 def expiry(now: float) -> int:
     """When a link that is made now ends."""
-    return (int(now + VALID_SECONDS) // _STEP + 1) * _STEP
+    return (int(now + VALID_SECONDS) // _EXPIRY_STEP + 1) * _EXPIRY_STEP
 
 
 def sign(ticket: Ticket, secret: bytes) -> tuple[str, str]:

@@ -6,12 +6,12 @@ import secrets
 import tempfile
 from pathlib import Path
 
-from opendify.config.settings import LEAST_SECRET
+from opendify.config.settings import MIN_SECRET_CHARS
 from opendify.storage.data_dir import DataDir, FileLock, fsync_folder
 
 log = logging.getLogger(__name__)
 
-_PATIENCE = 5.0
+_LOCK_TIMEOUT = 5.0
 
 
 class SigningKey:
@@ -20,31 +20,31 @@ class SigningKey:
     def __init__(self, told: str, folder: Path) -> None:
         self._folder = folder
         self._path = folder / "secret"
-        self._known = told.encode("utf-8", "surrogateescape")
+        self._key = told.encode("utf-8", "surrogateescape")
 
     def key(self) -> bytes:
         """The secret. Raises OSError where it can be neither read nor made."""
-        if not self._known:
-            self._known = self._read() or self._agree()
-        return self._known
+        if not self._key:
+            self._key = self._read() or self._create_once()
+        return self._key
 
-    def _agree(self) -> bytes:
+    def _create_once(self) -> bytes:
         """Makes the file, or finds that another process was faster."""
         DataDir(self._folder).prepare()
-        with FileLock(self._folder / "secret.lock").held(_PATIENCE):
+        with FileLock(self._folder / "secret.lock").held(_LOCK_TIMEOUT):
             found = self._read()
             if found:
                 return found
             if self._path.exists():
                 log.warning("%s holds no secret and is made anew; old links end", self._path)
-            return self._make()
+            return self._write_new()
 
     def _read(self) -> bytes:
         try:
             content = self._path.read_bytes().strip()
         except FileNotFoundError:
             return b""
-        if len(content) < LEAST_SECRET:
+        if len(content) < MIN_SECRET_CHARS:
             return b""
         status = self._path.stat()
         if status.st_mode & 0o077 and status.st_uid == os.geteuid():
@@ -52,7 +52,7 @@ class SigningKey:
             self._path.chmod(0o600)
         return content
 
-    def _make(self) -> bytes:
+    def _write_new(self) -> bytes:
         content = secrets.token_hex(32).encode()
         descriptor, temporary = tempfile.mkstemp(dir=self._folder, prefix=".secret-")
         try:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-_LOOK_SECONDS = 0.25
+_POLL_SECONDS = 0.25
 
 
 @dataclass(slots=True)
@@ -22,8 +22,8 @@ class SingleFlightCache:
     """
 
     def __init__(self, most: int, seconds: float, clock: Callable[[], float]) -> None:
-        self._most = most
-        self._seconds = seconds
+        self._max_entries = most
+        self._max_age = seconds
         self._clock = clock
         self._lock = threading.Lock()
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
@@ -44,7 +44,7 @@ class SingleFlightCache:
         """Drops what ``unwanted`` says yes to, given key and value."""
         with self._lock:
             for key, entry in list(self._entries.items()):
-                if _is_made(entry) and unwanted(key, entry.value.result()):
+                if _is_ready(entry) and unwanted(key, entry.value.result()):
                     del self._entries[key]
 
     def _entry(self, key: Hashable) -> tuple[_Entry, bool]:
@@ -54,9 +54,9 @@ class SingleFlightCache:
             if entry is not None and entry.expires > now:
                 self._entries.move_to_end(key)
                 return entry, False
-            entry = self._entries[key] = _Entry(now + self._seconds)
+            entry = self._entries[key] = _Entry(now + self._max_age)
             self._entries.move_to_end(key)
-            while len(self._entries) > self._most:
+            while len(self._entries) > self._max_entries:
                 self._entries.popitem(last=False)
             return entry, True
 
@@ -76,10 +76,10 @@ class SingleFlightCache:
 def _has_failed(entry: _Entry, look: Callable[[], None]) -> bool:
     while True:
         try:
-            return entry.value.exception(_LOOK_SECONDS) is not None
+            return entry.value.exception(_POLL_SECONDS) is not None
         except TimeoutError:
             look()
 
 
-def _is_made(entry: _Entry) -> bool:
+def _is_ready(entry: _Entry) -> bool:
     return entry.value.done() and entry.value.exception() is None

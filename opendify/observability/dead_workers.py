@@ -11,33 +11,33 @@ from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import mark_process_dead
 
 from opendify.observability.multiprocess_dir import (
-    LEAST_BYTES,
-    alone,
-    known_folder,
-    make_room,
+    MIN_FILE_BYTES,
+    allocate,
+    current_dir,
+    exclusive_lock,
 )
 
 log = logging.getLogger(__name__)
 
 # What ended processes have counted counts on; of what they had open, nothing is open any more.
-_COUNTED = ("counter", "histogram")
-_BYTES_BESIDE_A_NAME = 32
-_OF_A_PROCESS = re.compile(r"_(\d+)\.db$")
+_MERGED_KINDS = ("counter", "histogram")
+_ENTRY_OVERHEAD_BYTES = 32
+_PID_SUFFIX = re.compile(r"_(\d+)\.db$")
 
 
-def fold_the_dead() -> None:
+def merge_dead_workers() -> None:
     """Adds up the files of this instance whose processes have ended, and removes them.
 
     Left for the next time while somebody reads. Nothing is raised for trouble with the files.
     """
-    folder = known_folder()
+    folder = current_dir()
     if folder is None:
         return
     try:
-        with alone(folder):
-            dead = [pid for pid in _counting(folder) if not _is_alive(pid)]
-            for kind in _COUNTED:
-                _fold(folder, kind, dead)
+        with exclusive_lock(folder):
+            dead = [pid for pid in _find_pids(folder) if not _is_alive(pid)]
+            for kind in _MERGED_KINDS:
+                _merge(folder, kind, dead)
             for pid in dead:
                 mark_process_dead(pid, str(folder))
     except BlockingIOError:
@@ -46,12 +46,12 @@ def fold_the_dead() -> None:
         log.warning("the metrics of ended processes stay as they are: %s", exc)
 
 
-def _counting(folder: Path) -> set[int]:
-    names = (_OF_A_PROCESS.search(path.name) for path in folder.glob("*.db"))
+def _find_pids(folder: Path) -> set[int]:
+    names = (_PID_SUFFIX.search(path.name) for path in folder.glob("*.db"))
     return {int(name[1]) for name in names if name}
 
 
-def _fold(folder: Path, kind: str, dead: Iterable[int]) -> None:
+def _merge(folder: Path, kind: str, dead: Iterable[int]) -> None:
     """One rename replaces the sum, so that it is whole whenever this process ends."""
     theirs = [path for pid in dead if (path := folder / f"{kind}_{pid}.db").exists()]
     if not theirs:
@@ -61,7 +61,7 @@ def _fold(folder: Path, kind: str, dead: Iterable[int]) -> None:
     values: dict[str, float] = {}
     for path in [*([total] if total.exists() else []), *theirs]:
         _add(values, path)
-    make_room(new, LEAST_BYTES + sum(len(key.encode()) + _BYTES_BESIDE_A_NAME for key in values))
+    allocate(new, MIN_FILE_BYTES + sum(len(key.encode()) + _ENTRY_OVERHEAD_BYTES for key in values))
     file = MmapedDict(str(new))
     for key, value in values.items():
         file.write_value(key, value, 0.0)

@@ -21,13 +21,13 @@ FORMAT = "%(asctime)s - %(levelname)s - %(name)s - %(message)s"
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 _REMOVED = "[removed]"
-_LEAST_SECRET = 8  # a shorter one would blot out words
+_MIN_SECRET_CHARS = 8  # a shorter one would blot out words
 # "Bearer ..." is how our own messages tell callers to send a key.
 _BEARER = re.compile(r"(?i)\b(bearer\s+)(?!\.\.\.')[^\s'\",;]+")
 # What could begin a new line, or move about in a terminal, written as JSON writes it.
 _BREAKS = {code: f"\\u{code:04x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 _BREAKS |= {ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t"}
-_NO_WORD = re.compile(r'[\s"=\\]')
+_NEEDS_QUOTES = re.compile(r'[\s"=\\]')
 
 _ESCAPED = "opendify.escaped"
 
@@ -99,12 +99,12 @@ class _Formatter(logging.Formatter):
 
     def __init__(self, secrets: Iterable[str]) -> None:
         super().__init__(FORMAT)
-        long_enough = {secret for secret in secrets if len(secret) >= _LEAST_SECRET}
+        long_enough = {secret for secret in secrets if len(secret) >= _MIN_SECRET_CHARS}
         self._secrets = sorted(long_enough, key=len, reverse=True)
         self._secret = re.compile("|".join(map(re.escape, self._secrets)))
-        self._noted = (-1, "")
+        self._cached_second = (-1, "")
 
-    def without_secrets(self, line: str) -> str:
+    def redact(self, line: str) -> str:
         if "bearer" in line.lower():  # to search with a pattern takes ten times as long
             line = _BEARER.sub(rf"\1{_REMOVED}", line)
         if any(secret in line for secret in self._secrets):
@@ -116,21 +116,21 @@ class _TextFormatter(_Formatter):
     """One line; a traceback goes below it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return self.without_secrets(super().format(record))
+        return self.redact(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         line = super().formatMessage(record)
         for name, value in _fields(record).items():
-            line += f" {name}={_word(value)}"
-        return _on_one_line(line)
+            line += f" {name}={_format_value(value)}"
+        return _escape_breaks(line)
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         """As logging has it, with the seconds written once for all lines of the same one."""
         second = int(record.created)
-        noted, text = self._noted
+        noted, text = self._cached_second
         if second != noted:
             text = time.strftime(self.default_time_format, self.converter(second))
-            self._noted = second, text
+            self._cached_second = second, text
         return f"{text},{int(record.msecs):03d}"
 
 
@@ -147,11 +147,11 @@ class _JsonFormatter(_Formatter):
         }
         if record.exc_info:
             said["traceback"] = self.formatException(record.exc_info)
-        line = _on_one_line(json.dumps(said, ensure_ascii=False, default=str))
-        return self.without_secrets(line)
+        line = _escape_breaks(json.dumps(said, ensure_ascii=False, default=str))
+        return self.redact(line)
 
 
-def _on_one_line(text: str) -> str:
+def _escape_breaks(text: str) -> str:
     return text if text.isprintable() else text.translate(_BREAKS)
 
 
@@ -161,10 +161,10 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
     return fields if "id" in fields or not serving else {**fields, "id": serving}
 
 
-def _word(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     text = f"{value:.3f}" if isinstance(value, float) else str(value)
-    return text if text and not _NO_WORD.search(text) else json.dumps(text, ensure_ascii=False)
+    return text if text and not _NEEDS_QUOTES.search(text) else json.dumps(text, ensure_ascii=False)

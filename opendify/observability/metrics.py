@@ -24,7 +24,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from opendify import __version__
-from opendify.observability.multiprocess_dir import join_folder, known_folder, shared
+from opendify.observability.multiprocess_dir import current_dir, join_dir, shared_lock
 from opendify.observability.record import Record
 
 FIRST_BYTE_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 35, 60)
@@ -74,7 +74,7 @@ class Instruments:
             ANSWER_BUCKETS,
             "model",
         )
-        self.streams_open = _kept(
+        self.streams_open = _cached_labels(
             Gauge(
                 f"{PREFIX}_streams_open",
                 "Streamed answers that are under way.",
@@ -126,11 +126,11 @@ class Metrics:
         registry = CollectorRegistry()
         registry.register(_Readings(list(readings)))
         self._opened()
-        folder = known_folder()
+        folder = current_dir()
         if folder is None:
             return generate_latest(registry)
         MultiProcessCollector(registry, str(folder))
-        with shared(folder):
+        with shared_lock(folder):
             return generate_latest(registry)
 
     def _opened(self) -> Instruments | None:
@@ -141,7 +141,7 @@ class Metrics:
 
     def _open(self) -> None:
         if self._pid != os.getpid():
-            self._instruments = Instruments() if join_folder(self._models) else None
+            self._instruments = Instruments() if join_dir(self._models) else None
             self._pid = os.getpid()  # last: what is not open yet counts nothing
 
 
@@ -182,14 +182,16 @@ def _count_answer(counted: Instruments, record: Record) -> None:
 
 
 def _counter(name: str, told: str, *labels: str) -> Callable[..., Counter]:
-    return _kept(Counter(f"{PREFIX}_{name}", told, labels, registry=None))
+    return _cached_labels(Counter(f"{PREFIX}_{name}", told, labels, registry=None))
 
 
 def _histogram(
     name: str, told: str, buckets: tuple[float, ...], *labels: str
 ) -> Callable[..., Histogram]:
-    return _kept(Histogram(f"{PREFIX}_{name}", told, labels, buckets=buckets, registry=None))
+    return _cached_labels(
+        Histogram(f"{PREFIX}_{name}", told, labels, buckets=buckets, registry=None)
+    )
 
 
-def _kept(instrument: T) -> Callable[..., T]:
+def _cached_labels(instrument: T) -> Callable[..., T]:
     return cache(instrument.labels)

@@ -24,17 +24,17 @@ VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 # The files are written through memory: on a full disk, a page that has no place yet ends the
 # process. So each file gets its place when it is made, and as much as it can come to need.
-LEAST_BYTES = 64 * 1024
-BYTES_OF_A_MODEL = 10 * 1024
+MIN_FILE_BYTES = 64 * 1024
+BYTES_PER_MODEL = 10 * 1024
 KINDS = ("counter", "histogram", "gauge_livesum")
 LOCK = "lock"
 PREFIX = "opendify-metrics-"
 
 # A folder that is not locked is in use if it is as young as that.
-SECONDS_TO_BE_LOCKED = 60.0
+LOCK_GRACE_SECONDS = 60.0
 
 
-def new_folder() -> Path | None:
+def create_dir() -> Path | None:
     """Makes the folder of this instance, which goes when this process ends.
 
     None, and a line in the log, where there is no place for one.
@@ -42,7 +42,7 @@ def new_folder() -> Path | None:
     try:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX))
         (folder / LOCK).touch()
-        _sweep(folder.parent)
+        _remove_stale(folder.parent)
     except OSError as exc:
         log.warning("there are no metrics, for want of a folder for their files: %s", exc)
         return None
@@ -53,29 +53,29 @@ def new_folder() -> Path | None:
     return folder
 
 
-def known_folder() -> Path | None:
+def current_dir() -> Path | None:
     """The folder of this instance, if there is one by now. One that we did not make is none."""
     path = os.environ.get(VARIABLE, "")
     return Path(path) if path and os.path.isfile(os.path.join(path, LOCK)) else None
 
 
-def join_folder(models: int) -> Path | None:
+def join_dir(models: int) -> Path | None:
     """The folder, with files in it for this process to count so many models in; None where there
     is no place for them."""
-    folder = known_folder() or new_folder()
+    folder = current_dir() or create_dir()
     if folder is None:
         return None
     try:
         for kind in KINDS:
             path = folder / f"{kind}_{os.getpid()}.db"
-            make_room(path, LEAST_BYTES + models * BYTES_OF_A_MODEL)
+            allocate(path, MIN_FILE_BYTES + models * BYTES_PER_MODEL)
     except OSError as exc:
         log.warning("there are no metrics of this process, for want of space: %s", exc)
         return None
     return folder
 
 
-def make_room(path: Path, size: int) -> None:
+def allocate(path: Path, size: int) -> None:
     """Sees to it that the file has so many bytes, and a place for each. Raises OSError."""
     with path.open("ab") as file:
         if hasattr(os, "posix_fallocate"):
@@ -83,14 +83,14 @@ def make_room(path: Path, size: int) -> None:
 
 
 @contextmanager
-def shared(folder: Path) -> Iterator[None]:
+def shared_lock(folder: Path) -> Iterator[None]:
     """While this is held, no file of the folder goes."""
     with _locked(folder, fcntl.LOCK_SH):
         yield
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def exclusive_lock(folder: Path) -> Iterator[None]:
     """While this is held, nobody else holds anything. Raises BlockingIOError instead of waiting."""
     with _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
         yield
@@ -103,13 +103,13 @@ def _locked(folder: Path, how: int) -> Iterator[None]:
         yield
 
 
-def _sweep(place: Path) -> None:
+def _remove_stale(place: Path) -> None:
     """Removes the folders of instances that were killed."""
     for path in place.glob(f"{PREFIX}*"):
         with suppress(OSError):
             found = path.lstat()
             is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-            if is_ours and time.time() - found.st_mtime > SECONDS_TO_BE_LOCKED:
+            if is_ours and time.time() - found.st_mtime > LOCK_GRACE_SECONDS:
                 with _open_folder(path) as descriptor:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(path, ignore_errors=True)

@@ -9,7 +9,7 @@ from opendify.observability.metrics import Reading
 from opendify.upstream.app_registry import AppRegistry
 
 # A worker that has not asked Dify yet does so at the first look, which waits so long for it.
-PATIENCE = 2.0
+PROBE_TIMEOUT = 2.0
 
 UNKNOWN = "unknown"
 
@@ -17,15 +17,15 @@ PARTS = ("store", "dify")
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
+class ReadinessReport:
     """What was found. ``models`` has for each "ok", "unknown", or the code of what is wrong."""
 
     store_kind: str
-    is_store_fine: bool
+    is_store_ok: bool
     models: dict[str, str]
 
     @property
-    def is_dify_fine(self) -> bool:
+    def is_dify_ok(self) -> bool:
         """One app that is out of order is no reason to turn away the callers of all others. Where
         only callers have keys, nothing can be asked of Dify."""
         return not self.models or "ok" in self.models.values()
@@ -34,13 +34,13 @@ class Condition:
         """Whether all is fine that is asked for. ``besides`` are those of ``PARTS`` that do not
         count: what instances share is away for all of them at once, and is no reason to take any
         of them out of service where there is nothing else to send requests to."""
-        found = {"store": self.is_store_fine, "dify": self.is_dify_fine}
+        found = {"store": self.is_store_ok, "dify": self.is_dify_ok}
         return all(is_fine for part, is_fine in found.items() if part not in besides)
 
     def details(self) -> dict[str, Any]:
         """For operators. Without a sound configuration nothing would have started."""
-        store = {"status": _word(self.is_store_fine), "kind": self.store_kind}
-        dify = {"status": _word(self.is_dify_fine), "models": self.models}
+        store = {"status": _status(self.is_store_ok), "kind": self.store_kind}
+        dify = {"status": _status(self.is_dify_ok), "models": self.models}
         return {"configuration": {"status": "ok"}, "store": store, "dify": dify}
 
 
@@ -51,8 +51,10 @@ class Readiness:
         self._conversations = conversations
         self._directory = directory
 
-    def look(self) -> Condition:
-        return Condition(self._conversations.kind, self._is_store_fine(), self._models(PATIENCE))
+    def check(self) -> ReadinessReport:
+        return ReadinessReport(
+            self._conversations.kind, self._is_store_ok(), self._models(PROBE_TIMEOUT)
+        )
 
     def readings(self) -> Iterator[Reading]:
         """The same for the metrics, with the size of the store; what is not known is left out."""
@@ -66,7 +68,7 @@ class Readiness:
         }
         yield Reading("dify_up", "Whether Dify tells of the app of a model.", ("model",), known)
 
-    def _is_store_fine(self) -> bool:
+    def _is_store_ok(self) -> bool:
         self._conversations.get("")  # whether it is available is known once it was used
         return self._conversations.available
 
@@ -75,5 +77,5 @@ class Readiness:
         return {name: UNKNOWN if one is None else one or "ok" for name, one in troubles}
 
 
-def _word(is_fine: bool) -> str:
+def _status(is_fine: bool) -> str:
     return "ok" if is_fine else "failing"

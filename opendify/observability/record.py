@@ -26,7 +26,7 @@ _PRIVATE_SEGMENT = re.compile(
     rf"[^/]*(?:{_AT_SIGN.pattern}|\b(?:app|sk)-)[^/]*|[^/]{{32,}}", re.IGNORECASE
 )
 
-_OUR_FAULTS = ("internal_error", "server_stopping", "aborted")
+_SERVER_FAULTS = ("internal_error", "server_stopping", "aborted")
 
 
 @dataclass(slots=True)
@@ -44,7 +44,7 @@ class Record:
 
     id: str
     method: str
-    began_at: float
+    started_at: float
     route: str = ""
     model: str = ""
     streamed: bool = False
@@ -68,18 +68,18 @@ class Record:
     @property
     def seconds_to_first_byte(self) -> float | None:
         """A comment that only keeps the connection open does not count as a byte."""
-        return None if self.first_byte_at is None else self.first_byte_at - self.began_at
+        return None if self.first_byte_at is None else self.first_byte_at - self.started_at
 
     @property
     def seconds(self) -> float:
-        return self.ended_at - self.began_at
+        return self.ended_at - self.started_at
 
     @property
     def was_answered(self) -> bool:
         """Whether a model has answered, to the end."""
         return bool(self.model) and self.ended == OK
 
-    def failed(self, error: errors.OpenDifyError) -> None:
+    def set_error(self, error: errors.OpenDifyError) -> None:
         """The caller is told of this error."""
         self.ended = error.code or "error"
         self.error = error.log_message
@@ -90,7 +90,7 @@ class Record:
     @property
     def is_failure(self) -> bool:
         """Whether the operator should know of it: the caller has done nothing wrong."""
-        return self.status >= 500 or self.is_upstream_error or self.ended in _OUR_FAULTS
+        return self.status >= 500 or self.is_upstream_error or self.ended in _SERVER_FAULTS
 
     def fields(self) -> dict[str, Any]:
         """What its line in the log says, in this order."""

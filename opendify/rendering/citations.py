@@ -11,7 +11,7 @@ MAX_PASSAGE = 2000
 
 
 @dataclass(slots=True)
-class Cited:
+class Citations:
     """``annotations`` are OpenAI's ``url_citation``; ``events`` are Open WebUI's ``source``
     events; ``markdown`` is a list for everybody else."""
 
@@ -28,13 +28,13 @@ def form_for(setting: str, in_open_webui: bool, streamed: bool) -> str:
     return "auto" if setting == "events" and not streamed else setting
 
 
-def cite(resources: Sequence[Mapping[str, Any]], form: str) -> Cited:
+def cite(resources: Sequence[Mapping[str, Any]], form: str) -> Citations:
     """Cites in this form; ``auto`` makes annotations where there is an address, and a list of
     the rest."""
     sources = _by_document(resources) if form != "off" else []
     if form == "events":
-        return Cited(events=[_event(source) for source in sources])
-    cited = Cited()
+        return Citations(events=[_event(source) for source in sources])
+    cited = Citations()
     if form in ("auto", "annotations"):
         cited.annotations = [_annotation(source) for source in sources if source.url]
     listed = sources if form == "markdown" else [s for s in sources if not s.url]

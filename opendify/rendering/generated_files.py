@@ -15,14 +15,14 @@ class GeneratedFiles:
     def __init__(self) -> None:
         self._found: dict[str, FileLink] = {}
 
-    def note(self, file: FileGenerated, text: TextOutput) -> list[FileFound]:
+    def add(self, file: FileGenerated, text: TextOutput) -> list[FileFound]:
         """Dify has named this file."""
         identity = links.identity(file.url)
-        if identity in self._found or text.holds(file.url):
+        if identity in self._found or text.links_to(file.url):
             return []
         link = self._found[identity] = FileLink(file.url, file.name, file.kind)
         return [FileFound(link)]
 
     def unlinked(self, text: TextOutput) -> Iterator[FileLink]:
         """Those that the text does not link to."""
-        return (link for link in self._found.values() if not text.holds(link.url))
+        return (link for link in self._found.values() if not text.links_to(link.url))

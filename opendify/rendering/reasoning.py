@@ -51,94 +51,94 @@ class ReasoningParser:
     """
 
     def __init__(self) -> None:
-        self._place = _Place.START
-        self._ending = _THINK_ENDING
-        self._held = ""
-        self._reasoned = False
+        self._state = _State.START
+        self._closing_tag = _THINK_CLOSING
+        self._pending = ""
+        self._has_reasoning = False
         self._separator = ""
 
     def feed(self, text: str) -> list[Piece]:
         """Takes the next text of the answer."""
-        if self._place is _Place.ANSWER:
+        if self._state is _State.ANSWER:
             return [Piece(text, False)] if text else []
-        self._held += text
+        self._pending += text
         pieces: list[Piece] = []
-        while self._held and self._advance(pieces):
+        while self._pending and self._advance(pieces):
             pass
         return pieces
 
-    def section(self) -> list[Piece]:
+    def start_section(self) -> list[Piece]:
         """A new part of the answer begins, of another node or another round: tags may come again.
 
         Returns what was held back of the part before.
         """
         pieces: list[Piece] = []
-        if self._place in (_Place.OPENED, _Place.INSIDE):
-            self._add_reasoning(pieces, self._held)
+        if self._state in (_State.OPENED, _State.INSIDE):
+            self._add_reasoning(pieces, self._pending)
         else:
-            _add(pieces, self._held, False)
-        self._held = ""
-        self._place = _Place.START
+            _add(pieces, self._pending, False)
+        self._pending = ""
+        self._state = _State.START
         return pieces
 
     def pause(self) -> list[Piece]:
         """Another speaks meanwhile. A block that is open, or a tag that has begun, goes on later;
         else a new section begins then."""
-        is_inside = self._place in (_Place.OPENED, _Place.INSIDE)
-        return [] if is_inside or self._held.strip() else self.section()
+        is_inside = self._state in (_State.OPENED, _State.INSIDE)
+        return [] if is_inside or self._pending.strip() else self.start_section()
 
     def close(self) -> list[Piece]:
         """The answer is over: returns what was held back."""
-        return self.section()
+        return self.start_section()
 
     def _advance(self, pieces: list[Piece]) -> bool:
         """Goes one step through what is held; False if that needs more text, or the rest is out."""
-        match self._place:
-            case _Place.OPENED:
+        match self._state:
+            case _State.OPENED:
                 return self._skip_line_end()
-            case _Place.INSIDE:
-                return self._reason(pieces)
-            case _Place.CLOSED:
-                self._held = _BLANK_LINES.sub("", self._held)
-        return self._open(pieces)
+            case _State.INSIDE:
+                return self._read_block(pieces)
+            case _State.CLOSED:
+                self._pending = _BLANK_LINES.sub("", self._pending)
+        return self._read_opening(pieces)
 
-    def _open(self, pieces: list[Piece]) -> bool:
-        if opening := _OPENING.match(self._held):
-            self._held = self._held[opening.end() :]
-            self._ending = _DETAILS_ENDING if opening["details"] else _THINK_ENDING
-            self._separator = _BETWEEN_BLOCKS if self._reasoned else ""
-            self._place = _Place.OPENED
+    def _read_opening(self, pieces: list[Piece]) -> bool:
+        if opening := _OPENING.match(self._pending):
+            self._pending = self._pending[opening.end() :]
+            self._closing_tag = _DETAILS_CLOSING if opening["details"] else _THINK_CLOSING
+            self._separator = _BETWEEN_BLOCKS if self._has_reasoning else ""
+            self._state = _State.OPENED
             return True
-        if not _OPENING_BEGUN.fullmatch(self._held):
-            self._place = _Place.ANSWER
-            _add(pieces, self._held, False)
-            self._held = ""
+        if not _OPENING_PREFIX.fullmatch(self._pending):
+            self._state = _State.ANSWER
+            _add(pieces, self._pending, False)
+            self._pending = ""
         return False
 
     def _skip_line_end(self) -> bool:
-        if self._held == "\r":
+        if self._pending == "\r":
             return False
-        line_end = "\r\n" if self._held.startswith("\r\n") else "\n"
-        self._held = self._held.removeprefix(line_end)
-        self._place = _Place.INSIDE
+        line_end = "\r\n" if self._pending.startswith("\r\n") else "\n"
+        self._pending = self._pending.removeprefix(line_end)
+        self._state = _State.INSIDE
         return True
 
-    def _reason(self, pieces: list[Piece]) -> bool:
-        if closing := self._ending.whole.search(self._held):
-            self._add_reasoning(pieces, self._held[: closing.start()])
-            self._held = self._held[closing.end() :]
-            self._place = _Place.CLOSED
+    def _read_block(self, pieces: list[Piece]) -> bool:
+        if closing := self._closing_tag.pattern.search(self._pending):
+            self._add_reasoning(pieces, self._pending[: closing.start()])
+            self._pending = self._pending[closing.end() :]
+            self._state = _State.CLOSED
             return True
-        certain = self._ending.certain(self._held)
-        self._add_reasoning(pieces, self._held[:certain])
-        self._held = self._held[certain:]
+        certain = self._closing_tag.safe_length(self._pending)
+        self._add_reasoning(pieces, self._pending[:certain])
+        self._pending = self._pending[certain:]
         return False
 
     def _add_reasoning(self, pieces: list[Piece], text: str) -> None:
         if text:
             _add(pieces, self._separator + text, True)
             self._separator = ""
-            self._reasoned = True
+            self._has_reasoning = True
 
 
 def split(text: str) -> tuple[str, str]:
@@ -148,7 +148,7 @@ def split(text: str) -> tuple[str, str]:
     return _joined(pieces, is_reasoning=False), _joined(pieces, is_reasoning=True)
 
 
-class _Place(Enum):
+class _State(Enum):
     START = auto()
     OPENED = auto()
     INSIDE = auto()
@@ -156,18 +156,18 @@ class _Place(Enum):
     ANSWER = auto()
 
 
-class _Ending:
+class _ClosingTag:
     """How a block of reasoning ends; a line end may stand before its closing tags."""
 
     def __init__(self, *tags: str) -> None:
         sequences = [(*line_end, *tag) for tag in tags for line_end in ("\r\n", "\n", "")]
-        self.whole = re.compile(_any_of("".join(each) for each in sequences), re.IGNORECASE)
-        self._begun = re.compile(_begun(*sequences) + r"\Z", re.IGNORECASE)
-        self._longest = max(map(len, sequences)) - 1
+        self.pattern = re.compile(_any_of("".join(each) for each in sequences), re.IGNORECASE)
+        self._partial = re.compile(_prefix_pattern(*sequences) + r"\Z", re.IGNORECASE)
+        self._max_length = max(map(len, sequences)) - 1
 
-    def certain(self, text: str) -> int:
+    def safe_length(self, text: str) -> int:
         """The length of ``text`` without the ending that may have begun at its end."""
-        begun = self._begun.search(text, max(0, len(text) - self._longest))
+        begun = self._partial.search(text, max(0, len(text) - self._max_length))
         return begun.start() if begun else len(text)
 
 
@@ -175,7 +175,7 @@ def _any_of(patterns: Iterable[str]) -> str:
     return f"(?:{'|'.join(patterns)})"
 
 
-def _begun(*sequences: tuple[str, ...]) -> str:
+def _prefix_pattern(*sequences: tuple[str, ...]) -> str:
     """A pattern for everything, down to nothing, that one of the sequences can begin with."""
     nested = []
     for sequence in sequences:
@@ -198,11 +198,11 @@ def _joined(pieces: Iterable[Piece], *, is_reasoning: bool) -> str:
     return "".join(piece.text for piece in pieces if piece.is_reasoning is is_reasoning)
 
 
-_THINK_ENDING = _Ending("</think>", "</thinking>")
-_DETAILS_ENDING = _Ending("</details>")
+_THINK_CLOSING = _ClosingTag("</think>", "</thinking>")
+_DETAILS_CLOSING = _ClosingTag("</details>")
 _OPENING = re.compile(
     f"{_MARGIN}(?:{''.join(_THINK)}|{''.join(_THINKING)}|(?P<details>{''.join(_DETAILS)}))",
     re.IGNORECASE,
 )
-_OPENING_BEGUN = re.compile(_MARGIN + _begun(_THINK, _THINKING, _DETAILS), re.IGNORECASE)
+_OPENING_PREFIX = re.compile(_MARGIN + _prefix_pattern(_THINK, _THINKING, _DETAILS), re.IGNORECASE)
 _BLANK_LINES = re.compile(r"\A(?:[^\S\n]{0,64}\n)+")

@@ -44,7 +44,7 @@ from opendify.rendering.usage import total_usage
 _SILENT_NODES = ("start", "end", "answer")
 
 # Why Dify stops a run by itself: APP_MAX_EXECUTION_TIME and the like.
-_LIMIT = re.compile(r"\bmax|exceed|time ?out", re.IGNORECASE)
+_LIMIT_REASON = re.compile(r"\bmax|exceed|time ?out", re.IGNORECASE)
 
 _NOTES = {
     "stopped": "(The run was stopped before its end.)",
@@ -69,7 +69,7 @@ class ResponseRenderer:
         self._node = ""
         self._transcript = Transcript()
         self._reasoned_nodes: set[str] = set()
-        self._agent_spoke = False
+        self._has_agent_message = False
         self._was_replaced = False
         self._is_thinking_inline = False
         self._files = GeneratedFiles()
@@ -80,7 +80,7 @@ class ResponseRenderer:
     @property
     def is_cut(self) -> bool:
         """Whether a stop sequence of the caller has ended the answer."""
-        return self._text.is_cut
+        return self._text.hit_stop_sequence
 
     def feed(self, event: Event) -> list[Rendered]:
         """What this event adds for the caller, in order. A MessageEnded, or a stop sequence, ends
@@ -98,15 +98,15 @@ class ResponseRenderer:
                 return self._render_text(event)
             case Reasoning(text, node):
                 self._reasoned_nodes.add(node)
-                return self._reason(text)
+                return self._add_reasoning(text)
             case Replaced(text):
                 return self._replace(text)
             case AgentStep():
                 return self._render_step(event)
             case FileGenerated():
-                return [*self._files.note(event, self._text)]
+                return [*self._files.add(event, self._text)]
             case NodeStarted(title, kind) if kind not in _SILENT_NODES:
-                return [*self._progress.line(title or kind)]
+                return [*self._progress.add_line(title or kind)]
             case NodeFinished():
                 return self._finish_node(event)
             case HumanInputNeeded(form, actions):
@@ -122,42 +122,44 @@ class ResponseRenderer:
 
     def _finish(self, event: MessageEnded) -> list[Rendered]:
         self.has_ended = True
-        deltas = self._render_model_text(self._surrogates.rest() or self._last_thought())
+        deltas = self._render_model_text(self._surrogates.flush() or self._last_thought())
         deltas += [
-            delta for parser in self._parsers.values() for delta in self._pieces(parser.close())
+            delta
+            for parser in self._parsers.values()
+            for delta in self._render_pieces(parser.close())
         ]
         deltas += self._render_outputs()
         deltas += self._end_inline_thinking()
         deltas += self._emit(self._text.flush())
         for file in event.files:
-            deltas += self._files.note(file, self._text)
+            deltas += self._files.add(file, self._text)
         for link in self._files.unlinked(self._text):
             deltas += self._emit(self._text.add_file(link))
         if self._run is not None and self._mode == "workflow":
             deltas += self._add_paragraph(_NOTES.get(self._run.status, ""))
         deltas += self._cite(event.resources)
-        deltas += self._progress.over()
+        deltas += self._progress.finish()
         self.completion.usage = total_usage(event.usage, self._node_usage, self._run)
         return deltas
 
     def _last_thought(self) -> str:
         """The answer of an agent that has sent none as text: its last thought."""
-        is_empty = not (self._was_replaced or self.is_cut or self._transcript.of_all().strip())
+        is_empty = not (self._was_replaced or self.is_cut or self._transcript.full_text().strip())
         return self._progress.last_thought() if is_empty else ""
 
     def _render_text(self, event: Text) -> list[Rendered]:
         deltas = self._switch_to(event.node) if event.node != self._node else []
         text = self._surrogates.feed(event.text)
         if event.event == "agent_message":
-            self._agent_spoke = True
-        elif self._agent_spoke and event.event == "message":
+            self._has_agent_message = True
+        elif self._has_agent_message and event.event == "message":
             # The new agents of Dify 1.15 repeat the whole answer at its end.
-            new = self._transcript.new_in(text)
+            new = self._transcript.new_text(text)
             if new is not None:
                 text = new
             else:  # the text before was about their work
-                self._agent_spoke = False
-                deltas += self._pieces(self._parser.section())
+                self._has_agent_message = False
+                deltas += self._render_pieces(self._parser.start_section())
                 deltas += self._emit(self._text.begin_paragraph())
         if text:
             self._transcript.add(event.node, text)
@@ -167,7 +169,7 @@ class ResponseRenderer:
     def _switch_to(self, node: str) -> list[Rendered]:
         """Another node writes. Nodes that run side by side take turns in mid-sentence, and so a
         block of reasoning that one has begun goes on when its text goes on."""
-        deltas = self._pieces(self._parser.pause())
+        deltas = self._render_pieces(self._parser.pause())
         self._node = node
         self._parsers.setdefault(node, ReasoningParser())
         return deltas
@@ -179,12 +181,14 @@ class ResponseRenderer:
     def _render_model_text(self, text: str) -> list[Rendered]:
         if self._model.reasoning == "inline":
             return self._write(text)
-        return self._pieces(self._parser.feed(text))
+        return self._render_pieces(self._parser.feed(text))
 
-    def _pieces(self, pieces: Sequence[Piece]) -> list[Rendered]:
+    def _render_pieces(self, pieces: Sequence[Piece]) -> list[Rendered]:
         deltas: list[Rendered] = []
         for piece in pieces:
-            deltas += self._reason(piece.text) if piece.is_reasoning else self._write(piece.text)
+            deltas += (
+                self._add_reasoning(piece.text) if piece.is_reasoning else self._write(piece.text)
+            )
         return deltas
 
     def _write(self, text: str) -> list[Rendered]:
@@ -195,20 +199,20 @@ class ResponseRenderer:
     def _add_paragraph(self, paragraph: str) -> list[Rendered]:
         if not paragraph:
             return []
-        deltas = self._pieces(self._parser.section())
+        deltas = self._render_pieces(self._parser.start_section())
         deltas += self._end_inline_thinking()
         deltas += self._emit(self._text.begin_paragraph())
         return deltas + self._emit(self._text.insert(paragraph))
 
     def _emit(self, texts: Iterable[RenderedText]) -> list[Rendered]:
         deltas: list[Rendered] = [*texts]
-        return [*self._progress.over(), *deltas] if deltas and self._progress.is_open else deltas
+        return [*self._progress.finish(), *deltas] if deltas and self._progress.is_open else deltas
 
-    def _reason(self, text: str) -> list[Rendered]:
+    def _add_reasoning(self, text: str) -> list[Rendered]:
         if not text or self._model.reasoning == "drop":
             return []
         if self._model.reasoning == "split":
-            self._progress.after(text)
+            self._progress.note_reasoning(text)
             return [ReasoningDelta(text)]
         opening = "" if self._is_thinking_inline else "<think>\n"
         self._is_thinking_inline = True
@@ -228,8 +232,10 @@ class ResponseRenderer:
         return [Reset(self._text.reset()), *self._write(text)]
 
     def _render_step(self, step: AgentStep) -> list[Rendered]:
-        deltas = self._pieces(self._parser.section()) if self._progress.is_new(step) else []
-        return deltas + self._progress.step(step, self._transcript)
+        deltas = (
+            self._render_pieces(self._parser.start_section()) if self._progress.is_new(step) else []
+        )
+        return deltas + self._progress.add_step(step, self._transcript)
 
     def _finish_node(self, node: NodeFinished) -> list[Rendered]:
         if node.usage is not None:
@@ -240,31 +246,37 @@ class ResponseRenderer:
         if node.node not in self._transcript:
             return []
         parser = self._parsers.get(node.node)  # none where its text was replaced
-        deltas = self._pieces(parser.section()) if parser else []
+        deltas = self._render_pieces(parser.start_section()) if parser else []
         return (
-            deltas if node.node in self._reasoned_nodes else deltas + self._reason(node.reasoning)
+            deltas
+            if node.node in self._reasoned_nodes
+            else deltas + self._add_reasoning(node.reasoning)
         )
 
     def _finish_run(self, run: RunFinished) -> None:
         self._run = run
         self.completion.run_status = run.status
-        if run.status == "stopped" and _LIMIT.search(run.reason):
+        if run.status == "stopped" and _LIMIT_REASON.search(run.reason):
             self.completion.finish_reason = "length"
 
     def _render_outputs(self) -> list[Rendered]:
         if self._run is None or self._was_replaced:
             return []
         deltas: list[Rendered] = []
-        streamed = self._transcript.of_each()
+        streamed = self._transcript.node_texts()
         if self._mode == "workflow" or not streamed:
-            known = {*streamed, *(split(text)[0] for text in streamed), self._transcript.of_all()}
-            text = workflow_outputs.text_of(self._run.outputs, known, self._model.output)
+            known = {
+                *streamed,
+                *(split(text)[0] for text in streamed),
+                self._transcript.full_text(),
+            }
+            text = workflow_outputs.output_text(self._run.outputs, known, self._model.output)
             if text and streamed:
                 deltas += self._emit(self._text.begin_paragraph())
-            deltas += self._render_model_text(text) + self._pieces(self._parser.close())
-        for file in workflow_outputs.files_of(self._run.outputs):
+            deltas += self._render_model_text(text) + self._render_pieces(self._parser.close())
+        for file in workflow_outputs.output_files(self._run.outputs):
             if self._mode == "workflow" or not file.was_uploaded:
-                deltas += self._files.note(file, self._text)
+                deltas += self._files.add(file, self._text)
         return deltas
 
     def _cite(self, resources: Sequence[Mapping[str, Any]]) -> list[Rendered]:

@@ -16,35 +16,35 @@ class StopSequenceFilter:
         self.hit = False
         self._stops = tuple(stop for stop in stops if stop)
         self._first_characters = frozenset(stop[0] for stop in self._stops)
-        self._longest_begun = max(map(len, self._stops), default=1) - 1
+        self._max_partial_length = max(map(len, self._stops), default=1) - 1
         self._any_stop = re.compile("|".join(map(re.escape, self._stops)))
-        self._held = ""
+        self._pending = ""
 
     def feed(self, text: str) -> str:
         """Takes the next text; returns what can be shown by now."""
         if self.hit or not self._stops:
             return "" if self.hit else text
-        text = self._held + text
-        return self._cut(text, self._begun_at(text))
+        text = self._pending + text
+        return self._cut(text, self._partial_match_start(text))
 
     def close(self) -> str:
         """The text is over: returns what was held back, up to a stop sequence in it."""
-        return "" if self.hit else self._cut(self._held, len(self._held))
+        return "" if self.hit else self._cut(self._pending, len(self._pending))
 
     def _cut(self, text: str, begun_at: int) -> str:
         stop = self._any_stop.search(text) if self._stops else None
         if stop and stop.start() <= begun_at:
             self.hit = True
-            self._held = ""
+            self._pending = ""
             return text[: stop.start()]
-        self._held = text[begun_at:]
+        self._pending = text[begun_at:]
         return text[:begun_at]
 
-    def _begun_at(self, text: str) -> int:
-        for start in range(max(0, len(text) - self._longest_begun), len(text)):
-            if text[start] in self._first_characters and self._is_begun(text[start:]):
+    def _partial_match_start(self, text: str) -> int:
+        for start in range(max(0, len(text) - self._max_partial_length), len(text)):
+            if text[start] in self._first_characters and self._is_partial_match(text[start:]):
                 return start
         return len(text)
 
-    def _is_begun(self, tail: str) -> bool:
+    def _is_partial_match(self, tail: str) -> bool:
         return any(stop.startswith(tail) for stop in self._stops)

@@ -9,20 +9,20 @@ class SurrogateJoiner:
     """Joins halves that stand at the ends of two pieces of text; U+FFFD is for one alone."""
 
     def __init__(self) -> None:
-        self._half = ""
+        self._high_surrogate = ""
 
     def feed(self, text: str) -> str:
         """Takes the next piece; returns what is whole."""
-        if not self._half and (text.isascii() or _is_whole(text)):
+        if not self._high_surrogate and (text.isascii() or _is_whole(text)):
             return text
-        text = self._half + text
-        self._half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
-        return _mended(text[: len(text) - len(self._half)])
+        text = self._high_surrogate + text
+        self._high_surrogate = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
+        return _combine(text[: len(text) - len(self._high_surrogate)])
 
-    def rest(self) -> str:
+    def flush(self) -> str:
         """The text is over."""
-        half, self._half = self._half, ""
-        return _mended(half)
+        half, self._high_surrogate = self._high_surrogate, ""
+        return _combine(half)
 
 
 def _is_whole(text: str) -> bool:
@@ -33,5 +33,5 @@ def _is_whole(text: str) -> bool:
     return True
 
 
-def _mended(text: str) -> str:
+def _combine(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

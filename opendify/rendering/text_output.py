@@ -29,7 +29,7 @@ class TextOutput:
         self._links = LinkRewriter()
 
     @property
-    def is_cut(self) -> bool:
+    def hit_stop_sequence(self) -> bool:
         """Whether a stop sequence has ended the text."""
         return self._stop_filter.hit
 
@@ -44,17 +44,17 @@ class TextOutput:
     def begin_paragraph(self) -> list[RenderedText]:
         """Ends the paragraph of the text so far."""
         rest = self.flush()
-        return rest if self.is_cut else rest + self._write([self._gap()])
+        return rest if self.hit_stop_sequence else rest + self._write([self._paragraph_break()])
 
     def insert(self, text: str) -> list[RenderedText]:
         """Adds to the model's paragraph what is not to be cut."""
         rest = self.flush()
-        return rest if self.is_cut else rest + self._write([text])
+        return rest if self.hit_stop_sequence else rest + self._write([text])
 
     def add_file(self, link: FileLink) -> list[RenderedText]:
         """Adds a paragraph that shows a file; nothing follows a stop sequence."""
         before = self.begin_paragraph()
-        if self.is_cut:
+        if self.hit_stop_sequence:
             return before
         self._written.append(link.url)
         return [*before, FileMarkdown(link)]
@@ -67,14 +67,14 @@ class TextOutput:
         self._links = LinkRewriter()
         return had_text
 
-    def holds(self, url: str) -> bool:
+    def links_to(self, url: str) -> bool:
         """Whether the text links to this file of Dify's."""
         identity = links.identity(url)
         return identity in map(links.identity, self._links.seen) or identity in "".join(
             self._written
         )
 
-    def _gap(self) -> str:
+    def _paragraph_break(self) -> str:
         last = "".join(self._written[-2:]) or "\n\n"
         line_ends = len(last) - len(last.rstrip("\n"))
         return "\n" * max(0, 2 - line_ends)

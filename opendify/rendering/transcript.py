@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 # So much of the end of a text shows that another one repeats it.
-_TELLING_END = 40
+_REPEAT_SUFFIX_CHARS = 40
 
 
 class Transcript:
@@ -20,20 +20,20 @@ class Transcript:
         """Whether this node has said anything."""
         return node in self._texts
 
-    def of_each(self) -> Sequence[str]:
+    def node_texts(self) -> Sequence[str]:
         """What each of the nodes has said that have said anything."""
         return ["".join(texts) for texts in self._texts.values()]
 
-    def of_all(self) -> str:
+    def full_text(self) -> str:
         """All that was said, node after node."""
-        return "".join(self.of_each())
+        return "".join(self.node_texts())
 
-    def new_in(self, text: str) -> str | None:
+    def new_text(self, text: str) -> str | None:
         """What a text adds that may be a repetition of all or of some of what was heard, blanks
         aside; None where it is none."""
-        heard = self.of_all()
+        heard = self.full_text()
         if text.startswith(heard):
             return text.removeprefix(heard)
         text, heard = ("".join(words.split()) for words in (text, heard))
-        repeats = text in heard or (heard != "" and heard[-_TELLING_END:] in text)
+        repeats = text in heard or (heard != "" and heard[-_REPEAT_SUFFIX_CHARS:] in text)
         return "" if repeats else None

@@ -12,7 +12,7 @@ from opendify.dify.events import FileGenerated
 from opendify.dify.parser import file_from
 
 
-def text_of(outputs: Mapping[str, Any], streamed: Collection[str], wanted: str) -> str:
+def output_text(outputs: Mapping[str, Any], streamed: Collection[str], wanted: str) -> str:
     """The text of the outputs that are neither files nor in ``streamed`` already: one as it is,
     several as JSON. ``wanted`` is the name of the one to use, where it is there."""
     if wanted in outputs:
@@ -28,7 +28,7 @@ def text_of(outputs: Mapping[str, Any], streamed: Collection[str], wanted: str) 
     return f"```json\n{_as_text(told)}\n```" if told else ""
 
 
-def files_of(outputs: Mapping[str, Any]) -> list[FileGenerated]:
+def output_files(outputs: Mapping[str, Any]) -> list[FileGenerated]:
     """The files among the outputs, alone or in lists."""
     items = [
         item

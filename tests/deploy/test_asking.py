@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from opendify.config.settings import load_settings
-from opendify.deploy.online import Answer, ask_all
+from opendify.deploy.online import KeyCheck, check_all
 from opendify.deploy.probe import Service, probe
 from tests.service import free_port
 
@@ -90,7 +90,7 @@ def test_a_service_that_does_not_answer() -> None:
     ],
 )
 def test_where_the_service_is(environ: dict[str, str], service: Service) -> None:
-    assert Service.of(environ) == service
+    assert Service.from_environ(environ) == service
 
 
 @pytest.mark.parametrize(
@@ -110,17 +110,17 @@ def test_what_dify_says_to_a_key(answers: Answers, kind: str, detail: str) -> No
             "DIFY_API_BASE": f"http://127.0.0.1:{port}/v1",
             "MODEL_CONFIG": '{"m":"app-k"}',
         }
-        assert list(ask_all(load_settings(environ), environ)) == [Answer("m", kind, detail)]
+        assert list(check_all(load_settings(environ), environ)) == [KeyCheck("m", kind, detail)]
 
 
 def test_a_dify_that_is_not_there_and_one_behind_a_proxy() -> None:
     away = f"http://127.0.0.1:{free_port()}/v1"
     environ = {"DIFY_API_BASE": away, "MODEL_CONFIG": '{"m":"app-k"}'}
-    (answer,) = ask_all(load_settings(environ), environ)
+    (answer,) = check_all(load_settings(environ), environ)
     assert (answer.kind, answer.code) == ("unreachable", 1)
     with serving({f"{away}/info": (200, "{}")}) as port:
         environ["HTTP_PROXY"] = f"http://127.0.0.1:{port}"
-        (answer,) = ask_all(load_settings(environ), environ)
+        (answer,) = check_all(load_settings(environ), environ)
     assert (answer.kind, answer.code) == ("good", 0)
 
 
@@ -130,4 +130,4 @@ def test_keys_that_callers_bring_are_not_asked_for() -> None:
         "MODEL_CONFIG": '{"m":{}}',
         "DIFY_KEY_PASSTHROUGH": "true",
     }
-    assert [answer.kind for answer in ask_all(load_settings(environ), environ)] == ["callers"]
+    assert [answer.kind for answer in check_all(load_settings(environ), environ)] == ["callers"]

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from opendify.deploy import restore
 from opendify.deploy.backup import (
-    ASIDE,
+    ROLLBACK_DIR,
     SNAPSHOT,
-    BadBackup,
+    InvalidBackup,
     read_archive,
     read_folder,
     write_archive,
@@ -66,7 +66,7 @@ def test_what_was_packed_is_unpacked(files: dict[str, bytes]) -> None:
         [("data/a\\..\\evil", b"x")],
         [("data/new\nline", b"x")],
         [("other/evil", b"x")],
-        [(f"data/{ASIDE}/evil", b"x")],
+        [(f"data/{ROLLBACK_DIR}/evil", b"x")],
         [("data/sub", b"x"), ("data/sub/evil", b"x")],
         [special("data/evil", tarfile.SYMTYPE, "/etc")],
         [special("data/evil", tarfile.LNKTYPE, "/etc/passwd")],
@@ -80,7 +80,7 @@ def test_what_was_packed_is_unpacked(files: dict[str, bytes]) -> None:
 def test_an_archive_with_anything_else_in_it_is_refused(
     members: list[tuple[str, bytes] | tarfile.TarInfo],
 ) -> None:
-    with pytest.raises(BadBackup):
+    with pytest.raises(InvalidBackup):
         read_archive(archive(("data/good", b"x"), *members))
 
 
@@ -93,20 +93,20 @@ def test_an_archive_that_is_damaged_is_refused(damage: str) -> None:
         "no tar": whole[:10] + b"\0" * 50,
         "empty": b"",
     }
-    with pytest.raises(BadBackup):
+    with pytest.raises(InvalidBackup):
         read_archive(io.BytesIO(bad[damage]))
 
 
 def test_a_backup_does_not_follow_links(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     (folder / "sub").mkdir(parents=True)
-    (folder / ASIDE).mkdir()
+    (folder / ROLLBACK_DIR).mkdir()
     (tmp_path / "secret").write_text("x")
     (folder / "sub/plain").write_text("p")
     (folder / "link").symlink_to(tmp_path / "secret")
     (folder / "folder").symlink_to(tmp_path)
     (folder / "broken").symlink_to("nowhere")
-    (folder / ASIDE / "old").write_text("o")
+    (folder / ROLLBACK_DIR / "old").write_text("o")
     (folder / "one.lock").touch()
     os.mkfifo(folder / "pipe")
     assert read_folder(folder) == {"sub/plain": b"p"}
@@ -118,11 +118,11 @@ def test_a_restore_touches_nothing_that_links_lead_to(tmp_path: Path) -> None:
     outside.mkdir()
     (outside / "kept").write_text("k")
     (folder / "sub").symlink_to(outside)
-    (folder / ASIDE).symlink_to(outside)
-    restore.put(folder, {"sub/new": b"n"}, OWNER)
+    (folder / ROLLBACK_DIR).symlink_to(outside)
+    restore.apply(folder, {"sub/new": b"n"}, OWNER)
     assert os.listdir(outside) == ["kept"]
     assert (folder / "sub/new").read_bytes() == b"n" and not (folder / "sub").is_symlink()
-    restore.undo(folder)
+    restore.roll_back(folder)
     assert (folder / "sub").is_symlink() and os.listdir(outside) == ["kept"]
     assert os.listdir(folder) == ["sub"]
 
@@ -130,17 +130,17 @@ def test_a_restore_touches_nothing_that_links_lead_to(tmp_path: Path) -> None:
 def test_there_and_back_again(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     (tmp_path / "old/file").write_text("o")
-    restore.put(tmp_path, {"new/deep/file": b"n", "top": b"t"}, OWNER)
+    restore.apply(tmp_path, {"new/deep/file": b"n", "top": b"t"}, OWNER)
     assert (tmp_path / "new/deep/file").read_bytes() == b"n"
     assert stat.S_IMODE((tmp_path / "top").stat().st_mode) == 0o600
     assert stat.S_IMODE((tmp_path / "new/deep").stat().st_mode) == 0o700
     assert not (tmp_path / "old").exists()
-    restore.undo(tmp_path)
+    restore.roll_back(tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "old"]
-    restore.undo(tmp_path)  # nothing is set aside any more: all stays
+    restore.roll_back(tmp_path)  # nothing is set aside any more: all stays
     assert (tmp_path / "old/file").exists()
-    restore.put(tmp_path, {}, OWNER)
-    restore.keep(tmp_path)
+    restore.apply(tmp_path, {}, OWNER)
+    restore.commit(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

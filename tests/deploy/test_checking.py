@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from opendify.config.models import parse_base
 from opendify.config.settings import ConfigError, load_settings
-from opendify.deploy.checking import Wrong, check
+from opendify.deploy.checking import InvalidConfig, check
 from opendify.deploy.env_files import parse_as_docker, write_json
 from opendify.deploy.masking import find_secrets, mask, mask_key
 from opendify.deploy.messages import MESSAGES, SENTENCES, problem
@@ -133,7 +133,7 @@ def test_what_is_wrong_is_said_in_the_words_of_the_application() -> None:
     values = {"DIFY_API_BASE": "ftp://x", "MODEL_CONFIG": "{}", "LOG_LEVEL": "a\nb"}
     with pytest.raises(ConfigError) as expected:
         load_settings(values)
-    with pytest.raises(Wrong) as caught:
+    with pytest.raises(InvalidConfig) as caught:
         check(values, ".env", no_file)
     assert caught.value.sentences == expected.value.problems
     assert [exc.name for exc in caught.value.unwritable] == ["LOG_LEVEL"]
@@ -156,7 +156,7 @@ WRONG: list[dict[str, str]] = [
 def test_every_chinese_sentence_belongs_to_one_that_the_application_says() -> None:
     said = []
     for values in WRONG:
-        with pytest.raises(Wrong) as caught:
+        with pytest.raises(InvalidConfig) as caught:
             check(values, "-", lambda path: "" if path == "empty" else no_file(path))
         said += caught.value.sentences
     for pattern, chinese in SENTENCES:

@@ -15,7 +15,7 @@ from opendify.config.dotenv import load_environment
 from opendify.deploy.env_files import (
     MAX_LINE_BYTES,
     BadLine,
-    Unwritable,
+    UnwritableValue,
     parse,
     parse_as_docker,
     write_assignment,
@@ -48,7 +48,7 @@ def test_a_quoted_value_means_the_same_to_every_reader(name: str, value: str) ->
     for quote in "'", '"':
         try:
             line = write_assignment(name, value, quote)
-        except Unwritable:
+        except UnwritableValue:
             continue
         assert parse(line) == {name: value}
         assert dict(dotenv_values(stream=StringIO(line), interpolate=False)) == {name: value}
@@ -63,7 +63,7 @@ def test_bash_reads_a_quoted_value_alike(value: str) -> None:
     for quote in "'", '"':
         try:
             line = write_assignment("X", value, quote)
-        except Unwritable:
+        except UnwritableValue:
             continue
         script = f'{line}\nprintf %s "$X"'.encode()
         done = subprocess.run(["bash"], input=script, capture_output=True, check=True)
@@ -90,7 +90,7 @@ def test_json_can_stand_between_any_quotes(value: Any) -> None:
     ],
 )
 def test_what_dockers_format_cannot_say_is_refused(value: str, reason: str) -> None:
-    with pytest.raises(Unwritable) as caught:
+    with pytest.raises(UnwritableValue) as caught:
         write_for_docker({"GOOD": "x", "NAME": value})
     assert (caught.value.name, caught.value.reason) == ("NAME", reason)
     assert "a\nb" not in str(caught.value)
@@ -110,7 +110,7 @@ def test_what_dockers_format_cannot_say_is_refused(value: str, reason: str) -> N
     ],
 )
 def test_what_readers_read_differently_is_refused(value: str, quote: str) -> None:
-    with pytest.raises(Unwritable):
+    with pytest.raises(UnwritableValue):
         write_assignment("NAME", value, quote)
 
 

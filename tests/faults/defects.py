@@ -410,7 +410,7 @@ DEFECTS = [
         _TIMEOUTS,
         "A dead run may be repeated by the client",
         f"{_RETRIES}::test_a_real_client_does_not_run_a_turn_twice -k silent-after-ping",
-        "opendify.errors:UpstreamTimeout",
+        "opendify.errors:DifyTimeout",
         Insert(1, "retryable = True"),
     ),
     # --- retries -------------------------------------------------------------------------------
@@ -474,7 +474,7 @@ DEFECTS = [
         _ONCE,
         "A rate limit may be repeated though the question is in its conversation",
         f"{_RETRIES}::test_a_real_client_does_not_run_a_turn_twice -k limit-in-an-event",
-        "opendify.chat.turn:ChatTurn._next",
+        "opendify.chat.turn:Exchange._next",
         Replace("exc.retryable = exc.retryable and (not self.has_begun)", "pass"),
     ),
     Defect(

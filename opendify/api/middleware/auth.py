@@ -10,7 +10,7 @@ from flask import Flask, request
 from opendify import errors
 from opendify.api import files
 from opendify.api.middleware.cors import is_preflight
-from opendify.api.middleware.paths import make_path_plain
+from opendify.api.middleware.paths import normalize_request_path
 from opendify.api.middleware.request_log import current_record
 from opendify.auth.accounts import AccountRegistry, Principal
 from opendify.auth.api_keys import parse_bearer
@@ -25,7 +25,7 @@ OPEN_ENDPOINTS = {"healthz", "readyz", files.ENDPOINT}
 # Nothing here reads a body of these.
 _WITHOUT_BODY = {"GET", "HEAD", "OPTIONS", "DELETE"}
 
-_IDENTITY = "opendify.identity"
+_PRINCIPAL_KEY = "opendify.identity"
 
 _SEND_A_KEY = "Send one as 'Authorization: Bearer ...'; the operator of this service has them."
 
@@ -38,52 +38,52 @@ class Authorizer:
     """What the caller of the request that is being served may do."""
 
     def __init__(self, callers: AccountRegistry, gate: CallerLimiter) -> None:
-        self._callers = callers
-        self._gate = gate
+        self._accounts = callers
+        self._limiter = gate
 
-    def identity(self) -> Principal:
+    def principal(self) -> Principal:
         """Who calls, looked up once for a request. Raises KeyWrong."""
         environ = request.environ
-        if _IDENTITY not in environ:
-            found = environ[_IDENTITY] = self._look_up()
+        if _PRINCIPAL_KEY not in environ:
+            found = environ[_PRINCIPAL_KEY] = self._look_up()
             current_record().caller = found.name
-        identity: Principal = environ[_IDENTITY]
+        identity: Principal = environ[_PRINCIPAL_KEY]
         return identity
 
     def _look_up(self) -> Principal:
         key = _key()
-        identity = self._callers.identify(key)
+        identity = self._accounts.identify(key)
         if identity is not None:
             return identity
-        if self._callers.bring_dify_key:
+        if self._accounts.bring_dify_key:
             raise errors.InvalidApiKey(_BRING_A_KEY)
         wrong = "The API key is not one of this service." if key else "This service needs a key."
         raise errors.InvalidApiKey(f"{wrong} {_SEND_A_KEY}")
 
     @property
-    def callers_bring_dify_key(self) -> bool:
+    def uses_key_passthrough(self) -> bool:
         """Whether the key of a request is that of a Dify app."""
-        return self._callers.bring_dify_key
+        return self._accounts.bring_dify_key
 
     @property
     def needs_keys(self) -> bool:
         """Whether a request needs a key at all."""
-        return self._callers.need_keys
+        return self._accounts.need_keys
 
-    def enter(self) -> Callable[[], None]:
+    def acquire_slot(self) -> Callable[[], None]:
         """Lets a question of the caller through, as far as the caller's limits go. What it returns
         is to be called when the answer has ended. Raises KeyWrong and LimitReached."""
-        identity = self.identity()
-        return self._gate.enter(identity.limit_key, identity.limits)
+        identity = self.principal()
+        return self._limiter.enter(identity.limit_key, identity.limits)
 
     def is_admin(self) -> bool:
         """Whether the caller shows an admin key."""
-        keys = self._callers.admin_keys
+        keys = self._accounts.admin_keys
         return bool(keys) and keys.hold(_key())
 
-    def sees_details(self) -> bool:
+    def can_see_details(self) -> bool:
         """Whether the caller shows an admin key, or no keys are set at all."""
-        return self.is_admin() or not (self._callers.admin_keys or self._callers.need_keys)
+        return self.is_admin() or not (self._accounts.admin_keys or self._accounts.need_keys)
 
     def require_admin(self, always: bool = False) -> None:
         """Lets admins pass, and where no keys are set at all, everybody, but not ``always``.
@@ -92,16 +92,16 @@ class Authorizer:
         """
         if self.is_admin():
             return
-        if not self._callers.admin_keys:
-            if self._callers.need_keys:
-                self.identity()
+        if not self._accounts.admin_keys:
+            if self._accounts.need_keys:
+                self.principal()
             elif not always:
                 return
             raise errors.AdminKeysNotSet(
                 "This needs an admin key, and none is set. Set OPENDIFY_ADMIN_KEYS, restart, and "
                 "send one of them as 'Authorization: Bearer ...'."
             )
-        if self._callers.need_keys and self._callers.identify(_key()) is not None:
+        if self._accounts.need_keys and self._accounts.identify(_key()) is not None:
             raise errors.AdminKeyRequired(
                 "This key is good for models only. This needs one of OPENDIFY_ADMIN_KEYS."
             )
@@ -120,10 +120,12 @@ def require_api_key(app: Flask, access: Authorizer) -> None:
     def refuse_strangers() -> None:
         if request.endpoint in OPEN_ENDPOINTS or is_preflight() or access.is_admin():
             return
-        access.identity()
+        access.principal()
 
     def accepts_body(environ: WSGIEnvironment) -> bool:
-        make_path_plain(environ)  # the server asks before the middleware has seen the request
+        normalize_request_path(
+            environ
+        )  # the server asks before the middleware has seen the request
         with app.request_context(environ):
             if request.routing_exception or request.method in _WITHOUT_BODY:
                 return False
@@ -136,7 +138,7 @@ def require_api_key(app: Flask, access: Authorizer) -> None:
     app.config["ACCEPTS_BODY"] = accepts_body
 
 
-def refuse_key(error: errors.UpstreamAuthError) -> errors.InvalidApiKey:
+def invalid_dify_key(error: errors.UpstreamAuthError) -> errors.InvalidApiKey:
     """What Dify's refusal of a key is to the caller who brought that key."""
     refusal = errors.InvalidApiKey(f"Dify does not accept this key. {_BRING_A_KEY}")
     refusal.dify_code = error.dify_code

@@ -3,11 +3,11 @@
 from flask import Flask, Response, request
 
 _METHODS = "GET, POST, DELETE, OPTIONS"
-_READABLE = (
+_EXPOSED_HEADERS = (
     "Retry-After, X-Dify-Conversation-Id, X-Dify-Message-Id, X-OpenDify-Ignored, X-Request-Id, "
     "x-should-retry"
 )
-_KEPT_SECONDS = "600"
+_MAX_AGE_SECONDS = "600"
 
 
 def add_cors(app: Flask, origins: frozenset[str]) -> None:
@@ -30,13 +30,13 @@ def add_cors(app: Flask, origins: frozenset[str]) -> None:
             if origin.lower() not in origins:
                 return response
             response.headers["Access-Control-Allow-Origin"] = origin
-        response.headers["Access-Control-Expose-Headers"] = _READABLE
+        response.headers["Access-Control-Expose-Headers"] = _EXPOSED_HEADERS
         if is_preflight():
             response.headers["Access-Control-Allow-Methods"] = _METHODS
             asked = request.headers.get("Access-Control-Request-Headers", "")
             if asked:
                 response.headers["Access-Control-Allow-Headers"] = asked
-            response.headers["Access-Control-Max-Age"] = _KEPT_SECONDS
+            response.headers["Access-Control-Max-Age"] = _MAX_AGE_SECONDS
         return response
 
 

@@ -6,8 +6,8 @@ from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from opendify import errors
-from opendify.api.middleware.auth import Authorizer, refuse_key
-from opendify.api.middleware.paths import advice
+from opendify.api.middleware.auth import Authorizer, invalid_dify_key
+from opendify.api.middleware.paths import path_hint
 from opendify.api.middleware.request_log import current_record
 from opendify.observability.record import CALLER_GONE
 from opendify.protocols.openai import chat_response
@@ -18,11 +18,11 @@ log = logging.getLogger(__name__)
 def add_error_handlers(app: Flask, access: Authorizer) -> None:
     """Errors of ours, of Werkzeug, and unexpected ones are answered in OpenAI's form."""
     app.register_error_handler(errors.OpenDifyError, _to_response)
-    if access.callers_bring_dify_key:
+    if access.uses_key_passthrough:
         app.register_error_handler(
-            errors.UpstreamAuthError, lambda exc: _to_response(refuse_key(exc))
+            errors.UpstreamAuthError, lambda exc: _to_response(invalid_dify_key(exc))
         )
-    app.register_error_handler(errors.ClientDisconnected, _to_nobody)
+    app.register_error_handler(errors.ClientDisconnected, _client_disconnected)
     app.register_error_handler(HTTPException, _from_http_exception)
     app.register_error_handler(Exception, _unexpected)
 
@@ -32,13 +32,13 @@ def internal_error() -> errors.InternalError:
     return errors.InternalError("OpenDify failed unexpectedly; its operator finds why in the log.")
 
 
-def _to_nobody(exc: errors.ClientDisconnected) -> Response:
+def _client_disconnected(exc: errors.ClientDisconnected) -> Response:
     current_record().ended = CALLER_GONE
     return Response(status=499)
 
 
 def _to_response(error: errors.OpenDifyError) -> Response:
-    current_record().failed(error)
+    current_record().set_error(error)
     response = jsonify(chat_response.error_body(error))
     response.status_code = error.status
     if error.status == 401:
@@ -61,10 +61,10 @@ def _from_http_exception(exc: HTTPException) -> Response:
 def _from_werkzeug(exc: HTTPException) -> errors.OpenDifyError:
     if exc.code == 404:
         here = f"There is no {request.method} {request.path[:200]} here."
-        return errors.RouteNotFound(f"{here} {advice(request.path)}".strip())
+        return errors.RouteNotFound(f"{here} {path_hint(request.path)}".strip())
     if exc.code == 405:
         here = f"{request.path[:200]} does not answer {request.method}."
-        return errors.MethodNotAllowed(f"{here} {advice(request.path)}".strip())
+        return errors.MethodNotAllowed(f"{here} {path_hint(request.path)}".strip())
     if exc.code == 413:
         limit = (request.max_content_length or 0) // (1024 * 1024)
         return errors.RequestTooLarge(f"The request body is larger than {limit} MB (MAX_BODY_MB).")

@@ -19,8 +19,8 @@ from opendify import errors
 from opendify.api.middleware.auth import OPEN_ENDPOINTS, Authorizer, is_loopback
 from opendify.api.middleware.cors import is_preflight
 
-_READING = ("GET", "HEAD", "OPTIONS")
-_OTHER_SITES = ("cross-site", "same-site")
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+_CROSS_SITE = ("cross-site", "same-site")
 # Nobody can have such a name in the public DNS: RFC 6761, and what ICANN has reserved for private
 # use, such as `host.docker.internal`.
 _LOCAL_SUFFIXES = (".localhost", ".internal")
@@ -50,30 +50,30 @@ def refuse_other_sites(app: Flask, access: Authorizer, address: Address) -> None
             return
         environ = request.environ
         host = environ.get("HTTP_HOST", "")
-        if is_loopback(address.host) and not _is_ours(host, address.public_base):
+        if is_loopback(address.host) and not _is_trusted_host(host, address.public_base):
             raise errors.HostNotAllowed(_not_this_host(host))
-        if request.method in _READING or is_preflight():
+        if request.method in _SAFE_METHODS or is_preflight():
             return
-        if not _may_ask(environ, host, address):
+        if not _is_allowed_origin(environ, host, address):
             raise errors.OriginNotAllowed(_not_this_origin(environ.get("HTTP_ORIGIN", "")))
-        if _is_of_browser(environ) and _has_body(environ) and not request.is_json:
+        if _is_from_browser(environ) and _has_body(environ) and not request.is_json:
             raise errors.UnsupportedMediaType(
                 "Send JSON, with the header Content-Type: application/json."
             )
 
 
-def _is_ours(host: str, public_base: str) -> bool:
+def _is_trusted_host(host: str, public_base: str) -> bool:
     """Whether this Host cannot be a name that somebody else let lead to this machine."""
     if not host:
         return True  # HTTP/1.0 needs none, and no browser leaves it out
-    name = _name_of(host)
+    name = _host_name(host)
     if not name:
         return False
     is_known = _is_private(name) or name == urlsplit(public_base).hostname
     return is_known or is_loopback(name)
 
 
-def _name_of(host: str) -> str:
+def _host_name(host: str) -> str:
     """The name or address in a Host header, without the port; empty where it is none."""
     match = _HOST.fullmatch(host)
     return (match[1] or match[2]).lower().removesuffix(".") if match else ""
@@ -92,10 +92,10 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def _may_ask(environ: Mapping[str, Any], host: str, address: Address) -> bool:
+def _is_allowed_origin(environ: Mapping[str, Any], host: str, address: Address) -> bool:
     origin = environ.get("HTTP_ORIGIN", "").lower()
     if not origin:
-        return environ.get("HTTP_SEC_FETCH_SITE", "").lower() not in _OTHER_SITES
+        return environ.get("HTTP_SEC_FETCH_SITE", "").lower() not in _CROSS_SITE
     if "*" in address.origins or origin in address.origins:
         return True
     scheme, _, site = origin.partition("://")
@@ -104,12 +104,12 @@ def _may_ask(environ: Mapping[str, Any], host: str, address: Address) -> bool:
     if address.public_base and origin == _origin(address.public_base):
         return True
     # The page of a foreign name that was led here (DNS rebinding) has that name in both.
-    name = _name_of(host)
+    name = _host_name(host)
     is_same = bool(name) and site == _without_default_port(host.lower())
     return is_same and (_is_private(name) or _is_address(name))
 
 
-def _is_of_browser(environ: Mapping[str, Any]) -> bool:
+def _is_from_browser(environ: Mapping[str, Any]) -> bool:
     return "HTTP_ORIGIN" in environ or "HTTP_SEC_FETCH_SITE" in environ
 
 

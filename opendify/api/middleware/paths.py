@@ -49,18 +49,18 @@ class PlainPaths:
         self._app = app
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        make_path_plain(environ)
+        normalize_request_path(environ)
         return self._app(environ, start_response)
 
 
-def make_path_plain(environ: WSGIEnvironment) -> None:
+def normalize_request_path(environ: WSGIEnvironment) -> None:
     """Puts the path of a request into its plain form, in its WSGI environment."""
     path = environ.get("PATH_INFO", "")
     if "//" in path or path.endswith("/"):
-        environ["PATH_INFO"] = plain_path(path)
+        environ["PATH_INFO"] = normalize_path(path)
 
 
-def plain_path(path: str) -> str:
+def normalize_path(path: str) -> str:
     """The path without doubled slashes and without those at its end. The name of a model, which
     may have slashes of its own, stays as it is."""
     if not path.startswith("/"):
@@ -70,7 +70,7 @@ def plain_path(path: str) -> str:
     return re.sub("/{2,}", "/", path).rstrip("/") or "/"
 
 
-def advice(path: str) -> str:
+def path_hint(path: str) -> str:
     """What is probably wrong with the settings of a client that asks for this path, in the plain
     form, or in this way. Empty where nothing is."""
     parts = [part.lower() for part in path.split("/") if part]

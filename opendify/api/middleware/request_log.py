@@ -45,7 +45,7 @@ def record_requests(
 ) -> None:
     """Records every request of the application, its streams to their end."""
     app.url_value_preprocessor(_note_route)  # which is called before anything may refuse
-    recording = _Recording(app.wsgi_app, observer, models, new_id)
+    recording = _RequestRecorder(app.wsgi_app, observer, models, new_id)
     app.wsgi_app = recording  # type: ignore[method-assign]
 
 
@@ -55,7 +55,7 @@ def current_record() -> Record:
     return record
 
 
-def to_first_byte(
+def until_first_byte(
     steps: StepsWithEnd[bytes], record: Record, keep_alive: bytes
 ) -> ResumableBody[bytes]:
     """The steps to the first that counts as a byte of the answer, as ``keep_alive`` does not.
@@ -66,12 +66,12 @@ def to_first_byte(
         elif step == keep_alive:
             yield step
         else:
-            note_byte(record)
+            mark_first_byte(record)
             yield step
             return
 
 
-def note_byte(record: Record) -> None:
+def mark_first_byte(record: Record) -> None:
     """There is a byte of the answer now, perhaps the first."""
     record.first_byte_at = record.first_byte_at or time.monotonic()
 
@@ -80,7 +80,7 @@ def _note_route(endpoint: str | None, values: Any) -> None:
     current_record().route = request.url_rule.rule if request.url_rule else ""
 
 
-class _Recording:
+class _RequestRecorder:
     def __init__(
         self,
         app: WSGIApplication,
@@ -112,9 +112,9 @@ class _Recording:
             self._end(record)
             raise
         if record.is_streaming:
-            _tell(self._observer.stream_began, record)
+            _notify(self._observer.stream_began, record)
         if isinstance(body, StreamingBody):
-            return _Stepped(body, record, self._end)
+            return _StreamBody(body, record, self._end)
         return _Body(body, record, self._end)
 
     def _end(self, record: Record) -> None:
@@ -123,7 +123,7 @@ class _Recording:
         if record.model and record.model not in self._models:
             record.model = UNKNOWN_MODEL
         log_fields(log, _level(record), "request", record.fields())
-        _tell(self._observer.request_ended, record)
+        _notify(self._observer.request_ended, record)
         request_id.set("")
 
 
@@ -133,7 +133,7 @@ def _level(record: Record) -> int:
     return logging.DEBUG if record.route in _PROBES else logging.INFO
 
 
-def _tell(observer: Callable[[Record], None], record: Record) -> None:
+def _notify(observer: Callable[[Record], None], record: Record) -> None:
     """Answers go on also where they cannot be counted."""
     try:
         observer(record)
@@ -154,7 +154,7 @@ class _Body:
 
     def __iter__(self) -> Iterator[bytes]:
         for piece in self._body:
-            note_byte(self._record)
+            mark_first_byte(self._record)
             yield piece
         self._record.is_complete = True
 
@@ -168,7 +168,7 @@ class _Body:
             self._end(self._record)
 
 
-class _Stepped(_Body):
+class _StreamBody(_Body):
     """One whose steps note what is recorded of them, so that each costs nothing here."""
 
     def __init__(self, body: StreamingBody, record: Record, end: Callable[[Record], None]) -> None:
