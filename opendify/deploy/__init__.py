@@ -1,2 +1,2 @@
-"""What deploy.sh leaves to Python: configuration files, keys, backups and probes. The script runs
-``python -m opendify.deploy`` in the image, or in a checkout beside it."""
+"""The parts of deploy.sh that are written in Python: configuration files, keys, backups and probes.
+The script runs ``python -m opendify.deploy`` in the image, or in a checkout next to it."""

@@ -1,8 +1,8 @@
-"""``python -m opendify.deploy VERB``: the work of deploy.sh that is parsing or protocol.
+"""``python -m opendify.deploy VERB``: the parsing and protocol work of deploy.sh.
 
-``setup``, ``check`` and ``doctor`` are conversations with the script (``operator``); ``online``,
-``probe`` and ``mask`` take their configuration from the environment; ``backup`` and ``restore``
-have the data folder mounted and the archive on standard output or input.
+``setup``, ``check`` and ``doctor`` talk to the script (see ``operator``). ``online``, ``probe`` and
+``mask`` take their configuration from the environment. ``backup`` and ``restore`` have the data
+directory mounted and the archive on standard output or input.
 """
 
 import argparse
@@ -28,11 +28,11 @@ from opendify.deploy.setup import SetupOptions, run_setup
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code, from those that deploy.sh documents."""
-    given = _parser().parse_args(arguments)
-    run: Callable[[argparse.Namespace], int] = given.run
+    """Returns an exit code as documented by deploy.sh."""
+    options = _parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = options.run
     try:
-        return run(given)
+        return run(options)
     except (KeyboardInterrupt, BrokenPipeError, ScriptGone):
         return 130
 
@@ -74,56 +74,58 @@ def _add_setup_options(verb: argparse.ArgumentParser) -> None:
         verb.add_argument(f"--{name}", action="append", default=[])
 
 
-def _run_interactive(given: argparse.Namespace) -> int:
-    operator = Operator(given.lang, is_terminal=given.terminal, agrees=given.yes)
+def _run_interactive(options: argparse.Namespace) -> int:
+    operator = Operator(options.lang, is_terminal=options.terminal, assume_yes=options.yes)
     code = 0
     try:
-        _run_verb(operator, given)
+        _run_verb(operator, options)
     except Aborted as exc:
         code = exc.code
     operator.exit(code)
     return code
 
 
-def _run_verb(operator: Operator, given: argparse.Namespace) -> None:
-    if given.verb == "check":
-        doctor.send_config(operator, doctor.check_file(operator, given.env_file, given.shown_as))
-    elif given.verb == "doctor":
-        doctor.examine_file(operator, given.env_file, given.shown_as)
+def _run_verb(operator: Operator, options: argparse.Namespace) -> None:
+    if options.verb == "check":
+        doctor.send_config(
+            operator, doctor.check_file(operator, options.env_file, options.shown_as)
+        )
+    elif options.verb == "doctor":
+        doctor.examine_file(operator, options.env_file, options.shown_as)
     else:
         run_setup(
             operator,
             SetupOptions(
-                env_file=given.env_file,
-                shown_as=given.shown_as,
-                api_base=given.api_base,
-                models=given.model,
-                key_files=given.key_file,
-                models_file=given.models_file,
-                port=given.port,
+                env_file=options.env_file,
+                shown_as=options.shown_as,
+                api_base=options.api_base,
+                models=options.model,
+                key_files=options.key_file,
+                models_file=options.models_file,
+                port=options.port,
             ),
         )
 
 
-def _online(given: argparse.Namespace) -> int:
-    worst = 0
+def _online(options: argparse.Namespace) -> int:
+    exit_code = 0
     try:
         settings = load_settings(os.environ, read_file, check_certificates)
     except ConfigError as exc:
         sys.stderr.write(f"{exc}\n")
         return 65
-    for answer in online.check_all(settings, os.environ):
-        detail = (answer.detail,) if answer.kind not in ("good", "callers") else ()
-        said = message(given.lang, f"online_{answer.kind}", *detail)
-        sys.stdout.write(f"  {answer.model}: {said}\n")
-        worst = max(worst, answer.code)
-    return worst
+    for result in online.check_all(settings, os.environ):
+        detail = (result.detail,) if result.kind not in ("good", "callers") else ()
+        text = message(options.lang, f"online_{result.kind}", *detail)
+        sys.stdout.write(f"  {result.model}: {text}\n")
+        exit_code = max(exit_code, result.code)
+    return exit_code
 
 
-def _probe(given: argparse.Namespace) -> int:
-    """0 where the API answered, whatever it said."""
+def _probe(options: argparse.Namespace) -> int:
+    """0 if the API answered, with any status."""
     answered = False
-    for line in probe(Service.from_environ(os.environ), with_question=given.ask):
+    for line in probe(Service.from_environ(os.environ), with_question=options.ask):
         answered |= line.startswith("api ") and line != "api 0"
         sys.stdout.write(f"{line}\n")
     writable = "yes" if os.access("data", os.W_OK) else "no"
@@ -131,7 +133,7 @@ def _probe(given: argparse.Namespace) -> int:
     return 0 if answered else 1
 
 
-def _mask(given: argparse.Namespace) -> int:
+def _mask(options: argparse.Namespace) -> int:
     secrets = find_secrets(os.environ)
     for line in sys.stdin.buffer:
         text = mask(line.decode(errors="replace"), secrets)
@@ -139,31 +141,31 @@ def _mask(given: argparse.Namespace) -> int:
     return 0
 
 
-def _backup(given: argparse.Namespace) -> int:
+def _backup(options: argparse.Namespace) -> int:
     try:
-        data = backup.read_folder(given.folder)
+        data = backup.read_folder(options.folder)
     except backup.InvalidBackup as exc:
         sys.stderr.write(f"{exc}\n")
         return 1
     files = {f"data/{path}": content for path, content in data.items()}
-    if given.config:
-        files[f"config/{Path(given.config).name}"] = sys.stdin.buffer.read()
+    if options.config:
+        files[f"config/{Path(options.config).name}"] = sys.stdin.buffer.read()
     backup.write_archive(sys.stdout.buffer, files, time.time())
     sys.stderr.write(f"{len(files)}\n")
     return 0
 
 
-def _restore(given: argparse.Namespace) -> int:
+def _restore(options: argparse.Namespace) -> int:
     try:
-        if given.task in ("look", "put"):
+        if options.task in ("look", "put"):
             files = backup.read_archive(sys.stdin.buffer)
-            if given.task == "put":
-                restore.apply(given.folder, files, given.owner)
+            if options.task == "put":
+                restore.apply(options.folder, files, options.owner)
             sys.stdout.write(f"{len(files)}\n")
-        elif given.task == "undo":
-            restore.roll_back(given.folder)
+        elif options.task == "undo":
+            restore.roll_back(options.folder)
         else:
-            restore.commit(given.folder)
+            restore.commit(options.folder)
     except (backup.InvalidBackup, OSError, KeyError) as exc:
         sys.stderr.write(f"{exc}\n")
         return 1

@@ -1,4 +1,4 @@
-"""Backups of the data folder: a tar.gz of plain files under ``data/``, and back."""
+"""Backups of the data directory: tar.gz archives of regular files under ``data/``."""
 
 import io
 import json
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-# While a restore is under way, what was there before lies here.
+# During a restore, the previous data is moved here.
 ROLLBACK_DIR = ".before-restore"
 SNAPSHOT = "conversation_mappings.json"
 
@@ -20,14 +20,15 @@ _RETRY_SECONDS = 0.1  # seconds
 
 
 class InvalidBackup(Exception):
-    """Data or an archive that is not what it should be, as a sentence."""
+    """Data or an archive is invalid; the message says why."""
 
 
 def read_folder(folder: Path) -> dict[str, bytes]:
-    """All plain files by their path within the folder, as they were at one moment.
+    """All regular files by their path in the directory, as a consistent snapshot.
 
-    The snapshot is read after the journals, as the application does; where a file came or went
-    meanwhile, all is read again. Links are left out: they could lead out of the folder.
+    The snapshot file is read after the journals, as the application does; everything is read again
+    if files were added or removed meanwhile. Symbolic links are skipped: they could lead out of the
+    directory.
     """
     files: dict[str, bytes] = {}
     for _ in range(_ATTEMPTS):
@@ -45,10 +46,10 @@ def read_folder(folder: Path) -> dict[str, bytes]:
 
 def _listed(folder: Path) -> list[str]:
     paths = []
-    for here, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name != ROLLBACK_DIR]
         for name in names:
-            path = Path(here, name)
+            path = Path(parent, name)
             if not name.endswith(_TRANSIENT_SUFFIXES) and _is_plain(path):
                 paths.append(str(path.relative_to(folder)))
     return sorted(paths, key=lambda path: (path == SNAPSHOT, path))
@@ -62,7 +63,7 @@ def _is_plain(path: Path) -> bool:
 
 
 def _read(path: Path) -> bytes | None:
-    """None where it has gone, or has become a link."""
+    """None if the file has been removed or replaced with a link."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -79,7 +80,7 @@ def _check_snapshot(files: Mapping[str, bytes]) -> None:
 
 
 def write_archive(out: BinaryIO, files: Mapping[str, bytes], now: float) -> None:
-    """A tar.gz of these files, by their names in it."""
+    """Writes a tar.gz of these files, by name."""
     with tarfile.open(fileobj=out, mode="w|gz") as archive:
         for name, content in sorted(files.items()):
             entry = tarfile.TarInfo(name)
@@ -88,8 +89,9 @@ def write_archive(out: BinaryIO, files: Mapping[str, bytes], now: float) -> None
 
 
 def read_archive(source: BinaryIO) -> dict[str, bytes]:
-    """The data files by their path within the data folder; a configuration beside them is left
-    out. Raises BadBackup where anything else is in it: nothing is written before all was read."""
+    """The data files by their path in the data directory; configuration files are skipped. Raises
+    InvalidBackup if the archive contains anything else. Everything is read before anything is
+    written."""
     files: dict[str, bytes] = {}
     try:
         with tarfile.open(fileobj=source, mode="r|gz") as archive:
@@ -99,20 +101,20 @@ def read_archive(source: BinaryIO) -> dict[str, bytes]:
                 if path and content:
                     files[path] = content.read()
     except (tarfile.TarError, EOFError, OSError) as exc:
-        raise InvalidBackup(f"not a whole tar.gz ({type(exc).__name__})") from None
+        raise InvalidBackup(f"not a complete tar.gz ({type(exc).__name__})") from None
     _check_paths(files)
     _check_snapshot(files)
     return files
 
 
 def _path_within(member: tarfile.TarInfo) -> str:
-    """Its path in the data folder, or "" for what does not go there."""
+    """The path in the data directory, or "" for entries that are not restored."""
     name = member.name.rstrip("/")
     first, *parts = name.split("/")
     if first not in ("data", "config") or {"", ".", "..", ROLLBACK_DIR} & set(parts):
-        raise InvalidBackup(f"a name that does not belong there: {member.name!r}")
+        raise InvalidBackup(f"an unexpected name: {member.name!r}")
     if not name.isprintable() or "\\" in name:
-        raise InvalidBackup(f"a name that does not belong there: {member.name!r}")
+        raise InvalidBackup(f"an unexpected name: {member.name!r}")
     if not (member.isreg() or member.isdir()):
         raise InvalidBackup(f"not a plain file: {member.name!r}")
     return "/".join(parts) if first == "data" else ""
@@ -120,8 +122,8 @@ def _path_within(member: tarfile.TarInfo) -> str:
 
 def _check_paths(files: Mapping[str, bytes]) -> None:
     for path in files:
-        above = path.rpartition("/")[0]
-        while above:
-            if above in files:
-                raise InvalidBackup(f"both a file and a folder: {above!r}")
-            above = above.rpartition("/")[0]
+        parent = path.rpartition("/")[0]
+        while parent:
+            if parent in files:
+                raise InvalidBackup(f"both a file and a directory: {parent!r}")
+            parent = parent.rpartition("/")[0]

@@ -1,5 +1,5 @@
-"""Whether the service would start with a configuration, and the facts that deploy.sh plans with.
-The caller reads files."""
+"""Whether the service would start with a configuration, and the facts that deploy.sh needs. The
+caller reads files."""
 
 import posixpath
 from collections.abc import Callable, Mapping
@@ -14,13 +14,13 @@ from opendify.deploy.env_files import UnwritableValue, write_for_docker, write_j
 
 ReadFile = Callable[[str], str]
 
-# deploy.sh decides where the container listens and is published, and where the volume is mounted.
+# Set by deploy.sh: where the container listens and is published, and where the volume is mounted.
 _MANAGED = ("SERVER_HOST", "SERVER_PORT", "PUBLISH_ADDRESS", "DATA_DIR")
 
 
 @dataclass(frozen=True, slots=True)
 class ValidConfig:
-    """A configuration that starts: ``raw`` is the file for ``docker run --env-file``."""
+    """A valid configuration; ``raw`` is the file for ``docker run --env-file``."""
 
     settings: Settings
     raw: str = field(repr=False)
@@ -28,8 +28,8 @@ class ValidConfig:
 
 
 class InvalidConfig(Exception):
-    """A configuration that does not start: the problems in the application's words, and values
-    that Docker's format cannot hold."""
+    """An invalid configuration: the application's messages, and values that Docker's format cannot
+    represent."""
 
     def __init__(self, sentences: list[str], unwritable: list[UnwritableValue]) -> None:
         super().__init__(sentences)
@@ -37,20 +37,20 @@ class InvalidConfig(Exception):
 
 
 def check(values: Mapping[str, str], env_file: str, read_host_file: ReadFile) -> ValidConfig:
-    """Checks the values of a configuration file as the application does when it starts. Raises
-    Wrong.
+    """Checks the values of a configuration file as the application does at startup. Raises
+    InvalidConfig.
 
-    ``read_host_file`` gives the texts of files of FILE_VARIABLES; those are on the host, where the
-    container cannot see them, so that their texts go into ``raw``. Other files, of certificates,
-    are the container's own.
+    ``read_host_file`` reads the files of FILE_VARIABLES. They are on the host, where the container
+    cannot see them, so their contents go into ``raw``. Other files (certificates) are in the
+    container.
     """
     found = {name: strip_quotes(value) for name, value in values.items()}
-    of_host = set()
+    host_paths = set()
     for variable in FILE_VARIABLES.values():
         if path := found.get(variable, "").strip():
             found[variable] = path if env_file == "-" else resolve_path(env_file, path)
-            of_host.add(found[variable])
-    read = cache(lambda path: (read_host_file if path in of_host else read_file)(path))
+            host_paths.add(found[variable])
+    read = cache(lambda path: (read_host_file if path in host_paths else read_file)(path))
     raw, unwritable = _raw(found, read)
     try:
         settings = load_settings(found, read, check_certificates)
@@ -62,7 +62,7 @@ def check(values: Mapping[str, str], env_file: str, read_host_file: ReadFile) ->
 
 
 def resolve_path(env_file: str, path: str) -> str:
-    """A path that is written in a configuration file, from where that lies."""
+    """A path in a configuration file, relative to the file's directory."""
     return posixpath.join(posixpath.dirname(env_file), path)
 
 
@@ -83,7 +83,7 @@ def _raw(found: Mapping[str, str], read_file: ReadFile) -> tuple[str, list[Unwri
 
 
 def _on_one_line(text: str) -> str:
-    """JSON by its own rules, lists of keys with commas."""
+    """JSON in compact form, lists of keys with commas."""
     try:
         return write_json(parse_object(text, "entry", "{}"))
     except (InvalidValue, ValueError):

@@ -14,7 +14,7 @@ from opendify.deploy.operator import Aborted, Operator
 
 
 class _UnreadableFile(Exception):
-    """A file that cannot be read or parsed; ``key`` and ``arguments`` are those of a message."""
+    """A file cannot be read or parsed; ``key`` and ``arguments`` select a message."""
 
     def __init__(self, code: int, key: str, *arguments: object) -> None:
         super().__init__(key)
@@ -22,7 +22,7 @@ class _UnreadableFile(Exception):
 
 
 def check_file(operator: Operator, env_file: str, shown_as: str) -> checking.ValidConfig:
-    """Reads and checks a configuration file, and prints each problem. Raises Refused."""
+    """Reads and checks a configuration file, and prints each problem. Raises Aborted."""
     try:
         values = _values(_text(operator, env_file, shown_as), shown_as)
     except _UnreadableFile as exc:
@@ -40,14 +40,14 @@ def check_file(operator: Operator, env_file: str, shown_as: str) -> checking.Val
 
 
 def send_config(operator: Operator, checked: checking.ValidConfig) -> None:
-    """Sends deploy.sh the file for the engine, and the facts that it plans with."""
+    """Sends deploy.sh the file for the container engine, and the facts that it needs."""
     for name, value in checked.facts.items():
         operator.set_fact(name, value)
     operator.write_file(checked.raw)
 
 
 def examine_file(operator: Operator, env_file: str, shown_as: str) -> None:
-    """A finding for each thing that is odd about the file, and whether it would start."""
+    """Reports findings about the file, and whether the service would start with it."""
     try:
         text = _text(operator, env_file, shown_as)
         _report_oddities(operator, text, shown_as)
@@ -72,10 +72,10 @@ def _report_oddities(operator: Operator, text: str, shown_as: str) -> None:
         operator.report_finding("good", "d_quotes", "file_docker", shown_as, ", ".join(differing))
 
 
-def describe(operator: Operator, wrong: checking.InvalidConfig) -> list[str]:
-    """One sentence for each problem, in the language of the operator."""
-    found = [problem(operator.language, sentence) for sentence in wrong.sentences]
-    return found + [operator.text(exc.reason, exc.name) for exc in wrong.unwritable]
+def describe(operator: Operator, error: checking.InvalidConfig) -> list[str]:
+    """One sentence per problem, in the operator's language."""
+    found = [problem(operator.language, sentence) for sentence in error.sentences]
+    return found + [operator.text(exc.reason, exc.name) for exc in error.unwritable]
 
 
 def _text(operator: Operator, env_file: str, shown_as: str) -> str:

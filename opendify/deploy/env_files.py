@@ -1,8 +1,8 @@
 """Files of ``NAME=value`` lines: how python-dotenv and Docker read them, and how to write them so
 that all readers agree.
 
-What Docker does is in ``pkg/kvfile`` of docker/cli. Measured with Docker 20.10, Compose 1.29 and 5,
-python-dotenv and bash: the quotes of ``docker run --env-file`` stay on, the others' come off.
+Docker's parser is ``pkg/kvfile`` of docker/cli. Measured with Docker 20.10, Compose 1.29 and 5,
+python-dotenv and bash: ``docker run --env-file`` keeps quotes, the others remove them.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 
 from dotenv.parser import parse_stream
 
-# Docker's scanner gives up at lines of 64 KiB, their end included.
+# Docker's scanner fails at lines of 64 KiB, including the line end.
 MAX_LINE_BYTES = 64 * 1024 - 2
 BYTE_ORDER_MARK = "\ufeff"
 
@@ -27,7 +27,7 @@ _NOT_IN_DOUBLE_QUOTES = re.compile(r'["$`\\\n\r\0]')
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """One ``NAME=value``; ``line`` is how it was written, without the end of the line."""
+    """One ``NAME=value``; ``line`` is the original line without its line end."""
 
     name: str
     value: str = field(repr=False)
@@ -35,7 +35,7 @@ class Assignment:
 
 
 class BadLine(ValueError):
-    """A line that is no assignment. Its text is not kept: it may hold a key."""
+    """A line that is not an assignment. Its text is not included: it may contain a key."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"line {number} cannot be understood")
@@ -43,7 +43,7 @@ class BadLine(ValueError):
 
 
 class UnwritableValue(ValueError):
-    """A value that readers would read differently, or not at all. ``reason`` is the key of a
+    """A value that readers would read differently or not at all. ``reason`` is the key of a
     message."""
 
     def __init__(self, name: str, reason: str) -> None:
@@ -52,9 +52,9 @@ class UnwritableValue(ValueError):
 
 
 def parse(text: str) -> dict[str, str]:
-    """The values as python-dotenv gives them, which the application reads ``.env`` with.
+    """The values as python-dotenv returns them, which the application uses for ``.env``.
 
-    Stricter in that each value ends on its line, as all readers but python-dotenv and bash want it.
+    Stricter: a value must end on its line, which all readers except python-dotenv and bash require.
     Raises BadLine.
     """
     values = {}
@@ -69,12 +69,12 @@ def parse(text: str) -> dict[str, str]:
 
 
 def parse_assignments(text: str) -> list[Assignment]:
-    """The lines that are assignments; all others are skipped."""
+    """The assignments; all other lines are skipped."""
     return [found for line in _lines(text) if (found := parse_line(line))]
 
 
 def parse_line(line: str) -> Assignment | None:
-    """The assignment on a line without its end, or None where it is not exactly one."""
+    """The assignment on a line (without line end), or None if it is not exactly one."""
     bindings = list(parse_stream(StringIO(line)))
     if len(bindings) != 1 or bindings[0].error:
         return None
@@ -85,14 +85,14 @@ def parse_line(line: str) -> Assignment | None:
 
 
 def _lines(text: str) -> list[str]:
-    """Without byte order mark, and with either kind of line end."""
+    """The lines without byte order mark, for both kinds of line end."""
     return [line.removesuffix("\r") for line in text.removeprefix(BYTE_ORDER_MARK).split("\n")]
 
 
 def parse_as_docker(text: str) -> dict[str, str]:
     """The values that ``docker run --env-file`` passes on. Raises BadLine.
 
-    A name alone takes its value from the caller's environment, and is left out here.
+    A name without ``=`` takes its value from the caller's environment, and is skipped here.
     """
     values = {}
     for number, line in enumerate(_lines(text), start=1):
@@ -110,7 +110,7 @@ def parse_as_docker(text: str) -> dict[str, str]:
 def write_for_docker(values: Mapping[str, str]) -> str:
     """A file for ``docker run --env-file``, which reads each value back unchanged.
 
-    Raises Unwritable for values that the format cannot hold.
+    Raises UnwritableValue for values that the format cannot represent.
     """
     lines = []
     for name, value in values.items():
@@ -124,8 +124,8 @@ def write_for_docker(values: Mapping[str, str]) -> str:
 
 
 def write_assignment(name: str, value: str, quote: str = "'") -> str:
-    """One line that python-dotenv, bash and both Composes read alike; the application takes the
-    quotes off where Docker leaves them on. Raises Unwritable."""
+    """One line that python-dotenv, bash and both Composes read alike; the application removes the
+    quotes that Docker keeps. Raises UnwritableValue."""
     unsafe = _NOT_IN_DOUBLE_QUOTES if quote == '"' else _NOT_IN_SINGLE_QUOTES
     if unsafe.search(value):
         raise UnwritableValue(name, "value_quotes")
@@ -133,10 +133,10 @@ def write_assignment(name: str, value: str, quote: str = "'") -> str:
 
 
 def write_json(value: Any) -> str:
-    """JSON on one line, in ASCII, without any character that has a meaning between quotes.
+    """JSON on one line, in ASCII, without characters that are special inside quotes.
 
-    Such characters occur within strings only, where JSON can write them by number. Raises
-    ValueError for numbers that JSON does not have.
+    Such characters occur only within strings, where JSON can escape them by number. Raises
+    ValueError for numbers that JSON does not support.
     """
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     text = re.sub(r'\\(["\\bfnrt])', lambda match: _ESCAPES[match[1]], text)

@@ -1,4 +1,4 @@
-"""Keys and passwords as they may be shown. No I/O."""
+"""Masks keys and passwords for display. No I/O."""
 
 import json
 import re
@@ -20,20 +20,20 @@ _DIFY_KEY = re.compile(r"\bapp-[A-Za-z0-9]{16,}")
 
 
 def mask_key(key: str) -> str:
-    """``app-…ab12``: never more than the last four characters, and none of a short key."""
+    """``app-…ab12``: at most the last four characters, and none of a short key."""
     prefix = "app-" if key.startswith("app-") else ""
     return f"{prefix}…{key[-4:] if len(key) >= MIN_SHOWN else ''}"
 
 
 def mask(text: str, secrets: Iterable[str]) -> str:
-    """The text with these secrets masked, and whatever looks like a key of Dify."""
+    """The text with these secrets masked, and anything that looks like a Dify key."""
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, mask_key(secret))
     return _DIFY_KEY.sub(lambda match: mask_key(match[0]), text)
 
 
 def find_secrets(environ: Mapping[str, str]) -> set[str]:
-    """What is secret in this environment, however it is written; a value need not be valid."""
+    """The secrets in this environment, in all spellings; the values need not be valid."""
     found = set(_keys_of_models(environ.get("MODEL_CONFIG", "")))
     for name in _KEY_LISTS:
         found.update(split_keys(environ.get(name, "")))
@@ -46,11 +46,11 @@ def find_secrets(environ: Mapping[str, str]) -> set[str]:
 
 
 def split_keys(text: str) -> Iterator[str]:
-    """The keys of an OPENDIFY_API_KEYS as they are written: a list, or JSON by callers."""
+    """The keys in OPENDIFY_API_KEYS as written: a list, or JSON by callers."""
     with suppress(ValueError, RecursionError):
-        written = json.loads(text)
-        if isinstance(written, dict):
-            for entry in written.values():
+        parsed = json.loads(text)
+        if isinstance(parsed, dict):
+            for entry in parsed.values():
                 yield from _strings(entry.get("keys") if isinstance(entry, dict) else entry)
             return
     yield from filter(None, re.split(r"[,\s]+", text))
@@ -58,9 +58,9 @@ def split_keys(text: str) -> Iterator[str]:
 
 def _keys_of_models(text: str) -> Iterator[str]:
     with suppress(ValueError, RecursionError):
-        written = json.loads(text)
-        if isinstance(written, dict):
-            for entry in written.values():
+        parsed = json.loads(text)
+        if isinstance(parsed, dict):
+            for entry in parsed.values():
                 yield from _strings(entry.get("key") if isinstance(entry, dict) else entry)
 
 

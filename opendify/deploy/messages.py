@@ -1,4 +1,4 @@
-"""What deploy.sh says through this package, in Chinese and English. No I/O."""
+"""The messages of this package, in Chinese and English. No I/O."""
 
 import re
 
@@ -117,7 +117,8 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "online_unreachable": ("unreachable（连接不上: %s）", "unreachable (%s)"),
 }
 
-# The application names its problems in English. Those that a first setup meets, in Chinese.
+# The application reports problems in English. Those that are likely during a first setup, in
+# Chinese.
 SENTENCES: tuple[tuple[str, str], ...] = (
     (
         r"DIFY_API_BASE is not set\..*",
@@ -156,12 +157,12 @@ SENTENCES: tuple[tuple[str, str], ...] = (
 
 
 def message(language: str, key: str, *arguments: object) -> str:
-    """The message of this key in the language, with its places filled."""
+    """The message with this key, formatted with the arguments."""
     return MESSAGES[key][LANGUAGES.index(language)] % arguments
 
 
 def problem(language: str, sentence: str) -> str:
-    """What the application says is wrong, in the language where there are words for it."""
+    """A problem reported by the application, translated if there is a translation."""
     if language == "zh":
         for pattern, chinese in SENTENCES:
             if match := re.fullmatch(pattern, sentence, re.DOTALL):

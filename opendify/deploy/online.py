@@ -1,4 +1,4 @@
-"""Asks Dify once with each model's key whether it is the key of an app."""
+"""Checks with one request to Dify per model whether its key is valid."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ _PATHS = ("/info", "/parameters")  # Dify 0.6 has the second only
 
 @dataclass(frozen=True, slots=True)
 class KeyCheck:
-    """``kind`` is good, callers, refused, status or unreachable; ``detail`` the status, or what
-    kind of error it was."""
+    """``kind`` is good, callers, refused, status or unreachable; ``detail`` is the status or the
+    type of the error."""
 
     model: str
     kind: str
@@ -29,7 +29,7 @@ class KeyCheck:
 
 
 def check_all(settings: Settings, environ: Mapping[str, str]) -> Iterator[KeyCheck]:
-    """What Dify says to each key, through the proxies that the service would use."""
+    """Checks each key, through the proxies that the service would use."""
     proxies = proxies_for({model.base for model in settings.models.values()}, environ)
     tls = new_ssl_context(settings.authorities)
     mounts = {

@@ -1,15 +1,15 @@
-"""The conversation with deploy.sh, which has the terminal and the host's files.
+"""The dialog with deploy.sh, which has access to the terminal and the host's files.
 
-This process may run in a container: it asks for what it needs with lines on standard output, a
-word and the rest, and deploy.sh answers each question with one line:
+This process may run in a container. It sends requests as lines on standard output (a word and its
+argument), and deploy.sh answers those that need an answer with one line:
 
-    say|tell|warn|error|detail TEXT     shown; ``say`` not with --quiet
+    say|tell|warn|error|detail TEXT     printed; ``say`` not with --quiet
     ask|hide PROMPT                     "=ANSWER", or "." at the end of the input
-    file PATH                           "=" and its bytes in hexadecimal, "." where it is not there,
-                                        "!" where it cannot be read
-    line TEXT                           one more line of the file that was asked for
-    put                                 "=" once that file is where it belongs
-    set NAME VALUE                      a fact that the script needs
+    file PATH                           "=" and its bytes in hexadecimal, "." if it does not exist,
+                                        "!" if it cannot be read
+    line TEXT                           one more line of the file to write
+    put                                 "=" once that file has been written
+    set NAME VALUE                      a fact for the script
     finding LEVEL NAME TEXT             a line of ``doctor``
     exit CODE                           the end
 """
@@ -23,7 +23,7 @@ from opendify.deploy.messages import message
 
 
 class Aborted(Exception):
-    """Ends the work with this exit code; the reason has been printed."""
+    """Ends the command with this exit code; the reason has been printed."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -31,23 +31,23 @@ class Aborted(Exception):
 
 
 class ScriptGone(Exception):
-    """deploy.sh has ended and answers no more."""
+    """deploy.sh has exited."""
 
 
 class Operator:
-    """The person who runs deploy.sh. ``is_terminal``: wrong answers can be asked for again.
-    ``agrees``: --yes was given."""
+    """The person who runs deploy.sh. ``is_terminal``: questions can be repeated after invalid
+    answers. ``assume_yes``: --yes was given."""
 
     def __init__(
         self,
         language: str,
         *,
         is_terminal: bool = False,
-        agrees: bool = False,
+        assume_yes: bool = False,
         answers: BinaryIO | None = None,
         requests: BinaryIO | None = None,
     ) -> None:
-        self.language, self.is_terminal, self.agrees = language, is_terminal, agrees
+        self.language, self.is_terminal, self.assume_yes = language, is_terminal, assume_yes
         self._answers = answers or sys.stdin.buffer
         self._requests = requests or sys.stdout.buffer
 
@@ -58,7 +58,7 @@ class Operator:
         self._send("tell", self.text(key, *arguments))
 
     def line(self, text: str) -> None:
-        """A line that is the same in every language."""
+        """Prints a line that is the same in every language."""
         self._send("tell", text)
 
     def say(self, key: str, *arguments: object) -> None:
@@ -74,30 +74,30 @@ class Operator:
         self._send("detail", text)
 
     def abort(self, code: int, key: str, *arguments: object) -> Aborted:
-        """Prints the reason; the caller raises what is returned."""
+        """Prints the reason; the caller raises the returned exception."""
         self.error(key, *arguments)
         return Aborted(code)
 
     def error_or_abort(self, key: str, *arguments: object) -> None:
-        """Reports a wrong answer. Raises Refused without a terminal, where the question cannot be
-        repeated."""
+        """Reports an invalid answer. Raises Aborted without a terminal, where the question cannot
+        be repeated."""
         self.error(key, *arguments)
         if not self.is_terminal:
             raise Aborted(65)
 
     def ask(self, key: str, *arguments: object, hidden: bool = False) -> bytes | None:
-        """What was typed, or None at the end of the input."""
+        """The answer, or None at the end of the input."""
         self._send("hide" if hidden else "ask", self.text(key, *arguments))
         return self._read_answer()
 
     def confirm(self, key: str, *arguments: object) -> bool:
-        if self.agrees:
+        if self.assume_yes:
             return True
         answer = self.ask(key, *arguments) or b""
         return answer.strip().lower() in (b"y", b"yes")
 
     def read_file(self, path: str) -> bytes:
-        """A file of the host; ``-`` is standard input. Raises OSError."""
+        """Reads a file on the host; ``-`` is standard input. Raises OSError."""
         self._send("file", path)
         answer = self._read_answer(b"!")
         if answer is None:
@@ -107,38 +107,38 @@ class Operator:
         return bytes.fromhex(answer.decode())
 
     def write_file(self, text: str) -> None:
-        """Sends the text of the file that the script writes, and waits until it is in place."""
+        """Sends the text of the file that the script writes, and waits until it is written."""
         for line in text.removesuffix("\n").split("\n"):
             self._send("line", line)
         self._send("put", "")
         self._read_answer()
 
     def set_fact(self, name: str, value: object) -> None:
-        """A fact about the configuration that the script plans with."""
+        """Sends a fact about the configuration that the script needs."""
         self._send("set", f"{name} {value}")
 
     def report_finding(self, level: str, name: str, key: str, *arguments: object) -> None:
-        """A finding of ``doctor``: good, warn or bad."""
+        """Reports a finding of ``doctor``; the level is good, warn or bad."""
         self._send("finding", f"{level} {name} {self.text(key, *arguments)}")
 
     def exit(self, code: int) -> None:
-        """Ends the conversation with this exit code."""
+        """Ends the dialog with this exit code."""
         self._send("exit", str(code))
 
     def _send(self, word: str, text: str) -> None:
         line = f"{word} {text}".replace("\r", " ").replace("\n", " ")
         try:
-            encoded = line.encode(errors="surrogateescape")  # a path as it was given
+            encoded = line.encode(errors="surrogateescape")  # paths need not be UTF-8
         except UnicodeEncodeError:
             encoded = line.encode(errors="replace")
         self._requests.write(encoded + b"\n")
         self._requests.flush()
 
-    def _read_answer(self, *others: bytes) -> bytes | None:
+    def _read_answer(self, *other_answers: bytes) -> bytes | None:
         line = self._answers.readline()
         if not line.endswith(b"\n"):
             raise ScriptGone
         line = line[:-1]
-        if line in others:
+        if line in other_answers:
             return line
         return line[1:] if line.startswith(b"=") else None

@@ -1,4 +1,4 @@
-"""What the running service answers, asked from within its container."""
+"""Requests to the running service from within its container."""
 
 import http.client
 import json
@@ -17,34 +17,34 @@ DEFAULT_PORT = 5000
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """Where it listens, and a key that opens it; "" is none."""
+    """The port of the service, and a valid API key, "" for none."""
 
     port: int
     key: str = ""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "Service":
-        """The service whose variables these are."""
+        """The service that is configured with these variables."""
         port = strip_quotes(environ.get("SERVER_PORT", "")).strip()
         return cls(int(port) if port.isdigit() else DEFAULT_PORT, first_plain_key(environ))
 
     def request(
         self, method: str, path: str, body: Any = None, timeout: float = TIMEOUT
     ) -> tuple[int, Any]:
-        """Status and JSON of the answer, None where it is no JSON. Raises OSError and
+        """The status and JSON of the response, None if it is not JSON. Raises OSError and
         http.client.HTTPException."""
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         content = None
         if body is not None:
             content = json.dumps(body)
             headers["Content-Type"] = "application/json"
-        link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         try:
-            link.request(method, path, content, headers)
-            answer = link.getresponse()
+            connection.request(method, path, content, headers)
+            answer = connection.getresponse()
             data = answer.read()
         finally:
-            link.close()
+            connection.close()
         try:
             return answer.status, json.loads(data)
         except ValueError:
@@ -52,8 +52,7 @@ class Service:
 
 
 def first_plain_key(environ: Mapping[str, str]) -> str:
-    """The first key that is written as it is and not as its hash: a caller's, else an
-    operator's."""
+    """The first key that is not given as a hash: a caller's, else an admin's."""
     for name in ("OPENDIFY_API_KEYS", "OPENDIFY_ADMIN_KEYS"):
         for key in split_keys(strip_quotes(environ.get(name, ""))):
             if key.strip() and not key.strip().lower().startswith("sha256:"):
@@ -62,8 +61,8 @@ def first_plain_key(environ: Mapping[str, str]) -> str:
 
 
 def probe(service: Service, *, with_question: bool) -> Iterator[str]:
-    """Lines for deploy.sh: a word and the rest. ``healthz``, ``readyz`` and ``api`` are statuses,
-    0 where nothing answered; ``model`` is a name, ``models`` all of them in JSON."""
+    """Lines for deploy.sh, each a word and its value. ``healthz``, ``readyz`` and ``api`` are
+    statuses, 0 if there was no response; ``model`` is a name, ``models`` all names as JSON."""
     names: list[str] = []
     for word, path in (("healthz", "/healthz"), ("readyz", "/readyz"), ("api", "/v1/models")):
         status, body = _try_request(service, "GET", path)
@@ -78,7 +77,7 @@ def probe(service: Service, *, with_question: bool) -> Iterator[str]:
 
 
 def _ask_question(service: Service, model: str) -> str:
-    """The status, and the code of the error where there is one."""
+    """The status, and the error code if there is one."""
     body = {"model": model, "messages": [{"role": "user", "content": QUESTION}]}
     status, answer = _try_request(service, "POST", "/v1/chat/completions", body, QUESTION_TIMEOUT)
     error = answer.get("error") if isinstance(answer, dict) else None

@@ -1,4 +1,4 @@
-"""Puts the data of a backup in the place of what is there, and can take that back."""
+"""Replaces the data directory with the data of a backup; can be rolled back."""
 
 import os
 import pwd
@@ -10,39 +10,39 @@ from opendify.deploy.backup import ROLLBACK_DIR
 
 
 def apply(folder: Path, files: Mapping[str, bytes], owner: str) -> None:
-    """Sets aside what is in the folder and writes the files, which belong to ``owner`` (a user,
-    or ``uid:gid``). Raises OSError; ``undo`` puts the old data back."""
+    """Moves the current data aside and writes the files, owned by ``owner`` (a user, or
+    ``uid:gid``). Raises OSError; ``roll_back`` restores the previous data."""
     ids = find_owner(owner)
-    commit(folder)  # of a restore that was cut short after its end
-    aside = folder / ROLLBACK_DIR
-    aside.mkdir(mode=0o700)
-    _move(folder, aside)
+    commit(folder)  # in case an earlier restore was interrupted before its commit
+    rollback = folder / ROLLBACK_DIR
+    rollback.mkdir(mode=0o700)
+    _move(folder, rollback)
     for path, content in files.items():
         _write(folder, path, content, ids)
     os.chown(folder, *ids)
 
 
 def roll_back(folder: Path) -> None:
-    """Puts back what ``put`` has set aside."""
-    aside = folder / ROLLBACK_DIR
-    if aside.is_symlink() or not aside.is_dir():
+    """Restores the data that ``apply`` moved aside."""
+    rollback = folder / ROLLBACK_DIR
+    if rollback.is_symlink() or not rollback.is_dir():
         return
     for path in folder.iterdir():
-        if path != aside:
+        if path != rollback:
             _remove(path)
-    _move(aside, folder)
-    aside.rmdir()
+    _move(rollback, folder)
+    rollback.rmdir()
 
 
 def commit(folder: Path) -> None:
-    """Forgets what ``put`` has set aside."""
-    aside = folder / ROLLBACK_DIR
-    if aside.is_symlink() or aside.exists():
-        _remove(aside)
+    """Deletes the data that ``apply`` moved aside."""
+    rollback = folder / ROLLBACK_DIR
+    if rollback.is_symlink() or rollback.exists():
+        _remove(rollback)
 
 
 def find_owner(owner: str) -> tuple[int, int]:
-    """User and group of what an image calls its user; "" is root."""
+    """Uid and gid of the user of an image; "" is root."""
     user, _, group = owner.partition(":")
     if user.isdigit():
         return int(user), int(group) if group.isdigit() else int(user)
@@ -51,7 +51,7 @@ def find_owner(owner: str) -> tuple[int, int]:
 
 
 def _move(source: Path, target: Path) -> None:
-    """Renames: a link is moved and never followed."""
+    """Renames, so that links are moved and never followed."""
     for path in list(source.iterdir()):
         if path.name != ROLLBACK_DIR:
             path.rename(target / path.name)
@@ -66,10 +66,10 @@ def _remove(path: Path) -> None:
 
 def _write(folder: Path, path: str, content: bytes, ids: tuple[int, int]) -> None:
     target = folder / path
-    for above in reversed(target.relative_to(folder).parents[:-1]):
-        if not (folder / above).is_dir():
-            (folder / above).mkdir(mode=0o700)
-            os.chown(folder / above, *ids)
+    for parent in reversed(target.relative_to(folder).parents[:-1]):
+        if not (folder / parent).is_dir():
+            (folder / parent).mkdir(mode=0o700)
+            os.chown(folder / parent, *ids)
     with target.open("xb") as file:
         file.write(content)
     target.chmod(0o600)

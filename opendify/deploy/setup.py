@@ -1,5 +1,5 @@
-"""``setup``: asks for the address and the models, or takes them from options, and writes a
-configuration file that starts."""
+"""``setup``: asks for the address and the models, or takes them from options, and writes a valid
+configuration file."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -23,13 +23,13 @@ from opendify.deploy.operator import Aborted, Operator
 MAX_MODEL_NAME = 128
 DEFAULT_PORT = 5000
 
-_BASE = "https://dify.example.com/v1"  # where only keys and names are checked
+_BASE = "https://dify.example.com/v1"  # placeholder for checks of keys and names
 _MANAGED = ("DIFY_API_BASE", "MODEL_CONFIG", "MODEL_CONFIG_FILE", "SERVER_HOST", "SERVER_PORT")
 
 
 @dataclass(frozen=True, slots=True)
 class SetupOptions:
-    """What was given on the command line; empty is not given."""
+    """Command line options; empty if not given."""
 
     env_file: str
     shown_as: str
@@ -40,39 +40,39 @@ class SetupOptions:
     port: str = ""
 
 
-def run_setup(operator: Operator, given: SetupOptions) -> None:
-    """Has deploy.sh write the file. Raises Refused."""
+def run_setup(operator: Operator, options: SetupOptions) -> None:
+    """Makes deploy.sh write the configuration file. Raises Aborted."""
     models: dict[str, Any] = {}
-    if given.models_file:
-        models = _models_from_file(operator, given.models_file)
-    elif given.models:
-        models = _models_from_options(operator, given)
+    if options.models_file:
+        models = _models_from_file(operator, options.models_file)
+    elif options.models:
+        models = _models_from_options(operator, options)
     else:
         if not operator.is_terminal:
             operator.warn("visible_input")
         operator.tell("setup_intro")
-    base = _base(operator, given.api_base)
+    base = _base(operator, options.api_base)
     if not models:
         models = _ask_for_models(operator)
-    port, others = _old_file(operator, given)
-    operator.write_file(_file(base, models, port, [line for _, line in others]))
-    _report(operator, given, models, [name for name, _ in others])
+    port, other_lines = _old_file(operator, options)
+    operator.write_file(_file(base, models, port, [line for _, line in other_lines]))
+    _report(operator, options, models, [name for name, _ in other_lines])
 
 
 def parse_address(text: str) -> str:
-    """An address of Dify that every reader of the file reads alike. Raises BadValue."""
+    """A Dify API address that every reader of the file reads alike. Raises InvalidValue."""
     base = parse_base(text)
     try:
         write_assignment("DIFY_API_BASE", base, '"')
     except UnwritableValue as exc:
         raise InvalidValue(str(exc)) from None
     if not base.isascii() or not base.isprintable() or set(base) & set("#'<>^{}|"):
-        raise InvalidValue("holds characters that an address has encoded")
+        raise InvalidValue("contains characters that must be percent-encoded")
     return base
 
 
 def is_model_name(name: str) -> bool:
-    """Whether the application takes it, and people can tell it from others."""
+    """Whether the application accepts the name, with a limit on its length."""
     return len(name) <= MAX_MODEL_NAME and not _problems({name: "app-key"})
 
 
@@ -86,15 +86,15 @@ def _problems(models: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _base(operator: Operator, given: str) -> str:
+def _base(operator: Operator, option: str) -> str:
     while True:
-        answer = given.encode() if given else operator.ask("ask_base")
+        answer = option.encode() if option else operator.ask("ask_base")
         if answer is None:
             raise operator.abort(65, "input_ended")
         try:
             base = parse_address(answer.decode())
         except ValueError:
-            if given:
+            if option:
                 raise operator.abort(65, "bad_base") from None
             operator.error_or_abort("bad_base")
             continue
@@ -156,19 +156,19 @@ def _warn_about_key(operator: Operator, key: str) -> None:
 
 
 def _decode(answer: bytes) -> str:
-    """What is no UTF-8 becomes something that no name and no key may hold."""
+    """Invalid UTF-8 becomes a character that no name and no key may contain."""
     return answer.removesuffix(b"\r").decode(errors="replace").replace("\ufffd", "\0")
 
 
-def _models_from_options(operator: Operator, given: SetupOptions) -> dict[str, str]:
+def _models_from_options(operator: Operator, options: SetupOptions) -> dict[str, str]:
     files = {}
-    for entry in given.key_files:
+    for entry in options.key_files:
         name, equals, path = entry.rpartition("=")
         if not equals or not path:
             raise operator.abort(64, "key_file_form")
         files[name] = path
     models: dict[str, str] = {}
-    for name in given.models:
+    for name in options.models:
         if not is_model_name(name):
             raise operator.abort(65, "bad_model")
         if name in models:
@@ -210,46 +210,46 @@ def _read_text(operator: Operator, path: str) -> str:
         raise operator.abort(65, "not_utf8", path) from None
 
 
-def _old_file(operator: Operator, given: SetupOptions) -> tuple[int, list[tuple[str, str]]]:
-    """The port to write, and names and lines of the old file that setup does not ask for."""
-    port, others = DEFAULT_PORT, {}
+def _old_file(operator: Operator, options: SetupOptions) -> tuple[int, list[tuple[str, str]]]:
+    """The port to write, and names and lines of the old file that setup does not manage."""
+    port, other_lines = DEFAULT_PORT, {}
     try:
-        text = operator.read_file(given.env_file).decode(errors="surrogateescape")
+        text = operator.read_file(options.env_file).decode(errors="surrogateescape")
     except OSError:
         text = ""
     for found in parse_assignments(text):
         if found.name == "SERVER_PORT":
             port = _port(found.value, port)
         elif found.name not in _MANAGED:
-            others[found.name] = found.line
-    return _port(given.port, port), list(others.items())
+            other_lines[found.name] = found.line
+    return _port(options.port, port), list(other_lines.items())
 
 
 def _port(text: str, default: int) -> int:
-    least, most = SERVER_NUMBERS["SERVER_PORT"]
-    if text.isascii() and text.isdigit() and least <= int(text) <= most:
+    minimum, maximum = SERVER_NUMBERS["SERVER_PORT"]
+    if text.isascii() and text.isdigit() and minimum <= int(text) <= maximum:
         return int(text)
     return default
 
 
-def _file(base: str, models: Mapping[str, Any], port: int, others: Sequence[str]) -> str:
+def _file(base: str, models: Mapping[str, Any], port: int, other_lines: Sequence[str]) -> str:
     lines = [
         write_assignment("DIFY_API_BASE", base, '"'),
         write_assignment("MODEL_CONFIG", write_json(models)),
         write_assignment("SERVER_HOST", "0.0.0.0", '"'),
         f"SERVER_PORT={port}",
-        *others,
+        *other_lines,
     ]
     return "".join(f"{line}\n" for line in lines)
 
 
 def _report(
-    operator: Operator, given: SetupOptions, models: Mapping[str, Any], others: Sequence[str]
+    operator: Operator, options: SetupOptions, models: Mapping[str, Any], other_lines: Sequence[str]
 ) -> None:
     operator.line("")
-    operator.tell("setup_done", given.shown_as)
+    operator.tell("setup_done", options.shown_as)
     for name, entry in models.items():
         shown = mask_key(entry) if isinstance(entry, str) else "{…}"
         operator.line(f"  {name}  {shown}")
-    if others:
-        operator.say("setup_carried", " ".join(others))
+    if other_lines:
+        operator.say("setup_carried", " ".join(other_lines))

@@ -1,1 +1,1 @@
-"""Files on their way: those of a caller into Dify, and those of Dify to a caller."""
+"""Files: attachments from callers to Dify, and files from Dify to callers."""

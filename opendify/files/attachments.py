@@ -1,7 +1,7 @@
-"""What becomes of the files of a message: checked against what the app takes. No I/O.
+"""Validates the files of a message against what the app accepts. No I/O.
 
-Dify drops the files that an app has no use for without a word, and from 1.13 on a chatflow that
-is given a bad one is silent for 300 s; so everything that can be known is checked here.
+Dify silently drops files that an app does not accept, and since 1.13 a chatflow that receives an
+invalid one hangs for 300 s. So everything that can be known in advance is checked here.
 """
 
 import re
@@ -18,12 +18,12 @@ from opendify.files.media import dify_kind, kind_by_extension
 from opendify.files.names import extension_of
 from opendify.protocols.base import Attachment
 
-# Each can cost an upload; Dify's own limit is 10 where nobody has changed it.
+# Each may need an upload; Dify's own default limit is 10.
 MAX_FILES = 50
 
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
-# What POST /audio-to-text takes, by the types that callers use: it knows MP3 by that name only.
+# Formats of POST /audio-to-text, with the media types to send: it knows MP3 by this name only.
 _SPEECH_TYPES = {
     "mp3": "audio/mp3",
     "mpga": "audio/mp3",
@@ -36,14 +36,14 @@ _MAX_SPEECH_BYTES = 30 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A file object that Dify takes as it is: an address, or a file that it has."""
+    """A Dify file object that needs no upload: a URL, or a file that Dify already has."""
 
     file: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """Content to give to Dify first; ``kind`` is Dify's word for what it is."""
+    """Content to upload to Dify first; ``kind`` is Dify's file type."""
 
     kind: str
     content: Content
@@ -51,7 +51,7 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Speech:
-    """Speech to be written down, for an app that takes text only."""
+    """Audio to transcribe, for an app that accepts text only."""
 
     content: Content
 
@@ -61,66 +61,67 @@ Step = Ready | Upload | Speech
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The files of a message as Dify takes them, and what was spoken in its audio."""
+    """The files of a message as Dify file objects, and the transcript of its audio."""
 
     files: tuple[dict[str, Any], ...] = ()
     spoken: str = ""
 
     @property
     def ids(self) -> frozenset[str]:
-        """Dify's ids of the uploads among the files."""
+        """The Dify ids of the uploaded files."""
         return frozenset(f["upload_file_id"] for f in self.files if "upload_file_id" in f)
 
 
 def plan(
     model: str, attachments: Sequence[Attachment], rules: FileRules | None, speech_to_text: bool
 ) -> list[Step]:
-    """What to do with each attachment, in their order.
+    """What to do with each attachment, in order.
 
-    ``rules`` is what the app takes, None where that is not known: nothing is checked then.
-    ``model`` is for the messages. Raises InvalidRequest and RequestTooLarge.
+    ``rules`` is what the app accepts; None if that is unknown, in which case nothing is checked.
+    ``model`` is used in messages. Raises InvalidRequest and RequestTooLarge.
     """
     if not attachments:
         return []
     if len(attachments) > MAX_FILES:
         raise InvalidRequest(
-            f"The message has {len(attachments)} files; {MAX_FILES} are the most.", param="messages"
+            f"The message has {len(attachments)} files; at most {MAX_FILES} are allowed.",
+            param="messages",
         )
-    app = FilePolicy(model, rules, speech_to_text)
-    steps = [_step(attachment, app) for attachment in attachments]
-    app.check_count(sum(not isinstance(step, Speech) for step in steps))
+    policy = FilePolicy(model, rules, speech_to_text)
+    steps = [_step(attachment, policy) for attachment in attachments]
+    policy.check_count(sum(not isinstance(step, Speech) for step in steps))
     return steps
 
 
-def _step(attachment: Attachment, app: FilePolicy) -> Step:
+def _step(attachment: Attachment, policy: FilePolicy) -> Step:
     path = attachment.path or "messages"
     if attachment.url:
-        return _remote(attachment, app, path)
+        return _remote(attachment, policy, path)
     if attachment.file_id:
-        return _stored(attachment, app, path)
+        return _stored(attachment, policy, path)
     content = read_content(attachment, path)
     extension = extension_of(content.name)
-    natural = dify_kind(extension, content.media_type)
-    kind = app.kind_for(natural, extension)
-    if not kind and app.speech_to_text and content.media_type.startswith("audio/"):
-        return Speech(_speech(content, app))
+    detected = dify_kind(extension, content.media_type)
+    kind = policy.kind_for(detected, extension)
+    if not kind and policy.speech_to_text and content.media_type.startswith("audio/"):
+        return Speech(_speech(content, policy))
     if not kind:
-        raise app.rejection(natural, content.name, path)
-    app.check_method("local_file", path)
-    app.check_size(content)
+        raise policy.rejection(detected, content.name, path)
+    policy.check_method("local_file", path)
+    policy.check_size(content)
     return Upload(kind, content)
 
 
-def _remote(attachment: Attachment, app: FilePolicy, path: str) -> Ready:
+def _remote(attachment: Attachment, policy: FilePolicy, path: str) -> Ready:
     name = _last_part(attachment.url)
     extension = extension_of(name) or extension_of(attachment.name)
-    natural = kind_by_extension(extension)
-    if not natural and attachment.kind in ("image", "audio", "video"):
-        natural = attachment.kind
-    kind = app.kind_for(natural, extension)
+    detected = kind_by_extension(extension)
+    if not detected and attachment.kind in ("image", "audio", "video"):
+        detected = attachment.kind
+    kind = policy.kind_for(detected, extension)
     if not kind:
-        raise app.rejection(natural, attachment.name or name, path)
-    app.check_method("remote_url", path)
+        raise policy.rejection(detected, attachment.name or name, path)
+    policy.check_method("remote_url", path)
     return Ready({"type": kind, "transfer_method": "remote_url", "url": attachment.url})
 
 
@@ -131,7 +132,7 @@ def _last_part(url: str) -> str:
         return ""
 
 
-def _stored(attachment: Attachment, app: FilePolicy, path: str) -> Ready:
+def _stored(attachment: Attachment, policy: FilePolicy, path: str) -> Ready:
     if not _ID.fullmatch(attachment.file_id):
         raise InvalidRequest(
             f"'{path}' must hold the id of a file that was uploaded to Dify "
@@ -139,21 +140,21 @@ def _stored(attachment: Attachment, app: FilePolicy, path: str) -> Ready:
             param=path,
         )
     extension = extension_of(attachment.name)
-    natural = kind_by_extension(extension)
-    kind = app.kind_for(natural, extension)
+    detected = kind_by_extension(extension)
+    kind = policy.kind_for(detected, extension)
     if not kind:
-        raise app.rejection(natural, attachment.name, path)
-    app.check_method("local_file", path)
+        raise policy.rejection(detected, attachment.name, path)
+    policy.check_method("local_file", path)
     return Ready(
         {"type": kind, "transfer_method": "local_file", "upload_file_id": attachment.file_id}
     )
 
 
-def _speech(content: Content, app: FilePolicy) -> Content:
+def _speech(content: Content, policy: FilePolicy) -> Content:
     media_type = _SPEECH_TYPES.get(extension_of(content.name))
     if media_type is None:
         raise InvalidRequest(
-            f"The app of model '{app.model}' has speech written down by Dify, which reads "
+            f"The app of model '{policy.model}' has Dify transcribe speech, which supports "
             f"{', '.join(_SPEECH_TYPES)}; '{content.name}' is {content.media_type}.",
             param=content.path,
             code=UNSUPPORTED,

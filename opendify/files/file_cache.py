@@ -1,4 +1,4 @@
-"""Files kept for a while, in a folder that processes and instances share."""
+"""A file cache in a directory that processes and instances share."""
 
 import logging
 import os
@@ -19,12 +19,12 @@ _ABANDONED_SECONDS = 3600
 
 
 class DoesNotFit(Exception):
-    """A file is larger than the shelf takes."""
+    """The file is larger than the cache accepts."""
 
 
 class FileCache:
-    """Contents by key: at most ``max_bytes`` together, each for ``max_age`` seconds; the oldest go
-    first. A key is a name that is safe in a folder. ``now`` gives epoch seconds."""
+    """File contents by key: at most ``max_bytes`` in total, each for ``max_age`` seconds; the
+    oldest are evicted first. Keys must be safe file names. ``now`` returns epoch seconds."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class FileCache:
         self._now = now
 
     def renew(self, key: str) -> bool:
-        """Whether there is such a file; it counts as new then."""
+        """Resets the age of an entry; returns whether it exists."""
         try:
             os.utime(self._folder.path / key, (self._now(), self._now()))
         except OSError:
@@ -48,17 +48,18 @@ class FileCache:
         return True
 
     def open(self, key: str) -> FileIO | None:
-        """The content, which stays readable when it goes from the shelf meanwhile.
+        """The content, which stays readable if the entry is evicted meanwhile. None if there is
+        none.
 
-        Unbuffered: Gunicorn sends a file by its descriptor, from where that stands.
+        Unbuffered: Gunicorn sends a file through its descriptor, from its current position.
         """
         try:
             return (self._folder.path / key).open("rb", buffering=0)
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def put(self, key: str, pieces: Iterable[bytes], most: int) -> None:
-        """Keeps a content of at most ``most`` bytes. Raises DoesNotFit and OSError."""
+    def put(self, key: str, chunks: Iterable[bytes], max_bytes: int) -> None:
+        """Stores a content of at most ``max_bytes`` bytes. Raises DoesNotFit and OSError."""
         self._parent.prepare()
         self._folder.prepare()
         descriptor, temporary = tempfile.mkstemp(
@@ -66,25 +67,25 @@ class FileCache:
         )
         try:
             with os.fdopen(descriptor, "wb") as file:
-                _write(file, pieces, min(most, self._max_bytes))
+                _write(file, chunks, min(max_bytes, self._max_bytes))
             os.utime(temporary, (self._now(), self._now()))
             os.replace(temporary, self._folder.path / key)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
-        self._evict(but=key)
+        self._evict(keep=key)
 
-    def _evict(self, but: str) -> None:
-        """Removes what is too old, then the oldest until the rest fits."""
-        now, room = self._now(), self._max_bytes
+    def _evict(self, keep: str) -> None:
+        """Removes expired entries, then the oldest until the rest fits."""
+        now, free_bytes = self._now(), self._max_bytes
         for name, status in sorted(self._scan(), key=lambda item: -item[1].st_mtime_ns):
             age = now - status.st_mtime
             if name.endswith(_PARTIAL_SUFFIX):
-                unwanted = age > _ABANDONED_SECONDS
+                is_evicted = age > _ABANDONED_SECONDS
             else:
-                unwanted = name != but and (age > self._max_age or status.st_size > room)
-                room -= 0 if unwanted else status.st_size
-            if unwanted:
+                is_evicted = name != keep and (age > self._max_age or status.st_size > free_bytes)
+                free_bytes -= 0 if is_evicted else status.st_size
+            if is_evicted:
                 with suppress(OSError):
                     (self._folder.path / name).unlink()
 
@@ -92,17 +93,17 @@ class FileCache:
         found = []
         with os.scandir(self._folder.path) as entries:
             for entry in entries:
-                with suppress(FileNotFoundError):  # another process tidies too
+                with suppress(FileNotFoundError):  # removed by another process
                     found.append((entry.name, entry.stat(follow_symlinks=False)))
         return found
 
 
-def _write(file: BinaryIO, pieces: Iterable[bytes], most: int) -> None:
+def _write(file: BinaryIO, chunks: Iterable[bytes], max_bytes: int) -> None:
     size = 0
-    for piece in pieces:
-        size += len(piece)
-        if size > most:
+    for chunk in chunks:
+        size += len(chunk)
+        if size > max_bytes:
             raise DoesNotFit
-        file.write(piece)
+        file.write(chunk)
     file.flush()
     os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""What an app takes, and the words for what it does not take. No I/O."""
+"""What an app accepts, and the messages for what it does not. No I/O."""
 
 from dataclasses import dataclass
 
@@ -19,17 +19,17 @@ _WHERE = (
 
 @dataclass(frozen=True, slots=True)
 class FilePolicy:
-    """What the app of a model takes; ``rules`` is None where that is not known, and then nothing
-    is checked. The errors name ``path``, the part of the request."""
+    """What the app of a model accepts. ``rules`` is None if that is unknown; nothing is checked
+    then. Errors name ``path``, the place in the request."""
 
     model: str
     rules: FileRules | None
     speech_to_text: bool
 
     def kind_for(self, kind: str, extension: str) -> str:
-        """The kind to send a file as; empty where the app takes no such file.
+        """The Dify type to send a file as; empty if the app does not accept it.
 
-        An empty ``kind`` is a file of which nothing is known: Dify looks at it and decides.
+        An empty ``kind`` means that nothing is known about the file: Dify inspects it and decides.
         """
         if self.rules is None:
             return kind or "document"
@@ -41,7 +41,7 @@ class FilePolicy:
         return "" if kind else any_kind
 
     def check_count(self, count: int) -> None:
-        """Raises InvalidRequest."""
+        """Raises InvalidRequest if there are too many files."""
         if self.rules is not None and 0 < self.rules.max_count < count:
             raise InvalidRequest(
                 f"The message has {count} files; the app of model '{self.model}' takes at most "
@@ -50,23 +50,23 @@ class FilePolicy:
             )
 
     def check_method(self, method: str, path: str) -> None:
-        """Raises InvalidRequest."""
+        """Raises InvalidRequest if the app does not accept this transfer method."""
         if self.rules is None or not self.rules.methods or method in self.rules.methods:
             return
-        wanted = (
+        accepted = (
             "uploaded files only: send the file itself, as 'data:<type>;base64,...'"
             if method == "remote_url"
             else "addresses of files only: send an http(s) address that Dify can reach"
         )
         raise InvalidRequest(
-            f"The app of model '{self.model}' takes {wanted}. "
+            f"The app of model '{self.model}' takes {accepted}. "
             "Dify calls this setting 'Upload Method'.",
             param=path,
             code=UNSUPPORTED,
         )
 
     def check_size(self, content: Content) -> None:
-        """Dify's limits go by the extension, also where the app lists it as ``custom``.
+        """Dify's limits depend on the extension, even if the app lists it as ``custom``.
 
         Raises RequestTooLarge.
         """
@@ -76,11 +76,11 @@ class FilePolicy:
             check_size_limit(content, limit, "Dify takes such files")
 
     def rejection(self, kind: str, name: str, path: str) -> InvalidRequest:
-        """The error for a file that the app would drop."""
+        """The error for a file that Dify would silently drop."""
         shown = f" ('{name[:100]}')" if name else ""
         extension = extension_of(name)
         if self.rules is None or not self.rules.kinds:
-            what = f"no files{shown}, and Dify would drop them without a word"
+            what = f"no files{shown}, and Dify would silently drop them"
         elif kind not in ("", "custom"):
             what = f"no {kind} files{shown}, {self._accepted(self.rules)}"
         elif extension:
@@ -99,12 +99,12 @@ class FilePolicy:
         return f"only {', '.join(kinds)}" if kinds else "and no other files"
 
 
-def check_size_limit(content: Content, limit: int, who: str) -> None:
-    """``limit`` is in bytes. Raises RequestTooLarge."""
+def check_size_limit(content: Content, limit: int, subject: str) -> None:
+    """Raises RequestTooLarge if the content has more than ``limit`` bytes."""
     if len(content.data) > limit:
         raise RequestTooLarge(
             f"'{content.name}' has {len(content.data) / _MEGABYTE:.1f} MB; "
-            f"{who} up to {limit / _MEGABYTE:g} MB.",
+            f"{subject} up to {limit / _MEGABYTE:g} MB.",
             param=content.path,
             code="file_too_large",
         )

@@ -1,4 +1,4 @@
-"""Where the files of a message go: into the inputs of the app's form, or beside them. No I/O."""
+"""Assigns the files of a message to inputs of the app's form, or to the message itself. No I/O."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,27 +11,27 @@ _File = Mapping[str, Any]
 def place_files(
     files: Sequence[_File],
     form: Sequence[FormField],
-    given: Mapping[str, Any],
-    beside: FileRules | None,
+    values: Mapping[str, Any],
+    message_rules: FileRules | None,
 ) -> tuple[dict[str, Any], list[_File]]:
-    """The inputs that take the files (Dify's file objects), and the files that go beside them.
+    """The inputs that receive files (as Dify file objects), and the files sent with the message.
 
-    Inputs that must be filled come first, then what the app takes beside its inputs (``beside``),
-    then the other inputs; what nothing takes goes beside them. ``given`` are the inputs that have
-    a value already.
+    Required inputs are filled first, then the files that the app accepts outside its inputs
+    (``message_rules``) are set aside, then optional inputs are filled. The remaining files are sent
+    with the message. ``values`` are the inputs that have a value already.
     """
     rest = list(files)
     placed: dict[str, Any] = {}
-    takers = [one for one in form if one.files and not given.get(one.name)]
-    for one in sorted(takers, key=lambda one: not one.required):
-        kept = [] if one.required or beside is None else _taken(rest, beside)
-        free = [file for file in rest if file not in kept]
-        mine = _taken(free, one.files)[: (one.files and one.files.max_count) or None]
-        if mine:
-            placed[one.name] = mine if one.kind == "file-list" else mine[0]
-            rest = [file for file in rest if file not in mine]
+    file_inputs = [entry for entry in form if entry.files and not values.get(entry.name)]
+    for entry in sorted(file_inputs, key=lambda entry: not entry.required):
+        reserved = [] if entry.required or message_rules is None else _accepted(rest, message_rules)
+        free = [file for file in rest if file not in reserved]
+        selected = _accepted(free, entry.files)[: (entry.files and entry.files.max_count) or None]
+        if selected:
+            placed[entry.name] = selected if entry.kind == "file-list" else selected[0]
+            rest = [file for file in rest if file not in selected]
     return placed, rest
 
 
-def _taken(files: Sequence[_File], rules: FileRules | None) -> list[_File]:
+def _accepted(files: Sequence[_File], rules: FileRules | None) -> list[_File]:
     return [file for file in files if rules and file.get("type") in rules.kinds]

@@ -1,8 +1,8 @@
-"""Links to Dify's files inside an answer's own text. No I/O.
+"""Finds links to Dify's files in the text of an answer. No I/O.
 
-A chatflow writes a file that its answer mentions as markdown, ``![cat.png](/files/tools/...)``:
-relative where FILES_URL is not set, and dead after 300 s. The text arrives in pieces, and a link
-may be cut anywhere.
+A chatflow renders a file that its answer mentions as markdown, ``![cat.png](/files/tools/...)``:
+relative if FILES_URL is not set, and expired after 300 s. The text arrives in chunks, which may
+split a link anywhere.
 """
 
 import re
@@ -11,7 +11,7 @@ from opendify.files.links import FileLink, find_dify_file
 
 MAX_ADDRESS = 2000
 
-# Each costs a question to Dify, and a person can make a model write as many as they like.
+# Each costs a request to Dify, and a user can make a model write any number of links.
 MAX_FILES = 50
 
 _LINK = re.compile(r'\]\(([^\s()\[\]<>"]*)(\)?)')
@@ -21,8 +21,8 @@ _CONTEXT_CHARS = 300
 
 
 class LinkRewriter:
-    """Finds the links to Dify's files in a text as it comes. ``seen`` are their addresses, without
-    the queries."""
+    """Finds the links to Dify's files in a streamed text. ``seen`` are their addresses, without
+    query strings."""
 
     def __init__(self) -> None:
         self._context = ""
@@ -31,31 +31,31 @@ class LinkRewriter:
         self._found = 0
 
     def feed(self, text: str) -> list[str | FileLink]:
-        """What is certain by now, in order: texts, and in the place of an address of Dify's the
-        file it leads to. An address that may be one of Dify's is held until its end."""
+        """Returns what is final, in order: texts, and a FileLink in the place of each address of a
+        Dify file. An address that may be one is held back until it is complete."""
         if not self._pending and "](" not in self._context[-2:] + text:
             self._context = (self._context + text)[-_CONTEXT_CHARS:]
             return [text] if text else []
         text = self._context + self._pending + text
         parts: list[str | FileLink] = []
         at, end = len(self._context), len(text)
-        for found in _LINK.finditer(text, max(0, at - len("]("))):
-            if found.start(1) < at or not _may_be_file_url(found[1]):
+        for match in _LINK.finditer(text, max(0, at - len("]("))):
+            if match.start(1) < at or not _may_be_file_url(match[1]):
                 continue
-            if not found[2]:
-                end = found.start(1) if found.end() == len(text) else end
-            elif self._is_file(found[1]):
-                label = text[max(0, found.start() - _CONTEXT_CHARS) : found.start(1)]
-                parts += [text[at : found.start(1)], _link(found[1], label)]
-                at = found.end(1)
+            if not match[2]:
+                end = match.start(1) if match.end() == len(text) else end
+            elif self._is_file(match[1]):
+                label = text[max(0, match.start() - _CONTEXT_CHARS) : match.start(1)]
+                parts += [text[at : match.start(1)], _link(match[1], label)]
+                at = match.end(1)
         self._pending = text[end:]
         self._context = text[:end][-_CONTEXT_CHARS:]
         return [part for part in (*parts, text[at:end]) if part]
 
     def flush(self) -> str:
-        """What is held when no more comes."""
-        rest, self._pending = self._pending, ""
-        return rest
+        """Ends the text; returns what was held back."""
+        pending, self._pending = self._pending, ""
+        return pending
 
     def _is_file(self, address: str) -> bool:
         if self._found == MAX_FILES or find_dify_file(address) is None:

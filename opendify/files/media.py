@@ -1,10 +1,10 @@
-"""What a file is: its media type, from its label, its first bytes and its name. No I/O."""
+"""File types: from the declared media type, the first bytes and the file name. No I/O."""
 
 import codecs
 import re
 
-# Dify goes by the extension (FileService and file_factory, 1.13); the last six documents are
-# read only where its ETL_TYPE is Unstructured.
+# Dify decides by the extension (FileService and file_factory, 1.13); the last six document types
+# need ETL_TYPE=Unstructured.
 _EXTENSIONS = {
     "image": "jpg jpeg png webp gif svg",
     "video": "mp4 mov mpeg webm",
@@ -18,7 +18,7 @@ _KIND_BY_EXTENSION = {
     extension: kind for kind, names in _EXTENSIONS.items() for extension in names.split()
 }
 
-# The first type of an extension is the one that a name with it stands for.
+# The first media type of an extension is its default.
 _TYPES = {
     "jpg": "image/jpeg",
     "png": "image/png",
@@ -93,11 +93,12 @@ _FTYP_BRANDS = {
     b"avif": "image/avif",
 }
 
-# Signatures that no other file has: here a label that says something else is wrong, and models
-# refuse pictures that are not what their label says.
+# Unambiguous signatures: a declared type that differs is wrong, and models reject images whose
+# declared type is wrong.
 _CERTAIN = {"image/png", "image/jpeg", "image/gif", "image/webp", "application/pdf"}
 
-# What a browser may show in its place; all that can hold code is saved instead, as mere bytes.
+# Types that a browser may display inline. Types that can contain scripts are downloaded as plain
+# bytes instead.
 _RASTER = {"image/png", "image/jpeg", "image/gif", "image/webp"}
 _ACTIVE = {"text/html", "image/svg+xml", "application/xml", "message/rfc822"}
 
@@ -109,41 +110,41 @@ _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 
 
 def kind_by_extension(extension: str) -> str:
-    """Dify's kind of a file with this extension (lower case, no dot); empty where it has none."""
+    """Dify's file type for this extension (lower case, no dot); empty if it has none."""
     return _KIND_BY_EXTENSION.get(extension, "")
 
 
 def dify_kind(extension: str, media_type: str) -> str:
-    """What Dify takes a file for: by its extension, else by its type, else ``custom``."""
+    """How Dify classifies a file: by extension, else by media type, else ``custom``."""
     major = media_type.partition("/")[0]
     fallback = major if major in ("image", "audio", "video") else "custom"
     return _KIND_BY_EXTENSION.get(extension, fallback)
 
 
 def extension_for(media_type: str) -> str:
-    """The usual extension of a media type, without a dot; empty where it has none."""
+    """The usual extension of a media type, without a dot; empty if unknown."""
     return _EXTENSION_BY_TYPE.get(media_type, "")
 
 
 def type_of_extension(extension: str) -> str:
-    """The media type that an extension (lower case, no dot) stands for; empty for none."""
+    """The default media type of an extension (lower case, no dot); empty if unknown."""
     return _TYPE_BY_EXTENSION.get(extension, "")
 
 
-def media_type_for(told: str, data: bytes, extension: str) -> str:
-    """The media type of a file: as told, else by its first bytes, its extension, its text."""
-    told = told.strip().lower()
-    told = _ALIASES.get(told, told)
-    seen = sniff(data)
-    if seen in _CERTAIN:
-        return seen
-    if _MEDIA_TYPE.fullmatch(told) and told not in _UNINFORMATIVE:
-        return told
-    return seen or _TYPE_BY_EXTENSION.get(extension) or _guess_from_text(data)
+def media_type_for(declared: str, data: bytes, extension: str) -> str:
+    """The media type of a file: as declared, else by its first bytes, extension or text content."""
+    declared = declared.strip().lower()
+    declared = _ALIASES.get(declared, declared)
+    sniffed = sniff(data)
+    if sniffed in _CERTAIN:
+        return sniffed
+    if _MEDIA_TYPE.fullmatch(declared) and declared not in _UNINFORMATIVE:
+        return declared
+    return sniffed or _TYPE_BY_EXTENSION.get(extension) or _guess_from_text(data)
 
 
 def sniff(data: bytes) -> str:
-    """The media type that the first bytes of a file prove; empty where they prove none."""
+    """The media type according to the first bytes; empty if they match none."""
     for signature, media_type in _SIGNATURES:
         if data.startswith(signature):
             return media_type
@@ -159,17 +160,17 @@ def sniff(data: bytes) -> str:
 
 
 def served_type(data: bytes, extension: str) -> tuple[str, bool]:
-    """The type to serve a file of Dify's under, from its first bytes, and whether to show it."""
-    seen = sniff(data)
-    if seen in _RASTER:
-        return seen, True
+    """The media type to serve a Dify file with, and whether browsers may display it inline."""
+    sniffed = sniff(data)
+    if sniffed in _RASTER:
+        return sniffed, True
     media_type = _TYPE_BY_EXTENSION.get(extension, "application/octet-stream")
     unsafe = media_type in _ACTIVE or media_type in _RASTER
     return "application/octet-stream" if unsafe else media_type, False
 
 
 def _guess_from_text(data: bytes) -> str:
-    """The type of a file that nothing else tells: text or bytes."""
+    """Distinguishes text from binary data."""
     try:
         text = codecs.getincrementaldecoder("utf-8-sig")().decode(data[:_TEXT_PROBE])
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""Links that need no key: what a link is for, sealed so that nobody else can make one. No I/O."""
+"""Signed file links, which need no API key. No I/O."""
 
 import base64
 import hashlib
@@ -10,16 +10,17 @@ from opendify.errors import FileExpired, InvalidSignature
 
 VALID_SECONDS = 7 * 24 * 3600
 
-# Links of the same hour are the same, so that browsers keep what they have loaded.
+# Links made in the same hour are identical, so that browsers can cache the files.
 _EXPIRY_STEP = 3600
 
-# A signature of anything else that the secret ever signs, or of another form of ticket, is none.
+# Domain separation: signatures of other data, or of other link formats, made with the same key are
+# not valid here.
 _PURPOSE = b"opendify file link 1\0"
 
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """Lets its holder have one file until ``expires``, in epoch seconds. ``path`` is Dify's."""
+    """Grants access to one file until ``expires`` (epoch seconds). ``path`` is Dify's."""
 
     model: str
     path: str
@@ -28,12 +29,12 @@ class Ticket:
 
 
 def expiry(now: float) -> int:
-    """When a link that is made now ends."""
+    """When a link created now expires (epoch seconds)."""
     return (int(now + VALID_SECONDS) // _EXPIRY_STEP + 1) * _EXPIRY_STEP
 
 
 def sign(ticket: Ticket, secret: bytes) -> tuple[str, str]:
-    """The token and the signature of a link."""
+    """The token and signature of a link."""
     fields = [ticket.model, ticket.path, ticket.name, ticket.expires]
     raw = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
     token = _to_text(raw)
@@ -41,7 +42,7 @@ def sign(ticket: Ticket, secret: bytes) -> tuple[str, str]:
 
 
 def verify(token: str, signature: str, secret: bytes, now: float) -> Ticket:
-    """What a link is for. Raises LinkRefused and FileGone."""
+    """The content of a link. Raises InvalidSignature and FileExpired."""
     expected = _signature(token, secret).encode()
     if not hmac.compare_digest(expected, signature.encode("utf-8", "replace")):
         raise InvalidSignature("The signature of this link is missing or wrong.")

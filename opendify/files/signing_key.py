@@ -1,4 +1,4 @@
-"""The secret that file links are signed with: one for all processes that share a folder."""
+"""The key that signs file links, shared by all processes with the same data directory."""
 
 import logging
 import os
@@ -15,28 +15,32 @@ _LOCK_TIMEOUT = 5.0
 
 
 class SigningKey:
-    """``told`` by the operator, else kept in the file ``secret`` of a folder, made when needed."""
+    """``configured`` by the operator, else stored in the file ``secret`` of a directory, created
+    when needed."""
 
-    def __init__(self, told: str, folder: Path) -> None:
+    def __init__(self, configured: str, folder: Path) -> None:
         self._folder = folder
         self._path = folder / "secret"
-        self._key = told.encode("utf-8", "surrogateescape")
+        self._key = configured.encode("utf-8", "surrogateescape")
 
     def key(self) -> bytes:
-        """The secret. Raises OSError where it can be neither read nor made."""
+        """The key. Raises OSError if it can be neither read nor created."""
         if not self._key:
             self._key = self._read() or self._create_once()
         return self._key
 
     def _create_once(self) -> bytes:
-        """Makes the file, or finds that another process was faster."""
+        """Creates the file, unless another process has done so."""
         DataDir(self._folder).prepare()
         with FileLock(self._folder / "secret.lock").held(_LOCK_TIMEOUT):
-            found = self._read()
-            if found:
-                return found
+            existing = self._read()
+            if existing:
+                return existing
             if self._path.exists():
-                log.warning("%s holds no secret and is made anew; old links end", self._path)
+                log.warning(
+                    "%s contains no secret and is replaced; existing links become invalid",
+                    self._path,
+                )
             return self._write_new()
 
     def _read(self) -> bytes:
@@ -48,7 +52,7 @@ class SigningKey:
             return b""
         status = self._path.stat()
         if status.st_mode & 0o077 and status.st_uid == os.geteuid():
-            log.warning("%s was open to other users and is closed to them now", self._path)
+            log.warning("%s was readable by other users; its permissions are corrected", self._path)
             self._path.chmod(0o600)
         return content
 

@@ -1,4 +1,4 @@
-"""Answers that are worth keeping for a while, each asked for once. No I/O."""
+"""A cache of strings, each computed by one thread at a time. No I/O."""
 
 import threading
 from collections import OrderedDict
@@ -16,35 +16,40 @@ class _Entry:
 
 
 class SingleFlightCache:
-    """Strings by key, bounded in number and age; who asks for one that is being made waits for it.
+    """Strings by key, limited in number and age. Threads that need a value that is being computed
+    wait for it.
 
-    ``clock`` gives seconds; the least recently used go first.
+    ``clock`` returns seconds; the least recently used entries are evicted first.
     """
 
-    def __init__(self, most: int, seconds: float, clock: Callable[[], float]) -> None:
-        self._max_entries = most
-        self._max_age = seconds
+    def __init__(self, max_entries: int, max_age: float, clock: Callable[[], float]) -> None:
+        self._max_entries = max_entries
+        self._max_age = max_age
         self._clock = clock
         self._lock = threading.Lock()
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
 
     def get(
-        self, key: Hashable, make: Callable[[], str], look: Callable[[], None] = lambda: None
+        self,
+        key: Hashable,
+        make: Callable[[], str],
+        check_cancelled: Callable[[], None] = lambda: None,
     ) -> str:
-        """What is kept for ``key``, else what ``make`` returns. What it raises is not kept.
+        """The cached value of ``key``, else the result of ``make``. Exceptions are not cached.
 
-        ``look`` is called now and then while another makes it, and may raise to end the wait.
+        ``check_cancelled`` is called regularly while another thread computes the value, and may
+        raise to end the wait.
         """
         entry, is_new = self._entry(key)
         if is_new:
             return self._make(key, entry, make)
-        return make() if _has_failed(entry, look) else entry.value.result()
+        return make() if _has_failed(entry, check_cancelled) else entry.value.result()
 
-    def forget(self, unwanted: Callable[[Hashable, str], bool]) -> None:
-        """Drops what ``unwanted`` says yes to, given key and value."""
+    def forget(self, predicate: Callable[[Hashable, str], bool]) -> None:
+        """Removes the entries whose key and value satisfy ``predicate``."""
         with self._lock:
             for key, entry in list(self._entries.items()):
-                if _is_ready(entry) and unwanted(key, entry.value.result()):
+                if _is_ready(entry) and predicate(key, entry.value.result()):
                     del self._entries[key]
 
     def _entry(self, key: Hashable) -> tuple[_Entry, bool]:
@@ -73,12 +78,12 @@ class SingleFlightCache:
         return value
 
 
-def _has_failed(entry: _Entry, look: Callable[[], None]) -> bool:
+def _has_failed(entry: _Entry, check_cancelled: Callable[[], None]) -> bool:
     while True:
         try:
             return entry.value.exception(_POLL_SECONDS) is not None
         except TimeoutError:
-            look()
+            check_cancelled()
 
 
 def _is_ready(entry: _Entry) -> bool:
