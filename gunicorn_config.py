@@ -80,9 +80,9 @@ def parse_host(text: str) -> str:
             probe.bind((host, 0))
     except (OSError, TypeError, ValueError):  # the last two for what no name can be
         raise ValueError(
-            f"must be an address or a name of this machine, which {host[:100]!r} is not, without "
-            "http:// and without a port, which goes into SERVER_PORT. 127.0.0.1 is for callers on "
-            "this machine only, 0.0.0.0 for all, :: for all with IPv6"
+            f"must be an address or a name of this machine ({host[:100]!r} is neither), without "
+            "http:// and without a port (set SERVER_PORT). Use 127.0.0.1 for callers on this "
+            "machine only, 0.0.0.0 for all, :: for all with IPv6"
         ) from None
     return host
 

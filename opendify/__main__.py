@@ -11,7 +11,7 @@ from opendify.conversations import migrate
 
 _ABOUT = """\
 An OpenAI-compatible proxy in front of Dify apps. Settings come from the environment
-and from .env in the current folder, which also holds data/.
+and from .env in the current directory, which also contains data/.
 """
 
 

@@ -71,8 +71,8 @@ def test_a_caller_has_its_own_limits_or_those_of_all() -> None:
 
 
 WRONG = [
-    pytest.param(",", "holds no key", id="only a comma"),
-    pytest.param("se cret", "key 1 contains spaces", id="a blank"),
+    pytest.param(",", "contains no key", id="only a comma"),
+    pytest.param("se cret", "key 1 has blanks", id="a blank"),
     pytest.param("{", "not valid JSON", id="half of JSON"),
     pytest.param('{"a":"secret","a":"other"}', "the name 'a' occurs twice", id="twice"),
     pytest.param({}, "at least one caller", id="an object of nobody"),
@@ -169,7 +169,7 @@ def test_both_forms_are_a_mistake(tmp_path: Path, name: str) -> None:
     [
         pytest.param(None, "cannot be read (No such file or directory)", id="not there"),
         pytest.param(b" \n", "is empty", id="empty"),
-        pytest.param(b"\xff\xfe", "not a text in UTF-8", id="no text"),
+        pytest.param(b"\xff\xfe", "not UTF-8 text", id="no text"),
     ],
 )
 def test_a_secret_that_is_missing_is_not_one_that_is_not_wanted(

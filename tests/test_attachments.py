@@ -185,7 +185,7 @@ def test_more_files_than_the_app_takes_are_refused() -> None:
 def test_no_message_has_more_files_than_any_app_takes() -> None:
     picture = data(PNG, "image")
     assert len(plan("tiny", [picture] * 50, None, False)) == 50
-    with pytest.raises(InvalidRequest, match="50 are the most"):
+    with pytest.raises(InvalidRequest, match="at most 50 are allowed"):
         plan("tiny", [picture] * 51, None, False)
 
 

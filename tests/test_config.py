@@ -276,13 +276,14 @@ def test_the_tasks_of_a_model_may_be_given_to_another() -> None:
     [
         pytest.param(
             {"a": {"key": "k", "tasks": "model:b"}},
-            "MODEL_CONFIG: model 'a', setting 'tasks' names the model 'b', which is not there",
+            "MODEL_CONFIG: model 'a', setting 'tasks' refers to the model 'b', "
+            "which does not exist",
             id="no such model",
         ),
         pytest.param(
             {"a": {"key": "k", "tasks": "model:a"}},
-            "MODEL_CONFIG: model 'a', setting 'tasks' must name another model than itself, "
-            "or say 'throwaway'",
+            "MODEL_CONFIG: model 'a', setting 'tasks' must name a different model, "
+            "or be 'throwaway'",
             id="itself",
         ),
         pytest.param(
@@ -333,9 +334,11 @@ BAD_MODELS = [
     pytest.param(
         {"a": {"key": 5}}, "setting 'key' must be the API key", id="a key of another type"
     ),
-    pytest.param({"a": f"{KEY} "}, "setting 'key' holds characters", id="a key with a blank"),
-    pytest.param({"a": f"{KEY}\n"}, "setting 'key' holds characters", id="a key with a line break"),
-    pytest.param({"a": f"{KEY}é"}, "setting 'key' holds characters", id="a key with an accent"),
+    pytest.param({"a": f"{KEY} "}, "setting 'key' contains characters", id="a key with a blank"),
+    pytest.param(
+        {"a": f"{KEY}\n"}, "setting 'key' contains characters", id="a key with a line break"
+    ),
+    pytest.param({"a": f"{KEY}é"}, "setting 'key' contains characters", id="a key with an accent"),
     pytest.param({"a": {"key": KEY, "kee": 1}}, "an unknown setting 'kee'", id="an unknown name"),
     pytest.param({"a": {"key": KEY, "type": "bot"}}, "'type' must be one of", id="type"),
     pytest.param({"a": {"key": KEY, "base": "x"}}, "'base' must be an address", id="base"),
@@ -499,7 +502,7 @@ def test_a_dotenv_in_another_encoding_is_a_problem_with_its_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
 ) -> None:
     (tmp_path / ".env").write_bytes(f"# 模型\nMODEL_CONFIG={KEY}\n".encode(encoding))
-    with pytest.raises(ConfigError, match="is not a text in UTF-8") as caught:
+    with pytest.raises(ConfigError, match="is not UTF-8 text") as caught:
         loaded(tmp_path, monkeypatch)
     assert KEY not in str(caught.value)
 
@@ -634,10 +637,10 @@ def test_the_authorities_of_the_operator_are_read(tmp_path: Path) -> None:
 
 BAD_FILES = [
     pytest.param(None, "cannot be read (No such file", id="missing"),
-    pytest.param(b"", "holds no certificate", id="empty"),
-    pytest.param(b"hello", "holds no certificate", id="something else"),
+    pytest.param(b"", "contains no certificate", id="empty"),
+    pytest.param(b"hello", "contains no certificate", id="something else"),
     pytest.param(b"\x30\x82\x01\xff\xfe", "openssl x509 -inform der", id="DER"),
-    pytest.param(AUTHORITY[:300].encode(), "holds no certificate", id="half of one"),
+    pytest.param(AUTHORITY[:300].encode(), "contains no certificate", id="half of one"),
     pytest.param(DAMAGED.encode(), "damaged", id="damaged"),
     pytest.param((AUTHORITY + DAMAGED).encode(), "damaged", id="the second damaged"),
 ]

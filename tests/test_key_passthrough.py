@@ -238,7 +238,7 @@ def test_no_configured_key_is_left_to_fall_back_on() -> None:
     ("models", "more", "problem"),
     [
         ('{"a":{"base":"https://other.example.com/v1"}}', {}, "DIFY_API_BASE only"),
-        ('{"a":{}}', {"OPENDIFY_API_KEYS": "k"}, "exclude one another"),
+        ('{"a":{}}', {"OPENDIFY_API_KEYS": "k"}, "cannot be combined"),
         ('{"a":{}}', {"DIFY_API_BASE": ""}, "DIFY_API_BASE is not set"),
         ('{"a":{}}', {"DIFY_KEY_PASSTHROUGH": "false"}, "model 'a' has no 'key'"),
         ('{"a":{}}', {"DIFY_KEY_PASSTHROUGH": "yes"}, "DIFY_KEY_PASSTHROUGH must be one of"),

@@ -72,7 +72,7 @@ def _paced_body(
         yield from paced(pieces, room)
     except SlowReaderError:
         record.ended = SLOW_READER
-        log.warning("a file was not sent to its end: its caller reads too slowly")
+        log.warning("a file was not sent completely: its caller reads too slowly")
         raise
 
 

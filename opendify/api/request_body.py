@@ -73,7 +73,7 @@ def _read_up_to(stream: Any, length: int) -> bytes:
 
 def _require_plain_json(environ: Mapping[str, Any]) -> None:
     if environ.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
-        raise errors.UnsupportedMediaType("Send the body as it is, without Content-Encoding.")
+        raise errors.UnsupportedMediaType("Send the body uncompressed, without Content-Encoding.")
     if environ.get("CONTENT_TYPE", "") in _JSON_TYPES:
         return
     if request.mimetype and not request.mimetype.endswith("json"):

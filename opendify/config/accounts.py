@@ -145,7 +145,9 @@ def _models(value: Any, where: str, models: Collection[str]) -> frozenset[str]:
         raise InvalidValue(f"{where}, setting 'models' must be a list of names of models")
     unknown = [name for name in value if name not in models]
     if unknown and models:
-        raise InvalidValue(f"{where} names the model '{unknown[0]}', which is not in MODEL_CONFIG")
+        raise InvalidValue(
+            f"{where} refers to the model '{unknown[0]}', which is not in MODEL_CONFIG"
+        )
     return frozenset(value)
 
 

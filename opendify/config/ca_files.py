@@ -27,7 +27,7 @@ def read_authorities(
                 check_certificates(authorities)
             except (OSError, ValueError) as exc:
                 problems.append(
-                    f"{variable}: {path} {_problem(exc)}. It must hold the certificates of the "
+                    f"{variable}: {path} {_problem(exc)}. It must contain the certificates of the "
                     "authorities to trust, in PEM (-----BEGIN CERTIFICATE-----)."
                 )
     return authorities
@@ -37,7 +37,7 @@ def _certificates(text: str) -> str:
     """Those in the text, without what stands between them, which may be in any language."""
     found = [match[0] + "\n" for match in _CERTIFICATE.finditer(text)]
     if not found:
-        raise ValueError("holds no certificate")
+        raise ValueError("contains no certificate")
     return "".join(found)
 
 
@@ -45,5 +45,5 @@ def _problem(exc: OSError | ValueError) -> str:
     if isinstance(exc, OSError):
         return f"cannot be read ({exc.strerror or 'no such file'})"
     if isinstance(exc, UnicodeError):
-        return "is no text ('openssl x509 -inform der -in FILE -out FILE.pem' makes PEM of DER)"
+        return "is not text ('openssl x509 -inform der -in FILE -out FILE.pem' converts DER to PEM)"
     return str(exc)

@@ -32,7 +32,7 @@ def _read_dotenv() -> dict[str, str | None]:
         raise ConfigError([f".env cannot be read ({exc.strerror})."]) from None
     except UnicodeError:  # it quotes the bytes, which may be a key
         raise ConfigError(
-            [".env is not a text in UTF-8. Save it again with the encoding UTF-8 in your editor."]
+            [".env is not UTF-8 text. Save it with the encoding UTF-8 in your editor."]
         ) from None
 
 
@@ -46,4 +46,4 @@ def check_certificates(pem: str) -> None:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem)
     except (ssl.SSLError, ValueError) as exc:
-        raise ValueError("holds a certificate that is damaged") from exc
+        raise ValueError("contains a damaged certificate") from exc

@@ -98,9 +98,9 @@ def _task_problems(models: Mapping[str, Model], names: set[str]) -> list[str]:
         helper = model.tasks.removeprefix("model:")
         where = f"MODEL_CONFIG: model '{model.name}', setting 'tasks'"
         if helper not in names:
-            problems.append(f"{where} names the model '{helper}', which is not there")
+            problems.append(f"{where} refers to the model '{helper}', which does not exist")
         elif helper == model.name:
-            problems.append(f"{where} must name another model than itself, or say 'throwaway'")
+            problems.append(f"{where} must name a different model, or be 'throwaway'")
     return problems
 
 
@@ -127,8 +127,8 @@ def _parse_model(name: str, entry: Any, default_base: str, callers_bring_keys: b
         values.setdefault("conversation_ids", "any")
         if base != default_base:
             raise InvalidValue(
-                f"model '{name}' has a 'base' of its own, but with DIFY_KEY_PASSTHROUGH the keys "
-                "of callers go to DIFY_API_BASE only"
+                f"model '{name}' has its own 'base', but with DIFY_KEY_PASSTHROUGH the keys "
+                "of callers are sent to DIFY_API_BASE only"
             )
     if "key" not in values:
         raise InvalidValue(f"model '{name}' has no 'key'")
@@ -140,7 +140,9 @@ def _key(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value:
         raise InvalidValue(f"{where} must be the API key of a Dify app")
     if not value.isascii() or not value.isprintable() or " " in value:
-        raise InvalidValue(f"{where} holds characters that no key has (blanks, or not ASCII)")
+        raise InvalidValue(
+            f"{where} contains characters that keys never have (spaces or non-ASCII)"
+        )
     return value
 
 

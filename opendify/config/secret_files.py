@@ -24,7 +24,7 @@ def resolve_secret_files(
     for name, variable in FILE_VARIABLES.items():
         path = environ.get(variable, "").strip()
         if path and environ.get(name, "").strip():
-            problems.append(f"{name} and {variable} are both set. Take one of them out.")
+            problems.append(f"{name} and {variable} are both set. Remove one of them.")
         elif path:
             values[name] = _text(variable, path, read_file, problems)
     return ChainMap(values, cast(MutableMapping[str, str], environ))
@@ -37,7 +37,7 @@ def _text(variable: str, path: str, read_file: Callable[[str], str], problems: l
         problems.append(f"{variable}: {path} cannot be read ({exc.strerror or 'no such file'}).")
         return ""
     except (UnicodeError, ValueError):
-        problems.append(f"{variable}: {path} is not a text in UTF-8.")
+        problems.append(f"{variable}: {path} is not UTF-8 text.")
         return ""
     if not text:
         problems.append(f"{variable}: {path} is empty.")

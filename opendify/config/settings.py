@@ -238,7 +238,7 @@ class _Reader:
         if value and len(value) < MIN_SECRET_CHARS:
             self._problems.append(
                 f"OPENDIFY_SECRET must have {MIN_SECRET_CHARS} characters or more ('openssl rand "
-                "-hex 32' makes some). Leave it out to have one made and kept in DATA_DIR."
+                "-hex 32' generates one). Leave it unset to have one generated in DATA_DIR."
             )
         return value
 
@@ -247,8 +247,8 @@ class _Reader:
         if value and len(value.encode()) < MIN_JWT_SECRET_BYTES:
             self._problems.append(
                 f"OPENWEBUI_JWT_SECRET must have {MIN_JWT_SECRET_BYTES} characters or more, and be "
-                "that of FORWARD_USER_INFO_HEADER_JWT_SECRET in Open WebUI: "
-                "openssl rand -hex 32 makes one for both."
+                "the same as FORWARD_USER_INFO_HEADER_JWT_SECRET in Open WebUI. Generate one for "
+                "both with: openssl rand -hex 32"
             )
         return value
 
@@ -304,8 +304,8 @@ class _Reader:
         brings = self.one_of(name, ("true", "false"), "false") == "true"
         if brings and self._environ.get("OPENDIFY_API_KEYS", "").strip():
             self._problems.append(
-                f"OPENDIFY_API_KEYS and {name} exclude one another: a request brings one key. "
-                "Take one of them out."
+                f"OPENDIFY_API_KEYS and {name} cannot be combined: a request carries one key. "
+                "Remove one of them."
             )
         return brings
 

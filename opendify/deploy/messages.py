@@ -15,7 +15,7 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "ask_key": ("API Key (app-xxxxx): ", "API key (app-xxxxx): "),
     "ask_replace": (
         "模型 %s 已经有了，是否替换? (y/N): ",
-        "Model %s is there already. Replace it? (y/N): ",
+        "Model %s already exists. Replace it? (y/N): ",
     ),
     "setup_done": ("✅ 配置文件已创建: %s", "✅ Configuration file created: %s"),
     "setup_carried": (
@@ -46,7 +46,7 @@ MESSAGES: dict[str, tuple[str, str]] = {
     ),
     "bad_key": (
         "API Key 无效: 不能为空，不能有空格或非 ASCII 字符",
-        "Not a valid API key: not empty, no blanks, ASCII only",
+        "Not a valid API key: not empty, no spaces, ASCII only",
     ),
     "key_prefix": (
         "Dify 的应用密钥通常以 app- 开头",
@@ -69,7 +69,7 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "cannot_read": ("无法读取 %s", "Cannot read %s"),
     "not_utf8": (
         "%s 不是 UTF-8 编码的文本。请在编辑器里另存为 UTF-8",
-        "%s is not a text in UTF-8. Save it again with the encoding UTF-8 in your editor",
+        "%s is not UTF-8 text. Save it with the encoding UTF-8 in your editor",
     ),
     "bad_line": (
         "%s 第 %s 行无法理解（应为 名称=值，引号成对，只占一行）",
@@ -80,25 +80,25 @@ MESSAGES: dict[str, tuple[str, str]] = {
         "Tools differ in how they read the ${...} in %s: avoid it",
     ),
     "problems": ("配置有误 (%s):", "The configuration is wrong (%s):"),
-    "value_line_break": ("%s 的值含有换行", "The value of %s holds a line break"),
+    "value_line_break": ("%s 的值含有换行", "The value of %s contains a line break"),
     "value_too_long": (
         "%s 的值太长: Docker 的配置文件每行最多 64 KB。请减少模型或密钥的数量",
         "The value of %s is too long: a line of Docker's env files has 64 KB at most. "
-        "Take fewer models or keys",
+        "Use fewer models or keys",
     ),
     "value_quotes": (
         "%s 的值含有各种工具读法不同的字符",
-        "The value of %s holds characters that tools read differently",
+        "The value of %s contains characters that tools read differently",
     ),
     "file_problem": ("%s: %s", "%s: %s"),
     "file_good": ("配置文件 %s", "Configuration file %s"),
     "file_crlf": (
         '%s 是 Windows 换行 (CRLF)。修复: sed -i "s/\\r$//" %s',
-        '%s has Windows line ends (CRLF). Mend: sed -i "s/\\r$//" %s',
+        '%s has Windows line ends (CRLF). Fix: sed -i "s/\\r$//" %s',
     ),
     "file_bom": (
         '%s 开头有 BOM。修复: sed -i "1s/^\\xEF\\xBB\\xBF//" %s',
-        '%s begins with a BOM. Mend: sed -i "1s/^\\xEF\\xBB\\xBF//" %s',
+        '%s begins with a BOM. Fix: sed -i "1s/^\\xEF\\xBB\\xBF//" %s',
     ),
     "file_docker": (
         "%s: deploy.sh 和 Compose 没有问题，但 docker run --env-file 对这些变量的读法不同: %s",
@@ -145,7 +145,7 @@ SENTENCES: tuple[tuple[str, str], ...] = (
         r"MODEL_CONFIG 里模型 \1 没有密钥",
     ),
     (
-        r"MODEL_CONFIG: model '(.*)', setting 'key' holds .*",
+        r"MODEL_CONFIG: model '(.*)', setting 'key' contains .*",
         r"MODEL_CONFIG 里模型 \1 的密钥有空格或非 ASCII 字符",
     ),
     (r"(\w+) and (\w+) are both set\..*", r"\1 和 \2 同时设置了，只能有一个"),

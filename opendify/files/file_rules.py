@@ -12,7 +12,7 @@ UNSUPPORTED = "unsupported_content"
 
 _MEGABYTE = 1024 * 1024
 _WHERE = (
-    "In Dify this is switched on where the app is edited: 'Vision', 'Document' or 'Audio' for a "
+    "In Dify this is enabled in the app's editor: 'Vision', 'Document' or 'Audio' for a "
     "chatbot, agent or text generator, 'Features > File Upload' for a chatflow or workflow."
 )
 

@@ -89,8 +89,8 @@ def _require_writable(path: Path) -> None:
         path.open("a").close()
     except OSError as exc:
         raise LogFileError(
-            f"LOG_FILE cannot be written ({exc}). Choose a place where this user may write, or "
-            "leave it out: the log goes to standard output in any case."
+            f"LOG_FILE cannot be written ({exc}). Choose a path that this user may write to, or "
+            "leave it unset: the log always goes to standard output as well."
         ) from exc
 
 

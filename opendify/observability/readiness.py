@@ -66,7 +66,7 @@ class Readiness:
         known: dict[tuple[str, ...], float] = {
             (name,): one == "ok" for name, one in said if one != UNKNOWN
         }
-        yield Reading("dify_up", "Whether Dify tells of the app of a model.", ("model",), known)
+        yield Reading("dify_up", "Whether Dify returns the app of a model.", ("model",), known)
 
     def _is_store_ok(self) -> bool:
         self._conversations.get("")  # whether it is available is known once it was used

@@ -27,7 +27,9 @@ _WITHOUT_BODY = {"GET", "HEAD", "OPTIONS", "DELETE"}
 
 _PRINCIPAL_KEY = "opendify.identity"
 
-_SEND_A_KEY = "Send one as 'Authorization: Bearer ...'; the operator of this service has them."
+_SEND_A_KEY = (
+    "Send a valid key as 'Authorization: Bearer ...'; ask the operator of this service for one."
+)
 
 _MAKE_A_KEY = """python3 -c "import secrets; print('sk-' + secrets.token_hex(24))\""""
 
@@ -57,7 +59,11 @@ class Authorizer:
             return identity
         if self._accounts.bring_dify_key:
             raise errors.InvalidApiKey(_BRING_A_KEY)
-        wrong = "The API key is not one of this service." if key else "This service needs a key."
+        wrong = (
+            "The API key is not valid for this service."
+            if key
+            else "This service requires an API key."
+        )
         raise errors.InvalidApiKey(f"{wrong} {_SEND_A_KEY}")
 
     @property
@@ -98,15 +104,15 @@ class Authorizer:
             elif not always:
                 return
             raise errors.AdminKeysNotSet(
-                "This needs an admin key, and none is set. Set OPENDIFY_ADMIN_KEYS, restart, and "
-                "send one of them as 'Authorization: Bearer ...'."
+                "This request needs an admin key, and none is configured. Set OPENDIFY_ADMIN_KEYS, "
+                "restart, and send one of them as 'Authorization: Bearer ...'."
             )
         if self._accounts.need_keys and self._accounts.identify(_key()) is not None:
             raise errors.AdminKeyRequired(
-                "This key is good for models only. This needs one of OPENDIFY_ADMIN_KEYS."
+                "This key is valid for models only. This request needs one of OPENDIFY_ADMIN_KEYS."
             )
         raise errors.InvalidAdminKey(
-            "This needs an admin key: send one of OPENDIFY_ADMIN_KEYS as "
+            "This request needs an admin key: send one of OPENDIFY_ADMIN_KEYS as "
             "'Authorization: Bearer ...'."
         )
 
@@ -149,9 +155,9 @@ def warn_if_unauthenticated(callers: AccountRegistry, host: str) -> None:
     """Says so where everybody who reaches this address of ours may use the models."""
     if not callers.need_keys and not is_loopback(host):
         log.warning(
-            "Everybody who reaches %s can use the models: OPENDIFY_API_KEYS is not set. Make a key "
-            "with: %s   Put it into .env as OPENDIFY_API_KEYS=sk-... and start again; clients send "
-            "it as their API key. Else let a firewall or a reverse proxy decide who may come.",
+            "Everybody who reaches %s can use the models: OPENDIFY_API_KEYS is not set. Generate a "
+            "key with: %s   Put it into .env as OPENDIFY_API_KEYS=sk-... and start again; clients send "
+            "it as their API key. Otherwise restrict access with a firewall or a reverse proxy.",
             host,
             _MAKE_A_KEY,
         )

@@ -28,8 +28,10 @@ def add_error_handlers(app: Flask, access: Authorizer) -> None:
 
 
 def internal_error() -> errors.InternalError:
-    """What callers are told of an unexpected error: nothing of it."""
-    return errors.InternalError("OpenDify failed unexpectedly; its operator finds why in the log.")
+    """The response to an unexpected error; it contains no details."""
+    return errors.InternalError(
+        "OpenDify failed unexpectedly; the operator can find the cause in the log."
+    )
 
 
 def _client_disconnected(exc: errors.ClientDisconnected) -> Response:
@@ -63,7 +65,7 @@ def _from_werkzeug(exc: HTTPException) -> errors.OpenDifyError:
         here = f"There is no {request.method} {request.path[:200]} here."
         return errors.RouteNotFound(f"{here} {path_hint(request.path)}".strip())
     if exc.code == 405:
-        here = f"{request.path[:200]} does not answer {request.method}."
+        here = f"{request.path[:200]} does not support {request.method}."
         return errors.MethodNotAllowed(f"{here} {path_hint(request.path)}".strip())
     if exc.code == 413:
         limit = (request.max_content_length or 0) // (1024 * 1024)

@@ -130,9 +130,9 @@ def _without_default_port(netloc: str) -> str:
 def _not_this_host(host: str) -> str:
     return (
         "This service needs no key and is reached on its own machine only (SERVER_HOST, or "
-        "PUBLISH_ADDRESS with Compose), so it does "
-        f"not answer to the name '{host[:100]}', which may be anybody's. Call it at 127.0.0.1, set "
-        "PUBLIC_BASE_URL to the address at which it is called, or set OPENDIFY_API_KEYS."
+        f"PUBLISH_ADDRESS with Compose), so it does not accept the host name '{host[:100]}', which "
+        "anybody may control. Call it at 127.0.0.1, set PUBLIC_BASE_URL to the "
+        "address at which it is called, or set OPENDIFY_API_KEYS."
     )
 
 

@@ -12,17 +12,17 @@ _CHAT = "/v1/chat/completions"
 _MODELS = "/v1/models"
 _MODEL = re.compile(r"/+v1/+models/+(.*)", re.DOTALL)
 
-_BASE = "The base address of a client ends in /v1"
+_BASE = "The base URL of a client ends in /v1"
 
 _OPENAI_ONLY = (
-    "This service speaks OpenAI's Chat Completions: choose the connection type 'OpenAI' (or "
+    "This service supports OpenAI's Chat Completions: choose the connection type 'OpenAI' (or "
     f"'OpenAI compatible') in the client. {_BASE}."
 )
 _RESPONSES = (
-    "This service speaks Chat Completions: switch the Responses API off in the client, so that it "
-    f"asks POST {_CHAT}."
+    "This service supports Chat Completions: switch the Responses API off in the client, so that "
+    f"it calls POST {_CHAT}."
 )
-_COMPLETIONS = f"Only chats are answered: have the client ask POST {_CHAT}."
+_COMPLETIONS = f"Only chat completions are supported: configure the client to call POST {_CHAT}."
 _OTHER_APIS = {
     "assistants",
     "audio",
@@ -77,7 +77,7 @@ def path_hint(path: str) -> str:
     if path in (_CHAT, _MODELS):
         return ""
     if parts in ([], ["v1"]):
-        return f"{_BASE}; it asks for GET {_MODELS} and POST {_CHAT} by itself."
+        return f"{_BASE}; clients request GET {_MODELS} and POST {_CHAT} themselves."
     if parts[-2:] == ["chat", "completions"]:
         return f"Did you mean {_CHAT}? {_base_advice(parts[:-2])}"
     if parts[-1] == "models":
@@ -88,16 +88,16 @@ def path_hint(path: str) -> str:
 def _base_advice(before: list[str]) -> str:
     """``before`` is what stands before the part of the path that clients add by themselves."""
     if before == ["v1"]:
-        return "It is written in lower case."
+        return "It must be in lower case."
     if {"chat", "completions", "models"} & set(before):
-        return f"{_BASE}, without what comes behind it."
+        return f"{_BASE}, without anything after it."
     if before.count("v1") > 1:
         return f"{_BASE}, once."
     if before and before[-1] == "v1":
         prefix = "/".join(before[:-1])[:100]
         return (
-            f"Leave '/{prefix}' out of the base address of the client, or have the reverse proxy "
-            "that adds it take it off."
+            f"Remove '/{prefix}' from the base URL of the client, or have the reverse proxy "
+            "that adds it remove it."
         )
     return f"{_BASE}."
 
@@ -110,11 +110,11 @@ def _surface_advice(parts: list[str]) -> str:
         return _OPENAI_ONLY
     if other := _OTHER_APIS & names:
         return (
-            f"This service answers chats only: choose another provider for {min(other)} in the "
+            f"This service supports chats only: choose another provider for {min(other)} in the "
             "client."
         )
     if parts[-1] in ("completions", "completion", "chat"):
         return _COMPLETIONS
     if parts[0] != "v1":
         return f"{_BASE}."
-    return f"Clients ask for GET {_MODELS} and POST {_CHAT}."
+    return f"Clients call GET {_MODELS} and POST {_CHAT}."
