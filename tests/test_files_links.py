@@ -12,8 +12,8 @@ from opendify.files.links import (
     DifyFile,
     absolute,
     find_dify_file,
-    markdown,
     root,
+    to_markdown,
 )
 from opendify.files.signed_links import (
     VALID_SECONDS,
@@ -81,12 +81,12 @@ def test_a_relative_address_never_leaves_difys_host(url: str, base: str) -> None
     ],
 )
 def test_a_file_is_written_as_markdown(name: str, url: str, is_image: bool, text: str) -> None:
-    assert markdown(name, url, is_image) == text
+    assert to_markdown(name, url, is_image) == text
 
 
 @given(st.text(max_size=30), st.text(max_size=30), st.booleans())
 def test_markdown_is_one_link_on_one_line(name: str, path: str, is_image: bool) -> None:
-    text = markdown(name, f"https://x/{path}", is_image)
+    text = to_markdown(name, f"https://x/{path}", is_image)
     shown, _, address = text.rpartition("](https://x/")
     assert text.endswith(")") and not set(address[:-1]) & set(" ()<>\n\r\t\\")
     assert len(text.splitlines()) == 1

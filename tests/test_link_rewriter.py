@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opendify.files.link_rewriter import MAX_ADDRESS, MAX_FILES, LinkRewriter
-from opendify.files.links import FileLink, in_markdown
+from opendify.files.links import FileLink, escape_for_markdown
 
 UUID = "0ccfe981-f968-4678-80ae-335266227dac"
 SIGNED = "timestamp=1795460797&nonce=05d3&sign=a6CT-Ew0b%3D"
@@ -20,7 +20,7 @@ def resolved(parts: Sequence[str | FileLink]) -> str:
     return "".join(
         part
         if isinstance(part, str)
-        else in_markdown(f"https://ai.example/{part.name} {part.kind}")
+        else escape_for_markdown(f"https://ai.example/{part.name} {part.kind}")
         for part in parts
     )
 

@@ -18,7 +18,7 @@ from opendify.api.streaming_response import StreamingResponse
 from opendify.chat.context import RequestContext
 from opendify.chat.service import HOLD_SECONDS, ChatService, Turn
 from opendify.limits.capacity import ServerCapacity
-from opendify.observability.record import CALLER_GONE, Record
+from opendify.observability.record import CLIENT_DISCONNECTED, Record
 from opendify.protocols import openwebui
 from opendify.protocols.base import ChatPrompt
 from opendify.protocols.openai.chat_request import nameable
@@ -108,7 +108,7 @@ class Responder:
             yield from until_first_byte(steps, record, writer.keep_alive())
             end = yield from steps  # nothing of ours between a token and its caller
         except errors.ClientDisconnected:
-            record.ended = CALLER_GONE
+            record.ended = CLIENT_DISCONNECTED
             return
         except errors.OpenDifyError as exc:
             yield BLOCKING  # the request is over, and goes into the log

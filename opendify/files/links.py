@@ -13,9 +13,9 @@ _DIFY_FILE = re.compile(
     rf"/files/(tools/{_ID}\.[a-z0-9]{{1,16}}|{_ID}/(?:file|image)-preview)",
     re.IGNORECASE | re.ASCII,
 )
-_SIGNATURE = ("timestamp", "nonce", "sign")
+_SIGNATURE_PARAMETERS = ("timestamp", "nonce", "sign")
 _SAFE_IN_MARKDOWN = "%/:=&?~#+!$,;@[]'*"
-_BREAKS_MARKDOWN = re.compile(r"([\\\[\]<>`*])")
+_MARKDOWN_SPECIAL = re.compile(r"([\\\[\]<>`*])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +76,16 @@ def absolute(url: str, base: str) -> str:
     return f"{root(base)}/{url.removeprefix('/')}"
 
 
-def markdown(name: str, url: str, is_image: bool) -> str:
+def to_markdown(name: str, url: str, is_image: bool) -> str:
     """A file as markdown: an image, a link, or only its name if ``url`` is empty."""
     shown = " ".join(name.split())[:MAX_SHOWN_NAME] or ("image" if is_image else "file")
-    shown = _BREAKS_MARKDOWN.sub(r"\\\1", shown)
+    shown = _MARKDOWN_SPECIAL.sub(r"\\\1", shown)
     if not url:
         return shown
-    return f"{'!' if is_image else ''}[{shown}]({in_markdown(url)})"
+    return f"{'!' if is_image else ''}[{shown}]({escape_for_markdown(url)})"
 
 
-def in_markdown(url: str) -> str:
+def escape_for_markdown(url: str) -> str:
     """Escapes an address so that it cannot end the link or the line in markdown."""
     return quote(url, safe=_SAFE_IN_MARKDOWN, errors="replace")
 
@@ -98,13 +98,17 @@ def find_dify_file(url: str) -> DifyFile | None:
     except ValueError:
         return None
     match = _DIFY_FILE.search(parts.path)
-    signature = [(name, query[name][0]) for name in _SIGNATURE if query.get(name)]
-    if match is None or match.end() != len(parts.path) or len(signature) < len(_SIGNATURE):
+    signature = [(name, query[name][0]) for name in _SIGNATURE_PARAMETERS if query.get(name)]
+    if (
+        match is None
+        or match.end() != len(parts.path)
+        or len(signature) < len(_SIGNATURE_PARAMETERS)
+    ):
         return None
     return DifyFile(match[1], urlencode(signature))
 
 
-def identity(url: str) -> str:
+def file_identity(url: str) -> str:
     """The part that all links to one Dify file share, whatever their host, name and signature."""
     path = url.partition("?")[0]
     match = _DIFY_FILE.search(path)

@@ -12,7 +12,7 @@ from typing import Any
 from opendify import errors
 
 OK = "ok"
-CALLER_GONE = "caller_gone"
+CLIENT_DISCONNECTED = "caller_gone"
 SLOW_READER = "slow_reader"
 UNKNOWN_MODEL = "unknown"
 

@@ -42,10 +42,10 @@ class FileLinkResolver:
                     _add_text(resolved, text)
                 case LinkTarget(link):
                     address = self._address(link)
-                    _add_text(resolved, links.in_markdown(address) if address else link.url)
+                    _add_text(resolved, links.escape_for_markdown(address) if address else link.url)
                 case FileMarkdown(link):
                     is_image = link.kind == "image"
-                    shown = links.markdown(link.shown_name, self._address(link), is_image)
+                    shown = links.to_markdown(link.shown_name, self._address(link), is_image)
                     _add_text(resolved, shown)
                 case FileFound(link):
                     self._found[link] = self._address(link)

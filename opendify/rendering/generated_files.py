@@ -16,8 +16,8 @@ class GeneratedFiles:
         self._found: dict[str, FileLink] = {}
 
     def add(self, file: FileGenerated, text: TextOutput) -> list[FileFound]:
-        """Dify has named this file."""
-        identity = links.identity(file.url)
+        """Registers a file that Dify has mentioned."""
+        identity = links.file_identity(file.url)
         if identity in self._found or text.links_to(file.url):
             return []
         link = self._found[identity] = FileLink(file.url, file.name, file.kind)

@@ -68,9 +68,9 @@ class TextOutput:
         return had_text
 
     def links_to(self, url: str) -> bool:
-        """Whether the text links to this file of Dify's."""
-        identity = links.identity(url)
-        return identity in map(links.identity, self._links.seen) or identity in "".join(
+        """Whether the text contains a link to this Dify file."""
+        identity = links.file_identity(url)
+        return identity in map(links.file_identity, self._links.seen) or identity in "".join(
             self._written
         )
 

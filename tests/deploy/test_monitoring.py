@@ -13,7 +13,7 @@ from flask.testing import FlaskClient
 
 from opendify import errors
 from opendify.observability.metrics import Metrics
-from opendify.observability.record import CALLER_GONE, OK
+from opendify.observability.record import CLIENT_DISCONNECTED, OK
 from tests.deploy.test_manifests import run
 from tests.fake_dify import CLOSE, Chat, FakeDify, streamed
 from tests.service import ROOT
@@ -76,7 +76,10 @@ def test_the_expressions_are_of_metrics_and_labels_that_there_are(exposed: Serie
 
 
 def test_outcomes_that_are_asked_for_can_come() -> None:
-    codes = {error.default_code for error in all_errors(errors.OpenDifyError)} | {OK, CALLER_GONE}
+    codes = {error.default_code for error in all_errors(errors.OpenDifyError)} | {
+        OK,
+        CLIENT_DISCONNECTED,
+    }
     asked = {code for text in EXPRESSIONS for code in re.findall(r'outcome!?="([^"]*)"', text)}
     assert asked and asked <= codes
 

@@ -156,8 +156,8 @@ def warn_if_unauthenticated(callers: AccountRegistry, host: str) -> None:
     if not callers.need_keys and not is_loopback(host):
         log.warning(
             "Everybody who reaches %s can use the models: OPENDIFY_API_KEYS is not set. Generate a "
-            "key with: %s   Put it into .env as OPENDIFY_API_KEYS=sk-... and start again; clients send "
-            "it as their API key. Otherwise restrict access with a firewall or a reverse proxy.",
+            "key with: %s   Put it into .env as OPENDIFY_API_KEYS=sk-... and start again; clients "
+            "send it as their API key. Or restrict access by a firewall or reverse proxy.",
             host,
             _MAKE_A_KEY,
         )

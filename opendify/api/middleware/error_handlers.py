@@ -9,7 +9,7 @@ from opendify import errors
 from opendify.api.middleware.auth import Authorizer, invalid_dify_key
 from opendify.api.middleware.paths import path_hint
 from opendify.api.middleware.request_log import current_record
-from opendify.observability.record import CALLER_GONE
+from opendify.observability.record import CLIENT_DISCONNECTED
 from opendify.protocols.openai import chat_response
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def internal_error() -> errors.InternalError:
 
 
 def _client_disconnected(exc: errors.ClientDisconnected) -> Response:
-    current_record().ended = CALLER_GONE
+    current_record().ended = CLIENT_DISCONNECTED
     return Response(status=499)
 
 

@@ -11,7 +11,7 @@ from flask import Flask, request
 from opendify.api.streaming_response import StreamingBody
 from opendify.observability.logs import log_fields, request_id
 from opendify.observability.record import (
-    CALLER_GONE,
+    CLIENT_DISCONNECTED,
     OK,
     UNKNOWN_MODEL,
     Record,
@@ -164,7 +164,7 @@ class _Body:
                 self._body.close()
         finally:
             if not self._record.is_complete:
-                self._record.ended = self._record.ended or CALLER_GONE
+                self._record.ended = self._record.ended or CLIENT_DISCONNECTED
             self._end(self._record)
 
 
