@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """What was heard of an answer's text by now, thoughts included; and what comes again. No I/O."""
+=======
+"""The text of an answer received so far, reasoning included; detects repeated text. No I/O."""
+>>>>>>> bd4b791 (Keep the docstring of the transcript on one line)
 
 from collections.abc import Sequence
 

@@ -411,7 +411,7 @@ DEFECTS = [
         "A dead run may be repeated by the client",
         f"{_RETRIES}::test_a_real_client_does_not_run_a_turn_twice -k silent-after-ping",
         "opendify.errors:DifyTimeout",
-        Insert(1, "retryable = True"),
+        Insert(1, "repeatable = True"),
     ),
     # --- retries -------------------------------------------------------------------------------
     Defect(
@@ -475,14 +475,14 @@ DEFECTS = [
         "A rate limit may be repeated though the question is in its conversation",
         f"{_RETRIES}::test_a_real_client_does_not_run_a_turn_twice -k limit-in-an-event",
         "opendify.chat.turn:Exchange._next",
-        Replace("exc.retryable = exc.retryable and (not self.has_begun)", "pass"),
+        Replace("exc.repeatable = exc.repeatable and (not self.has_begun)", "pass"),
     ),
     Defect(
         _ONCE,
         "A rate limit may not be repeated at all",
         f"{_RETRIES}::test_a_real_client_repeats_what_was_not_begun",
         "opendify.errors:RateLimited",
-        Replace("retryable = True", "pass"),
+        Replace("repeatable = True", "pass"),
     ),
     # --- client gone ---------------------------------------------------------------------------
     Defect(
