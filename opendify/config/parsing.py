@@ -9,7 +9,11 @@ class InvalidValue(ValueError):
 
 
 class _DuplicateName(ValueError):
+<<<<<<< HEAD
     """A name occurs twice in one object; JSON itself would forget the first."""
+=======
+    """A name occurs twice in one object; plain JSON parsing would drop the first."""
+>>>>>>> 5e4ce14 (Say that a repeated name occurs twice)
 
 
 def parse_object(text: str, kind: str, example: str) -> dict[str, Any]:
@@ -48,6 +52,11 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
         names = [name for name, _ in pairs]
+<<<<<<< HEAD
         twice = next(name for name in names if names.count(name) > 1)
         raise _DuplicateName(f"the name '{twice}' occurs twice")
+=======
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise _DuplicateName(f"the name '{duplicate}' occurs twice")
+>>>>>>> 5e4ce14 (Say that a repeated name occurs twice)
     return result
