@@ -1,8 +1,8 @@
-"""Every number of the server, once; each has its variable. Read by Gunicorn before the
-application is imported, so it imports nothing of it, and it must also run under ``exec``, where
-``__file__`` does not exist.
+"""The settings of the server; each has its environment variable. Gunicorn executes this file before
+it imports the application, so it must not import any of it at module level. It must also run under
+``exec``, where ``__file__`` does not exist.
 
-Values that cannot be read count as not set here: the application names them all when it starts.
+Invalid values are treated as not set: the application reports all of them when it starts.
 """
 
 import errno
@@ -47,7 +47,7 @@ def _read_words(path: str) -> list[str]:
 
 
 def _cpu_quota() -> int | None:
-    """The CPUs that the container may use, by cgroup v2 or v1; None where nothing limits them."""
+    """The CPU limit of the container (cgroup v2 or v1), in CPUs; None if there is none."""
     limit = _read_words("/sys/fs/cgroup/cpu.max") or (
         _read_words("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
         + _read_words("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
@@ -58,27 +58,26 @@ def _cpu_quota() -> int | None:
 
 
 def _cores() -> int:
-    """The cores that this process may use; not those of the host, which containers also see."""
+    """The cores that this process may use. In a container that is less than the host's cores."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(allowed or 1, _cpu_quota() or allowed or 1)
 
 
 def plain_host(text: str) -> str:
-    """SERVER_HOST as a socket takes it: an IPv6 address without the brackets that belong into a
-    URL."""
+    """SERVER_HOST in the form that sockets take: IPv6 addresses without the brackets of URLs."""
     text = text.strip()
     is_in_brackets = text.startswith("[") and text.endswith("]") and ":" in text
     return text[1:-1].strip() if is_in_brackets else text
 
 
 def parse_host(text: str) -> str:
-    """The same, where this machine can listen there. Raises ValueError, which says what is wrong
-    behind the name of the variable."""
+    """Like ``plain_host``, and checks that this machine can listen there. Raises ValueError; its
+    message follows the name of the variable."""
     host = plain_host(text)
     try:
         with socket.socket(_family(host), socket.SOCK_STREAM) as probe:
             probe.bind((host, 0))
-    except (OSError, TypeError, ValueError):  # the last two for what no name can be
+    except (OSError, TypeError, ValueError):  # the last two: invalid host names
         raise ValueError(
             f"must be an address or a name of this machine ({host[:100]!r} is neither), without "
             "http:// and without a port (set SERVER_PORT). Use 127.0.0.1 for callers on this "
@@ -98,56 +97,57 @@ _port = _number("SERVER_PORT", 5000)
 bind = f"[{_host}]:{_port}" if ":" in _host else f"{_host}:{_port}"
 workers = _number("GUNICORN_WORKERS", 1 if _development else _cores() * 2 + 1)
 
-# Flask is served synchronously, a thread a request: with more than one thread Gunicorn uses its
-# threaded worker for this class, in which a stream holds its thread to the end.
+# Flask is synchronous, one thread per request. With more than one thread Gunicorn uses its threaded
+# worker for this class, where a stream occupies its thread until it ends.
 worker_class = "sync"
 threads = _number("GUNICORN_THREADS", 128)
-# A worker accepts up to this many connections; those beyond its threads would wait behind whole
-# streams while other workers have threads free. The rest is for idle kept-alive connections.
+# A worker accepts this many connections. Connections beyond its threads would wait for streams to
+# end while other workers have free threads; the margin is for idle keep-alive connections.
 worker_connections = threads + 16
-# A worker of ours takes no connection that it has no thread for, gives threads to whole requests
-# only, so that it can hold many that are idle or slow, and needs none for a stream that waits for
-# Dify. Without this line, the above serves.
+# OpenDify's worker accepts no connection that it has no thread for, gives threads to complete
+# requests only, so that it can hold many idle or slow connections, and needs no thread for a stream
+# that waits for Dify. Without this line, the settings above apply.
 worker_class, worker_connections = "opendify.worker.worker.Worker", threads + 1000
 
-# Nothing that a proxy says of a request is obeyed: not its path (SCRIPT_NAME and PATH_INFO, which
-# would go past rules for paths), nor its scheme, which nothing depends on.
+# Ignore what proxy headers say about a request: neither its path (SCRIPT_NAME and PATH_INFO, which
+# could bypass rules for paths) nor its scheme, which nothing depends on.
 forwarded_allow_ips, forwarder_headers = "", ""
 secure_scheme_headers: dict[str, str] = {}
 
-# With threads this is no limit on a request: it ends a worker whose main loop is stuck.
+# With threads this does not limit a request: it ends a worker whose main loop is stuck.
 timeout = _number("GUNICORN_TIMEOUT", 60)
 graceful_timeout = _number("GUNICORN_GRACEFUL_TIMEOUT", 30)
 keepalive = _number("GUNICORN_KEEPALIVE", 2)
 
-# Our worker is replaced when it has nothing to do. Gunicorn's own, at this number, accepts nothing
-# until its longest stream has ended.
+# OpenDify's worker is replaced when it is idle. Gunicorn's worker, at this number of requests,
+# accepts no connections until its longest stream has ended.
 max_requests = _number("GUNICORN_MAX_REQUESTS", 0 if worker_class == "sync" else 2000)
 max_requests_jitter = _number("GUNICORN_MAX_REQUESTS_JITTER", 100)
 
 reload = _text("GUNICORN_RELOAD", "true" if _development else "false").lower() == "true"
-preload_app = not reload  # a preloaded application is never loaded again
+preload_app = not reload  # a preloaded application is never reloaded
 
-# Instances of one user would share the path of its socket; a read-only root has no place for it.
+# Several instances of one user would share the socket path, and a read-only root file system cannot
+# hold it.
 control_socket_disable = True
 
 logger_class = "opendify.worker.access_log.Log"
 loglevel = _text("LOG_LEVEL", "debug" if _development else "info").lower()
 if loglevel == "debug" and _text("LOG_FORMAT", "text").lower() == "json":
-    loglevel = "info"  # at debug Gunicorn begins with all its settings, in lines that are not JSON
-# The application writes one line for each request already; these tell also of the User-Agent and
-# of the page that a caller comes from.
+    loglevel = "info"  # at debug, Gunicorn logs all its settings, not as JSON
+# The application logs one line per request already; these also contain User-Agent and Referer.
 accesslog = "-" if _text("ACCESS_LOG", "false").lower() == "true" else None
 errorlog = "-"
-# The guide's format, with the path in place of the request line, whose query may hold secrets.
+# Gunicorn's default format with the path in place of the request line, whose query may contain
+# secrets.
 access_log_format = (
     '%(h)s %(l)s %(u)s %(t)s "%(m)s %(U)s %(H)s" %(s)s %(b)s "%(f)s" "%(a)s" %(D)sμs'
 )
 
 
 def on_starting(server: object) -> None:
-    """Makes the folder in which the workers count. It is the last moment before they are forked,
-    and comes after the preloaded application was imported."""
+    """Creates the directory for the workers' metrics: after the preloaded application has been
+    imported, and just before the workers are forked."""
     from opendify.observability.multiprocess_dir import create_dir
 
     _check_address()
@@ -155,15 +155,15 @@ def on_starting(server: object) -> None:
 
 
 def child_exit(server: object, worker: object) -> None:
-    """What an ended worker has counted stays counted."""
+    """Preserves the counts of a worker that has exited."""
     from opendify.observability.dead_workers import merge_dead_workers
 
     merge_dead_workers()
 
 
 def _check_address() -> None:
-    """Names an address that is none of ours, or a port that is in use, with the remedy, before
-    Gunicorn tries it five times."""
+    """Exits with advice if the address is not local or the port is in use; Gunicorn itself would
+    retry five times first."""
     if "GUNICORN_FD" in os.environ or "LISTEN_FDS" in os.environ:
         return
     try:
@@ -183,11 +183,11 @@ def _check_address() -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Lets Ctrl-C and SIGQUIT end a worker as SIGTERM does.
+    """Makes Ctrl-C and SIGQUIT end a worker as SIGTERM does.
 
-    Gunicorn 27's handler of both takes a lock that the thread it interrupts may hold, while it
-    gives a request to a thread: such a worker hung until it was killed. Ctrl-C in a terminal
-    reaches workers and master alike; the master then sends them SIGQUIT.
+    Gunicorn 27's handler for both takes a lock that the interrupted thread may hold while it hands
+    a request to a thread; such a worker hung until it was killed. Ctrl-C in a terminal reaches the
+    workers and the master; the master then sends SIGQUIT to the workers.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGQUIT, worker.handle_exit)

@@ -16,13 +16,13 @@ and from .env in the current directory, which also contains data/.
 
 
 def main() -> int:
-    """Runs the command that the arguments name; returns the exit status."""
+    """Runs the chosen command; returns the exit status."""
     parser = argparse.ArgumentParser(
         "opendify", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     serve = commands.add_parser("serve", help="start the server; further arguments go to Gunicorn")
-    commands.add_parser("check", help="say whether the configuration is complete and valid")
+    commands.add_parser("check", help="check that the configuration is complete and valid")
     commands.add_parser("transfer", help="copy the conversations to another store", add_help=False)
     commands.add_parser("version", help="print the version")
     chosen, rest = parser.parse_known_args()
@@ -40,7 +40,7 @@ def main() -> int:
 
 
 def _serve(name: str, arguments: list[str]) -> int:
-    """Becomes Gunicorn, so that signals reach it."""
+    """Replaces this process with Gunicorn, so that signals reach it."""
     if status := check():
         return status
     folder = server_folder()

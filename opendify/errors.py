@@ -1,4 +1,4 @@
-"""Everything that can go wrong, with the HTTP status and the OpenAI words for it. No I/O.
+"""All errors, with their HTTP status and OpenAI error code. No I/O.
 
     OpenDifyError
     ├── CallerError                 the request cannot be served as it is
@@ -7,31 +7,31 @@
     │   ├── ModelNotFound           404  model_not_found
     │   ├── InvalidApiKey           401  invalid_api_key
     │   │   └── InvalidAdminKey     401  invalid_api_key
-    │   ├── AdminKeyRequired        403  admin_key_needed      an ordinary key was shown
+    │   ├── AdminKeyRequired        403  admin_key_needed      the key is not an admin key
     │   ├── AdminKeysNotSet         403  admin_keys_not_set
     │   ├── RouteNotFound           404  not_found
     │   ├── MappingNotFound         404  mapping_not_found
     │   ├── MethodNotAllowed        405  method_not_allowed
-    │   ├── OriginNotAllowed        403  origin_not_allowed    a page of another site, without keys
-    │   ├── HostNotAllowed          403  host_not_allowed      a name that may be anybody's
-    │   ├── InvalidSignature        403  link_refused          to a file, signed wrongly
+    │   ├── OriginNotAllowed        403  origin_not_allowed    another site's page, no keys set
+    │   ├── HostNotAllowed          403  host_not_allowed      a Host that anybody may have chosen
+    │   ├── InvalidSignature        403  link_refused          of a file link
     │   ├── FileExpired             410  file_gone
     │   ├── RequestTooLarge         413  request_too_large
     │   ├── UnsupportedMediaType    415  unsupported_media_type
     │   └── RangeNotSatisfiable     416  range_not_satisfiable
-    ├── CallerRateLimited           429  rate_limit_exceeded   our limit for this caller
-    ├── Overloaded                  503  overloaded            our own limit is reached
-    ├── ServerStopping              503  server_stopping       an answer ends with its server
-    ├── StoreUnavailable        503  store_unavailable     the conversations are out of reach
-    ├── InternalError               500  internal_error        told to nobody, logged in full
-    └── DifyError                   Dify, or the way to it, failed
+    ├── CallerRateLimited           429  rate_limit_exceeded   OpenDify's limit for this caller
+    ├── Overloaded                  503  overloaded            OpenDify's limit for all callers
+    ├── ServerStopping              503  server_stopping       the server stopped during an answer
+    ├── StoreUnavailable            503  store_unavailable     the conversation store is unreachable
+    ├── InternalError               500  internal_error        details in the log only
+    └── DifyError                   Dify, or the connection to it, failed
         ├── UpstreamUnreachable     502  upstream_unreachable
-        ├── BadUpstreamResponse     502  upstream_error        cut, not JSON, a redirect, a page
-        │   └── AnswerTooLong       502  answer_too_long       longer than the operator allows
+        ├── BadUpstreamResponse     502  upstream_error        cut off, not JSON, a redirect, HTML
+        │   └── AnswerTooLong       502  answer_too_long       exceeds the operator's limit
         ├── UpstreamTimeout         504  upstream_timeout
-        │   └── UpstreamConnectTimeout 504  upstream_timeout      nothing was asked yet
+        │   └── UpstreamConnectTimeout  504  upstream_timeout  no request was sent
         ├── UpstreamUnavailable     503  upstream_unavailable
-        ├── UpstreamAuthError       502  upstream_auth_error   our key, not the caller's
+        ├── UpstreamAuthError       502  upstream_auth_error   the app's key, not the caller's
         ├── UpstreamConfigError     502  upstream_config_error
         ├── ModelNotReady           502  model_not_ready
         ├── RunFailed               502  run_failed            the app or its model failed
@@ -43,25 +43,25 @@
         │   └── FileTypeRefusedByDify 415  unsupported_file_type
         └── ConversationNotFound    404  conversation_not_found
 
-Beside the tree: ClientDisconnected, which nobody is left to be told.
+Outside the tree: ClientDisconnected, for which there is no response.
 """
 
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import ClassVar
 
-# Their messages name the file.
+# Their messages contain the name of the file.
 _CODES_WITH_FILE_NAMES = ("file_too_large", "unsupported_file_type")
 
 
 class OpenDifyError(Exception):
-    """An error that the caller is told about.
+    """An error that is reported to the client.
 
-    ``message`` is for people and holds nothing secret; ``param`` names the field of the request;
-    ``retry_after`` is in whole seconds. ``retryable`` says whether a client may send the request
-    again by itself: not where that is useless, nor where it would run a turn twice. ``dify_code``
-    is what Dify called it; ``details`` are fields for the log only: they name hosts. ``quotes`` is
-    whether the message may hold words of Dify or of the request, which have no place in the log.
+    ``message`` is for people and contains no secrets. ``param`` names the field of the request.
+    ``retry_after`` is in whole seconds. ``retryable`` says whether a client may repeat the request
+    automatically: false if that is useless or would run a turn twice. ``dify_code`` is Dify's error
+    code. ``details`` are fields for the log only, because they contain host names. ``quotes`` says
+    whether the message may contain text from Dify or the request, which must not be logged.
     """
 
     status: ClassVar[int] = 500
@@ -88,7 +88,7 @@ class OpenDifyError(Exception):
 
     @property
     def log_message(self) -> str:
-        """The message, where it may stand in the log."""
+        """The message, or an empty string if it must not be logged."""
         return "" if self.quotes or self.code in _CODES_WITH_FILE_NAMES else self.message
 
 
@@ -200,7 +200,7 @@ class Overloaded(OpenDifyError):
 
 
 class ServerStopping(OpenDifyError):
-    """Not retryable: Dify may have begun the run."""
+    """Not retryable: Dify may have started the run."""
 
     status = 503
     default_code = "server_stopping"
@@ -311,4 +311,4 @@ class ConversationNotFound(DifyError):
 
 
 class ClientDisconnected(Exception):
-    """The caller has closed the connection: nobody is left to be told anything."""
+    """The client has closed the connection."""

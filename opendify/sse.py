@@ -1,6 +1,6 @@
-"""Event-stream framing, both ways (HTML standard, section 9.2). No I/O.
+"""Server-sent events, encoding and decoding (HTML standard, section 9.2). No I/O.
 
-What an event says is not this room's business: payloads go in and out as bytes and JSON values.
+Knows nothing about the content of events: decodes payloads as bytes, encodes JSON values.
 """
 
 import json
@@ -10,15 +10,16 @@ import msgspec
 
 _JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
-# Strings alone: the same bytes, in a fraction of the time.
+# For strings only: produces the same bytes in a fraction of the time.
 _STRINGS = msgspec.json.Encoder()
 
-# Where a Template takes its text. No text of an answer is looked for it.
+# The placeholder for the text of a Template. It is searched for in the template only, never in the
+# text of an answer.
 PLACE = "\0text\0"
 
 KEEP_ALIVE = b": keep-alive\n\n"
 
-# No real event comes near this; a broken peer must not fill the memory.
+# Far larger than any real event; keeps a faulty peer from exhausting memory.
 MAX_EVENT_BYTES = 32 * 1024 * 1024
 
 
@@ -27,12 +28,11 @@ class EventTooLarge(ValueError):
 
 
 class Decoder:
-    """Cuts a byte stream, fed in any pieces, into the payloads of its events.
+    """Splits a byte stream, fed in chunks of any size, into the payloads of its events.
 
-    A line ends at LF, CRLF or CR and at nothing else: U+2028 and its like, which
-    ``str.splitlines`` also takes for line ends, occur unescaped in Dify's JSON.
-    An event without a data line (Dify's pings) has no payload. An event that the end of the
-    stream cut off is not an event.
+    A line ends at LF, CRLF or CR only: Dify's JSON contains unescaped U+2028 and similar
+    characters, which ``str.splitlines`` also treats as line ends. An event without a data line
+    (Dify's pings) has no payload. An event that is incomplete at the end of the stream is dropped.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Decoder:
         self._cr_seen = False
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Takes the next bytes; returns the payloads of the events that they complete.
+        """Adds bytes; returns the payloads of the events that they complete.
 
         Raises EventTooLarge.
         """
@@ -56,7 +56,7 @@ class Decoder:
         end = data.rfind(b"\n\n")
         payloads = data[6:end].split(b"\n\ndata: ")
         if end >= 6 and data.startswith(b"data: ") and b"\n" not in b"".join(payloads):
-            rest = data[end + 2 :]  # all events are one line of data, as Dify's are
+            rest = data[end + 2 :]  # fast path: each event is a single data line, as Dify sends it
         else:
             *blocks, rest = data.split(b"\n\n")
             payloads = [payload for block in blocks if (payload := _payload(block)) is not None]
@@ -91,19 +91,19 @@ def _payload(block: bytes) -> bytes | None:
 
 
 def encode(value: Any) -> bytes:
-    """One event that carries ``value`` as JSON; text stays readable, not escaped to ASCII."""
+    """One event with ``value`` as JSON; non-ASCII text is not escaped."""
     return b"data: " + _JSON.encode(value).encode() + b"\n\n"
 
 
 class Template:
-    """An event that differs in one text only, which stands where ``value`` has PLACE.
+    """Encodes events that differ in a single text, whose place in ``value`` is marked with PLACE.
 
-    ``fill`` gives what ``encode`` would give for the whole, for a fraction of its cost.
+    ``fill`` returns what ``encode`` would return for the whole value, at a fraction of the cost.
     """
 
     def __init__(self, value: Any) -> None:
         self._before, _, self._after = encode(value).rpartition(_JSON.encode(PLACE).encode())
 
     def fill(self, text: str) -> bytes:
-        """The event with this text in its place."""
+        """The event with this text."""
         return self._before + _STRINGS.encode(text) + self._after

@@ -1,9 +1,9 @@
-"""Answers that are given step by step: by a thread, which may wait, or by a loop, which must not.
+"""Resumable response bodies, which a thread or an event loop can drive.
 
-Such an answer is a generator. It gives what there is, and a ``Wait`` before everything that may
-take a while. Who goes on with it as with any iterator lets it take its time; who sends
-``IS_READABLE`` to a Wait has seen that what is waited for is there, and gets the next step without
-delay. Nothing but what follows a Wait takes long. No I/O.
+A body is a generator. It yields data, and a ``WaitFor`` before each operation that may block. A
+thread that iterates over it as usual blocks at these points. An event loop sends ``READY`` to a
+WaitFor once its descriptor is readable, and gets the next item without blocking. Nothing but what
+follows a WaitFor may block. No I/O.
 """
 
 from collections.abc import Generator, Iterable, Iterator
@@ -14,36 +14,37 @@ T = TypeVar("T")
 
 READY = True
 
-# As the time until which something may be waited for: only what is there is taken.
+# A deadline that has passed: read only what is available without waiting.
 IMMEDIATELY = 0.0
 
 
 @dataclass(slots=True, eq=False)
 class WaitFor:
-    """Until the descriptor is readable, but not beyond a time of ``time.monotonic``. Below 0 it is
-    none: what follows may take long in other ways, and only a thread may go on. It is the same in
-    all Waits of an answer that a thread has not gone on with in between."""
+    """Wait until the descriptor is readable or the deadline ``until`` (``time.monotonic``) has
+    passed. A negative descriptor means that the next step may block in other ways and needs a
+    thread. A body yields the same object each time, as long as no thread has driven it in
+    between."""
 
     descriptor: int
     until: float = IMMEDIATELY
 
     @property
     def needs_thread(self) -> bool:
-        """Whether no loop may go on after it."""
+        """Whether only a thread may resume the body."""
         return self.descriptor < 0
 
 
 BLOCKING = WaitFor(-1)
 
-# What is given, between its waits; a caller may send IS_READABLE to each of these.
+# Yields items and waits; READY may be sent to each wait.
 ResumableBody = Generator[T | WaitFor, bool | None, None]
 
-# The same; what it returns is to be given last.
+# The same; its return value is the last item to send.
 StepsWithEnd = Generator[T | WaitFor, bool | None, T]
 
 
 def run_blocking(steps: Iterable[T | WaitFor]) -> Iterator[T]:
-    """What the steps give to one who may wait."""
+    """The items of a body, blocking at its waits."""
     for step in steps:
         if not isinstance(step, WaitFor):
             yield step

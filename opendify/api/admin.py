@@ -1,4 +1,4 @@
-"""The routes for operators: which conversations are kept."""
+"""Admin routes: conversation mappings."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,33 +15,33 @@ DEFAULT_LIMIT = 100
 MAX_LISTED = 10_000
 
 
-def add_operator_routes(app: Flask, administration: ConversationAdmin, access: Authorizer) -> None:
-    """Counts and cleanup are open where no keys are set; single mappings never are."""
+def add_operator_routes(app: Flask, admin: ConversationAdmin, authorizer: Authorizer) -> None:
+    """Counts and cleanup are open if no keys are set; single mappings never are."""
 
     @app.get("/v1/conversation/mappings")
     def mappings() -> Response:
-        lists = "limit" in request.args or "chat_id" in request.args
-        access.require_admin(always=lists)
-        if not lists:
-            return jsonify(administration.counts())
-        found = administration.listed(_limit(), request.args.get("chat_id"))
-        return jsonify(administration.counts() | {"mappings": found})
+        is_listing = "limit" in request.args or "chat_id" in request.args
+        authorizer.require_admin(always=is_listing)
+        if not is_listing:
+            return jsonify(admin.counts())
+        found = admin.listed(_limit(), request.args.get("chat_id"))
+        return jsonify(admin.counts() | {"mappings": found})
 
     @app.delete("/v1/conversation/mappings/<conversation_id>")
     def remove_mapping(conversation_id: str) -> Response:
-        access.require_admin(always=True)
-        return jsonify(administration.remove(conversation_id, _flag("dify")))
+        authorizer.require_admin(always=True)
+        return jsonify(admin.remove(conversation_id, _flag("dify")))
 
     @app.post("/v1/conversation/cleanup")
     def cleanup() -> Response:
-        access.require_admin()
-        return jsonify(administration.cleanup(_max_age_days(json_body(may_be_empty=True))))
+        authorizer.require_admin()
+        return jsonify(admin.cleanup(_max_age_days(json_body(may_be_empty=True))))
 
 
 def _limit() -> int:
     value = request.args.get("limit", str(DEFAULT_LIMIT))
-    digits = value.isascii() and value.isdigit() and len(value) < 10
-    if not digits or not 1 <= int(value) <= MAX_LISTED:
+    is_number = value.isascii() and value.isdigit() and len(value) < 10
+    if not is_number or not 1 <= int(value) <= MAX_LISTED:
         raise errors.InvalidRequest(
             f"'limit' must be a whole number from 1 to {MAX_LISTED}.", param="limit"
         )

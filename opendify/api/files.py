@@ -1,4 +1,4 @@
-"""The route of file links. It asks for no key, since browsers send none with images: the link is
+"""The route of file links. It requires no key, because browsers send none for images: the link is
 signed instead."""
 
 import logging
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 ENDPOINT = "file_content"
 
-# A file comes from an app, and may have come from anybody before: it is to run nothing here.
+# A file comes from an app and may be from an untrusted source: nothing in it may run here.
 _SAFE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "sandbox; default-src 'none'",
@@ -29,14 +29,14 @@ _SAFE_HEADERS = {
 }
 
 
-def add_file_routes(app: Flask, relay: FileProxy, capacity: ServerCapacity) -> None:
-    """Serves the links that ``relay`` makes, under the endpoint ``ENDPOINT``."""
+def add_file_routes(app: Flask, file_proxy: FileProxy, capacity: ServerCapacity) -> None:
+    """Serves the links that ``file_proxy`` makes, under the endpoint ``ENDPOINT``."""
 
     @app.get("/v1/files/<token>/content", endpoint=ENDPOINT)
     def file_content(token: str) -> Response:
         resources = current_resources()
         resources.add_permit(capacity.take_file())
-        served = relay.open(token, request.args.get("sig", ""))
+        served = file_proxy.open(token, request.args.get("sig", ""))
         resources.add(served.file.close)
         return _response(served)
 
@@ -52,24 +52,26 @@ def _response(served: Served) -> Response:
     else:
         response.make_conditional(request)
     response.headers["Accept-Ranges"] = "bytes"
-    room = writable_waiter(request.environ.get("gunicorn.socket"), response.content_length or 0)
-    pieces: Iterable[bytes] = response.response  # type: ignore[assignment]  # never text here
-    response.response = _paced_body(pieces, room, current_record())
+    wait_writable = writable_waiter(
+        request.environ.get("gunicorn.socket"), response.content_length or 0
+    )
+    chunks: Iterable[bytes] = response.response  # type: ignore[assignment]  # bytes only
+    response.response = _paced_body(chunks, wait_writable, current_record())
     return response
 
 
 def _has_single_range() -> bool:
-    """Whether the Range is one that can be answered. Any other is ignored, as RFC 9110, section
-    14.2, has it of unknown units, and allows it of what is malformed or several ranges."""
-    asked = request.range
-    return asked is not None and asked.units == "bytes" and len(asked.ranges) == 1
+    """Whether the Range header can be served. Others are ignored, as RFC 9110, section 14.2,
+    requires for unknown units and allows for malformed or multiple ranges."""
+    header = request.range
+    return header is not None and header.units == "bytes" and len(header.ranges) == 1
 
 
 def _paced_body(
-    pieces: Iterable[bytes], room: Callable[[float], bool], record: Record
+    chunks: Iterable[bytes], wait_writable: Callable[[float], bool], record: Record
 ) -> Iterator[bytes]:
     try:
-        yield from paced(pieces, room)
+        yield from paced(chunks, wait_writable)
     except SlowReaderError:
         record.ended = SLOW_READER
         log.warning("a file was not sent completely: its caller reads too slowly")
@@ -77,7 +79,7 @@ def _paced_body(
 
 
 def _disposition(served: Served) -> str:
-    """Names beyond ASCII as RFC 6266 has it: Gunicorn refuses a header that is not Latin-1."""
+    """Non-ASCII names are encoded as in RFC 6266: Gunicorn rejects headers that are not Latin-1."""
     header = "inline" if served.is_shown else "attachment"
     if served.name.isascii():
         return dump_options_header(header, {"filename": served.name})

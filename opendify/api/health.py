@@ -1,4 +1,4 @@
-"""The routes that machines watch the service by."""
+"""Routes for monitoring: liveness, readiness and metrics."""
 
 from flask import Flask, Response, jsonify, request
 
@@ -9,9 +9,9 @@ from opendify.observability.readiness import PARTS, Readiness
 
 
 def add_monitoring_routes(
-    app: Flask, readiness: Readiness, metrics: Metrics, access: Authorizer
+    app: Flask, readiness: Readiness, metrics: Metrics, authorizer: Authorizer
 ) -> None:
-    """Where keys are set, only an operator's opens the metrics and the details of readiness."""
+    """If keys are set, metrics and readiness details require an admin key."""
 
     @app.get("/healthz")
     def healthz() -> Response:
@@ -19,22 +19,22 @@ def add_monitoring_routes(
 
     @app.get("/readyz")
     def readyz() -> Response:
-        besides = _excluded()
-        condition = readiness.check()
-        is_ready = condition.is_ready(besides)
-        told = {"status": "ready" if is_ready else "not ready"}
-        response = jsonify(told | (condition.details() if access.can_see_details() else {}))
+        excluded = _excluded()
+        report = readiness.check()
+        is_ready = report.is_ready(excluded)
+        body = {"status": "ready" if is_ready else "not ready"}
+        response = jsonify(body | (report.details() if authorizer.can_see_details() else {}))
         response.status_code = 200 if is_ready else 503
         return response
 
     @app.get("/metrics")
     def all_metrics() -> Response:
-        access.require_admin()
+        authorizer.require_admin()
         return Response(metrics.exposition(readiness.readings()), content_type=CONTENT_TYPE)
 
 
 def _excluded() -> list[str]:
-    """What the caller does not ask about, named as Kubernetes' own servers have it."""
+    """The parts to leave out of the check; named ``exclude`` as in Kubernetes' own servers."""
     names = request.args.getlist("exclude")
     if not set(names) <= set(PARTS):
         raise errors.InvalidRequest(

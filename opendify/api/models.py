@@ -1,4 +1,4 @@
-"""``GET /v1/models``: the models that a caller may use."""
+"""``GET /v1/models``: the models that the caller may use."""
 
 from typing import Any
 
@@ -12,33 +12,33 @@ from opendify.protocols.openai import chat_response
 from opendify.upstream.app_registry import AppRegistry
 
 
-def add_model_routes(app: Flask, directory: AppRegistry, access: Authorizer) -> None:
-    """Adds the list and its entries."""
+def add_model_routes(app: Flask, registry: AppRegistry, authorizer: Authorizer) -> None:
+    """Adds the list and the single models."""
 
     @app.get("/v1/models")
     def models() -> Response:
-        directory.keep_fresh()
-        known = access.principal().models.values()
-        return jsonify(chat_response.model_list([_model(directory, model) for model in known]))
+        registry.keep_fresh()
+        known = authorizer.principal().models.values()
+        return jsonify(chat_response.model_list([_model(registry, model) for model in known]))
 
     @app.get("/v1/models/<path:name>")
     def model(name: str) -> Response:
-        allowed = access.principal().models
+        allowed = authorizer.principal().models
         known = find_model(name if name in allowed else normalize_path(f"/{name}")[1:], allowed)
-        directory.keep_fresh()
-        return jsonify(_model(directory, known))
+        registry.keep_fresh()
+        return jsonify(_model(registry, known))
 
 
-def _model(directory: AppRegistry, model: Model) -> dict[str, Any]:
-    app = directory.known(model)
+def _model(registry: AppRegistry, model: Model) -> dict[str, Any]:
+    app = registry.known(model)
     files = app.files.kinds if app.files else frozenset()
     about = {"name": app.name, "description": app.description, "mode": app.mode}
-    abilities = {
+    capabilities = {
         "vision": "image" in files,
         "files": sorted(files),
         "speech_to_text": app.speech_to_text,
     }
     known = {key: value for key, value in about.items() if value}
     return chat_response.model(model.name) | (
-        known | {"capabilities": abilities} if app.mode else {}
+        known | {"capabilities": capabilities} if app.mode else {}
     )

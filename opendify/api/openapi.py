@@ -1,4 +1,4 @@
-"""The description of our own API, for programs: openapi.json, beside this file."""
+"""The OpenAPI description of this service: openapi.json in this directory."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ DESCRIPTION = Path(__file__).with_name("openapi.json")
 
 
 def add_description(app: Flask) -> None:
-    """Serves it as it is written."""
+    """Serves the file unchanged."""
     text = DESCRIPTION.read_bytes()
 
     @app.get("/openapi.json")

@@ -1,4 +1,4 @@
-"""How slowly a caller may read a file, whose sending holds a thread."""
+"""The minimum speed at which a client must read a file, since sending it occupies a thread."""
 
 import errno
 import select
@@ -8,52 +8,53 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
-# Measured anew in each window: what fits into the buffers of both systems at first, which is taken
-# at once, must not buy a caller minutes. Slow mobile lines have 20 kB/s, and breaks.
+# Measured separately in each window: the bytes that the socket buffers take at once at the start
+# must not allow minutes of slow reading. Slow mobile connections have 20 kB/s, with breaks.
 WINDOW_SECONDS = 30.0
 MIN_BYTES_PER_SECOND = 8 * 1024
 
-# Smaller files may lie in the send buffer whole, and free their thread.
+# Smaller files may be buffered completely, which frees their thread.
 _MAX_BUFFERED_BYTES = 512 * 1024
-# Else a socket becomes writable when a third of its send buffer is free, which can be megabytes:
-# at a slow pace that would show only after minutes.
+# By default a socket becomes writable when a third of its send buffer is free, which can be
+# megabytes: with a slow reader, that would take minutes.
 _MAX_UNSENT_BYTES = 32 * 1024
 
 
 class SlowReaderError(BrokenPipeError):
-    """A caller does not keep up. For a server it is as if the caller had gone."""
+    """The client reads too slowly. The server treats it like a disconnect."""
 
     def __init__(self) -> None:
         super().__init__(errno.EPIPE, "the caller reads too slowly")
 
 
 def paced(
-    pieces: Iterable[bytes],
-    await_room: Callable[[float], bool],
+    chunks: Iterable[bytes],
+    wait_writable: Callable[[float], bool],
     now: Callable[[], float] = time.monotonic,
 ) -> Iterator[bytes]:
-    """The pieces, as long as their reader takes MIN_BYTES_PER_SECOND on average over each window.
+    """Yields the chunks as long as the client reads at least MIN_BYTES_PER_SECOND on average in
+    each window.
 
-    ``await_room`` waits, for so many seconds at most, until the reader has room for a piece, and
-    returns whether it has. After a window that was too slow raises ReadsTooSlowly.
+    ``wait_writable`` waits up to the given number of seconds until the client can take a chunk, and
+    returns whether it can. Raises SlowReaderError after a window that was too slow.
     """
-    began_at, taken = now(), 0
-    for piece in pieces:
-        has_room = False
-        while not has_room:
-            has_room = await_room(max(0.0, began_at + WINDOW_SECONDS - now()))
-            seconds = now() - began_at
+    started_at, sent = now(), 0
+    for chunk in chunks:
+        is_writable = False
+        while not is_writable:
+            is_writable = wait_writable(max(0.0, started_at + WINDOW_SECONDS - now()))
+            seconds = now() - started_at
             if seconds >= WINDOW_SECONDS:
-                if taken < seconds * MIN_BYTES_PER_SECOND:
+                if sent < seconds * MIN_BYTES_PER_SECOND:
                     raise SlowReaderError
-                began_at, taken = now(), 0
-        yield piece
-        taken += len(piece)
+                started_at, sent = now(), 0
+        yield chunk
+        sent += len(chunk)
 
 
 def writable_waiter(sock: Any, length: int) -> Callable[[float], bool]:
-    """The ``await_room`` of a connection on which ``length`` bytes are to be sent; None where the
-    server does not tell the socket, and there is always room."""
+    """The ``wait_writable`` of a socket on which ``length`` bytes are to be sent. Without a socket
+    (the server does not expose it) it always returns True."""
     if sock is None:
         return lambda seconds: True
     option = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # Linux and macOS

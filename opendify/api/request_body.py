@@ -10,13 +10,12 @@ from opendify.protocols.openai.json_object import JsonObject, parse_object
 from opendify.worker.gunicorn_api import ParseException
 
 _JSON_TYPES = ("", "application/json")
-# Of a length that is not absurd: Python refuses to read a number of thousands of digits.
+# Python refuses to parse numbers with thousands of digits.
 _MAX_DIGITS = 18
 
 
 def json_body(may_be_empty: bool = False) -> JsonObject:
-    """The JSON object in the body; an empty body is an object without fields if
-    ``may_be_empty``.
+    """The JSON object in the body; with ``may_be_empty``, an empty body is an empty object.
 
     Raises InvalidRequest, RequestTooLarge, UnsupportedMediaType, and an HTTPException if the body
     is larger than MAX_CONTENT_LENGTH.
@@ -44,28 +43,29 @@ def _read_body(environ: Mapping[str, Any]) -> bytes:
         ) from exc
     if length is not None and len(data) < length:
         raise errors.InvalidRequest("The request body is shorter than its Content-Length.")
-    if length is None and limit is not None and len(data) >= limit:  # cut off there in silence
+    if length is None and limit is not None and len(data) >= limit:  # Werkzeug truncates silently
         abort(413)
     return data
 
 
 def _plain_length(environ: Mapping[str, Any], limit: int | None) -> int | None:
-    """Of a body that is not too long, without chunks, from a server that ends it; None for any
-    other, which Werkzeug reads: it wraps the stream, and takes four times as long."""
-    told = environ.get("CONTENT_LENGTH", "")
-    if not told.isdecimal() or len(told) > _MAX_DIGITS or "HTTP_TRANSFER_ENCODING" in environ:
+    """The length of a body that is within the limit, not chunked, and from a server that terminates
+    the stream. None for any other body, which Werkzeug reads: it wraps the stream and takes four
+    times as long."""
+    header = environ.get("CONTENT_LENGTH", "")
+    if not header.isdecimal() or len(header) > _MAX_DIGITS or "HTTP_TRANSFER_ENCODING" in environ:
         return None
-    length = int(told)
-    is_usual = "wsgi.input_terminated" in environ and limit is not None and length <= limit
-    return length if is_usual else None
+    length = int(header)
+    is_plain = "wsgi.input_terminated" in environ and limit is not None and length <= limit
+    return length if is_plain else None
 
 
 def _read_up_to(stream: Any, length: int) -> bytes:
-    """As much as there is of so many bytes. What the stream raises is what Werkzeug makes of it."""
+    """Reads up to ``length`` bytes. Errors of the stream are handled as Werkzeug handles them."""
     data = b""
     try:
-        while len(data) < length and (piece := stream.read(length - len(data))):
-            data += piece
+        while len(data) < length and (chunk := stream.read(length - len(data))):
+            data += chunk
     except (OSError, ValueError):
         abort(400)
     return data

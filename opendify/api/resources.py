@@ -1,8 +1,8 @@
-"""What a request holds, and its one owner: the body of the response, whatever kind of it.
+"""The resources that a request holds, owned by the response body whatever its type.
 
-Each request has its Resources in the WSGI environment. They are given back when the server closes
-the body (PEP 3333 has it do so however the response ends), or when the application raises instead
-of returning one. Nothing depends on ``Response.call_on_close``, which Werkzeug does not call for
+Each request has a Resources object in its WSGI environment. It is closed when the server closes the
+body (PEP 3333 requires that however the response ends), or when the application raises instead of
+returning a body. ``Response.call_on_close`` is not used, because Werkzeug does not call it for
 every kind of response.
 """
 
@@ -19,12 +19,14 @@ from opendify.api.streaming_response import StreamingBody
 
 _KEY = "opendify.resources"
 
-# The last bytes of a response: a socket that poll() calls writable takes as many without waiting.
+# The end of a response: a socket that poll() reports as writable takes this many bytes without
+# blocking.
 MAX_LAST_BYTES = 8 * 1024
 
 
 class Resources:
-    """What one request holds. ``sock`` is the caller's connection, where the server tells it."""
+    """The resources of one request. ``sock`` is the client's connection, if the server exposes
+    it."""
 
     def __init__(self, sock: Any = None) -> None:
         self._sock = sock
@@ -34,23 +36,23 @@ class Resources:
         self._callbacks.callback(self._release_permits)
 
     def add(self, close: Callable[[], object]) -> None:
-        """Calls ``close`` when the response is closed, before those that were added earlier."""
+        """Calls ``close`` when the response is closed, in reverse order of addition."""
         self._callbacks.callback(close)
 
     def add_permit(self, release: Callable[[], object]) -> None:
-        """Calls ``release`` when the response is closed, after everything else, or a moment before
-        its last bytes are sent: so that a caller who has them finds the place free."""
+        """Calls ``release`` when the response is closed, after everything else, or just before its
+        last bytes are sent: a client that has them can rely on the slot being free."""
         self._permits.callback(release)
 
     def release_permits(self) -> None:
-        """To be called before the last bytes of the response, at most MAX_LAST_BYTES, are given to
-        the server. A caller who has no room for them keeps its permits until it is closed, since
-        sending to it holds a thread."""
+        """Call before the last bytes of the response (at most MAX_LAST_BYTES) are passed to the
+        server. If the client cannot take them yet, the permits are kept until the response is
+        closed, since sending occupies a thread."""
         if self._sock is None or _is_writable(self._sock):
             self._release_permits()
 
     def close(self) -> None:
-        """Gives everything back; what fails does not keep the rest. Twice is harmless."""
+        """Releases everything, even if some of it raises. Idempotent."""
         with self._lock:
             callbacks = self._callbacks.pop_all()
         callbacks.close()
@@ -67,7 +69,7 @@ def own_resources(app: Flask) -> None:
 
 
 def current_resources() -> Resources:
-    """Those of the request that is being served."""
+    """The Resources of the current request."""
     resources: Resources = request.environ[_KEY]
     return resources
 
@@ -91,7 +93,7 @@ class _ResourceMiddleware:
 
 
 class _Body:
-    """A body that gives the permits back before its last bytes. Always one piece behind."""
+    """A body that releases the permits before its last bytes. Always one chunk behind."""
 
     def __init__(self, body: Iterable[bytes], resources: Resources) -> None:
         self._body = body
@@ -100,10 +102,10 @@ class _Body:
 
     def __iter__(self) -> Iterator[bytes]:
         last = b""
-        for piece in self._body:
+        for chunk in self._body:
             if last:
                 yield last
-            last = piece
+            last = chunk
         if len(last) > MAX_LAST_BYTES:
             yield last[:-MAX_LAST_BYTES]
             last = last[-MAX_LAST_BYTES:]

@@ -1,4 +1,4 @@
-"""Answers the requests of every surface: limits, the caller, the answer whole or as a stream."""
+"""Responds to requests of every protocol: limits, the caller, and the response, streamed or not."""
 
 import hashlib
 import logging
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 MAX_NAME = 255
 DEFAULT_USER = "default_user"
 
-# So much may leave together with the end of a stream, after which its place counts as free.
+# This many bytes may be sent together with the end of a stream, after which its slot is free.
 _MAX_TAIL_BYTES = 4 * 1024
 
 _STREAM_HEADERS = {
@@ -43,29 +43,28 @@ _STREAM_HEADERS = {
 
 
 class Responder:
-    """``user_secret`` is that of Open WebUI's tokens: where there is one, only people are served
-    for whom such a token vouches. ``now`` gives epoch seconds."""
+    """``user_secret`` is the secret of Open WebUI's user tokens: if set, a valid token is required.
+    ``now`` returns epoch seconds."""
 
     def __init__(
         self,
         service: ChatService,
-        access: Authorizer,
+        authorizer: Authorizer,
         capacity: ServerCapacity,
         user_secret: str,
         now: Callable[[], float],
     ) -> None:
         self._service = service
-        self._access = access
+        self._authorizer = authorizer
         self._capacity = capacity
         self._user_secret = user_secret
         self._now = now
 
     def respond(self, parse: Callable[[JsonObject], ParsedRequest]) -> Response:
-        """The response to the request that is being served, which ``parse`` reads. Raises
-        OpenDifyError."""
+        """Responds to the current request, which ``parse`` parses. Raises OpenDifyError."""
         record, resources = current_record(), current_resources()
         with ExitStack() as acquired:
-            acquired.callback(self._access.acquire_slot())
+            acquired.callback(self._authorizer.acquire_slot())
             parsed = parse(json_body())
             prompt = parsed.prompt
             record.model, record.streamed = prompt.model, prompt.stream
@@ -74,61 +73,62 @@ class Responder:
             model = self._service.answering_model(prompt, caller)
             resources.add_permit(self._capacity.take_answer())
             acquired.callback(self._capacity.take_run(model.name))
-            exchange = self._service.start(prompt, caller)
-            # A run that its caller has left goes on in Dify: it counts until it is over there.
+            turn = self._service.start(prompt, caller)
+            # A run goes on in Dify after its client has disconnected: it counts until it is over
+            # there.
             run_permits = acquired.pop_all()
-            resources.add_permit(lambda: exchange.when_over(run_permits.close))
-        resources.add(lambda: _close(exchange, record))
+            resources.add_permit(lambda: turn.when_over(run_permits.close))
+        resources.add(lambda: _close(turn, record))
         try:
-            response = self._response(parsed, exchange, record, resources)
+            response = self._response(parsed, turn, record, resources)
         except errors.DifyError:
-            exchange.end()
+            turn.end()
             raise
-        return _with_headers(response, exchange, parsed)
+        return _with_headers(response, turn, parsed)
 
     def _response(
-        self, parsed: ParsedRequest, exchange: Turn, record: Record, resources: Resources
+        self, parsed: ParsedRequest, turn: Turn, record: Record, resources: Resources
     ) -> Response:
         if parsed.prompt.stream:
-            exchange.await_status(HOLD_SECONDS)
+            turn.await_status(HOLD_SECONDS)
             record.is_streaming = True
-            events = self._events(exchange, parsed.new_writer(), record, resources)
+            events = self._events(turn, parsed.new_writer(), record, resources)
             return StreamingResponse(events, headers=_STREAM_HEADERS)
-        response = jsonify(parsed.to_json(self._service.complete(exchange)))
-        exchange.end()
-        if exchange.ids.message_id:
-            response.headers["X-Dify-Message-Id"] = exchange.ids.message_id
+        response = jsonify(parsed.to_json(self._service.complete(turn)))
+        turn.end()
+        if turn.ids.message_id:
+            response.headers["X-Dify-Message-Id"] = turn.ids.message_id
         return response
 
     def _events(
-        self, exchange: Turn, writer: StreamWriter, record: Record, resources: Resources
+        self, turn: Turn, writer: StreamWriter, record: Record, resources: Resources
     ) -> ResumableBody[bytes]:
-        steps = self._service.stream(exchange, writer)
+        steps = self._service.stream(turn, writer)
         try:
             yield from until_first_byte(steps, record, writer.keep_alive())
-            end = yield from steps  # nothing of ours between a token and its caller
+            tail = yield from steps  # the fast path: no per-token work here
         except errors.ClientDisconnected:
             record.ended = CLIENT_DISCONNECTED
             return
         except errors.OpenDifyError as exc:
-            yield BLOCKING  # the request is over, and goes into the log
-            end = _failure(exc, writer, record)
+            yield BLOCKING  # ends the run and logs
+            tail = _failure(exc, writer, record)
         except Exception:
             yield BLOCKING
             log.exception("unexpected error in a stream")
-            end = _failure(internal_error(), writer, record)
-        before, last = _split_last_event(end)
+            tail = _failure(internal_error(), writer, record)
+        before, last = _split_last_event(tail)
         if before:
             yield before
-        if not exchange.has_ended or len(before) > _MAX_TAIL_BYTES:
-            yield BLOCKING  # the bytes so far do not wait for Dify
-            exchange.end()
+        if not turn.has_ended or len(before) > _MAX_TAIL_BYTES:
+            yield BLOCKING  # send these bytes before waiting for Dify
+            turn.end()
         resources.release_permits()
-        yield last  # which clients wait for: a place is free before they see it
+        yield last  # the end marker: the slot is free before clients see it
         record.is_complete = True
 
     def _caller(self, prompt: ChatPrompt) -> RequestContext:
-        environ, identity = request.environ, self._access.principal()
+        environ, identity = request.environ, self._authorizer.principal()
         headers = openwebui.OpenWebUiHeaders(environ)
         person = openwebui.identify_user(prompt, headers, self._user_secret, self._now())
         user = _limit_length(person.id) or DEFAULT_USER
@@ -152,10 +152,10 @@ class Responder:
         )
 
 
-def _with_headers(response: Response, exchange: Turn, parsed: ParsedRequest) -> Response:
-    if exchange.ids.conversation_id:
-        response.headers["X-Dify-Conversation-Id"] = exchange.ids.conversation_id
-    if ignored := nameable((*exchange.ignored, *parsed.ignored)):
+def _with_headers(response: Response, turn: Turn, parsed: ParsedRequest) -> Response:
+    if turn.ids.conversation_id:
+        response.headers["X-Dify-Conversation-Id"] = turn.ids.conversation_id
+    if ignored := nameable((*turn.ignored, *parsed.ignored)):
         response.headers["X-OpenDify-Ignored"] = ", ".join(ignored)
     return response
 
@@ -171,15 +171,16 @@ def _split_last_event(events: bytes) -> tuple[bytes, bytes]:
     return (events[: start + 2], events[start + 2 :]) if start >= 0 else (b"", events)
 
 
-def _close(exchange: Turn, record: Record) -> None:
-    if usage := exchange.usage:
+def _close(turn: Turn, record: Record) -> None:
+    if usage := turn.usage:
         record.tokens = {"prompt": usage.prompt_tokens, "completion": usage.completion_tokens}
-    record.conversation = exchange.ids.conversation_id
-    exchange.close()
+    record.conversation = turn.ids.conversation_id
+    turn.close()
 
 
 def _descriptor(environ: Mapping[str, Any], name: str) -> int | None:
-    """Of what the server gives the application; None where this server does not."""
+    """The file descriptor of an object in the WSGI environment; None if this server does not
+    provide it."""
     found = environ.get(name)
     return found.fileno() if found is not None else None
 

@@ -1,4 +1,5 @@
-"""Answers whose body a server can also take step by step (``steps``), besides as WSGI has it."""
+"""Responses whose body can be driven step by step (``steps``) as well as iterated as WSGI
+requires."""
 
 from collections.abc import Callable, Iterable, Iterator
 from wsgiref.types import WSGIEnvironment
@@ -9,8 +10,8 @@ from opendify.streaming import ResumableBody, run_blocking
 
 
 class StreamingBody:
-    """The body of an answer, for any WSGI server: its waits are waited for between two pieces. A
-    server that knows of ``steps`` may take these instead, and go on with them on any thread."""
+    """A body for any WSGI server, which blocks between chunks. A server that knows ``steps`` may
+    drive these instead, and resume them on any thread."""
 
     def __init__(self, steps: ResumableBody[bytes], close: Callable[[], None]) -> None:
         self.steps = steps
@@ -21,7 +22,7 @@ class StreamingBody:
 
 
 class StreamingResponse(Response):
-    """A response made of steps; they are closed with it."""
+    """A response made of steps, which are closed with it."""
 
     def __init__(self, steps: ResumableBody[bytes], headers: dict[str, str]) -> None:
         super().__init__(steps, headers=headers)  # type: ignore[arg-type]  # never iterated as such

@@ -1,1 +1,1 @@
-"""What the operator has set: read once at the start, checked as a whole."""
+"""The configuration: read once at startup and validated as a whole."""

@@ -1,4 +1,4 @@
-"""``python -m opendify.config``: says whether the configuration is good, and exits 0 or 78."""
+"""``python -m opendify.config``: checks the configuration and exits with 0 or 78."""
 
 import os
 import runpy
@@ -11,7 +11,7 @@ from opendify.config.settings import ConfigError, load_settings
 
 
 def main() -> int:
-    """Returns 0, or 78 (EX_CONFIG) after naming what is wrong on standard error."""
+    """Returns 0, or 78 (EX_CONFIG) after printing the problems to standard error."""
     try:
         load_environment()
         load_settings(os.environ, read_file, check_certificates, _parse_host())
@@ -22,7 +22,7 @@ def main() -> int:
 
 
 def server_folder() -> Path:
-    """Where main.py and gunicorn_config.py are: beside the package, or in it where it is
+    """Where main.py and gunicorn_config.py are: next to the package, or inside it if it was
     installed from a wheel."""
     package = Path(__file__).parent.parent
     installed = package / "_server"
@@ -30,7 +30,7 @@ def server_folder() -> Path:
 
 
 def _parse_host() -> Callable[[str], str]:
-    """That of the server's configuration, which an installed package cannot import."""
+    """The function of gunicorn_config.py, which an installed package cannot import."""
     server = runpy.run_path(str(server_folder() / "gunicorn_config.py"))
     parse: Callable[[str], str] = server["parse_host"]
     return parse

@@ -1,4 +1,4 @@
-"""Who may call, and what each may do: OPENDIFY_API_KEYS and the variables beside it. No I/O."""
+"""Who may call and what each caller may do: OPENDIFY_API_KEYS and related variables. No I/O."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -16,7 +16,7 @@ _EXAMPLE = """'{"team-a":"first-key","team-b":{"keys":["second-key"],"models":["
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much one caller may ask for; 0 is without limit."""
+    """Limits of one caller; 0 means no limit."""
 
     requests_per_minute: int = 0
     max_streams: int = 0
@@ -24,8 +24,8 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Those who show one of these keys. ``models`` names the models that they may use, None is
-    all. Without a ``name``, each key stands for itself."""
+    """A caller, identified by any of these keys. ``models`` are the names of the allowed models,
+    None for all. Without a ``name``, each key counts as a separate caller."""
 
     keys: Keys
     name: str = ""
@@ -36,9 +36,9 @@ class Account:
 def parse_accounts(
     text: str, models: Collection[str], limits: Limits, problems: list[str]
 ) -> tuple[Account, ...]:
-    """The accounts of an OPENDIFY_API_KEYS: keys with commas or line ends between, or a JSON
-    object of callers. ``models`` are the names that exist, ``limits`` those of whom nothing else
-    is said. What is wrong goes to ``problems``."""
+    """The accounts of OPENDIFY_API_KEYS: keys separated by commas or line ends, or a JSON object of
+    callers. ``models`` are the names that exist; ``limits`` are the defaults. Problems are added to
+    ``problems``."""
     name = "OPENDIFY_API_KEYS"
     if not text.lstrip().startswith("{"):
         keys = parse_key_list(name, text, problems)
@@ -59,27 +59,27 @@ def parse_accounts(
 
 
 def parse_key_list(name: str, text: str, problems: list[str]) -> Keys:
-    """The keys in the variable of this ``name``. One that is set and holds none is a mistake that
-    would leave the door open."""
+    """The keys in the variable ``name``. A variable that is set but contains no key is an error,
+    because it would leave the service open."""
     try:
         keys = parse_keys(text)
     except ValueError as exc:
         problems.append(f"{name}: {exc}.")
         return Keys()
     if text.strip() and not keys:
-        problems.append(f"{name} holds no key. Leave it out where none is wanted.")
+        problems.append(f"{name} contains no key. Leave it unset if none is wanted.")
     return keys
 
 
 def parse_origins(text: str) -> frozenset[str]:
-    """The origins whose pages may call, like ``https://chat.example.com``; ``*`` is all.
+    """The allowed CORS origins, like ``https://chat.example.com``; ``*`` means all.
 
-    Raises BadValue.
+    Raises InvalidValue.
     """
     origins = {origin for part in text.split(",") if (origin := part.strip().rstrip("/"))}
     if not all(origin == "*" or _is_origin(origin) for origin in origins):
         raise InvalidValue(
-            "must be origins with commas between, like https://chat.example.com, or * for all"
+            "must be origins separated by commas, like https://chat.example.com, or * for all"
         )
     return frozenset(origin.lower() for origin in origins)
 
@@ -87,11 +87,11 @@ def parse_origins(text: str) -> frozenset[str]:
 def _is_origin(text: str) -> bool:
     try:
         parts = urlsplit(text)
-        sound = bool(parts.hostname) and parts.username is None and (parts.port or 1) > 0
+        is_valid = bool(parts.hostname) and parts.username is None and (parts.port or 1) > 0
     except ValueError:
         return False
     rest = parts.path or parts.query or parts.fragment or re.search(r"[\s*]", text)
-    return sound and not rest and parts.scheme in ("http", "https")
+    return is_valid and not rest and parts.scheme in ("http", "https")
 
 
 def _parse_account(name: str, entry: Any, models: Collection[str], limits: Limits) -> Account:
@@ -116,11 +116,11 @@ def _parse_account(name: str, entry: Any, models: Collection[str], limits: Limit
 
 
 def _check_name(name: str) -> None:
-    """A name stands in the mappings where else a hash or ``-`` does, and must not be taken for
-    one."""
+    """Names appear in the stored mappings in the place of a key's hash or ``-``, and must not look
+    like one."""
     if not name.strip() or name != name.strip() or not name.isprintable() or len(name) > MAX_NAME:
         raise InvalidValue(
-            f"the name of a caller is empty, longer than {MAX_NAME} characters, or has blanks "
+            f"the name of a caller is empty, longer than {MAX_NAME} characters, or has spaces "
             "around it or control characters in it"
         )
     if name == "-" or re.fullmatch("[0-9a-f]{12}", name) or name.lower().startswith("sha256:"):

@@ -1,4 +1,4 @@
-"""Files with the certificates of authorities. No I/O: the caller reads and parses."""
+"""Files of CA certificates. No I/O: the caller reads and parses them."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -14,10 +14,11 @@ def read_authorities(
     check_certificates: Callable[[str], None],
     problems: list[str],
 ) -> str:
-    """The certificates of DIFY_CA_FILE in PEM, "" for none.
+    """The certificates of DIFY_CA_FILE in PEM, empty if not set.
 
-    SSL_CERT_FILE is read and checked as well: OpenSSL reads it itself, but says less. What is wrong
-    goes to ``problems``; ``read_file`` and ``check_certificates`` are those of ``load_settings``.
+    SSL_CERT_FILE is read and checked as well: OpenSSL uses it directly, but reports less. Problems
+    are added to ``problems``; ``read_file`` and ``check_certificates`` are those of
+    ``load_settings``.
     """
     for variable in ("SSL_CERT_FILE", "DIFY_CA_FILE"):
         authorities = ""
@@ -34,7 +35,7 @@ def read_authorities(
 
 
 def _certificates(text: str) -> str:
-    """Those in the text, without what stands between them, which may be in any language."""
+    """The certificates in the text, without the text around them."""
     found = [match[0] + "\n" for match in _CERTIFICATE.finditer(text)]
     if not found:
         raise ValueError("contains no certificate")

@@ -1,4 +1,4 @@
-"""MODEL_CONFIG: which model name is which Dify app, and how it is served. No I/O."""
+"""MODEL_CONFIG: which Dify app each model name maps to, and its settings. No I/O."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -28,7 +28,7 @@ _CHOICES = {
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One model: the app behind it and its settings, by the names of MODEL_CONFIG."""
+    """One model: its app and settings, named as in MODEL_CONFIG."""
 
     name: str
     key: str = field(repr=False)
@@ -46,16 +46,16 @@ class Model:
     progress: str = "off"
     citations: str = "auto"
     tasks: str = ""
-    max_streams: int = 0  # 0 is no limit of its own
+    max_streams: int = 0  # 0: no limit for this model
 
 
 def parse_models(
     text: str, default_base: str, problems: list[str], callers_bring_keys: bool = False
 ) -> dict[str, Model]:
-    """The models of a MODEL_CONFIG; what is wrong with it is added to ``problems``.
+    """The models of MODEL_CONFIG; problems are added to ``problems``.
 
-    ``default_base`` is DIFY_API_BASE, for models without a ``base`` of their own. Where
-    ``callers_bring_keys``, which go nowhere else, no model has a key: none can stand in for theirs.
+    ``default_base`` is DIFY_API_BASE, for models without a ``base``. With ``callers_bring_keys``,
+    models have no key, so that none can be used in place of the caller's.
     """
     try:
         raw = parse_object(text, "model", """'{"my-model":"app-..."}', on one line""")
@@ -73,16 +73,16 @@ def parse_models(
 
 
 def parse_base(url: str) -> str:
-    """An address of Dify's API without its last slash. Raises BadValue."""
+    """The base URL of a Dify API, without trailing slashes. Raises InvalidValue."""
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
-        sound = parts.scheme in ("http", "https") and host and (parts.port or 1)
+        is_valid = parts.scheme in ("http", "https") and host and (parts.port or 1)
         if re.fullmatch(r"[0-9.]+", host):
             ip_address(host)
     except ValueError:
-        sound = False
-    if not sound or re.search(r"\s", url):
+        is_valid = False
+    if not is_valid or re.search(r"\s", url):
         raise InvalidValue("must be an address like https://dify.example.com/v1")
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         raise InvalidValue("must be a plain address, without user, password, query or fragment")
@@ -90,16 +90,16 @@ def parse_base(url: str) -> str:
 
 
 def _task_problems(models: Mapping[str, Model], names: set[str]) -> list[str]:
-    """Tasks that nobody would answer. ``names`` are also those of models that are wrong."""
+    """Invalid references in ``tasks``. ``names`` includes models that failed validation."""
     problems = []
     for model in models.values():
         if not model.tasks.startswith("model:"):
             continue
-        helper = model.tasks.removeprefix("model:")
+        other = model.tasks.removeprefix("model:")
         where = f"MODEL_CONFIG: model '{model.name}', setting 'tasks'"
-        if helper not in names:
-            problems.append(f"{where} refers to the model '{helper}', which does not exist")
-        elif helper == model.name:
+        if other not in names:
+            problems.append(f"{where} refers to the model '{other}', which does not exist")
+        elif other == model.name:
             problems.append(f"{where} must name a different model, or be 'throwaway'")
     return problems
 
@@ -107,7 +107,7 @@ def _task_problems(models: Mapping[str, Model], names: set[str]) -> list[str]:
 def _parse_model(name: str, entry: Any, default_base: str, callers_bring_keys: bool) -> Model:
     if not name.strip() or name != name.strip() or not name.isprintable():
         raise InvalidValue(
-            "a model name is empty, or has blanks around it or control characters in it"
+            "a model name is empty, or has spaces around it or control characters in it"
         )
     settings = {"key": entry} if isinstance(entry, str) else entry
     if not isinstance(settings, dict):
@@ -123,7 +123,7 @@ def _parse_model(name: str, entry: Any, default_base: str, callers_bring_keys: b
     base = values.pop("base", default_base)
     if callers_bring_keys:
         values["key"] = ""
-        # Who has the key of an app may ask Dify for all that is in it.
+        # A caller with the key of an app can read all its conversations in Dify anyway.
         values.setdefault("conversation_ids", "any")
         if base != default_base:
             raise InvalidValue(
@@ -132,8 +132,8 @@ def _parse_model(name: str, entry: Any, default_base: str, callers_bring_keys: b
             )
     if "key" not in values:
         raise InvalidValue(f"model '{name}' has no 'key'")
-    known = {one.name for one in fields(Model)}
-    return Model(name, base=base, **{k: v for k, v in values.items() if k in known})
+    names = {model_field.name for model_field in fields(Model)}
+    return Model(name, base=base, **{k: v for k, v in values.items() if k in names})
 
 
 def _key(value: Any, where: str) -> str:

@@ -1,26 +1,22 @@
-"""Values that operators write: objects in JSON, and numbers in them. No I/O."""
+"""Parses values that operators write: JSON objects and numbers in them. No I/O."""
 
 import json
 from typing import Any
 
 
 class InvalidValue(ValueError):
-    """One thing that is wrong, as a sentence that names it."""
+    """A single problem, as a sentence."""
 
 
 class _DuplicateName(ValueError):
-<<<<<<< HEAD
-    """A name occurs twice in one object; JSON itself would forget the first."""
-=======
     """A name occurs twice in one object; plain JSON parsing would drop the first."""
->>>>>>> 5e4ce14 (Say that a repeated name occurs twice)
 
 
 def parse_object(text: str, kind: str, example: str) -> dict[str, Any]:
-    """A JSON object with at least one entry, which is of this ``kind``.
+    """A JSON object with at least one entry of this ``kind`` (for messages).
 
-    Raises BadValue, whose text goes behind the name of the variable. It quotes nothing but names:
-    the parser's own message would quote the text around the mistake, keys included.
+    Raises InvalidValue, whose text follows the name of the variable. It quotes only names: the JSON
+    parser's own message would quote the text around the mistake, including keys.
     """
     try:
         found = json.loads(text, object_pairs_hook=_without_duplicates)
@@ -34,15 +30,15 @@ def parse_object(text: str, kind: str, example: str) -> dict[str, Any]:
 
 
 def strip_quotes(value: str) -> str:
-    """The value of a variable without the pair of quotes that may stand around all of it."""
-    bare = value.strip()  # blanks and carriage returns at the end of a line stay, too
-    if len(bare) > 1 and bare[0] == bare[-1] and bare[0] in "\"'":
-        return bare[1:-1]
+    """The value of a variable without a pair of quotes around all of it."""
+    stripped = value.strip()  # files can leave spaces and carriage returns, too
+    if len(stripped) > 1 and stripped[0] == stripped[-1] and stripped[0] in "\"'":
+        return stripped[1:-1]
     return value
 
 
 def parse_positive(value: Any, where: str) -> int:
-    """A whole number above 0. Raises BadValue, which says ``where``."""
+    """A whole number above 0. Raises InvalidValue, naming ``where``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InvalidValue(f"{where} must be a whole number above 0")
     return value
@@ -52,11 +48,6 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
         names = [name for name, _ in pairs]
-<<<<<<< HEAD
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _DuplicateName(f"the name '{twice}' occurs twice")
-=======
         duplicate = next(name for name in names if names.count(name) > 1)
         raise _DuplicateName(f"the name '{duplicate}' occurs twice")
->>>>>>> 5e4ce14 (Say that a repeated name occurs twice)
     return result

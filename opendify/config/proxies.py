@@ -1,7 +1,7 @@
-"""Which address of Dify is reached through which proxy (HTTP_PROXY and its like). No I/O.
+"""Which Dify address is reached through which proxy (HTTP_PROXY and related variables). No I/O.
 
-httpx reads these variables by itself only for transports of its own making. Each Dify address is
-known from the configuration, so the choice is made once, at the start.
+httpx reads these variables only for transports that it creates itself. All Dify addresses are known
+from the configuration, so the choice is made once at startup.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 
 def proxies_for(bases: Iterable[str], environ: Mapping[str, str]) -> dict[str, str]:
-    """``scheme://host[:port]`` of each base that has a proxy, and the proxy's address."""
+    """Maps ``scheme://host[:port]`` of each base that needs a proxy to the proxy's URL."""
     no_proxy = _value(environ, "NO_PROXY")
     chosen = {}
     for base in bases:
@@ -32,7 +32,7 @@ def _bypasses_proxy(host: str, host_and_port: str, no_proxy: str) -> bool:
 
 
 def _is_in_network(host: str, network: str) -> bool:
-    """Whether ``host`` is an address in a network like ``10.0.0.0/8``."""
+    """Whether ``host`` is an address in a network such as ``10.0.0.0/8``."""
     try:
         return "/" in network and ip_address(host) in ip_network(network, strict=False)
     except ValueError:
@@ -40,7 +40,7 @@ def _is_in_network(host: str, network: str) -> bool:
 
 
 def with_scheme(proxy: str) -> str:
-    """The address of a proxy; one without a scheme is an HTTP proxy."""
+    """The URL of a proxy; without a scheme it is an HTTP proxy."""
     return proxy if "://" in proxy else f"http://{proxy}"
 
 

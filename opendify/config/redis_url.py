@@ -1,4 +1,4 @@
-"""CONVERSATION_STORE: where the conversations are kept. No I/O."""
+"""CONVERSATION_STORE: where conversations are stored. No I/O."""
 
 import re
 from urllib.parse import parse_qsl, urlsplit
@@ -10,17 +10,17 @@ OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_
 
 
 def parse_store_address(value: str) -> str:
-    """The address of a Redis server, or "" for the file. Raises BadValue, which tells no part of
-    the value: it may hold a password."""
+    """The URL of a Redis server, or an empty string for the file. Raises InvalidValue, which quotes
+    no part of the value: it may contain a password."""
     if value in ("", "file"):
         return ""
     try:
         parts = urlsplit(value)
-        sound = parts.scheme in SCHEMES and parts.hostname and parts.port != 0
+        is_valid = parts.scheme in SCHEMES and parts.hostname and parts.port != 0
         options = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError:
-        sound, options = False, []
-    if not sound or re.search(r"\s", value):
+        is_valid, options = False, []
+    if not is_valid or re.search(r"\s", value):
         raise InvalidValue(
             "must be empty or 'file' for the JSON file in DATA_DIR, or the address of a Redis "
             "server, like redis://:password@redis.example.com:6379/0 (rediss:// for TLS; signs "
@@ -40,7 +40,7 @@ def parse_store_address(value: str) -> str:
 
 
 def without_secrets(address: str) -> str:
-    """The address as it may be shown."""
+    """The address without user and password, for display."""
     if not address:
         return "file"
     parts = urlsplit(address)

@@ -1,4 +1,4 @@
-"""Values that stand in files, as Docker and Kubernetes keep secrets. No I/O: the caller reads."""
+"""Values from files, such as Docker and Kubernetes secrets. No I/O: the caller reads."""
 
 from collections import ChainMap
 from collections.abc import Callable, Mapping, MutableMapping
@@ -15,10 +15,10 @@ FILE_VARIABLES = {
 def resolve_secret_files(
     environ: Mapping[str, str], read_file: Callable[[str], str], problems: list[str]
 ) -> Mapping[str, str]:
-    """The environment with the texts of the files that it names.
+    """The environment, with the contents of the files that it refers to.
 
-    ``read_file`` may raise OSError and UnicodeError. What is wrong goes to ``problems``: a secret
-    that is missing must never look like one that is not wanted.
+    ``read_file`` may raise OSError and UnicodeError. Problems are added to ``problems``: a missing
+    secret must not look like one that is not configured.
     """
     values: dict[str, str] = {}
     for name, variable in FILE_VARIABLES.items():

@@ -1,4 +1,4 @@
-"""The settings of the application, from an environment given as a value. No I/O."""
+"""The settings of the application, parsed from an environment mapping. No I/O."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -34,8 +34,8 @@ DEFAULT_FILES_ONLY_QUERY = "Please look at what is attached."
 MIN_SECRET_CHARS = 16
 MIN_JWT_SECRET_BYTES = 32  # RFC 7518, section 3.2: as long as the hash of HS256
 
-# Read by gunicorn_config.py, which cannot report: it is run by Gunicorn before anything else.
-# Here their values are only checked, so that all problems are told together.
+# Used by gunicorn_config.py, which cannot report problems: Gunicorn executes it first. The values
+# are validated here, so that all problems are reported together.
 SERVER_NUMBERS = {
     "SERVER_PORT": (1, 65535),
     "GUNICORN_WORKERS": (1, 1024),
@@ -49,10 +49,10 @@ SERVER_NUMBERS = {
 
 
 class ConfigError(RuntimeError):
-    """Everything that is wrong with the configuration, one line each.
+    """All problems of the configuration, one line each.
 
-    A RuntimeError, because Gunicorn prints the message of one and ends, where it shows a
-    traceback of any other.
+    A RuntimeError, because Gunicorn prints only the message of one and exits; it prints a traceback
+    for other errors.
     """
 
     def __init__(self, problems: list[str]) -> None:
@@ -62,8 +62,8 @@ class ConfigError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the operator has set, checked. Times in seconds; ``max_answer`` is in characters, and
-    ``authorities`` are the certificates of DIFY_CA_FILE."""
+    """The validated settings. Times in seconds; ``max_answer`` in characters; ``authorities`` are
+    the certificates of DIFY_CA_FILE in PEM."""
 
     models: Mapping[str, Model]
     data_folder: str
@@ -95,13 +95,13 @@ class Settings:
 
     @property
     def reachable_host(self) -> str:
-        """The address at which others find this service: in a container, which listens at all
-        addresses of its own, the one at which Compose publishes it."""
+        """The address under which others reach this service: in a container that listens on all its
+        addresses, the one that Compose publishes."""
         is_published = self.publish_address and self.server_host in ("0.0.0.0", "::")
         return self.publish_address if is_published else self.server_host
 
     def secrets(self) -> list[str]:
-        """What must be in no log line, whoever wrote it."""
+        """Values that must never appear in the log."""
         password = unquote(urlsplit(self.conversation_store).password or "")
         keys = [model.key for model in self.models.values()]
         return [*keys, self.secret, self.openwebui_jwt_secret, password]
@@ -121,19 +121,19 @@ def load_settings(
     check_certificates: Callable[[str], None] = lambda pem: None,
     parse_host: Callable[[str], str] = _any_host,
 ) -> Settings:
-    """Reads all variables. Raises ConfigError, which names every problem at once.
+    """Reads all variables. Raises ConfigError with every problem at once.
 
-    ``read_file`` gives the text of a file that a variable names, or raises OSError;
-    ``check_certificates`` raises ValueError where a certificate in a text in PEM is damaged.
-    ``parse_host`` gives the address to listen at, or raises ValueError, whose text goes behind
-    the name of the variable.
+    ``read_file`` returns the text of a file that a variable refers to, or raises OSError.
+    ``check_certificates`` raises ValueError if a certificate in PEM text is damaged. ``parse_host``
+    returns the address to listen at, or raises ValueError, whose message follows the name of the
+    variable.
     """
     problems: list[str] = []
     environ = resolve_secret_files(environ, read_file, problems)
     reader = _Reader(environ, problems)
     models = reader.models()
-    for name, (least, most) in SERVER_NUMBERS.items():
-        reader.number(name, least, least, most)
+    for name, (minimum, maximum) in SERVER_NUMBERS.items():
+        reader.number(name, minimum, minimum, maximum)
     for name in ("GUNICORN_RELOAD", "ACCESS_LOG"):
         reader.one_of(name, ("true", "false"), "false")
     reader.proxies()
@@ -175,12 +175,12 @@ def load_settings(
 
 
 def data_folder(environ: Mapping[str, str]) -> str:
-    """The folder of what is kept."""
+    """The data directory."""
     return environ.get("DATA_DIR", "").strip() or "data"
 
 
 class _Reader:
-    """Reads values one by one and collects what is wrong with them."""
+    """Reads values and collects the problems."""
 
     def __init__(self, environ: Mapping[str, str], problems: list[str]) -> None:
         self._environ = environ
@@ -188,8 +188,8 @@ class _Reader:
 
     def log_level(self) -> str:
         environment = self.one_of("ENVIRONMENT", ENVIRONMENTS, "production")
-        usual = "debug" if environment == "development" else "info"
-        return self.one_of("LOG_LEVEL", LOG_LEVELS, usual)
+        default = "debug" if environment == "development" else "info"
+        return self.one_of("LOG_LEVEL", LOG_LEVELS, default)
 
     def limits(self) -> Limits:
         return Limits(
@@ -252,18 +252,18 @@ class _Reader:
             )
         return value
 
-    def number(self, name: str, default: int, least: int, most: int) -> int:
+    def number(self, name: str, default: int, minimum: int, maximum: int) -> int:
         value = self._environ.get(name, "").strip()
         if not value:
             return default
-        if not re.fullmatch("[0-9]{1,18}", value) or not least <= int(value) <= most:
-            self._problems.append(f"{name} must be a whole number from {least} to {most}.")
+        if not re.fullmatch("[0-9]{1,18}", value) or not minimum <= int(value) <= maximum:
+            self._problems.append(f"{name} must be a whole number from {minimum} to {maximum}.")
             return default
         return int(value)
 
     def admin_keys(self) -> Keys:
-        told = self._environ.get("OPENDIFY_ADMIN_KEYS", "")
-        return parse_key_list("OPENDIFY_ADMIN_KEYS", told, self._problems)
+        text = self._environ.get("OPENDIFY_ADMIN_KEYS", "")
+        return parse_key_list("OPENDIFY_ADMIN_KEYS", text, self._problems)
 
     def server_host(self, parse_host: Callable[[str], str]) -> str:
         value = self._environ.get("SERVER_HOST", "").strip() or "0.0.0.0"
@@ -280,11 +280,11 @@ class _Reader:
         return value if value in choices else default
 
     def max_concurrent_streams(self) -> int:
-        """So that threads are left for what takes a moment, and to say that no more is taken."""
-        least, most = SERVER_NUMBERS["GUNICORN_THREADS"]
-        threads = self.number("GUNICORN_THREADS", DEFAULT_THREADS, least, most)
-        beside = max(1, threads - max(1, min(threads // 8, MAX_RESERVED_THREADS)))
-        streams = self.number("MAX_CONCURRENT_STREAMS", beside, 1, most)
+        """Leaves threads for short requests, including those that are rejected for overload."""
+        minimum, maximum = SERVER_NUMBERS["GUNICORN_THREADS"]
+        threads = self.number("GUNICORN_THREADS", DEFAULT_THREADS, minimum, maximum)
+        default = max(1, threads - max(1, min(threads // 8, MAX_RESERVED_THREADS)))
+        streams = self.number("MAX_CONCURRENT_STREAMS", default, 1, maximum)
         if streams >= max(2, threads):
             self._problems.append(
                 f"MAX_CONCURRENT_STREAMS must be below GUNICORN_THREADS ({threads}), so that "
@@ -325,10 +325,10 @@ class _Reader:
     def _proxy(self, name: str, value: str) -> None:
         try:
             parts = urlsplit(value if "://" in value else f"http://{value}")
-            sound = parts.scheme in PROXY_SCHEMES and parts.hostname and (parts.port or 1)
+            is_valid = parts.scheme in PROXY_SCHEMES and parts.hostname and (parts.port or 1)
         except ValueError:
-            sound = False
-        if not sound:
+            is_valid = False
+        if not is_valid:
             self._problems.append(
                 f"{name} must be the address of a proxy, like http://127.0.0.1:3128 or "
                 f"socks5://127.0.0.1:1080 (known are {', '.join(PROXY_SCHEMES)})."

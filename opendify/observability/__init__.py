@@ -1,11 +1,11 @@
-"""What operators see of the service while it runs: logs, metrics, readiness.
+"""Logs, metrics and readiness: what operators see of the running service.
 
-`record` is what is known of one request when it is over; `metrics` adds the records up, in files
-that all processes of an instance share: `multiprocess_dir` is where they are, `dead_workers` keeps
-what ended processes have counted. `readiness` says whether what is needed is there.
+`record` describes a finished request. `metrics` sums up the records, in files that all processes of
+an instance share: `multiprocess_dir` is their directory, and `dead_workers` preserves the counts of
+processes that have exited. `readiness` checks the store and Dify.
 """
 
 import os
 
-# Its being there tells prometheus_client, when that is imported, that there are several processes.
+# prometheus_client checks on import whether this is set, to know that there are several processes.
 os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", "")

@@ -1,4 +1,4 @@
-"""The counts of processes that have ended are kept, in one file for all of them."""
+"""Preserves the counts of processes that have exited, merged in one file."""
 
 import logging
 import os
@@ -19,16 +19,16 @@ from opendify.observability.multiprocess_dir import (
 
 log = logging.getLogger(__name__)
 
-# What ended processes have counted counts on; of what they had open, nothing is open any more.
+# Totals of exited processes still count; their gauges (open streams) do not.
 _MERGED_KINDS = ("counter", "histogram")
 _ENTRY_OVERHEAD_BYTES = 32
 _PID_SUFFIX = re.compile(r"_(\d+)\.db$")
 
 
 def merge_dead_workers() -> None:
-    """Adds up the files of this instance whose processes have ended, and removes them.
+    """Merges the files of exited processes of this instance, and removes them.
 
-    Left for the next time while somebody reads. Nothing is raised for trouble with the files.
+    Postponed to the next call while another process reads. File errors are logged, not raised.
     """
     folder = current_dir()
     if folder is None:
@@ -43,7 +43,7 @@ def merge_dead_workers() -> None:
     except BlockingIOError:
         return
     except OSError as exc:
-        log.warning("the metrics of ended processes stay as they are: %s", exc)
+        log.warning("the metrics of exited processes could not be merged: %s", exc)
 
 
 def _find_pids(folder: Path) -> set[int]:
@@ -52,14 +52,15 @@ def _find_pids(folder: Path) -> set[int]:
 
 
 def _merge(folder: Path, kind: str, dead: Iterable[int]) -> None:
-    """One rename replaces the sum, so that it is whole whenever this process ends."""
-    theirs = [path for pid in dead if (path := folder / f"{kind}_{pid}.db").exists()]
-    if not theirs:
+    """Replaces the merged file with a single rename, so that it stays intact if this process
+    dies."""
+    paths = [path for pid in dead if (path := folder / f"{kind}_{pid}.db").exists()]
+    if not paths:
         return
     total, new = folder / f"{kind}_folded.db", folder / f"{kind}.new"
     new.unlink(missing_ok=True)
     values: dict[str, float] = {}
-    for path in [*([total] if total.exists() else []), *theirs]:
+    for path in [*([total] if total.exists() else []), *paths]:
         _add(values, path)
     allocate(new, MIN_FILE_BYTES + sum(len(key.encode()) + _ENTRY_OVERHEAD_BYTES for key in values))
     file = MmapedDict(str(new))
@@ -67,7 +68,7 @@ def _merge(folder: Path, kind: str, dead: Iterable[int]) -> None:
         file.write_value(key, value, 0.0)
     file.close()
     new.replace(total)
-    for path in theirs:
+    for path in paths:
         path.unlink()
 
 
@@ -75,8 +76,8 @@ def _add(values: dict[str, float], path: Path) -> None:
     try:
         for key, value, _, _ in MmapedDict.read_all_values_from_file(str(path)):
             values[key] = values.get(key, 0.0) + value
-    except (RuntimeError, ValueError) as exc:  # ended in the middle of a new name
-        log.warning("%s is cut off; what is before counts: %s", path.name, exc)
+    except (RuntimeError, ValueError) as exc:  # the process died while adding a name
+        log.warning("%s is truncated; the values before that are counted: %s", path.name, exc)
 
 
 def _is_alive(pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""The log: to standard output, and to LOG_FILE as well, with what Gunicorn logs."""
+"""Logging: to standard output, and to LOG_FILE as well, together with Gunicorn's logs."""
 
 import codecs
 import io
@@ -17,14 +17,14 @@ from typing import Any
 GUNICORN_LOGGERS = ("gunicorn.error", "gunicorn.access")
 FORMAT = "%(asctime)s - %(levelname)s - %(name)s - %(message)s"
 
-# The request that this thread serves: every line that is logged meanwhile names it.
+# The id of the request that this thread serves; every log line contains it.
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 _REMOVED = "[removed]"
-_MIN_SECRET_CHARS = 8  # a shorter one would blot out words
-# "Bearer ..." is how our own messages tell callers to send a key.
+_MIN_SECRET_CHARS = 8  # redacting shorter ones would hit ordinary words
+# Our own messages tell callers to send "Bearer ...".
 _BEARER = re.compile(r"(?i)\b(bearer\s+)(?!\.\.\.')[^\s'\",;]+")
-# What could begin a new line, or move about in a terminal, written as JSON writes it.
+# Characters that could start a new line or control a terminal, escaped as in JSON.
 _BREAKS = {code: f"\\u{code:04x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 _BREAKS |= {ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t"}
 _NEEDS_QUOTES = re.compile(r'[\s"=\\]')
@@ -33,7 +33,7 @@ _ESCAPED = "opendify.escaped"
 
 
 def _escape(exc: UnicodeError) -> tuple[str, int]:
-    """What an encoding does not have, as JSON writes it, so that a line of JSON stays one."""
+    """Escapes unencodable characters as JSON does, so that a JSON line stays valid."""
     if not isinstance(exc, UnicodeEncodeError):
         raise exc
     return json.dumps(exc.object[exc.start : exc.end])[1:-1], exc.end
@@ -43,41 +43,40 @@ codecs.register_error(_ESCAPED, _escape)
 
 
 class LogFileError(RuntimeError):
-    """LOG_FILE cannot be written. A RuntimeError, of which Gunicorn shows the message alone."""
+    """LOG_FILE cannot be written. A RuntimeError, because Gunicorn prints only its message."""
 
 
 def configure_logging(level: str, file: str, form: str, secrets: Iterable[str] = ()) -> None:
-    """Sets the level of our own loggers; those of the libraries stay at warnings.
+    """Sets the level of OpenDify's loggers; the loggers of libraries stay at warning.
 
-    ``file`` is empty for none. Rotation may move it away at any time: it is opened anew.
-    ``form`` is "text" or "json". Should one of the ``secrets`` be in a line, it is not written.
-    Raises LogFileError.
+    ``file`` may be empty for none. It may be rotated at any time: it is reopened then. ``form`` is
+    "text" or "json". The ``secrets`` are redacted in every line. Raises LogFileError.
     """
     formatter = _JsonFormatter(secrets) if form == "json" else _TextFormatter(secrets)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors=_ESCAPED)  # in some locales it can write ASCII only
+        sys.stdout.reconfigure(errors=_ESCAPED)  # ASCII only in some locales
     logging.basicConfig(level=logging.WARNING, stream=sys.stdout)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(formatter)
-    ours = logging.getLogger("opendify")
-    ours.setLevel(level.upper())
-    # Flask's own server would write whole addresses, with the signatures of file links.
+    own_logger = logging.getLogger("opendify")
+    own_logger.setLevel(level.upper())
+    # Flask's development server would log full URLs, with the signatures of file links.
     logging.getLogger("werkzeug").setLevel(logging.WARNING)
-    gunicorns = [logging.getLogger(name) for name in GUNICORN_LOGGERS]
+    gunicorn_loggers = [logging.getLogger(name) for name in GUNICORN_LOGGERS]
     if form == "json":
-        for handler in (handler for logger in gunicorns for handler in logger.handlers):
+        for handler in (handler for logger in gunicorn_loggers for handler in logger.handlers):
             handler.setFormatter(formatter)
-    if file and not ours.handlers:
+    if file and not own_logger.handlers:
         _require_writable(Path(file))
-        for logger in (ours, *gunicorns):
+        for logger in (own_logger, *gunicorn_loggers):
             handler = WatchedFileHandler(file, delay=True, encoding="utf-8", errors=_ESCAPED)
             handler.setFormatter(formatter)
             logger.addHandler(handler)
 
 
 def log_fields(logger: logging.Logger, level: int, message: str, fields: Mapping[str, Any]) -> None:
-    """Logs a message with fields. Where in the code that is done, which no form tells, is not
-    looked for."""
+    """Logs a message with fields. Skips finding the caller's source line, which no format
+    prints."""
     if logger.isEnabledFor(level):
         extra = {"fields": fields}
         logger.handle(logger.makeRecord(logger.name, level, "", 0, message, (), None, extra=extra))
@@ -95,7 +94,7 @@ def _require_writable(path: Path) -> None:
 
 
 class _Formatter(logging.Formatter):
-    """What both forms share. ``fields`` of a record are a mapping of what its line says."""
+    """Shared code of both formats. The ``fields`` of a log record are a mapping."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
         super().__init__(FORMAT)
@@ -105,7 +104,7 @@ class _Formatter(logging.Formatter):
         self._cached_second = (-1, "")
 
     def redact(self, line: str) -> str:
-        if "bearer" in line.lower():  # to search with a pattern takes ten times as long
+        if "bearer" in line.lower():  # a regular expression takes ten times as long
             line = _BEARER.sub(rf"\1{_REMOVED}", line)
         if any(secret in line for secret in self._secrets):
             line = self._secret.sub(_REMOVED, line)
@@ -113,7 +112,7 @@ class _Formatter(logging.Formatter):
 
 
 class _TextFormatter(_Formatter):
-    """One line; a traceback goes below it."""
+    """One line; a traceback follows below it."""
 
     def format(self, record: logging.LogRecord) -> str:
         return self.redact(super().format(record))
@@ -125,7 +124,7 @@ class _TextFormatter(_Formatter):
         return _escape_breaks(line)
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
-        """As logging has it, with the seconds written once for all lines of the same one."""
+        """Like logging's, but caches the text of the current second."""
         second = int(record.created)
         noted, text = self._cached_second
         if second != noted:
@@ -135,10 +134,10 @@ class _TextFormatter(_Formatter):
 
 
 class _JsonFormatter(_Formatter):
-    """One JSON object on one line, its traceback in it."""
+    """One JSON object per line, including the traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
-        said = {
+        entry = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
@@ -146,8 +145,8 @@ class _JsonFormatter(_Formatter):
             **_fields(record),
         }
         if record.exc_info:
-            said["traceback"] = self.formatException(record.exc_info)
-        line = _escape_breaks(json.dumps(said, ensure_ascii=False, default=str))
+            entry["traceback"] = self.formatException(record.exc_info)
+        line = _escape_breaks(json.dumps(entry, ensure_ascii=False, default=str))
         return self.redact(line)
 
 
@@ -157,8 +156,8 @@ def _escape_breaks(text: str) -> str:
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
     fields: dict[str, Any] = getattr(record, "fields", {})
-    serving = request_id.get()
-    return fields if "id" in fields or not serving else {**fields, "id": serving}
+    current_id = request_id.get()
+    return fields if "id" in fields or not current_id else {**fields, "id": current_id}
 
 
 def _format_value(value: Any) -> str:

@@ -1,7 +1,7 @@
-"""The metrics of an instance, added up over its processes.
+"""The metrics of an instance, summed over its processes.
 
-Labels are taken from what the operator has configured and from words of our own, never from a
-request: so their number is bounded.
+Label values come from the configuration or from constants, never from a request, so their number is
+bounded.
 """
 
 import logging
@@ -38,7 +38,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A gauge that is read at the moment when somebody asks: its values by those of its labels."""
+    """A gauge whose values, by label values, are read when metrics are requested."""
 
     name: str
     help: str
@@ -47,8 +47,8 @@ class Reading:
 
 
 class Instruments:
-    """What is counted, each kind of it with its labels: called with their values, it gives the one
-    instrument of these, kept since prometheus_client takes longer to find it than to count."""
+    """The metrics. Each attribute is called with label values and returns the child metric, cached
+    because prometheus_client's lookup takes longer than counting."""
 
     def __init__(self) -> None:
         self.requests = _counter(
@@ -86,9 +86,9 @@ class Instruments:
 
 
 class Metrics:
-    """Counts in files that all processes of the instance share. Opens them at the first count,
-    and anew in each process. Where there is no place for them nothing is counted, and nothing
-    fails. ``models`` is how many there are, each of which needs some place."""
+    """Counts in files that all processes of the instance share. Each process opens its files at its
+    first count. If they cannot be created, nothing is counted and nothing fails. ``models`` is the
+    number of models, each of which needs space in the files."""
 
     def __init__(self, models: int) -> None:
         self._models = models
@@ -117,12 +117,13 @@ class Metrics:
             counted.stops(model).inc()
 
     def logged(self, room: str, level: str) -> None:
-        """Opens nothing: the application logs while it is imported, before there are workers."""
+        """Does not open the files: the application logs while it is imported, before there are
+        workers."""
         if self._instruments and self._pid == os.getpid():
             self._instruments.log_messages(room, level).inc()
 
     def exposition(self, readings: Iterable[Reading]) -> bytes:
-        """All of it, with these readings, in Prometheus's text format."""
+        """All metrics, with these readings, in Prometheus text format."""
         registry = CollectorRegistry()
         registry.register(_Readings(list(readings)))
         self._opened()
@@ -142,11 +143,11 @@ class Metrics:
     def _open(self) -> None:
         if self._pid != os.getpid():
             self._instruments = Instruments() if join_dir(self._models) else None
-            self._pid = os.getpid()  # last: what is not open yet counts nothing
+            self._pid = os.getpid()  # last: until then nothing is counted
 
 
 class LogCounter(logging.Handler):
-    """Counts the warnings and errors of our own loggers, by the room that they are from."""
+    """Counts warnings and errors of OpenDify's loggers by top-level package (label ``room``)."""
 
     def __init__(self, metrics: Metrics) -> None:
         super().__init__(logging.WARNING)
@@ -181,15 +182,15 @@ def _count_answer(counted: Instruments, record: Record) -> None:
         counted.tokens(record.model, kind).inc(tokens)
 
 
-def _counter(name: str, told: str, *labels: str) -> Callable[..., Counter]:
-    return _cached_labels(Counter(f"{PREFIX}_{name}", told, labels, registry=None))
+def _counter(name: str, help_text: str, *labels: str) -> Callable[..., Counter]:
+    return _cached_labels(Counter(f"{PREFIX}_{name}", help_text, labels, registry=None))
 
 
 def _histogram(
-    name: str, told: str, buckets: tuple[float, ...], *labels: str
+    name: str, help_text: str, buckets: tuple[float, ...], *labels: str
 ) -> Callable[..., Histogram]:
     return _cached_labels(
-        Histogram(f"{PREFIX}_{name}", told, labels, buckets=buckets, registry=None)
+        Histogram(f"{PREFIX}_{name}", help_text, labels, buckets=buckets, registry=None)
     )
 
 

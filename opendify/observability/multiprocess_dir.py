@@ -1,9 +1,9 @@
-"""The folder of the files in which the processes of one instance count.
+"""The directory of the metrics files of one instance.
 
-prometheus_client keeps a file for each process and kind of metric, and all are read together. It
-takes the folder from the environment: a value says that there are several processes, an empty
-one that there is no folder yet. Gunicorn's master makes it before it forks, else the first
-process that counts, so that it is never one of an earlier run.
+prometheus_client keeps one file per process and kind of metric, and reads all of them together. It
+takes the directory from an environment variable, where an empty value means several processes but
+no directory yet. Gunicorn's master creates the directory before it forks, or else the first process
+that counts does, so that it is never one of an earlier run.
 """
 
 import atexit
@@ -22,31 +22,31 @@ log = logging.getLogger(__name__)
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
-# The files are written through memory: on a full disk, a page that has no place yet ends the
-# process. So each file gets its place when it is made, and as much as it can come to need.
+# The files are memory-mapped: with a full disk, writing to an unallocated page kills the process.
+# So each file is allocated when it is created, with all the space that it can need.
 MIN_FILE_BYTES = 64 * 1024
 BYTES_PER_MODEL = 10 * 1024
 KINDS = ("counter", "histogram", "gauge_livesum")
 LOCK = "lock"
 PREFIX = "opendify-metrics-"
 
-# A folder that is not locked is in use if it is as young as that.
+# An unlocked directory is considered in use until it is this old.
 LOCK_GRACE_SECONDS = 60.0
 
 
 def create_dir() -> Path | None:
-    """Makes the folder of this instance, which goes when this process ends.
+    """Creates the directory of this instance, which is removed when this process exits.
 
-    None, and a line in the log, where there is no place for one.
+    Returns None and logs a warning if it cannot be created.
     """
     try:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX))
         (folder / LOCK).touch()
         _remove_stale(folder.parent)
     except OSError as exc:
-        log.warning("there are no metrics, for want of a folder for their files: %s", exc)
+        log.warning("no metrics: the directory for their files cannot be created: %s", exc)
         return None
-    # While it is locked, neither another instance nor systemd-tmpfiles takes it away.
+    # The lock keeps other instances and systemd-tmpfiles from removing it.
     fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_SH)
     os.environ[VARIABLE] = str(folder)
     atexit.register(_remove, folder, os.getpid())
@@ -54,14 +54,15 @@ def create_dir() -> Path | None:
 
 
 def current_dir() -> Path | None:
-    """The folder of this instance, if there is one by now. One that we did not make is none."""
+    """The directory of this instance, if it exists. A directory that OpenDify did not create does
+    not count."""
     path = os.environ.get(VARIABLE, "")
     return Path(path) if path and os.path.isfile(os.path.join(path, LOCK)) else None
 
 
 def join_dir(models: int) -> Path | None:
-    """The folder, with files in it for this process to count so many models in; None where there
-    is no place for them."""
+    """The directory, with allocated files for this process and this many models; None if there is
+    no space."""
     folder = current_dir() or create_dir()
     if folder is None:
         return None
@@ -70,13 +71,13 @@ def join_dir(models: int) -> Path | None:
             path = folder / f"{kind}_{os.getpid()}.db"
             allocate(path, MIN_FILE_BYTES + models * BYTES_PER_MODEL)
     except OSError as exc:
-        log.warning("there are no metrics of this process, for want of space: %s", exc)
+        log.warning("no metrics of this process: no space for their files: %s", exc)
         return None
     return folder
 
 
 def allocate(path: Path, size: int) -> None:
-    """Sees to it that the file has so many bytes, and a place for each. Raises OSError."""
+    """Makes the file at least ``size`` bytes long, with disk space for each. Raises OSError."""
     with path.open("ab") as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
@@ -84,32 +85,32 @@ def allocate(path: Path, size: int) -> None:
 
 @contextmanager
 def shared_lock(folder: Path) -> Iterator[None]:
-    """While this is held, no file of the folder goes."""
+    """While held, no file of the directory is removed."""
     with _locked(folder, fcntl.LOCK_SH):
         yield
 
 
 @contextmanager
 def exclusive_lock(folder: Path) -> Iterator[None]:
-    """While this is held, nobody else holds anything. Raises BlockingIOError instead of waiting."""
+    """Held by one process, with no shared locks. Raises BlockingIOError instead of waiting."""
     with _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
         yield
 
 
 @contextmanager
-def _locked(folder: Path, how: int) -> Iterator[None]:
+def _locked(folder: Path, operation: int) -> Iterator[None]:
     with (folder / LOCK).open() as file:
-        fcntl.flock(file, how)
+        fcntl.flock(file, operation)
         yield
 
 
-def _remove_stale(place: Path) -> None:
-    """Removes the folders of instances that were killed."""
-    for path in place.glob(f"{PREFIX}*"):
+def _remove_stale(parent: Path) -> None:
+    """Removes the directories of instances that were killed."""
+    for path in parent.glob(f"{PREFIX}*"):
         with suppress(OSError):
-            found = path.lstat()
-            is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-            if is_ours and time.time() - found.st_mtime > LOCK_GRACE_SECONDS:
+            status = path.lstat()
+            is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+            if is_ours and time.time() - status.st_mtime > LOCK_GRACE_SECONDS:
                 with _open_folder(path) as descriptor:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(path, ignore_errors=True)
@@ -124,6 +125,6 @@ def _open_folder(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _remove(folder: Path, maker: int) -> None:
-    if os.getpid() == maker:  # and not a worker that it has forked
+def _remove(folder: Path, creator_pid: int) -> None:
+    if os.getpid() == creator_pid:  # not in forked workers
         shutil.rmtree(folder, ignore_errors=True)

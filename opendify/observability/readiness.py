@@ -1,4 +1,4 @@
-"""Whether what the service needs is there: the store of the conversations, and Dify."""
+"""Readiness: whether the conversation store and Dify are available."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from opendify.conversations.store.base import ConversationStore
 from opendify.observability.metrics import Reading
 from opendify.upstream.app_registry import AppRegistry
 
-# A worker that has not asked Dify yet does so at the first look, which waits so long for it.
+# Seconds that a worker waits for its first answer from Dify.
 PROBE_TIMEOUT = 2.0
 
 UNKNOWN = "unknown"
@@ -18,7 +18,7 @@ PARTS = ("store", "dify")
 
 @dataclass(frozen=True, slots=True)
 class ReadinessReport:
-    """What was found. ``models`` has for each "ok", "unknown", or the code of what is wrong."""
+    """``models`` maps each model to "ok", "unknown", or an error code."""
 
     store_kind: str
     is_store_ok: bool
@@ -26,30 +26,30 @@ class ReadinessReport:
 
     @property
     def is_dify_ok(self) -> bool:
-        """One app that is out of order is no reason to turn away the callers of all others. Where
-        only callers have keys, nothing can be asked of Dify."""
+        """One failing app is no reason to reject the callers of all others. If only callers have
+        keys, Dify cannot be checked."""
         return not self.models or "ok" in self.models.values()
 
-    def is_ready(self, besides: Collection[str] = ()) -> bool:
-        """Whether all is fine that is asked for. ``besides`` are those of ``PARTS`` that do not
-        count: what instances share is away for all of them at once, and is no reason to take any
-        of them out of service where there is nothing else to send requests to."""
+    def is_ready(self, excluded: Collection[str] = ()) -> bool:
+        """Whether all parts are ok, except ``excluded`` ones (of ``PARTS``). Excluding makes sense
+        for a part that all instances share: if it fails, taking instances out of service does not
+        help."""
         found = {"store": self.is_store_ok, "dify": self.is_dify_ok}
-        return all(is_fine for part, is_fine in found.items() if part not in besides)
+        return all(is_fine for part, is_fine in found.items() if part not in excluded)
 
     def details(self) -> dict[str, Any]:
-        """For operators. Without a sound configuration nothing would have started."""
+        """For operators. The configuration is always ok, or the service would not have started."""
         store = {"status": _status(self.is_store_ok), "kind": self.store_kind}
         dify = {"status": _status(self.is_dify_ok), "models": self.models}
         return {"configuration": {"status": "ok"}, "store": store, "dify": dify}
 
 
 class Readiness:
-    """Looks at the store, and at what a thread in the background last heard from Dify."""
+    """Checks the store, and the last result of the background thread that checks Dify."""
 
-    def __init__(self, conversations: ConversationStore, directory: AppRegistry) -> None:
+    def __init__(self, conversations: ConversationStore, registry: AppRegistry) -> None:
         self._conversations = conversations
-        self._directory = directory
+        self._registry = registry
 
     def check(self) -> ReadinessReport:
         return ReadinessReport(
@@ -57,24 +57,24 @@ class Readiness:
         )
 
     def readings(self) -> Iterator[Reading]:
-        """The same for the metrics, with the size of the store; what is not known is left out."""
+        """The same as gauges, with the size of the store; unknown values are left out."""
         count = self._conversations.stats().count
         yield Reading("conversations", "Chats that are remembered.", (), {(): count})
-        told = "Whether the store of the conversations can be used."
-        yield Reading("store_up", told, (), {(): self._conversations.available})
-        said = self._models(0).items()
+        help_text = "Whether the store of the conversations can be used."
+        yield Reading("store_up", help_text, (), {(): self._conversations.available})
+        statuses = self._models(0).items()
         known: dict[tuple[str, ...], float] = {
-            (name,): one == "ok" for name, one in said if one != UNKNOWN
+            (name,): status == "ok" for name, status in statuses if status != UNKNOWN
         }
         yield Reading("dify_up", "Whether Dify returns the app of a model.", ("model",), known)
 
     def _is_store_ok(self) -> bool:
-        self._conversations.get("")  # whether it is available is known once it was used
+        self._conversations.get("")  # using it updates `available`
         return self._conversations.available
 
-    def _models(self, patience: float) -> dict[str, str]:
-        troubles = self._directory.problems(patience).items()
-        return {name: UNKNOWN if one is None else one or "ok" for name, one in troubles}
+    def _models(self, max_wait: float) -> dict[str, str]:
+        problems = self._registry.problems(max_wait).items()
+        return {name: UNKNOWN if code is None else code or "ok" for name, code in problems}
 
 
 def _status(is_fine: bool) -> str:

@@ -1,6 +1,6 @@
-"""What is known of a request when it is over: for its line in the log, and for the metrics. No I/O.
+"""What is known of a finished request, for its log line and the metrics. No I/O.
 
-Of what was asked and answered there is nothing in it.
+Contains nothing of the question or the answer.
 """
 
 import hashlib
@@ -18,10 +18,10 @@ UNKNOWN_MODEL = "unknown"
 
 MAX_PATH = 200
 
-# Also as Unicode has it in other widths, and percent-encoded once or more.
+# Also in Unicode's other widths, and percent-encoded once or more.
 _AT_SIGN = re.compile("[@\uff20\ufe6b]|%(?:25)*40")
 
-# Parts of a path that may be a key, put there by mistake, or the name of a person.
+# Path segments that may be a misplaced key or a person's name.
 _PRIVATE_SEGMENT = re.compile(
     rf"[^/]*(?:{_AT_SIGN.pattern}|\b(?:app|sk)-)[^/]*|[^/]{{32,}}", re.IGNORECASE
 )
@@ -31,16 +31,15 @@ _SERVER_FAULTS = ("internal_error", "server_stopping", "aborted")
 
 @dataclass(slots=True)
 class Record:
-    """One request. ``ip`` is the address that it came from; ``caller`` is the account, or stands
-    for the key and is not it; ``user`` is whom it is asked for, ``conversation`` the one of Dify
-    that it is in. ``route`` is the rule that the ``path`` matched, so that no name or token is in
-    it;
-    ``model`` is what was asked for, and in the end UNKNOWN_MODEL where there is none of that name;
-    ``streamed`` is what was asked for, ``is_streaming`` what is done; times are of
-    ``time.monotonic``; ``tokens`` are those that Dify has counted, by kind; ``ended`` is OK,
-    CALLER_GONE, SLOW_READER or the code of an error, "" until then; ``error`` is its sentence,
-    where that is our own, ``dify_code`` what Dify called it, and ``details`` are further fields for
-    the log; ``is_complete`` is whether all of the answer was taken."""
+    """One request. ``ip`` is the client address. ``caller`` is the account, or an identifier of the
+    key (never the key). ``user`` is the end user; ``conversation`` is the Dify conversation.
+    ``route`` is the URL rule that ``path`` matched, so it contains no names or tokens. ``model`` is
+    the requested model; at the end it is UNKNOWN_MODEL if there is no such model. ``streamed`` is
+    what was requested, ``is_streaming`` what was sent. Times are from ``time.monotonic``.
+    ``tokens`` are Dify's counts by kind. ``ended`` is empty while the request runs, then OK,
+    CALLER_GONE, SLOW_READER or an error code. ``error`` is its message, if it may be logged;
+    ``dify_code`` is Dify's error code; ``details`` are further log fields. ``is_complete`` is
+    whether the whole answer was sent."""
 
     id: str
     method: str
@@ -67,7 +66,7 @@ class Record:
 
     @property
     def seconds_to_first_byte(self) -> float | None:
-        """A comment that only keeps the connection open does not count as a byte."""
+        """Keep-alive comments do not count."""
         return None if self.first_byte_at is None else self.first_byte_at - self.started_at
 
     @property
@@ -76,11 +75,11 @@ class Record:
 
     @property
     def was_answered(self) -> bool:
-        """Whether a model has answered, to the end."""
+        """Whether a model answered completely."""
         return bool(self.model) and self.ended == OK
 
     def set_error(self, error: errors.OpenDifyError) -> None:
-        """The caller is told of this error."""
+        """Records the error that the client receives."""
         self.ended = error.code or "error"
         self.error = error.log_message
         self.dify_code = error.dify_code
@@ -89,11 +88,11 @@ class Record:
 
     @property
     def is_failure(self) -> bool:
-        """Whether the operator should know of it: the caller has done nothing wrong."""
+        """Whether the operator should know: the caller did nothing wrong."""
         return self.status >= 500 or self.is_upstream_error or self.ended in _SERVER_FAULTS
 
     def fields(self) -> dict[str, Any]:
-        """What its line in the log says, in this order."""
+        """The fields of the log line, in this order."""
         first = self.seconds_to_first_byte
         where = {"route": self.route} if self.route else {"route": "-", "path": self._shown_path()}
         why = {"dify_code": self.dify_code, "error": self.error, **self.details}
@@ -122,7 +121,7 @@ class Record:
 
 
 def shown_user(user: str) -> str:
-    """A user as the log names it: "-" for none, and an e-mail address by its hash alone."""
+    """A user as shown in the log: "-" for none; an e-mail address only as a hash."""
     if _AT_SIGN.search(user):
         return f"sha256:{hashlib.sha256(user.encode('utf-8', 'replace')).hexdigest()[:12]}"
     return user or "-"

@@ -1,6 +1,6 @@
-"""The passages that an answer rests on, in the forms that clients show. No I/O.
+"""The sources of an answer, in the formats that clients show. No I/O.
 
-Dify guarantees no address for a passage; one may stand in its document's metadata.
+Dify does not guarantee a URL for a passage; the metadata of its document may contain one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,8 @@ MAX_PASSAGE = 2000
 
 @dataclass(slots=True)
 class Citations:
-    """``annotations`` are OpenAI's ``url_citation``; ``events`` are Open WebUI's ``source``
-    events; ``markdown`` is a list for everybody else."""
+    """``annotations`` are OpenAI ``url_citation`` objects, ``events`` are Open WebUI ``source``
+    events, and ``markdown`` is a list for all other clients."""
 
     annotations: list[dict[str, Any]] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -21,16 +21,16 @@ class Citations:
 
 
 def form_for(setting: str, in_open_webui: bool, streamed: bool) -> str:
-    """The form for one caller, by the setting of the model: ``auto``, ``annotations``,
-    ``events``, ``markdown`` or ``off``. Only a stream can carry events."""
+    """The format for one request, from the model's setting: ``auto``, ``annotations``, ``events``,
+    ``markdown`` or ``off``. Only a stream can carry events."""
     if setting == "auto" and in_open_webui and streamed:
         return "events"
     return "auto" if setting == "events" and not streamed else setting
 
 
 def cite(resources: Sequence[Mapping[str, Any]], form: str) -> Citations:
-    """Cites in this form; ``auto`` makes annotations where there is an address, and a list of
-    the rest."""
+    """Formats the sources. ``auto`` produces annotations for sources with a URL, and a list of the
+    others."""
     sources = _by_document(resources) if form != "off" else []
     if form == "events":
         return Citations(events=[_event(source) for source in sources])

@@ -1,4 +1,4 @@
-"""What a renderer produces: the deltas of an answer, and what is known at its end. No I/O."""
+"""The deltas that a renderer produces, and the completion that follows the last one. No I/O."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,29 +11,29 @@ from opendify.files.links import FileLink
 
 
 class TextDelta(msgspec.Struct, frozen=True, gc=False):
-    """The next piece of the answer's text, never empty. A Struct, since there is one for each
-    token, and a frozen dataclass takes ten times as long to make."""
+    """The next part of the answer's text. Never empty. A Struct because there is one per token, and
+    a frozen dataclass takes ten times as long to create."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class ReasoningDelta:
-    """The next piece of what is shown as reasoning, never empty."""
+    """The next part of the text shown as reasoning. Never empty."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class UiEvent:
-    """Something that Open WebUI shows beside the answer: its ``status`` and ``source`` events."""
+    """An Open WebUI event of type ``status`` or ``source``, shown outside the answer's text."""
 
     event: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """All text and reasoning so far is void; ``had_text`` is false when there was no text."""
+    """Discards all text and reasoning so far. ``had_text`` is false when there was no text."""
 
     had_text: bool
 
@@ -43,26 +43,27 @@ Delta = TextDelta | ReasoningDelta | UiEvent | Reset
 
 @dataclass(frozen=True, slots=True)
 class LinkTarget:
-    """An address in the model's own markdown that has to lead to this file."""
+    """An address in the model's own markdown, to be replaced by a link to this file."""
 
     link: FileLink
 
 
 @dataclass(frozen=True, slots=True)
 class FileMarkdown:
-    """A file that is shown as markdown of its own."""
+    """A file to be shown as separate markdown."""
 
     link: FileLink
 
 
 @dataclass(frozen=True, slots=True)
 class FileFound:
-    """A file whose FileMarkdown may follow: its address at Dify may be dead by then."""
+    """A file for which a FileMarkdown may follow. Announced early because its Dify address may have
+    expired by then."""
 
     link: FileLink
 
 
-# Resolved to text, or to nothing, by a file_links.FileLinkResolver.
+# A file_links.FileLinkResolver turns these into text, or drops them.
 Unresolved = LinkTarget | FileMarkdown | FileFound
 
 RenderedText = TextDelta | LinkTarget | FileMarkdown
@@ -72,7 +73,7 @@ Rendered = Delta | Unresolved
 
 @dataclass(slots=True)
 class Completion:
-    """How the answer ended, known after the last event."""
+    """How the answer ended. Complete after the last event."""
 
     finish_reason: str = "stop"
     usage: Usage | None = None
@@ -82,5 +83,5 @@ class Completion:
 
 
 def status(description: str, done: bool) -> UiEvent:
-    """A line of progress, or its end."""
+    """An Open WebUI status event; ``done`` closes the status line."""
     return UiEvent({"type": "status", "data": {"description": description, "done": done}})

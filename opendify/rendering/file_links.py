@@ -1,5 +1,5 @@
-"""Puts addresses that callers can reach into what a renderer has produced. No I/O but that of the
-function that makes an address."""
+"""Inserts client-reachable addresses of files into rendered deltas. No I/O except in the function
+that creates an address."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,21 +17,21 @@ from opendify.rendering.deltas import (
 
 
 def is_resolved(deltas: Sequence[Rendered]) -> bool:
-    """Whether no file is to be linked to, so that ``resolve`` has nothing to wait for."""
+    """Whether no delta refers to a file, so that ``resolve`` does not block."""
     return not any(isinstance(delta, Unresolved) for delta in deltas)
 
 
 class FileLinkResolver:
-    """``link`` gives the address under which callers reach a file, from Dify's address, a name and
-    Dify's word for its kind; it may block. An empty one means that there is none."""
+    """``link`` takes a file's Dify address, its name and Dify's name for its kind, and returns the
+    address for clients, or an empty string if there is none. It may block."""
 
     def __init__(self, link: Callable[[str, str, str], str]) -> None:
         self._link = link
         self._found: dict[FileLink, str] = {}
 
     def resolve(self, deltas: Sequence[Rendered]) -> list[Delta]:
-        """What one event was rendered as, with each link as text that is joined to its
-        neighbours."""
+        """Turns the deltas of one event into deltas with links as text, merged with neighbouring
+        text."""
         resolved: list[Delta] = []
         is_joined = not is_resolved(deltas)
         for delta in deltas:

@@ -1,4 +1,4 @@
-"""The files that an app generates, each shown once, however often Dify names it. No I/O."""
+"""Files that an app generates. Each is shown once, however often Dify mentions it. No I/O."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from opendify.rendering.text_output import TextOutput
 
 
 class GeneratedFiles:
-    """A file is shown at the end, where the text has no link to it by then."""
+    """A file is shown at the end unless the text links to it by then."""
 
     def __init__(self) -> None:
         self._found: dict[str, FileLink] = {}
@@ -24,5 +24,5 @@ class GeneratedFiles:
         return [FileFound(link)]
 
     def unlinked(self, text: TextOutput) -> Iterator[FileLink]:
-        """Those that the text does not link to."""
+        """The files that the text does not link to."""
         return (link for link in self._found.values() if not text.links_to(link.url))

@@ -1,6 +1,4 @@
-"""The work behind an answer, as far as its caller is shown it: an agent's steps, a graph's nodes.
-No I/O.
-"""
+"""Progress shown to the client: the steps of an agent and the nodes of a graph. No I/O."""
 
 from opendify.config.models import Model
 from opendify.dify.events import AgentStep
@@ -9,8 +7,8 @@ from opendify.rendering.transcript import Transcript
 
 
 class Progress:
-    """Shows it as the model's settings say: as lines among the thoughts, or as a status line,
-    which ``is_open`` until there is text."""
+    """Shows progress as the model's settings say: as lines in the reasoning, or as a status line,
+    which stays open (``is_open``) until there is text."""
 
     def __init__(self, model: Model) -> None:
         self.is_open = False
@@ -19,11 +17,12 @@ class Progress:
         self._is_mid_line = False
 
     def is_new(self, step: AgentStep) -> bool:
-        """Whether this step was not seen before."""
+        """Whether this step has not been added before."""
         return step.id not in self._steps
 
     def add_step(self, step: AgentStep, transcript: Transcript) -> list[Rendered]:
-        """What is new in a step; not a thought that is in the ``transcript`` already."""
+        """Renders what is new in a step, except a thought that the ``transcript`` already
+        contains."""
         deltas: list[Rendered] = []
         known = self._steps.get(step.id) or AgentStep(step.id, "", "", "", "")
         self._steps[step.id] = step
@@ -36,12 +35,12 @@ class Progress:
         return deltas
 
     def last_thought(self) -> str:
-        """The thought of the last step, where that used no tool."""
+        """The thought of the last step, if that step used no tool."""
         step = next(reversed(self._steps.values()), None)
         return step.thought if step is not None and not step.tool else ""
 
     def add_line(self, line: str) -> list[Rendered]:
-        """A line about what is done."""
+        """Renders a line of progress."""
         if self._model.progress == "reasoning":
             return [self._reasoning_line(line)]
         if self._model.progress == "status":
@@ -50,12 +49,12 @@ class Progress:
         return []
 
     def finish(self) -> list[Rendered]:
-        """There is text now, or the end."""
+        """Closes the status line: there is text now, or the answer has ended."""
         was_open, self.is_open = self.is_open, False
         return [status("", done=True)] if was_open else []
 
     def note_reasoning(self, thought: str) -> None:
-        """Lines among the thoughts come after this one."""
+        """Reasoning was shown; the next progress line starts on a new line."""
         self._is_mid_line = not thought.endswith("\n")
 
     def _agent_line(self, line: str) -> list[Rendered]:

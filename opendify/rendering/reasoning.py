@@ -1,18 +1,18 @@
-"""Tells the reasoning in an answer's text from the answer, while it arrives. No I/O.
+"""Separates the reasoning from the answer in a text while it arrives. No I/O.
 
 Dify passes on what its model plugins write in front of the answer: ``<think>\\n...\\n</think>``
 since 1.0.0 (langgenius/dify#13392), a ``<details>`` block with the summary *Thinking...* in 0.15.
-What counts as such a tag, and what is done about it:
+Rules:
 
-* Only at the very start of a section, or right after another block of reasoning. White space may
-  stand before it and goes with it. Anywhere else a tag is text that somebody wrote about tags.
-* Letters in any case, and attributes, as Dify's own LLM node reads them
-  (``<think[^>]*>(.*?)</think>``, IGNORECASE); ``<thinking>`` too. As there, a block ends at the
-  first closing tag: what an inner ``<think>`` opens is not counted.
-* A block without an end (a stopped or failed run) is reasoning to the end of its section.
-* Taken out besides the tags: the line end right after the opening tag, the one right before the
-  closing tag, and the blank lines between the closing tag and the answer.
-* Put in: an empty line between two blocks, whose texts would run into each other.
+* A tag counts only at the very start of a section, or right after another block of reasoning,
+  with optional white space before it, which is removed too. Anywhere else, a tag is ordinary text.
+* Tags match in any case and with attributes, as in Dify's own LLM node
+  (``<think[^>]*>(.*?)</think>``, IGNORECASE); ``<thinking>`` as well. As there, a block ends at
+  the first closing tag: nested ``<think>`` tags are not counted.
+* A block without a closing tag (a stopped or failed run) extends to the end of its section.
+* Removed with the tags: the line end right after the opening tag, the one right before the
+  closing tag, and blank lines between the closing tag and the answer.
+* Added: an empty line between two blocks, whose texts would otherwise run together.
 """
 
 import re
@@ -20,13 +20,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 
-# Bounds of what is held back for a tag that may still come. Longer white space, and a longer tag,
-# are text.
+# Limits on what is held back for a tag that may still be completed. Longer white space and longer
+# tags are text.
 _MARGIN = r"\s{0,64}"
 _GAP = r"\s{0,16}"
 _ATTRIBUTES = r"(?:[ \t][^<>\n]{0,200})?"
 
-# Tags as sequences of patterns, of which each may be the last that has arrived.
+# Tags as sequences of patterns; input may end after any of them.
 _THINK = (*"<think", _ATTRIBUTES, ">")
 _THINKING = (*"<thinking", _ATTRIBUTES, ">")
 _SUMMARY = (*"<summary", _ATTRIBUTES, ">", _GAP, *"Thinking", r"[\s.…]{0,16}", *"</summary>")
@@ -37,17 +37,17 @@ _BETWEEN_BLOCKS = "\n\n"
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of the text, never empty."""
+    """A part of the text. Never empty."""
 
     text: str
     is_reasoning: bool
 
 
 class ReasoningParser:
-    """Splits one answer, fed in any pieces; how it was cut does not show in what comes out.
+    """Splits one answer, fed in chunks of any size. The result does not depend on the chunks.
 
-    Every method returns what is certain by then, in order, with neighbours of one kind joined.
-    Held back is only what may be part of a tag or of the white space that goes with one.
+    Each method returns the pieces that are now final, in order, with neighbours of one kind merged.
+    Only text that may be part of a tag, or of the white space that belongs to one, is held back.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class ReasoningParser:
         self._separator = ""
 
     def feed(self, text: str) -> list[Piece]:
-        """Takes the next text of the answer."""
+        """Adds text of the answer."""
         if self._state is _State.ANSWER:
             return [Piece(text, False)] if text else []
         self._pending += text
@@ -68,9 +68,9 @@ class ReasoningParser:
         return pieces
 
     def start_section(self) -> list[Piece]:
-        """A new part of the answer begins, of another node or another round: tags may come again.
+        """Starts a new section (another node or another round), in which tags may occur again.
 
-        Returns what was held back of the part before.
+        Returns what was held back of the previous section.
         """
         pieces: list[Piece] = []
         if self._state in (_State.OPENED, _State.INSIDE):
@@ -82,17 +82,17 @@ class ReasoningParser:
         return pieces
 
     def pause(self) -> list[Piece]:
-        """Another speaks meanwhile. A block that is open, or a tag that has begun, goes on later;
-        else a new section begins then."""
+        """Another node writes text. An open block or an incomplete tag is continued afterwards;
+        otherwise a new section starts then."""
         is_inside = self._state in (_State.OPENED, _State.INSIDE)
         return [] if is_inside or self._pending.strip() else self.start_section()
 
     def close(self) -> list[Piece]:
-        """The answer is over: returns what was held back."""
+        """Ends the answer; returns what was held back."""
         return self.start_section()
 
     def _advance(self, pieces: list[Piece]) -> bool:
-        """Goes one step through what is held; False if that needs more text, or the rest is out."""
+        """Parses one step of the pending text. False if it needs more text or none is left."""
         match self._state:
             case _State.OPENED:
                 return self._skip_line_end()
@@ -129,9 +129,9 @@ class ReasoningParser:
             self._pending = self._pending[closing.end() :]
             self._state = _State.CLOSED
             return True
-        certain = self._closing_tag.safe_length(self._pending)
-        self._add_reasoning(pieces, self._pending[:certain])
-        self._pending = self._pending[certain:]
+        length = self._closing_tag.safe_length(self._pending)
+        self._add_reasoning(pieces, self._pending[:length])
+        self._pending = self._pending[length:]
         return False
 
     def _add_reasoning(self, pieces: list[Piece], text: str) -> None:
@@ -142,9 +142,9 @@ class ReasoningParser:
 
 
 def split(text: str) -> tuple[str, str]:
-    """The answer and the reasoning in a whole text of one section."""
-    splitter = ReasoningParser()
-    pieces = splitter.feed(text) + splitter.close()
+    """Splits a complete text of one section into answer and reasoning."""
+    parser = ReasoningParser()
+    pieces = parser.feed(text) + parser.close()
     return _joined(pieces, is_reasoning=False), _joined(pieces, is_reasoning=True)
 
 
@@ -157,7 +157,7 @@ class _State(Enum):
 
 
 class _ClosingTag:
-    """How a block of reasoning ends; a line end may stand before its closing tags."""
+    """Matches the end of a block of reasoning, with an optional line end before the tag."""
 
     def __init__(self, *tags: str) -> None:
         sequences = [(*line_end, *tag) for tag in tags for line_end in ("\r\n", "\n", "")]
@@ -166,9 +166,9 @@ class _ClosingTag:
         self._max_length = max(map(len, sequences)) - 1
 
     def safe_length(self, text: str) -> int:
-        """The length of ``text`` without the ending that may have begun at its end."""
-        begun = self._partial.search(text, max(0, len(text) - self._max_length))
-        return begun.start() if begun else len(text)
+        """The length of ``text`` without a closing tag that may be incomplete at its end."""
+        partial = self._partial.search(text, max(0, len(text) - self._max_length))
+        return partial.start() if partial else len(text)
 
 
 def _any_of(patterns: Iterable[str]) -> str:
@@ -176,7 +176,7 @@ def _any_of(patterns: Iterable[str]) -> str:
 
 
 def _prefix_pattern(*sequences: tuple[str, ...]) -> str:
-    """A pattern for everything, down to nothing, that one of the sequences can begin with."""
+    """A pattern that matches every prefix of the sequences, including the empty one."""
     nested = []
     for sequence in sequences:
         pattern = ""

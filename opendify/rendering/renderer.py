@@ -1,6 +1,6 @@
-"""Renders the events of an answer as deltas: text, reasoning, and what a client shows beside them.
+"""Renders Dify events as deltas: text, reasoning and UI events.
 
-Streamed and whole answers are rendered alike, so that they cannot differ. No I/O.
+Streamed and non-streamed answers use the same renderer, so that they cannot differ. No I/O.
 """
 
 import re
@@ -40,10 +40,10 @@ from opendify.rendering.text_output import TextOutput
 from opendify.rendering.transcript import Transcript
 from opendify.rendering.usage import total_usage
 
-# Nodes that every graph has and that do no work worth showing.
+# Nodes that every graph contains and that are not worth showing.
 _SILENT_NODES = ("start", "end", "answer")
 
-# Why Dify stops a run by itself: APP_MAX_EXECUTION_TIME and the like.
+# Reasons for which Dify stops a run by itself: APP_MAX_EXECUTION_TIME and similar.
 _LIMIT_REASON = re.compile(r"\bmax|exceed|time ?out", re.IGNORECASE)
 
 _NOTES = {
@@ -53,9 +53,9 @@ _NOTES = {
 
 
 class ResponseRenderer:
-    """Renders one answer. ``mode`` is that of the app; ``stops`` are the caller's stop sequences;
-    ``citation_form`` comes from ``citations.form_for``. ``completion`` is complete once
-    ``has_ended``."""
+    """Renders one answer. ``mode`` is the mode of the app, ``stops`` are the stop sequences of the
+    request, and ``citation_form`` is a result of ``citations.form_for``. ``completion`` is complete
+    once ``has_ended``."""
 
     def __init__(self, model: Model, mode: str, stops: Sequence[str], citation_form: str) -> None:
         self.completion = Completion()
@@ -79,12 +79,12 @@ class ResponseRenderer:
 
     @property
     def is_cut(self) -> bool:
-        """Whether a stop sequence of the caller has ended the answer."""
+        """Whether a stop sequence of the request has ended the answer."""
         return self._text.hit_stop_sequence
 
     def feed(self, event: Event) -> list[Rendered]:
-        """What this event adds for the caller, in order. A MessageEnded, or a stop sequence, ends
-        the answer; nothing follows that."""
+        """Renders an event, in order. A MessageEnded or a stop sequence ends the answer; later
+        events render nothing."""
         if self.has_ended:
             return []
         if isinstance(event, MessageEnded):
@@ -143,7 +143,7 @@ class ResponseRenderer:
         return deltas
 
     def _last_thought(self) -> str:
-        """The answer of an agent that has sent none as text: its last thought."""
+        """The last thought of an agent that sent no text: it is the answer then."""
         is_empty = not (self._was_replaced or self.is_cut or self._transcript.full_text().strip())
         return self._progress.last_thought() if is_empty else ""
 
@@ -153,11 +153,11 @@ class ResponseRenderer:
         if event.event == "agent_message":
             self._has_agent_message = True
         elif self._has_agent_message and event.event == "message":
-            # The new agents of Dify 1.15 repeat the whole answer at its end.
+            # The new agents of Dify 1.15 repeat the whole answer at the end.
             new = self._transcript.new_text(text)
             if new is not None:
                 text = new
-            else:  # the text before was about their work
+            else:  # the previous text described its work
                 self._has_agent_message = False
                 deltas += self._render_pieces(self._parser.start_section())
                 deltas += self._emit(self._text.begin_paragraph())
@@ -167,8 +167,8 @@ class ResponseRenderer:
         return deltas
 
     def _switch_to(self, node: str) -> list[Rendered]:
-        """Another node writes. Nodes that run side by side take turns in mid-sentence, and so a
-        block of reasoning that one has begun goes on when its text goes on."""
+        """Switches to another node. Parallel nodes alternate in mid-sentence, so each has its own
+        parser, and an open block of reasoning continues with the text of its node."""
         deltas = self._render_pieces(self._parser.pause())
         self._node = node
         self._parsers.setdefault(node, ReasoningParser())
@@ -245,7 +245,7 @@ class ResponseRenderer:
             self.completion.finish_reason = "length" if is_length else "stop"
         if node.node not in self._transcript:
             return []
-        parser = self._parsers.get(node.node)  # none where its text was replaced
+        parser = self._parsers.get(node.node)  # None if its text was replaced
         deltas = self._render_pieces(parser.start_section()) if parser else []
         return (
             deltas

@@ -1,15 +1,16 @@
-"""Ends a text at the caller's stop sequences, which Dify knows nothing of. No I/O."""
+"""Cuts a text at the stop sequences of the request, which Dify does not support. No I/O."""
 
 import re
 from collections.abc import Sequence
 
 
 class StopSequenceFilter:
-    """Passes a text on, fed in any pieces, up to the first place where a stop sequence stands.
+    """Passes on text, fed in chunks of any size, up to the first stop sequence.
 
-    The sequence itself is left out, and nothing follows it. ``hit`` tells that it was found. Held
-    back is only what may be the start of one. Where a sequence may have begun before another that
-    is complete, the earlier place wins, so ``hit`` waits until it is decided.
+    The stop sequence and everything after it are dropped, and ``hit`` becomes true. Only text that
+    may be the start of a stop sequence is held back. If one sequence may have started before
+    another that is already complete, the earlier start wins, so ``hit`` is not set until that is
+    decided.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -21,24 +22,24 @@ class StopSequenceFilter:
         self._pending = ""
 
     def feed(self, text: str) -> str:
-        """Takes the next text; returns what can be shown by now."""
+        """Adds text; returns what can be shown now."""
         if self.hit or not self._stops:
             return "" if self.hit else text
         text = self._pending + text
         return self._cut(text, self._partial_match_start(text))
 
     def close(self) -> str:
-        """The text is over: returns what was held back, up to a stop sequence in it."""
+        """Ends the text: returns what was held back, up to a stop sequence in it."""
         return "" if self.hit else self._cut(self._pending, len(self._pending))
 
-    def _cut(self, text: str, begun_at: int) -> str:
+    def _cut(self, text: str, end: int) -> str:
         stop = self._any_stop.search(text) if self._stops else None
-        if stop and stop.start() <= begun_at:
+        if stop and stop.start() <= end:
             self.hit = True
             self._pending = ""
             return text[: stop.start()]
-        self._pending = text[begun_at:]
-        return text[:begun_at]
+        self._pending = text[end:]
+        return text[:end]
 
     def _partial_match_start(self, text: str) -> int:
         for start in range(max(0, len(text) - self._max_partial_length), len(text)):

@@ -1,18 +1,18 @@
-"""Characters that came in two halves. No I/O.
+"""Joins surrogate pairs that arrive in two chunks. No I/O.
 
-A model's token can be half of a character beyond U+FFFF, and up to 1.8 Dify passes it on as the
-escape of one surrogate. Neither half can stand in an answer; together they are the character.
+A token can be half of a character beyond U+FFFF. Up to 1.8, Dify passes it on as the escape of a
+single surrogate. One half cannot be encoded as UTF-8; both together are the character.
 """
 
 
 class SurrogateJoiner:
-    """Joins halves that stand at the ends of two pieces of text; U+FFFD is for one alone."""
+    """Joins halves at the ends of consecutive chunks; an unpaired half becomes U+FFFD."""
 
     def __init__(self) -> None:
         self._high_surrogate = ""
 
     def feed(self, text: str) -> str:
-        """Takes the next piece; returns what is whole."""
+        """Adds a chunk; returns the text that is complete."""
         if not self._high_surrogate and (text.isascii() or _is_whole(text)):
             return text
         text = self._high_surrogate + text
@@ -20,7 +20,7 @@ class SurrogateJoiner:
         return _combine(text[: len(text) - len(self._high_surrogate)])
 
     def flush(self) -> str:
-        """The text is over."""
+        """Ends the text; returns what was held back."""
         half, self._high_surrogate = self._high_surrogate, ""
         return _combine(half)
 

@@ -1,7 +1,7 @@
-"""The text of an answer as its caller gets it: cut at stop sequences, with links that work. No I/O.
+"""The text of an answer as sent to the client: cut at stop sequences, with working links. No I/O.
 
-The model's own text can hold a stop sequence and links to Dify's files; what is added to it (files,
-sources, notes) stands in paragraphs of its own and is never cut in two.
+Stop sequences and Dify file links are searched for in the model's own text only. Text that the
+proxy adds (files, sources, notes) is placed in separate paragraphs and is never cut.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,8 +19,8 @@ from opendify.rendering.stop_sequences import StopSequenceFilter
 
 
 class TextOutput:
-    """Every method returns the text that is certain by then, in order. ``stops`` are the caller's
-    stop sequences."""
+    """Each method returns the text that is now final, in order. ``stops`` are the stop sequences of
+    the request."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = stops
@@ -34,25 +34,27 @@ class TextOutput:
         return self._stop_filter.hit
 
     def feed(self, text: str) -> list[RenderedText]:
-        """Takes the next text of the model."""
+        """Adds text from the model."""
         return self._write(self._links.feed(self._stop_filter.feed(text)))
 
     def flush(self) -> list[RenderedText]:
-        """What was held back of the model's text, which ends or pauses here."""
+        """Returns the model text that was held back; call when it ends or pauses."""
         return self._write([*self._links.feed(self._stop_filter.close()), self._links.flush()])
 
     def begin_paragraph(self) -> list[RenderedText]:
-        """Ends the paragraph of the text so far."""
-        rest = self.flush()
-        return rest if self.hit_stop_sequence else rest + self._write([self._paragraph_break()])
+        """Ends the current paragraph."""
+        flushed = self.flush()
+        if self.hit_stop_sequence:
+            return flushed
+        return flushed + self._write([self._paragraph_break()])
 
     def insert(self, text: str) -> list[RenderedText]:
-        """Adds to the model's paragraph what is not to be cut."""
-        rest = self.flush()
-        return rest if self.hit_stop_sequence else rest + self._write([text])
+        """Adds text that stop sequences must not cut to the current paragraph."""
+        flushed = self.flush()
+        return flushed if self.hit_stop_sequence else flushed + self._write([text])
 
     def add_file(self, link: FileLink) -> list[RenderedText]:
-        """Adds a paragraph that shows a file; nothing follows a stop sequence."""
+        """Adds a paragraph that shows a file, unless a stop sequence was hit."""
         before = self.begin_paragraph()
         if self.hit_stop_sequence:
             return before
@@ -60,7 +62,7 @@ class TextOutput:
         return [*before, FileMarkdown(link)]
 
     def reset(self) -> bool:
-        """Forgets everything; returns whether there was anything."""
+        """Discards all text; returns whether there was any."""
         had_text = bool(self._written)
         self._written.clear()
         self._stop_filter = StopSequenceFilter(self._stops)

@@ -1,4 +1,4 @@
-"""The tokens of an answer, from the places in which Dify tells them. No I/O."""
+"""Token usage of an answer, from the places where Dify reports it. No I/O."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,13 @@ from opendify.dify.events import RunFinished, Usage
 
 
 def total_usage(
-    told: Usage | None, of_nodes: Sequence[Usage], run: RunFinished | None
+    reported: Usage | None, node_usages: Sequence[Usage], run: RunFinished | None
 ) -> Usage | None:
-    """Dify's own sum as ``told``, else that of the nodes, else the run's total; None for none."""
-    if told is not None and told.total_tokens:
-        return told
+    """Dify's own total (``reported``) if it has one, else the sum over the nodes, else the total of
+    the run. None if there is none."""
+    if reported is not None and reported.total_tokens:
+        return reported
     total = run.total_tokens if run else 0
-    prompt = sum(usage.prompt_tokens for usage in of_nodes)
-    total = max(total, sum(usage.total_tokens for usage in of_nodes))
-    return Usage(prompt, total - prompt, total) if total else told
+    prompt = sum(usage.prompt_tokens for usage in node_usages)
+    total = max(total, sum(usage.total_tokens for usage in node_usages))
+    return Usage(prompt, total - prompt, total) if total else reported

@@ -1,7 +1,7 @@
-"""What the outputs of a run add to the text that it streamed. No I/O.
+"""The text and files that the outputs of a run add to its streamed text. No I/O.
 
-A workflow streams only those outputs that a model writes; all others come with its end. Their
-names are the workflow's, and Dify does not say which of them was streamed.
+A workflow streams only outputs that a model writes; all others arrive when it ends. The workflow
+names its outputs freely, and Dify does not say which of them were streamed.
 """
 
 import json
@@ -12,24 +12,24 @@ from opendify.dify.events import FileGenerated
 from opendify.dify.parser import file_from
 
 
-def output_text(outputs: Mapping[str, Any], streamed: Collection[str], wanted: str) -> str:
-    """The text of the outputs that are neither files nor in ``streamed`` already: one as it is,
-    several as JSON. ``wanted`` is the name of the one to use, where it is there."""
-    if wanted in outputs:
-        outputs = {wanted: outputs[wanted]}
+def output_text(outputs: Mapping[str, Any], streamed: Collection[str], output_name: str) -> str:
+    """The outputs that are neither files nor already in ``streamed``: a single one as text, several
+    as JSON. If there is an output named ``output_name``, only that one is used."""
+    if output_name in outputs:
+        outputs = {output_name: outputs[output_name]}
     known = {text.strip() for text in streamed}
-    told = {
+    new_outputs = {
         name: value
         for name, value in outputs.items()
         if not (_is_empty(value) or _is_file(value) or _as_text(value).strip() in known)
     }
-    if len(told) == 1:
-        return _as_text(next(iter(told.values())))
-    return f"```json\n{_as_text(told)}\n```" if told else ""
+    if len(new_outputs) == 1:
+        return _as_text(next(iter(new_outputs.values())))
+    return f"```json\n{_as_text(new_outputs)}\n```" if new_outputs else ""
 
 
 def output_files(outputs: Mapping[str, Any]) -> list[FileGenerated]:
-    """The files among the outputs, alone or in lists."""
+    """The files among the outputs, single or in lists."""
     items = [
         item
         for value in outputs.values()

@@ -1,1 +1,1 @@
-"""What happens to every request before and after its route."""
+"""Code that runs for every request, before and after its route."""

@@ -1,4 +1,4 @@
-"""The door: who is let in to what, by the key of the request that is being served."""
+"""Authorization of the current request by its API key."""
 
 import logging
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from opendify.limits.limiter import CallerLimiter
 
 log = logging.getLogger(__name__)
 
-# Open to everybody: probes send no keys, and links to files are signed instead. What /readyz
-# tells beyond its status is for admins.
+# Public: probes send no keys, and file links are signed instead. The details of /readyz are for
+# admins.
 OPEN_ENDPOINTS = {"healthz", "readyz", files.ENDPOINT}
 
-# Nothing here reads a body of these.
+# No route reads the body of these.
 _WITHOUT_BODY = {"GET", "HEAD", "OPTIONS", "DELETE"}
 
 _PRINCIPAL_KEY = "opendify.identity"
@@ -37,26 +37,26 @@ _BRING_A_KEY = "Send the API key of your Dify app as 'Authorization: Bearer app-
 
 
 class Authorizer:
-    """What the caller of the request that is being served may do."""
+    """What the caller of the current request may do."""
 
-    def __init__(self, callers: AccountRegistry, gate: CallerLimiter) -> None:
-        self._accounts = callers
-        self._limiter = gate
+    def __init__(self, accounts: AccountRegistry, limiter: CallerLimiter) -> None:
+        self._accounts = accounts
+        self._limiter = limiter
 
     def principal(self) -> Principal:
-        """Who calls, looked up once for a request. Raises KeyWrong."""
+        """The caller, looked up once per request. Raises InvalidApiKey."""
         environ = request.environ
         if _PRINCIPAL_KEY not in environ:
             found = environ[_PRINCIPAL_KEY] = self._look_up()
             current_record().caller = found.name
-        identity: Principal = environ[_PRINCIPAL_KEY]
-        return identity
+        principal: Principal = environ[_PRINCIPAL_KEY]
+        return principal
 
     def _look_up(self) -> Principal:
         key = _key()
-        identity = self._accounts.identify(key)
-        if identity is not None:
-            return identity
+        principal = self._accounts.identify(key)
+        if principal is not None:
+            return principal
         if self._accounts.bring_dify_key:
             raise errors.InvalidApiKey(_BRING_A_KEY)
         wrong = (
@@ -68,33 +68,33 @@ class Authorizer:
 
     @property
     def uses_key_passthrough(self) -> bool:
-        """Whether the key of a request is that of a Dify app."""
+        """Whether callers send the key of a Dify app as their API key."""
         return self._accounts.bring_dify_key
 
     @property
     def needs_keys(self) -> bool:
-        """Whether a request needs a key at all."""
+        """Whether requests need a key at all."""
         return self._accounts.need_keys
 
     def acquire_slot(self) -> Callable[[], None]:
-        """Lets a question of the caller through, as far as the caller's limits go. What it returns
-        is to be called when the answer has ended. Raises KeyWrong and LimitReached."""
-        identity = self.principal()
-        return self._limiter.enter(identity.limit_key, identity.limits)
+        """Admits a chat request within the caller's limits. Call the returned function when the
+        response has ended. Raises InvalidApiKey and CallerRateLimited."""
+        principal = self.principal()
+        return self._limiter.enter(principal.limit_key, principal.limits)
 
     def is_admin(self) -> bool:
-        """Whether the caller shows an admin key."""
+        """Whether the request has an admin key."""
         keys = self._accounts.admin_keys
         return bool(keys) and keys.hold(_key())
 
     def can_see_details(self) -> bool:
-        """Whether the caller shows an admin key, or no keys are set at all."""
+        """Whether the request has an admin key, or no keys are set at all."""
         return self.is_admin() or not (self._accounts.admin_keys or self._accounts.need_keys)
 
     def require_admin(self, always: bool = False) -> None:
-        """Lets admins pass, and where no keys are set at all, everybody, but not ``always``.
+        """Admits admins and, unless ``always``, everybody if no keys are set at all.
 
-        Raises KeyWrong, AdminKeyWrong, AdminKeyNeeded and AdminKeysNotSet.
+        Raises InvalidApiKey, InvalidAdminKey, AdminKeyRequired and AdminKeysNotSet.
         """
         if self.is_admin():
             return
@@ -117,26 +117,24 @@ class Authorizer:
         )
 
 
-def require_api_key(app: Flask, access: Authorizer) -> None:
-    """Turns away, whatever they ask for, those who show no key where one is needed. The server is
-    told of it before it waits for a body, by ``ACCEPTS_BODY`` of the configuration: from the WSGI
-    environment of a request, whether its body is going to be read."""
+def require_api_key(app: Flask, authorizer: Authorizer) -> None:
+    """Rejects requests without a valid key before routing to a view. Also sets ``ACCEPTS_BODY`` in
+    the configuration: a function of a WSGI environment that tells the server, before it waits for
+    the body, whether the body will be read."""
 
     @app.before_request
-    def refuse_strangers() -> None:
-        if request.endpoint in OPEN_ENDPOINTS or is_preflight() or access.is_admin():
+    def check_api_key() -> None:
+        if request.endpoint in OPEN_ENDPOINTS or is_preflight() or authorizer.is_admin():
             return
-        access.principal()
+        authorizer.principal()
 
     def accepts_body(environ: WSGIEnvironment) -> bool:
-        normalize_request_path(
-            environ
-        )  # the server asks before the middleware has seen the request
+        normalize_request_path(environ)  # called before the middleware
         with app.request_context(environ):
             if request.routing_exception or request.method in _WITHOUT_BODY:
                 return False
             try:
-                refuse_strangers()
+                check_api_key()
             except errors.OpenDifyError:
                 return False
             return True
@@ -145,15 +143,15 @@ def require_api_key(app: Flask, access: Authorizer) -> None:
 
 
 def invalid_dify_key(error: errors.UpstreamAuthError) -> errors.InvalidApiKey:
-    """What Dify's refusal of a key is to the caller who brought that key."""
-    refusal = errors.InvalidApiKey(f"Dify does not accept this key. {_BRING_A_KEY}")
-    refusal.dify_code = error.dify_code
-    return refusal
+    """The error for a caller whose own Dify key was rejected by Dify."""
+    result = errors.InvalidApiKey(f"Dify does not accept this key. {_BRING_A_KEY}")
+    result.dify_code = error.dify_code
+    return result
 
 
-def warn_if_unauthenticated(callers: AccountRegistry, host: str) -> None:
-    """Says so where everybody who reaches this address of ours may use the models."""
-    if not callers.need_keys and not is_loopback(host):
+def warn_if_unauthenticated(accounts: AccountRegistry, host: str) -> None:
+    """Logs a warning if everybody who reaches this address may use the models."""
+    if not accounts.need_keys and not is_loopback(host):
         log.warning(
             "Everybody who reaches %s can use the models: OPENDIFY_API_KEYS is not set. Generate a "
             "key with: %s   Put it into .env as OPENDIFY_API_KEYS=sk-... and start again; clients "
@@ -164,7 +162,7 @@ def warn_if_unauthenticated(callers: AccountRegistry, host: str) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether this address, or this name, is of the machine itself and no other reaches it."""
+    """Whether the address or name is reachable from this machine only."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""Lets pages of other origins call. Nothing of it is sent unless origins are listed."""
+"""CORS. No headers are sent unless origins are configured."""
 
 from flask import Flask, Response, request
 
@@ -11,8 +11,8 @@ _MAX_AGE_SECONDS = "600"
 
 
 def add_cors(app: Flask, origins: frozenset[str]) -> None:
-    """Answers the browsers of pages from these origins; ``*`` is all. No cookies are allowed with
-    it, and none are used: a page has to know a key."""
+    """Allows pages from these origins; ``*`` allows all. Credentials (cookies) are not allowed and
+    not used: a page needs an API key."""
     if not origins:
         return
 
@@ -33,15 +33,15 @@ def add_cors(app: Flask, origins: frozenset[str]) -> None:
         response.headers["Access-Control-Expose-Headers"] = _EXPOSED_HEADERS
         if is_preflight():
             response.headers["Access-Control-Allow-Methods"] = _METHODS
-            asked = request.headers.get("Access-Control-Request-Headers", "")
-            if asked:
-                response.headers["Access-Control-Allow-Headers"] = asked
+            requested = request.headers.get("Access-Control-Request-Headers", "")
+            if requested:
+                response.headers["Access-Control-Allow-Headers"] = requested
             response.headers["Access-Control-Max-Age"] = _MAX_AGE_SECONDS
         return response
 
 
 def is_preflight() -> bool:
-    """Whether a browser asks if it may send what a page wants it to send. It sends no key."""
+    """Whether this is a CORS preflight request, which browsers send without a key."""
     if request.method != "OPTIONS":
         return False
     return "Access-Control-Request-Method" in request.headers and "Origin" in request.headers

@@ -1,4 +1,4 @@
-"""What callers are told when a request fails."""
+"""Error responses."""
 
 import logging
 
@@ -15,10 +15,10 @@ from opendify.protocols.openai import chat_response
 log = logging.getLogger(__name__)
 
 
-def add_error_handlers(app: Flask, access: Authorizer) -> None:
-    """Errors of ours, of Werkzeug, and unexpected ones are answered in OpenAI's form."""
+def add_error_handlers(app: Flask, authorizer: Authorizer) -> None:
+    """Converts OpenDify's, Werkzeug's and unexpected errors to OpenAI's error format."""
     app.register_error_handler(errors.OpenDifyError, _to_response)
-    if access.uses_key_passthrough:
+    if authorizer.uses_key_passthrough:
         app.register_error_handler(
             errors.UpstreamAuthError, lambda exc: _to_response(invalid_dify_key(exc))
         )
@@ -55,7 +55,7 @@ def _to_response(error: errors.OpenDifyError) -> Response:
 def _from_http_exception(exc: HTTPException) -> Response:
     response = _to_response(_from_werkzeug(exc))
     for name, value in exc.get_headers(request.environ):
-        if name in ("Allow", "Content-Range"):  # RFC 9110 wants them with 405 and 416
+        if name in ("Allow", "Content-Range"):  # required by RFC 9110 for 405 and 416
             response.headers[name] = value
     return response
 

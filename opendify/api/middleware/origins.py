@@ -1,9 +1,9 @@
-"""Keeps pages of other sites out where no keys are set.
+"""Rejects requests from pages of other sites if no keys are set.
 
-A browser lets any page send requests to any address that it reaches, also to one that is open on
-its own machine or network only: the page cannot read the answer, but the question is asked, the
-conversations are cleaned up. And a page whose name leads to 127.0.0.1 (DNS rebinding) can read
-it, too. Where keys are set, a page would have to know one.
+A browser lets any page send requests to any address that it reaches, including services on the
+user's machine or network. The page cannot read the response, but the request is executed (a chat
+turn, a cleanup of conversations). A page whose name resolves to 127.0.0.1 (DNS rebinding) can read
+the response, too. If keys are set, such a page would need one.
 """
 
 import re
@@ -21,32 +21,32 @@ from opendify.api.middleware.cors import is_preflight
 
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _CROSS_SITE = ("cross-site", "same-site")
-# Nobody can have such a name in the public DNS: RFC 6761, and what ICANN has reserved for private
-# use, such as `host.docker.internal`.
+# Names that cannot exist in the public DNS: RFC 6761, and what ICANN has reserved for private use,
+# such as `host.docker.internal`.
 _LOCAL_SUFFIXES = (".localhost", ".internal")
 
 _HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([0-9A-Za-z._-]+))(?::[0-9]*)?")
-# Of extensions and desktop applications: app://..., chrome-extension://..., file://
+# Extensions and desktop applications: app://..., chrome-extension://..., file://
 _APPLICATION = re.compile(r"[a-z][a-z0-9+.-]*://\S+|file://")
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where this service is reached: ``host`` is the address that it listens on, or at which
-    Compose publishes it; ``public_base`` its URL as callers know it, empty where none is set,
-    ``origins`` those whose pages may call."""
+    """Where this service is reached. ``host`` is the address that it listens on, or at which
+    Compose publishes it. ``public_base`` is its URL as callers know it, empty if not set.
+    ``origins`` are the allowed CORS origins."""
 
     host: str
     public_base: str
     origins: frozenset[str]
 
 
-def refuse_other_sites(app: Flask, access: Authorizer, address: Address) -> None:
-    """Turns away what pages of other sites send, unless keys are needed or an admin's is shown."""
+def refuse_other_sites(app: Flask, authorizer: Authorizer, address: Address) -> None:
+    """Rejects cross-site requests, unless keys are required or the request has an admin key."""
 
     @app.before_request
-    def refuse() -> None:
-        if access.needs_keys or request.endpoint in OPEN_ENDPOINTS or access.is_admin():
+    def reject() -> None:
+        if authorizer.needs_keys or request.endpoint in OPEN_ENDPOINTS or authorizer.is_admin():
             return
         environ = request.environ
         host = environ.get("HTTP_HOST", "")
@@ -63,9 +63,9 @@ def refuse_other_sites(app: Flask, access: Authorizer, address: Address) -> None
 
 
 def _is_trusted_host(host: str, public_base: str) -> bool:
-    """Whether this Host cannot be a name that somebody else let lead to this machine."""
+    """Whether the Host cannot be a foreign name that was made to resolve to this machine."""
     if not host:
-        return True  # HTTP/1.0 needs none, and no browser leaves it out
+        return True  # optional in HTTP/1.0; browsers always send it
     name = _host_name(host)
     if not name:
         return False
@@ -74,13 +74,13 @@ def _is_trusted_host(host: str, public_base: str) -> bool:
 
 
 def _host_name(host: str) -> str:
-    """The name or address in a Host header, without the port; empty where it is none."""
+    """The name or address in a Host header, without the port; empty if it is invalid."""
     match = _HOST.fullmatch(host)
     return (match[1] or match[2]).lower().removesuffix(".") if match else ""
 
 
 def _is_private(name: str) -> bool:
-    """Whether nobody can have this name in the public DNS; a name without a domain neither."""
+    """Whether the name cannot exist in the public DNS; true also for a name without a domain."""
     return name.endswith(_LOCAL_SUFFIXES) or not ("." in name or ":" in name)
 
 
@@ -99,11 +99,11 @@ def _is_allowed_origin(environ: Mapping[str, Any], host: str, address: Address) 
     if "*" in address.origins or origin in address.origins:
         return True
     scheme, _, site = origin.partition("://")
-    if scheme not in ("http", "https"):  # "null" may be of any page
+    if scheme not in ("http", "https"):  # any page can have "null"
         return bool(_APPLICATION.fullmatch(origin))
     if address.public_base and origin == _origin(address.public_base):
         return True
-    # The page of a foreign name that was led here (DNS rebinding) has that name in both.
+    # With DNS rebinding, both headers contain the foreign name.
     name = _host_name(host)
     is_same = bool(name) and site == _without_default_port(host.lower())
     return is_same and (_is_private(name) or _is_address(name))

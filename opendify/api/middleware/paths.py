@@ -1,7 +1,7 @@
-"""Paths as clients write them: those that mean a route are answered, others are explained.
+"""Normalizes request paths, and explains paths that match no route.
 
-Nothing is redirected: the ``Location`` would name the address as Host gives it, perhaps without
-TLS, and the key of the request would follow.
+Nothing is redirected: a ``Location`` would contain the address from the Host header, perhaps
+without TLS, and clients would send the API key there.
 """
 
 import re
@@ -43,7 +43,7 @@ _OTHER_DIALECTS = {"deployments", "generate", "messages", "show", "tags", "v1bet
 
 
 class PlainPaths:
-    """Lets an application see each path in its plain form, before anything is decided by it."""
+    """WSGI middleware that normalizes the path before anything else sees it."""
 
     def __init__(self, app: WSGIApplication) -> None:
         self._app = app
@@ -54,15 +54,15 @@ class PlainPaths:
 
 
 def normalize_request_path(environ: WSGIEnvironment) -> None:
-    """Puts the path of a request into its plain form, in its WSGI environment."""
+    """Normalizes the path in a WSGI environment."""
     path = environ.get("PATH_INFO", "")
     if "//" in path or path.endswith("/"):
         environ["PATH_INFO"] = normalize_path(path)
 
 
 def normalize_path(path: str) -> str:
-    """The path without doubled slashes and without those at its end. The name of a model, which
-    may have slashes of its own, stays as it is."""
+    """The path without repeated or trailing slashes. The name of a model, which may contain
+    slashes, is unchanged."""
     if not path.startswith("/"):
         return path
     if (model := _MODEL.fullmatch(path)) and model[1]:
@@ -71,8 +71,8 @@ def normalize_path(path: str) -> str:
 
 
 def path_hint(path: str) -> str:
-    """What is probably wrong with the settings of a client that asks for this path, in the plain
-    form, or in this way. Empty where nothing is."""
+    """What is probably wrong with the settings of a client that requests this (normalized) path or
+    uses the wrong method on it. Empty if nothing is."""
     parts = [part.lower() for part in path.split("/") if part]
     if path in (_CHAT, _MODELS):
         return ""
@@ -86,7 +86,7 @@ def path_hint(path: str) -> str:
 
 
 def _base_advice(before: list[str]) -> str:
-    """``before`` is what stands before the part of the path that clients add by themselves."""
+    """``before`` is the part of the path before what clients add themselves."""
     if before == ["v1"]:
         return "It must be in lower case."
     if {"chat", "completions", "models"} & set(before):

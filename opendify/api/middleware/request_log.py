@@ -1,4 +1,4 @@
-"""Around the application: every request gets a name and a record, and one line in the log."""
+"""Request ids, records and the log line of each request."""
 
 import logging
 import time
@@ -28,12 +28,12 @@ log = logging.getLogger("opendify.requests")
 
 _KEY = "opendify.record"
 
-# Asked every few seconds by machines, and of no interest in the log.
+# Requested every few seconds by machines; not worth a line in the log.
 _PROBES = ("/healthz", "/readyz", "/metrics")
 
 
 class Observer(Protocol):
-    """Who is told of requests."""
+    """Receives records of requests."""
 
     def stream_began(self, record: Record) -> None: ...
 
@@ -43,14 +43,14 @@ class Observer(Protocol):
 def record_requests(
     app: Flask, observer: Observer, models: Collection[str], new_id: Callable[[], str]
 ) -> None:
-    """Records every request of the application, its streams to their end."""
-    app.url_value_preprocessor(_note_route)  # which is called before anything may refuse
+    """Records every request of the application, including streams until they end."""
+    app.url_value_preprocessor(_note_route)  # runs before any check can reject the request
     recording = _RequestRecorder(app.wsgi_app, observer, models, new_id)
     app.wsgi_app = recording  # type: ignore[method-assign]
 
 
 def current_record() -> Record:
-    """The record of the request that is being served; of no use where none is made."""
+    """The record of the current request; a dummy if the request is not recorded."""
     record: Record = request.environ.get(_KEY) or Record("", request.method, 0.0)
     return record
 
@@ -58,8 +58,8 @@ def current_record() -> Record:
 def until_first_byte(
     steps: StepsWithEnd[bytes], record: Record, keep_alive: bytes
 ) -> ResumableBody[bytes]:
-    """The steps to the first that counts as a byte of the answer, as ``keep_alive`` does not.
-    Whoever takes them must have a thread; the rest is taken from ``steps``."""
+    """Yields the steps up to the first byte of the answer (``keep_alive`` comments do not count).
+    Needs a thread. Take the rest directly from ``steps``."""
     for step in steps:
         if isinstance(step, WaitFor):
             yield BLOCKING
@@ -72,7 +72,7 @@ def until_first_byte(
 
 
 def mark_first_byte(record: Record) -> None:
-    """There is a byte of the answer now, perhaps the first."""
+    """Records the time of the first byte, unless that was done before."""
     record.first_byte_at = record.first_byte_at or time.monotonic()
 
 
@@ -94,8 +94,8 @@ class _RequestRecorder:
         self._new_id = new_id
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        given = environ.get("HTTP_X_REQUEST_ID", ""), environ.get("HTTP_TRACEPARENT", "")
-        name = parse_request_id(*given) or self._new_id()
+        headers = environ.get("HTTP_X_REQUEST_ID", ""), environ.get("HTTP_TRACEPARENT", "")
+        name = parse_request_id(*headers) or self._new_id()
         record = Record(name, environ["REQUEST_METHOD"], time.monotonic())
         record.ip, record.path = environ.get("REMOTE_ADDR", ""), environ.get("PATH_INFO", "")
         environ[_KEY] = record
@@ -134,7 +134,7 @@ def _level(record: Record) -> int:
 
 
 def _notify(observer: Callable[[Record], None], record: Record) -> None:
-    """Answers go on also where they cannot be counted."""
+    """Responses must not fail because they could not be counted."""
     try:
         observer(record)
     except Exception:
@@ -142,8 +142,8 @@ def _notify(observer: Callable[[Record], None], record: Record) -> None:
 
 
 class _Body:
-    """The body of an answer. Whoever takes it must close it; before its end, only one whose caller
-    has gone is closed."""
+    """A response body. The server must close it; if it is closed before its end, the client has
+    disconnected."""
 
     def __init__(
         self, body: Iterable[bytes], record: Record, end: Callable[[Record], None]
@@ -153,9 +153,9 @@ class _Body:
         self._end = end
 
     def __iter__(self) -> Iterator[bytes]:
-        for piece in self._body:
+        for chunk in self._body:
             mark_first_byte(self._record)
-            yield piece
+            yield chunk
         self._record.is_complete = True
 
     def close(self) -> None:
@@ -169,7 +169,7 @@ class _Body:
 
 
 class _StreamBody(_Body):
-    """One whose steps note what is recorded of them, so that each costs nothing here."""
+    """A body whose steps update the record themselves, so that chunks cost nothing here."""
 
     def __init__(self, body: StreamingBody, record: Record, end: Callable[[Record], None]) -> None:
         super().__init__(body, record, end)
