@@ -29,8 +29,8 @@ from opendify.api.openapi import add_description
 from opendify.api.resources import own_resources
 from opendify.api.responder import Responder
 from opendify.auth.accounts import AccountRegistry
+from opendify.chat.context import Services
 from opendify.chat.service import ChatService
-from opendify.chat.turn import Services
 from opendify.config.proxies import proxies_for
 from opendify.config.settings import Settings
 from opendify.conversations.admin import ConversationAdmin
