@@ -97,7 +97,7 @@ def test_five_processes_put_two_hundred_chats_into_the_file(tmp_path: Path) -> N
 def test_making_a_store_opens_nothing_and_children_share_what_they_write(tmp_path: Path) -> None:
     script = """
         before = set(os.listdir("/proc/self/fd")), threading.active_count()
-        store = ConversationStore(folder, clock=time.time, max_age_days=None, max_entries=9)
+        store = JsonFileStore(folder, clock=time.time, max_age_days=None, max_entries=9)
         assert before == (set(os.listdir("/proc/self/fd")), threading.active_count())
         assert not folder.exists()
         children = []
