@@ -375,7 +375,7 @@ DEFECTS = [
         "tests/faults/test_restart.py::test_a_restart_of_dify_costs_no_chat_its_conversation "
         "-k closed-whole",
         "opendify.conversations.resolver:ConversationResolver.release",
-        Assigned("word", "UNSETTLED", 1),
+        Assigned("digest", "NOT_CONTINUABLE", 1),
     ),
     # --- timeouts ------------------------------------------------------------------------------
     Defect(
@@ -619,9 +619,9 @@ DEFECTS = [
         f"{_SHUTDOWN}::test_a_killed_worker_takes_nothing_with_it_but_its_own_streams",
         "opendify.conversations.store.journaled_map:JournaledMap.change",
         Replace(
-            "with self._writing:\n    return self._change(plan)",
-            "patch = plan(self._known.entries)\n"
-            "[self._known.entries.update({k: v}) for k, v in patch.items() if v]\n"
+            "with self._write_lock:\n    return self._change(mutation)",
+            "patch = mutation(self._state.entries)\n"
+            "[self._state.entries.update({k: v}) for k, v in patch.items() if v]\n"
             "return patch",
         ),
     ),
@@ -785,15 +785,15 @@ DEFECTS = [
             ("user", "user-in-other-letters", "self.user"),
             ("model", "model", "self.model"),
             ("key", "key", "self.caller"),
-            ("chat", "chat", "chat"),
+            ("chat", "chat", "chat_id"),
         )
     ],
     Defect(
         _ISOLATION,
         "The parts of a name run into one another",
         f"{_SECRETS}::test_no_other_user_and_chat_have_the_same_name",
-        "opendify.conversations.resolver:_quoted",
-        Assigned("_quoted", "'\"{}\"'.format"),
+        "opendify.conversations.resolver:_quote",
+        Assigned("_quote", "'\"{}\"'.format"),
     ),
     Defect(
         _ISOLATION,
@@ -851,7 +851,7 @@ DEFECTS = [
         _KEYS,
         "The beginning of a key is enough",
         f"{_SECRETS}::test_without_a_key_nothing_opens",
-        "opendify.auth.api_keys:digest_of",
+        "opendify.auth.api_keys:hash_key",
         Insert(1, "key = key[:8]"),
     ),
     Defect(
@@ -865,7 +865,7 @@ DEFECTS = [
         _KEYS,
         "Every caller may use every model",
         f"{_SECRETS}::test_a_key_opens_its_models_and_others_are_not_there",
-        "opendify.auth.accounts:_allowed",
+        "opendify.auth.accounts:_allowed_models",
         Condition(0, "True"),
     ),
     Defect(
@@ -1013,7 +1013,7 @@ DEFECTS = [
         _PLACES,
         "Places are never free again",
         f"{_CALLERS}::test_callers_that_do_not_read_keep_nobody_from_being_served",
-        "opendify.limits.capacity:_Places.give_back",
+        "opendify.limits.capacity:_PermitPool.release",
         Replace("self._free += 1", "pass"),
     ),
     Defect(
