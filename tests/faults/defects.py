@@ -1020,8 +1020,8 @@ DEFECTS = [
         _PLACES,
         "The pool is smaller than the threads",
         f"{_CAPACITY}::test_the_pool_is_as_large_as_the_threads",
-        "main:_connections",
-        Assigned("_connections", "100"),
+        "main:_max_connections",
+        Assigned("_max_connections", "100"),
     ),
     Defect(
         _PLACES,
