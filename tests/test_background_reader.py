@@ -98,7 +98,7 @@ def test_one_that_fails_is_logged_and_harms_no_other(
         watcher.add(reading(pipes[0], heard))
         wait_for_value(lambda: len(watcher), 1)
     assert caplog.text.count("RuntimeError: of the test") == 2
-    assert "what is waited for is closed" in caplog.text
+    assert "the descriptor to wait for is closed" in caplog.text
     os.write(pipes[0].into, b".")
     wait_for_value(lambda: len(watcher), 0)
     assert heard == [b".", b"closed"]
