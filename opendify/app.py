@@ -14,19 +14,19 @@ from typing import Any, TypedDict
 import httpx
 from flask import Flask
 
-from opendify.api.admin import add_operator_routes
+from opendify.api.admin import add_admin_routes
 from opendify.api.chat_completions import add_chat_completions
 from opendify.api.files import add_file_routes
-from opendify.api.health import add_monitoring_routes
+from opendify.api.health import add_health_routes
 from opendify.api.middleware.auth import Authorizer, require_api_key, warn_if_unauthenticated
 from opendify.api.middleware.cors import add_cors
 from opendify.api.middleware.error_handlers import add_error_handlers
-from opendify.api.middleware.origins import Address, refuse_other_sites
-from opendify.api.middleware.paths import PlainPaths
+from opendify.api.middleware.origins import ServiceAddress, reject_cross_site_requests
+from opendify.api.middleware.paths import NormalizePaths
 from opendify.api.middleware.request_log import record_requests
 from opendify.api.models import add_model_routes
-from opendify.api.openapi import add_description
-from opendify.api.resources import own_resources
+from opendify.api.openapi import add_openapi_route
+from opendify.api.resources import track_resources
 from opendify.api.responder import Responder
 from opendify.auth.accounts import AccountRegistry
 from opendify.chat.context import Services
@@ -35,17 +35,17 @@ from opendify.config.proxies import proxies_for
 from opendify.config.settings import Settings
 from opendify.conversations.admin import ConversationAdmin
 from opendify.conversations.store.base import ConversationStore
-from opendify.conversations.store.factory import new_conversations, new_link
+from opendify.conversations.store.factory import new_redis_connection, new_store_and_locks
 from opendify.files.file_cache import FileCache
 from opendify.files.signed_links import VALID_SECONDS
 from opendify.files.signing_key import SigningKey
-from opendify.limits.capacity import ServerCapacity, files_take_answers, max_files
+from opendify.limits.capacity import ServerCapacity, files_count_as_responses, max_files
 from opendify.limits.concurrency import ConcurrencyLimiter
 from opendify.limits.limiter import CallerLimiter
 from opendify.limits.rate import RateLimiter
 from opendify.observability.metrics import LogCounter, Metrics
 from opendify.observability.readiness import Readiness
-from opendify.storage.data_dir import warn_if_foreign
+from opendify.storage.data_dir import warn_if_not_owner
 from opendify.storage.redis_connection import RedisConnection
 from opendify.upstream.app_registry import AppRegistry
 from opendify.upstream.client import DifyClient
@@ -109,7 +109,7 @@ def new_http_client(
     """
     bases = {model.base for model in settings.models.values()}
     transport = PooledTransport(
-        config["limits"], proxies_for(bases, environ), new_ssl_context(settings.authorities)
+        config["limits"], proxies_for(bases, environ), new_ssl_context(settings.ca_certificates)
     )
     return PooledClient(
         transport, timeout=config["timeout"], follow_redirects=False, trust_env=False
@@ -153,9 +153,9 @@ def _create_components(
     new_id: Callable[[], str],
     store: ConversationStore | None,
 ) -> Components:
-    data = Path(settings.data_folder)
-    redis = new_link(settings.conversation_store)
-    own_store, turn_locks = new_conversations(
+    data = Path(settings.data_dir)
+    redis = new_redis_connection(settings.conversation_store)
+    own_store, turn_locks = new_store_and_locks(
         redis,
         data,
         clock=clock,
@@ -165,7 +165,10 @@ def _create_components(
     conversations = own_store if store is None else store
     metrics = Metrics(len(settings.models))
     client = DifyClient(
-        http, settings.read_timeout, on_stop=metrics.run_stopped, max_answer=settings.max_answer
+        http,
+        settings.read_timeout,
+        on_stop=metrics.run_stopped,
+        max_answer=settings.max_answer_chars,
     )
     registry = AppRegistry(client, settings.models)
     file_proxy = _new_file_proxy(settings, client, data, clock)
@@ -179,7 +182,7 @@ def _create_components(
         now=clock,
         files_only_query=settings.files_only_query,
     )
-    warn_if_foreign(data)
+    warn_if_not_owner(data)
     return Components(
         client=client,
         registry=registry,
@@ -213,7 +216,7 @@ def _new_authorizer(settings: Settings, redis: RedisConnection | None, workers: 
         settings.admin_keys,
         settings.models,
         settings.limits,
-        settings.callers_bring_dify_key,
+        settings.key_passthrough,
     )
     warn_if_unauthenticated(accounts, settings.reachable_host)
     limiter = CallerLimiter(RateLimiter(redis, workers), ConcurrencyLimiter(redis, workers))
@@ -226,7 +229,7 @@ def _new_capacity(settings: Settings, threads: int) -> ServerCapacity:
         max_answers,
         {name: model.max_streams for name, model in settings.models.items() if model.max_streams},
         max_files(threads, max_answers),
-        files_take_answers(threads, max_answers),
+        files_count_as_responses(threads, max_answers),
     )
 
 
@@ -234,17 +237,19 @@ def _new_flask(settings: Settings, authorizer: Authorizer) -> Flask:
     """The Flask application with what holds for every route, and no route yet."""
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False  # it would redirect; PlainPaths needs none
-    app.wsgi_app = PlainPaths(app.wsgi_app)  # type: ignore[method-assign]
+    app.wsgi_app = NormalizePaths(app.wsgi_app)  # type: ignore[method-assign]
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.config["MAX_TEXT_BYTES"] = settings.max_text_bytes
     app.config["MAX_CONCURRENT_STREAMS"] = settings.max_concurrent_streams
     app.json.ensure_ascii = False  # type: ignore[attr-defined]
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.ensure_sync = _unchanged  # type: ignore[method-assign]
-    own_resources(app)
+    track_resources(app)
     require_api_key(app, authorizer)
-    address = Address(settings.reachable_host, settings.public_base_url, settings.cors_origins)
-    refuse_other_sites(app, authorizer, address)
+    address = ServiceAddress(
+        settings.reachable_host, settings.public_base_url, settings.cors_origins
+    )
+    reject_cross_site_requests(app, authorizer, address)
     add_cors(app, settings.cors_origins)
     add_error_handlers(app, authorizer)
     return app
@@ -262,10 +267,10 @@ def _add_routes(
     administration = ConversationAdmin(
         components.conversations, settings.models, components.client, now=clock
     )
-    add_operator_routes(app, administration, authorizer)
+    add_admin_routes(app, administration, authorizer)
     readiness = Readiness(components.conversations, components.registry)
-    add_monitoring_routes(app, readiness, components.metrics, authorizer)
-    add_description(app)
+    add_health_routes(app, readiness, components.metrics, authorizer)
+    add_openapi_route(app)
 
 
 def _unchanged(func: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,7 +15,7 @@ _STRINGS = msgspec.json.Encoder()
 
 # The placeholder for the text of a Template. It is searched for in the template only, never in the
 # text of an answer.
-PLACE = "\0text\0"
+PLACEHOLDER = "\0text\0"
 
 KEEP_ALIVE = b": keep-alive\n\n"
 
@@ -102,7 +102,7 @@ class Template:
     """
 
     def __init__(self, value: Any) -> None:
-        self._before, _, self._after = encode(value).rpartition(_JSON.encode(PLACE).encode())
+        self._before, _, self._after = encode(value).rpartition(_JSON.encode(PLACEHOLDER).encode())
 
     def fill(self, text: str) -> bytes:
         """The event with this text."""

@@ -15,7 +15,7 @@ T = TypeVar("T")
 READY = True
 
 # A deadline that has passed: read only what is available without waiting.
-IMMEDIATELY = 0.0
+NO_WAIT = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -26,7 +26,7 @@ class WaitFor:
     between."""
 
     descriptor: int
-    until: float = IMMEDIATELY
+    deadline: float = NO_WAIT
 
     @property
     def needs_thread(self) -> bool:
@@ -40,7 +40,7 @@ BLOCKING = WaitFor(-1)
 ResumableBody = Generator[T | WaitFor, bool | None, None]
 
 # The same; its return value is the last item to send.
-StepsWithEnd = Generator[T | WaitFor, bool | None, T]
+ResumableBodyWithTail = Generator[T | WaitFor, bool | None, T]
 
 
 def run_blocking(steps: Iterable[T | WaitFor]) -> Iterator[T]:

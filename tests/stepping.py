@@ -76,4 +76,4 @@ def _taken(steps: Any, packets: Packets) -> Iterator[bytes]:
 def _is_readable(wait: WaitFor) -> bool:
     poll = select.poll()
     poll.register(wait.descriptor, select.POLLIN)
-    return bool(poll.poll(max(0.0, wait.until - time.monotonic()) * 1000))
+    return bool(poll.poll(max(0.0, wait.deadline - time.monotonic()) * 1000))

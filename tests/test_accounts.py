@@ -39,7 +39,7 @@ def test_without_keys_there_are_no_accounts() -> None:
 
 def test_keys_in_a_list_are_good_for_all_models() -> None:
     (account,) = loaded(f"one, sha256:{HASH}\ntwo").accounts
-    assert all(account.keys.hold(key) for key in ("one", "two", "hashed"))
+    assert all(account.keys.contains(key) for key in ("one", "two", "hashed"))
     assert (account.name, account.models) == ("", None)
 
 
@@ -52,8 +52,8 @@ def test_an_object_names_each_caller() -> None:
         }
     ).accounts
     assert (first.name, second.name, third.name) == ("team-a", "team b", "团队")
-    assert first.keys.hold("one") and not first.keys.hold("two")
-    assert second.keys.hold("two") and second.keys.hold("hashed")
+    assert first.keys.contains("one") and not first.keys.contains("two")
+    assert second.keys.contains("two") and second.keys.contains("hashed")
     assert (first.models, third.models) == (None, {"tiny"})
 
 
@@ -150,8 +150,8 @@ def test_models_and_keys_may_stand_in_files(tmp_path: Path) -> None:
         OPENDIFY_ADMIN_KEYS_FILE=str(tmp_path / "admins"),
     )
     assert settings.models["tiny"].key == "app-k"
-    assert settings.accounts[0].keys.hold("two")
-    assert settings.admin_keys.hold("admin")
+    assert settings.accounts[0].keys.contains("two")
+    assert settings.admin_keys.contains("admin")
 
 
 @pytest.mark.parametrize("name", ["MODEL_CONFIG", "OPENDIFY_API_KEYS", "OPENDIFY_ADMIN_KEYS"])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opendify.auth.api_keys import Keys, parse_bearer, parse_keys
+from opendify.auth.api_keys import ApiKeys, parse_bearer, parse_keys
 
 HASH = hashlib.sha256(b"hashed key").hexdigest()
 
@@ -28,22 +28,22 @@ HASH = hashlib.sha256(b"hashed key").hexdigest()
     ],
 )
 def test_a_key_is_held_or_not(text: str, key: str, held: bool) -> None:
-    assert parse_keys(text).hold(key) is held
+    assert parse_keys(text).contains(key) is held
 
 
 def test_a_key_that_is_set_by_its_hash_is_held() -> None:
     keys = parse_keys(f"sha256:{hashlib.sha256(b'hashed-key').hexdigest()}")
-    assert keys.hold("hashed-key")
-    assert not keys.hold(keys.digests[0])
-    assert not keys.hold(f"sha256:{keys.digests[0]}")
+    assert keys.contains("hashed-key")
+    assert not keys.contains(keys.digests[0])
+    assert not keys.contains(f"sha256:{keys.digests[0]}")
 
 
 @given(st.lists(st.from_regex(r"[!#-&(-+\--Z\\^-z|~]{1,30}", fullmatch=True)), st.text())
 def test_exactly_the_keys_that_are_set_are_held(written: list[str], shown: str) -> None:
     written = [key for key in written if not key.lower().startswith("sha256:")]
     keys = parse_keys(",".join(written))
-    assert all(keys.hold(key) for key in written)
-    assert keys.hold(shown) == (shown in written)
+    assert all(keys.contains(key) for key in written)
+    assert keys.contains(shown) == (shown in written)
     assert bool(keys) == bool(written)
 
 
@@ -72,7 +72,7 @@ def test_no_key_shows() -> None:
     keys = parse_keys("my-secret")
     assert "my-secret" not in repr(keys)
     assert keys.digests[0] not in repr(keys)
-    assert keys != Keys()
+    assert keys != ApiKeys()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from flask import Flask, Response
 from werkzeug.test import EnvironBuilder
 from werkzeug.wsgi import FileWrapper
 
-from opendify.api.resources import MAX_LAST_BYTES, current_resources, own_resources
+from opendify.api.resources import MAX_LAST_BYTES, current_resources, track_resources
 from opendify.api.streaming_response import StreamingResponse
 
 CONTENT = b"x" * (3 * MAX_LAST_BYTES)
@@ -29,7 +29,7 @@ class Held:
     def __init__(self) -> None:
         self.given_back: list[str] = []
         self.app = Flask(__name__)
-        own_resources(self.app)
+        track_resources(self.app)
         for name, kind in KINDS.items():
             self.app.add_url_rule(f"/{name}", name, lambda kind=kind: self._answer(kind))
         self.app.add_url_rule("/raises", "raises", lambda: self._answer(self._raise))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from opendify.dify.apps import FileRules
 from opendify.errors import CallerError, InvalidRequest, RequestTooLarge
 from opendify.files.attachments import (
-    Ready,
+    ReadyFile,
     Speech,
     Step,
     Upload,
@@ -96,7 +96,7 @@ def test_content_is_uploaded_as_the_kind_that_the_app_takes(
 def test_an_address_is_handed_to_dify(
     attachment: Attachment, told: FileRules | None, kind: str
 ) -> None:
-    assert one(attachment, told) == Ready(
+    assert one(attachment, told) == ReadyFile(
         {"type": kind, "transfer_method": "remote_url", "url": attachment.url}
     )
 
@@ -113,7 +113,7 @@ def test_an_address_is_handed_to_dify(
 def test_a_file_that_dify_has_is_named_by_its_id(
     name: str, told: FileRules | None, kind: str
 ) -> None:
-    assert one(Attachment("file", file_id=ID, name=name), told) == Ready(
+    assert one(Attachment("file", file_id=ID, name=name), told) == ReadyFile(
         {"type": kind, "transfer_method": "local_file", "upload_file_id": ID}
     )
 
@@ -290,7 +290,7 @@ def test_anything_is_planned_within_the_rules_or_refused(
     for step in steps:
         if told is not None and isinstance(step, Upload):
             assert step.kind in told.kinds
-        if told is not None and isinstance(step, Ready):
+        if told is not None and isinstance(step, ReadyFile):
             assert step.file["type"] in told.kinds
 
 

@@ -15,7 +15,7 @@ from werkzeug.test import TestResponse, create_environ, run_wsgi_app
 
 from opendify.api.middleware.auth import warn_if_unauthenticated
 from opendify.auth.accounts import AccountRegistry
-from opendify.auth.api_keys import Keys, parse_keys
+from opendify.auth.api_keys import ApiKeys, parse_keys
 from opendify.config.accounts import Account, Limits
 from opendify.config.models import Model
 from opendify.conversations.store.json_file import JsonFileStore
@@ -279,5 +279,5 @@ def test_an_open_door_is_told_once(
 ) -> None:
     accounts = (Account(parse_keys(keys)),) if keys else ()
     with caplog.at_level(logging.INFO):
-        warn_if_unauthenticated(AccountRegistry(accounts, Keys(), {}, Limits()), host)
+        warn_if_unauthenticated(AccountRegistry(accounts, ApiKeys(), {}, Limits()), host)
     assert ["OPENDIFY_API_KEYS" in line for line in caplog.messages] == [True] * warned

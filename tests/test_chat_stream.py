@@ -22,7 +22,7 @@ from opendify.rendering.deltas import (
 )
 
 TEXTS = st.text() | st.sampled_from(
-    [sse.PLACE, 'a",', ',"', "\n", "\r\n", '"content":""', "\\", "\u2028", "\x7f", "</s>"]
+    [sse.PLACEHOLDER, 'a",', ',"', "\n", "\r\n", '"content":""', "\\", "\u2028", "\x7f", "</s>"]
 )
 METAS = st.builds(ResponseMeta, TEXTS, st.integers(0), TEXTS)
 DELTAS: st.SearchStrategy[Delta] = st.one_of(

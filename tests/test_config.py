@@ -11,7 +11,7 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opendify.auth.api_keys import Keys, parse_keys
+from opendify.auth.api_keys import ApiKeys, parse_keys
 from opendify.config.accounts import Limits
 from opendify.config.dotenv import check_certificates, load_environment, read_file
 from opendify.config.models import (
@@ -44,13 +44,13 @@ def problems(**variables: str) -> list[str]:
 def test_two_variables_are_enough() -> None:
     assert load_settings(GOOD) == Settings(
         models={"tiny": Model("tiny", KEY, BASE)},
-        data_folder="data",
+        data_dir="data",
         conversation_store="",
         accounts=(),
         limits=Limits(),
-        callers_bring_dify_key=False,
+        key_passthrough=False,
         cors_origins=frozenset(),
-        admin_keys=Keys(),
+        admin_keys=ApiKeys(),
         read_timeout=35,
         max_body_bytes=64 * 1024 * 1024,
         max_text_bytes=8 * 1024 * 1024,
@@ -68,8 +68,8 @@ def test_two_variables_are_enough() -> None:
         server_port=5000,
         openwebui_jwt_secret="",
         max_concurrent_streams=112,
-        max_answer=16 * 1024 * 1024,
-        authorities="",
+        max_answer_chars=16 * 1024 * 1024,
+        ca_certificates="",
     )
 
 
@@ -631,8 +631,8 @@ def with_file(variable: str, path: Path) -> Settings:
 def test_the_authorities_of_the_operator_are_read(tmp_path: Path) -> None:
     path = tmp_path / "ca.pem"
     path.write_text(f"# 我们的机构\n{AUTHORITY}\n# another\n{AUTHORITY}")
-    assert with_file("DIFY_CA_FILE", path).authorities == AUTHORITY * 2
-    assert with_file("SSL_CERT_FILE", path).authorities == ""
+    assert with_file("DIFY_CA_FILE", path).ca_certificates == AUTHORITY * 2
+    assert with_file("SSL_CERT_FILE", path).ca_certificates == ""
 
 
 BAD_FILES = [

@@ -727,7 +727,7 @@ def test_a_paused_process_that_holds_the_lock_holds_nobody_up(
     monkeypatch.setattr("opendify.conversations.store.journaled_map._LOCK_TIMEOUT", 0.05)
     store, other = opened(), opened()
     store.put("a", "c1")
-    with other._map._folder.journal_lock.held(0):
+    with other._map._folder.journal_lock.acquire(0):
         for number in range(100):
             store.put(f"chat {number}", "c")
         assert store.stats().count == 101
@@ -756,7 +756,7 @@ def test_a_change_begun_without_the_lock_is_not_written_without_it(
         mending.join(0.2)
         return {"c": ConversationRecord("c3", 1, 1)}
 
-    with other._map._folder.journal_lock.held(0):
+    with other._map._folder.journal_lock.acquire(0):
         store.put("b", "c2")
         store._map.change(plan)
         mending.join()
@@ -768,7 +768,7 @@ def test_a_change_begun_without_the_lock_is_not_written_without_it(
 def test_readers_do_not_wait_for_a_writer(opened: Opener) -> None:
     store, other = opened(), opened()
     store.put("a", "c1")
-    with other._map._folder.journal_lock.held(0):
+    with other._map._folder.journal_lock.acquire(0):
         writer = threading.Thread(target=store.put, args=("b", "c2"))
         writer.start()
         assert store.get("a") is not None

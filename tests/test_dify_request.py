@@ -9,7 +9,7 @@ from opendify.chat.dify_request import MAX_HISTORY_CHARACTERS, Prompt
 from opendify.chat.form_inputs import TemplateVars
 from opendify.config.models import Model
 from opendify.dify.apps import App
-from opendify.files.attachments import Prepared
+from opendify.files.attachments import PreparedFiles
 from opendify.protocols.base import Message
 from tests.bodies import to_prompt as parse_prompt
 
@@ -77,7 +77,7 @@ def asked(
         App("chat"),
         facts,
         conversation_id,
-        Prepared(),
+        PreparedFiles(),
         "Look at these.",
     )
     return dict(question.body)

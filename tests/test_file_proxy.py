@@ -21,7 +21,7 @@ from werkzeug.test import TestResponse
 
 from opendify import errors
 from opendify.config.models import Model
-from opendify.files.file_cache import DoesNotFit, FileCache
+from opendify.files.file_cache import FileCache, FileTooLarge
 from opendify.files.signed_links import VALID_SECONDS
 from opendify.files.signing_key import SigningKey
 from opendify.upstream import file_proxy as relays
@@ -559,7 +559,7 @@ def test_the_oldest_go_when_the_shelf_is_full(tmp_path: Path) -> None:
         clock.now += 1
         shelf.put(key, [key.encode() * 10], 100)
     clock.now += 1
-    assert shelf.renew("a")
+    assert shelf.touch("a")
     clock.now += 1
     shelf.put("d", [b"d" * 5, b"d" * 5], 100)
     assert names(tmp_path / "files") == ["a", "c", "d"]
@@ -572,7 +572,7 @@ def test_the_oldest_go_when_the_shelf_is_full(tmp_path: Path) -> None:
         shelf.put("f", [b"f" * 30], 100)
         assert file.read() == b"e" * 30
     assert shelf.open("e") is None
-    assert not shelf.renew("e")
+    assert not shelf.touch("e")
 
 
 def test_what_is_too_old_goes_with_the_next_file(tmp_path: Path) -> None:
@@ -593,7 +593,7 @@ def test_what_is_too_old_goes_with_the_next_file(tmp_path: Path) -> None:
 def test_what_is_too_large_leaves_nothing_behind(tmp_path: Path) -> None:
     shelf = FileCache(tmp_path / "files", 30, 60, time.time)
     for most, pieces in ((10, [b"x" * 6] * 2), (100, [b"x" * 31])):
-        with pytest.raises(DoesNotFit):
+        with pytest.raises(FileTooLarge):
             shelf.put("a", pieces, most)
     assert names(tmp_path / "files") == []
 

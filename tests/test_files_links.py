@@ -12,13 +12,13 @@ from opendify.files.links import (
     DifyFile,
     absolute,
     find_dify_file,
-    root,
+    server_root,
     to_markdown,
 )
 from opendify.files.signed_links import (
     VALID_SECONDS,
-    Ticket,
-    expiry,
+    LinkClaims,
+    expiry_time,
     sign,
     verify,
 )
@@ -26,7 +26,7 @@ from opendify.files.signed_links import (
 UUID = "0ccfe981-f968-4678-80ae-335266227dac"
 SIGNED = "timestamp=1795460797&nonce=05d3&sign=a6CTiN-Ew0b%3D"
 SECRET = b"0123456789abcdef"
-TICKET = Ticket("org/模型", f"tools/{UUID}.png", "猫 (1).png", 2_000_000_000)
+TICKET = LinkClaims("org/模型", f"tools/{UUID}.png", "猫 (1).png", 2_000_000_000)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_addresses_become_whole(url: str, base: str, address: str) -> None:
 def test_a_relative_address_never_leaves_difys_host(url: str, base: str) -> None:
     address = absolute(url, base)
     if address and not url.strip().lower().startswith(("http://", "https://")):
-        assert address.startswith(f"{root(base)}/")
+        assert address.startswith(f"{server_root(base)}/")
         assert urlsplit(address).netloc == urlsplit(base).netloc
 
 
@@ -151,7 +151,7 @@ def test_a_ticket_survives_its_link() -> None:
 
 @given(st.text(max_size=20), st.text(max_size=20), st.integers(1, 2**40))
 def test_any_ticket_survives_its_link(model: str, name: str, expires: int) -> None:
-    ticket = Ticket(model, "p", name, expires)
+    ticket = LinkClaims(model, "p", name, expires)
     token, signature = sign(ticket, SECRET)
     assert verify(token, signature, SECRET, now=0) == ticket
 
@@ -163,10 +163,10 @@ def test_a_link_ends_when_its_time_has_come() -> None:
 
 
 def test_links_of_the_same_hour_are_the_same_and_live_a_week() -> None:
-    assert expiry(7200) == expiry(10799)
-    assert expiry(10799) < expiry(10800)
+    assert expiry_time(7200) == expiry_time(10799)
+    assert expiry_time(10799) < expiry_time(10800)
     for now in (0, 1, 3599, 3600.5, 1795460797):
-        assert VALID_SECONDS < expiry(now) - now <= VALID_SECONDS + 3600
+        assert VALID_SECONDS < expiry_time(now) - now <= VALID_SECONDS + 3600
 
 
 def test_every_other_signature_is_refused() -> None:

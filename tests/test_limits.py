@@ -124,7 +124,7 @@ def test_a_slot_is_kept_as_long_as_its_holder_lives(redis_url: str) -> None:
 
 def test_nothing_stays_in_redis(redis_url: str) -> None:
     gate = CallerLimiter(RateLimiter(link(redis_url), 1), ConcurrencyLimiter(link(redis_url), 1))
-    gate.enter("a b/ü", Limits(5, 5))()
+    gate.acquire("a b/ü", Limits(5, 5))()
     with redis.Redis.from_url(redis_url) as client:
         for key in client.scan_iter():
             assert key.startswith(b"opendify:")
@@ -146,23 +146,23 @@ def test_redis_that_comes_back_counts_again(caplog: pytest.LogCaptureFixture) ->
 
 def test_what_is_refused_by_one_limit_counts_for_none() -> None:
     gate = CallerLimiter(RateLimiter(None, 1), ConcurrencyLimiter(None, 1))
-    leave = gate.enter("a", Limits(2, 1))
+    leave = gate.acquire("a", Limits(2, 1))
     for _ in range(5):
         with pytest.raises(errors.CallerRateLimited) as caught:
-            gate.enter("a", Limits(2, 1))
+            gate.acquire("a", Limits(2, 1))
         assert caught.value.retry_after == 2
     leave()
-    gate.enter("a", Limits(2, 1))()
+    gate.acquire("a", Limits(2, 1))()
     with pytest.raises(errors.CallerRateLimited) as caught:
-        gate.enter("a", Limits(2, 1))
+        gate.acquire("a", Limits(2, 1))
     assert 55 <= (caught.value.retry_after or 0) <= 60
-    gate.enter("a", Limits(0, 1))()
+    gate.acquire("a", Limits(0, 1))()
 
 
 def test_without_limits_nothing_is_asked(away: RedisConnection, caplog: Any) -> None:
     gate = CallerLimiter(RateLimiter(away, 1), ConcurrencyLimiter(away, 1))
     for _ in range(5):
-        gate.enter("a", Limits())
+        gate.acquire("a", Limits())
     assert caplog.messages == []
 
 

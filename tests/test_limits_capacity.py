@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from opendify import errors
-from opendify.limits.capacity import ServerCapacity, files_take_answers, max_files
+from opendify.limits.capacity import ServerCapacity, files_count_as_responses, max_files
 from tests import schemas
 from tests.fake_dify import Chat, FakeDify, streamed
 from tests.service import Service, free_variables, running
@@ -22,56 +22,56 @@ MODEL_TAKEN = "The model 'tiny' is answering as many requests as it may; try aga
 def test_there_are_so_many_places_and_each_is_given_back_once() -> None:
     capacity = ServerCapacity(2, {}, 1)
     for _ in range(3):
-        first, second = capacity.take_answer(), capacity.take_answer()
+        first, second = capacity.acquire_response(), capacity.acquire_response()
         for _ in range(2):
             with pytest.raises(errors.Overloaded, match="as many requests as it can") as caught:
-                capacity.take_answer()
+                capacity.acquire_response()
             assert caught.value.retry_after
         first()
         first()
-        third = capacity.take_answer()
+        third = capacity.acquire_response()
         with pytest.raises(errors.Overloaded):
-            capacity.take_answer()
+            capacity.acquire_response()
         second()
         third()
 
 
 def test_a_model_has_no_more_runs_than_its_own_limit() -> None:
     capacity = ServerCapacity(4, {"a": 1}, 1)
-    release = capacity.take_run("a")
+    release = capacity.acquire_run("a")
     with pytest.raises(errors.Overloaded, match="The model 'a'"):
-        capacity.take_run("a")
+        capacity.acquire_run("a")
     for _ in range(9):
-        capacity.take_run("b")
+        capacity.acquire_run("b")
     release()
-    capacity.take_run("a")
+    capacity.acquire_run("a")
 
 
 def test_files_and_answers_do_not_take_places_from_one_another() -> None:
     capacity = ServerCapacity(1, {}, 1)
-    release, _ = capacity.take_file(), capacity.take_answer()
+    release, _ = capacity.acquire_file(), capacity.acquire_response()
     with pytest.raises(errors.Overloaded, match="as many files as it can"):
-        capacity.take_file()
+        capacity.acquire_file()
     release()
-    capacity.take_file()
+    capacity.acquire_file()
 
 
 def test_a_file_takes_the_place_of_an_answer_where_no_thread_is_left_for_it() -> None:
     capacity = ServerCapacity(2, {}, 1, files_take_answers=True)
-    first, second = capacity.take_answer(), capacity.take_answer()
+    first, second = capacity.acquire_response(), capacity.acquire_response()
     with pytest.raises(errors.Overloaded, match="answering"):
-        capacity.take_file()
+        capacity.acquire_file()
     first()
-    release = capacity.take_file()
+    release = capacity.acquire_file()
     with pytest.raises(errors.Overloaded, match="answering"):
-        capacity.take_answer()
+        capacity.acquire_response()
     release()
     release()
     second()
-    capacity.take_answer()
-    capacity.take_file()
+    capacity.acquire_response()
+    capacity.acquire_file()
     with pytest.raises(errors.Overloaded):
-        capacity.take_answer()
+        capacity.acquire_response()
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_file_takes_the_place_of_an_answer_where_no_thread_is_left_for_it() ->
     [(128, 112, False), (16, 14, False), (8, 6, False), (8, 7, True), (4, 3, True), (1, 1, True)],
 )
 def test_one_thread_is_left_beside_answers_and_files(threads: int, answers: int, do: bool) -> None:
-    assert files_take_answers(threads, answers) is do
+    assert files_count_as_responses(threads, answers) is do
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,9 @@ LONG = 30.0
 MAKE = """
 import sys, threading, time
 from pathlib import Path
-from opendify.conversations.store.factory import new_conversations, new_link
+from opendify.conversations.store.factory import new_store_and_locks, new_redis_connection
 options = dict(clock=time.time, max_age_days=None, max_entries=9)
-_, locks = new_conversations(new_link(sys.argv[2]), Path(sys.argv[1]), **options)
+_, locks = new_store_and_locks(new_redis_connection(sys.argv[2]), Path(sys.argv[1]), **options)
 """
 
 HOLDER = """

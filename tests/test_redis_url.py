@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from redis.connection import parse_url
 
 from opendify.config.parsing import InvalidValue
-from opendify.config.redis_url import parse_store_address, without_secrets
+from opendify.config.redis_url import parse_store_url, redact_url
 from opendify.config.settings import ConfigError, load_settings
 
 GOOD = {"DIFY_API_BASE": "https://dify.example.com/v1", "MODEL_CONFIG": '{"m":"app-k"}'}
@@ -14,8 +14,8 @@ GOOD = {"DIFY_API_BASE": "https://dify.example.com/v1", "MODEL_CONFIG": '{"m":"a
 
 @pytest.mark.parametrize("value", ["", "file"])
 def test_the_file_is_the_default(value: str) -> None:
-    assert parse_store_address(value) == ""
-    assert without_secrets("") == "file"
+    assert parse_store_url(value) == ""
+    assert redact_url("") == "file"
 
 
 @pytest.mark.parametrize(
@@ -31,8 +31,8 @@ def test_the_file_is_the_default(value: str) -> None:
     ],
 )
 def test_an_address_is_understood_and_shown_without_secrets(address: str, shown: str) -> None:
-    assert parse_store_address(address) == address
-    assert without_secrets(address) == shown
+    assert parse_store_url(address) == address
+    assert redact_url(address) == shown
     assert parse_url(address)["host"]
 
 
@@ -77,7 +77,7 @@ def test_anything_else_is_told_at_the_start_without_a_part_of_it(value: str) -> 
 @given(st.text(), st.sampled_from(["", "redis://", "rediss://:p@", "redis://r:1/0?"]))
 def test_any_text_is_an_address_or_told(text: str, before: str) -> None:
     try:
-        address = parse_store_address(before + text)
+        address = parse_store_url(before + text)
     except InvalidValue:
         return
     assert address == "" or parse_url(address)["host"]

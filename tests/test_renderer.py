@@ -620,7 +620,7 @@ def test_nothing_follows_the_end_of_the_answer() -> None:
     assert renderer.feed(Text("a")) == [TextDelta("a")]
     assert renderer.feed(Text("bST")) == [TextDelta("b")]
     assert renderer.feed(Text("OP")) == []
-    assert renderer.is_cut
+    assert renderer.hit_stop_sequence
     assert renderer.has_ended
     assert renderer.feed(Text("c")) == renderer.feed(MessageEnded()) == []
     uncut = ResponseRenderer(Model("m", "k", "b"), "chat", (), "auto")

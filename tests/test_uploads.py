@@ -16,7 +16,7 @@ from werkzeug.formparser import parse_form_data
 from opendify import errors
 from opendify.config.models import Model
 from opendify.dify.apps import FileRules, parse_file_rules
-from opendify.files.attachments import Prepared
+from opendify.files.attachments import PreparedFiles
 from opendify.files.single_flight import SingleFlightCache
 from opendify.protocols.base import Attachment
 from opendify.upstream.client import DifyClient
@@ -105,7 +105,7 @@ def test_a_picture_is_uploaded_with_its_name_type_and_user(
     uploads: Uploads, tiny: Model, disk: Disk
 ) -> None:
     prepared = uploads.prepare(tiny, "Ann 安", [file(PNG, media_type="image/png")], ANY_FILE)
-    assert prepared == Prepared((local("id-1"),))
+    assert prepared == PreparedFiles((local("id-1"),))
     assert prepared.ids == {"id-1"}
     assert disk.files == [
         {
@@ -212,11 +212,11 @@ def test_speech_is_written_down_for_an_app_that_takes_no_audio(
 ) -> None:
     said = [file(MP3, "audio", media_type="audio/mpeg"), file(MP3 + b"2", "audio")]
     prepared = uploads.prepare(tiny, "u", said, TEXT_ONLY, speech_to_text=True)
-    assert prepared == Prepared((), "spoken 1\nspoken 2")
+    assert prepared == PreparedFiles((), "spoken 1\nspoken 2")
     assert {(f["path"], f["type"], f["name"]) for f in disk.files} == {
         ("/v1/audio-to-text", "audio/mp3", "audio.mp3")
     }
-    assert uploads.prepare(tiny, "u", said[:1], TEXT_ONLY, True).spoken == "spoken 1"
+    assert uploads.prepare(tiny, "u", said[:1], TEXT_ONLY, True).transcript == "spoken 1"
 
 
 @pytest.mark.parametrize("version", ["1.11.4", "1.13.2"])

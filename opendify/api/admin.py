@@ -15,7 +15,7 @@ DEFAULT_LIMIT = 100
 MAX_LISTED = 10_000
 
 
-def add_operator_routes(app: Flask, admin: ConversationAdmin, authorizer: Authorizer) -> None:
+def add_admin_routes(app: Flask, admin: ConversationAdmin, authorizer: Authorizer) -> None:
     """Counts and cleanup are open if no keys are set; single mappings never are."""
 
     @app.get("/v1/conversation/mappings")
@@ -23,9 +23,9 @@ def add_operator_routes(app: Flask, admin: ConversationAdmin, authorizer: Author
         is_listing = "limit" in request.args or "chat_id" in request.args
         authorizer.require_admin(always=is_listing)
         if not is_listing:
-            return jsonify(admin.counts())
-        found = admin.listed(_limit(), request.args.get("chat_id"))
-        return jsonify(admin.counts() | {"mappings": found})
+            return jsonify(admin.summary())
+        found = admin.list_mappings(_limit(), request.args.get("chat_id"))
+        return jsonify(admin.summary() | {"mappings": found})
 
     @app.delete("/v1/conversation/mappings/<conversation_id>")
     def remove_mapping(conversation_id: str) -> Response:

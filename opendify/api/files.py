@@ -14,7 +14,7 @@ from opendify.api.pacing import SlowReaderError, paced, writable_waiter
 from opendify.api.resources import current_resources
 from opendify.limits.capacity import ServerCapacity
 from opendify.observability.record import SLOW_READER, Record
-from opendify.upstream.file_proxy import FileProxy, Served
+from opendify.upstream.file_proxy import FileProxy, ServedFile
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +35,13 @@ def add_file_routes(app: Flask, file_proxy: FileProxy, capacity: ServerCapacity)
     @app.get("/v1/files/<token>/content", endpoint=ENDPOINT)
     def file_content(token: str) -> Response:
         resources = current_resources()
-        resources.add_permit(capacity.take_file())
+        resources.add_permit(capacity.acquire_file())
         served = file_proxy.open(token, request.args.get("sig", ""))
         resources.add(served.file.close)
         return _response(served)
 
 
-def _response(served: Served) -> Response:
+def _response(served: ServedFile) -> Response:
     response = Response(FileWrapper(served.file), mimetype=served.media_type, headers=_SAFE_HEADERS)
     response.content_length = served.size
     response.headers["Content-Disposition"] = _disposition(served)
@@ -78,9 +78,9 @@ def _paced_body(
         raise
 
 
-def _disposition(served: Served) -> str:
+def _disposition(served: ServedFile) -> str:
     """Non-ASCII names are encoded as in RFC 6266: Gunicorn rejects headers that are not Latin-1."""
-    header = "inline" if served.is_shown else "attachment"
+    header = "inline" if served.is_inline else "attachment"
     if served.name.isascii():
         return dump_options_header(header, {"filename": served.name})
     return f"{header}; filename*=UTF-8''{quote(served.name)}"

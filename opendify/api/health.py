@@ -8,7 +8,7 @@ from opendify.observability.metrics import CONTENT_TYPE, Metrics
 from opendify.observability.readiness import PARTS, Readiness
 
 
-def add_monitoring_routes(
+def add_health_routes(
     app: Flask, readiness: Readiness, metrics: Metrics, authorizer: Authorizer
 ) -> None:
     """If keys are set, metrics and readiness details require an admin key."""

@@ -7,7 +7,7 @@ from flask import Flask, Response
 DESCRIPTION = Path(__file__).with_name("openapi.json")
 
 
-def add_description(app: Flask) -> None:
+def add_openapi_route(app: Flask) -> None:
     """Serves the file unchanged."""
     text = DESCRIPTION.read_bytes()
 

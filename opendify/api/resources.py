@@ -63,7 +63,7 @@ class Resources:
         permits.close()
 
 
-def own_resources(app: Flask) -> None:
+def track_resources(app: Flask) -> None:
     """Gives every request of the application its Resources."""
     app.wsgi_app = _ResourceMiddleware(app.wsgi_app)  # type: ignore[method-assign]
 

@@ -71,18 +71,18 @@ class Responder:
             caller = self._caller(prompt)
             record.user = caller.user
             model = self._service.answering_model(prompt, caller)
-            resources.add_permit(self._capacity.take_answer())
-            acquired.callback(self._capacity.take_run(model.name))
+            resources.add_permit(self._capacity.acquire_response())
+            acquired.callback(self._capacity.acquire_run(model.name))
             turn = self._service.start(prompt, caller)
             # A run goes on in Dify after its client has disconnected: it counts until it is over
             # there.
             run_permits = acquired.pop_all()
-            resources.add_permit(lambda: turn.when_over(run_permits.close))
+            resources.add_permit(lambda: turn.add_done_callback(run_permits.close))
         resources.add(lambda: _close(turn, record))
         try:
             response = self._response(parsed, turn, record, resources)
         except errors.DifyError:
-            turn.end()
+            turn.stop_and_wait()
             raise
         return _with_headers(response, turn, parsed)
 
@@ -95,7 +95,7 @@ class Responder:
             events = self._events(turn, parsed.new_writer(), record, resources)
             return StreamingResponse(events, headers=_STREAM_HEADERS)
         response = jsonify(parsed.to_json(self._service.complete(turn)))
-        turn.end()
+        turn.stop_and_wait()
         if turn.ids.message_id:
             response.headers["X-Dify-Message-Id"] = turn.ids.message_id
         return response
@@ -122,7 +122,7 @@ class Responder:
             yield before
         if not turn.has_ended or len(before) > _MAX_TAIL_BYTES:
             yield BLOCKING  # send these bytes before waiting for Dify
-            turn.end()
+            turn.stop_and_wait()
         resources.release_permits()
         yield last  # the end marker: the slot is free before clients see it
         record.is_complete = True
@@ -147,7 +147,7 @@ class Responder:
             task=openwebui.task(headers),
             trace_id=current_record().id,
             answer_id=openwebui.answer_id(headers),
-            parent_answer_id=openwebui.followed_answer_id(headers),
+            parent_answer_id=openwebui.parent_answer_id(headers),
             is_named_user=user != DEFAULT_USER,
         )
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from opendify.auth.api_keys import Keys, hash_key
+from opendify.auth.api_keys import ApiKeys, hash_key
 from opendify.config.accounts import Account, Limits
 from opendify.config.models import Model
 
@@ -31,7 +31,7 @@ class AccountRegistry:
     def __init__(
         self,
         accounts: tuple[Account, ...],
-        admin_keys: Keys,
+        admin_keys: ApiKeys,
         models: Mapping[str, Model],
         limits: Limits,
         bring_dify_key: bool = False,
@@ -43,7 +43,7 @@ class AccountRegistry:
         self.bring_dify_key = bring_dify_key
 
     @property
-    def need_keys(self) -> bool:
+    def requires_key(self) -> bool:
         """Whether a request needs a key at all."""
         return bool(self._accounts) or self.bring_dify_key
 
@@ -63,7 +63,7 @@ class AccountRegistry:
             return Principal(name, models, account.limits, name)
         if self.admin_keys.contains_digest(digest):
             return Principal(name, self._models, Limits(), name)
-        if not self.need_keys:  # keys can be made up, so all callers share the limits
+        if not self.requires_key:  # keys can be made up, so all callers share the limits
             return Principal(name, self._models, self._limits, "-")
         return None
 

@@ -9,7 +9,7 @@ _HASHED = "sha256:"
 
 
 @dataclass(frozen=True, slots=True)
-class Keys:
+class ApiKeys:
     """A set of keys, stored as hashes only. Falsy when empty."""
 
     digests: tuple[str, ...] = field(default=(), repr=False)
@@ -17,7 +17,7 @@ class Keys:
     def __bool__(self) -> bool:
         return bool(self.digests)
 
-    def hold(self, key: str) -> bool:
+    def contains(self, key: str) -> bool:
         """Whether ``key`` is in the set. The time that this takes does not depend on how similar it
         is to a key in the set."""
         return self.contains_digest(hash_key(key))
@@ -27,7 +27,7 @@ class Keys:
         return any([hmac.compare_digest(digest, known) for known in self.digests])
 
 
-def parse_keys(text: str) -> Keys:
+def parse_keys(text: str) -> ApiKeys:
     """Parse keys separated by commas or line breaks.
 
     Raises ValueError, which names the wrong key by its position and never quotes it.
@@ -36,7 +36,7 @@ def parse_keys(text: str) -> Keys:
     for number, key in enumerate((part.strip() for part in re.split(r"[,\n]", text)), start=1):
         if key:
             digests.append(parse_key(key, f"key {number}"))
-    return Keys(tuple(digests))
+    return ApiKeys(tuple(digests))
 
 
 def parse_key(key: str, where: str) -> str:

@@ -43,7 +43,7 @@ _MODEL_PREFIX = "model:"
 class StaticTurn:
     """A response that is complete from the start, with the interface of a ChatTurn."""
 
-    has_begun = True
+    has_started = True
     has_ended = True
     ignored: tuple[str, ...] = ()
     usage: Usage | None = None
@@ -79,10 +79,10 @@ class StaticTurn:
     def close(self) -> None:
         """There is nothing to release."""
 
-    def end(self) -> None:
+    def stop_and_wait(self) -> None:
         """There is no run in Dify."""
 
-    def when_over(self, callback: Callable[[], None]) -> None:
+    def add_done_callback(self, callback: Callable[[], None]) -> None:
         """Calls ``callback`` immediately: there is no run in Dify."""
         callback()
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from opendify.config.models import Model
 from opendify.conversations.locks.files import TurnLocks
-from opendify.conversations.processes import Processes
+from opendify.conversations.processes import ProcessRegistry
 from opendify.conversations.store.base import ConversationStore
 from opendify.upstream.app_registry import AppRegistry
 from opendify.upstream.cancellation import Cancellation
@@ -55,7 +55,7 @@ class Services:
     file_proxy: FileProxy
     now: Callable[[], float]
     files_only_query: str
-    processes: Processes = field(init=False)
+    processes: ProcessRegistry = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "processes", Processes(self.locks))
+        object.__setattr__(self, "processes", ProcessRegistry(self.locks))

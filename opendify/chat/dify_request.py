@@ -8,7 +8,7 @@ from opendify.chat import form_inputs
 from opendify.config.models import Model
 from opendify.dify import endpoints
 from opendify.dify.apps import App
-from opendify.files.attachments import Prepared
+from opendify.files.attachments import PreparedFiles
 from opendify.files.input_placement import place_files
 from opendify.protocols.base import Attachment, DifyOptions, Message
 
@@ -65,7 +65,7 @@ def to_dify_request(
     app: App,
     variables: form_inputs.TemplateVars,
     conversation_id: str,
-    prepared: Prepared,
+    prepared: PreparedFiles,
     files_only_query: str,
 ) -> DifyRequest:
     """The request for an app of any mode. ``prepared`` are the files of the turn;
@@ -102,7 +102,7 @@ def ignored_inputs(options: DifyOptions, model: Model) -> tuple[str, ...]:
     return tuple(f"inputs.{name}" for name in options.inputs if name in reserved)
 
 
-def to_query(prompt: Prompt, model: Model, prepared: Prepared, files_only_query: str) -> str:
+def to_query(prompt: Prompt, model: Model, prepared: PreparedFiles, files_only_query: str) -> str:
     """The ``query`` that ``to_dify_request`` sends to an existing conversation."""
     return _query(_with_files(prompt, prepared, files_only_query), model, "any")
 
@@ -116,8 +116,8 @@ def _fill_inputs(
     return {**filled, **options.inputs, **own}
 
 
-def _with_files(prompt: Prompt, prepared: Prepared, files_only_query: str) -> Prompt:
-    turn = "\n\n".join(filter(None, (prompt.turn, prepared.spoken))) or files_only_query
+def _with_files(prompt: Prompt, prepared: PreparedFiles, files_only_query: str) -> Prompt:
+    turn = "\n\n".join(filter(None, (prompt.turn, prepared.transcript))) or files_only_query
     return replace(prompt, turn=turn) if turn != prompt.turn else prompt
 
 

@@ -13,7 +13,7 @@ from opendify.protocols.base import ChatPrompt
 from opendify.protocols.responses import ResponseMeta, StreamWriter, WholeResponse
 from opendify.rendering.deltas import ReasoningDelta, Reset, TextDelta
 from opendify.rendering.file_links import FileLinkResolver, is_resolved
-from opendify.streaming import BLOCKING, StepsWithEnd
+from opendify.streaming import BLOCKING, ResumableBodyWithTail
 
 # Answered by Dify, or without it.
 Turn = ChatTurn | StaticTurn
@@ -85,16 +85,16 @@ class ChatService:
                         texts.clear()
                         reasoning.clear()
         text, completion = "".join(texts), renderer.completion
-        turn.commit(text, completion.usage, renderer.is_cut)
+        turn.commit(text, completion.usage, renderer.hit_stop_sequence)
         return WholeResponse(self._meta(turn), text, "".join(reasoning), completion)
 
-    def stream(self, turn: Turn, writer: StreamWriter) -> StepsWithEnd[bytes]:
+    def stream(self, turn: Turn, writer: StreamWriter) -> ResumableBodyWithTail[bytes]:
         """Yields the bytes of a streamed response: events that arrived together are sent together.
         Returns the last bytes instead of yielding them, for the caller to send.
 
         Raises ClientDisconnected and DifyError.
         """
-        while not turn.has_begun:
+        while not turn.has_started:
             yield writer.keep_alive()
             yield BLOCKING
             turn.await_status(KEEP_ALIVE_SECONDS)
@@ -113,7 +113,7 @@ class ChatService:
                 yield writer.keep_alive()
         yield BLOCKING
         completion = renderer.completion
-        turn.commit(writer.text, completion.usage, renderer.is_cut)
+        turn.commit(writer.text, completion.usage, renderer.hit_stop_sequence)
         return writer.finish(self._meta(turn), completion)
 
     def _meta(self, turn: Turn) -> ResponseMeta:

@@ -24,11 +24,11 @@ from opendify.dify.events import (
     RunFinished,
     Usage,
 )
-from opendify.files.attachments import Prepared
+from opendify.files.attachments import PreparedFiles
 from opendify.protocols.base import ChatPrompt, Message
 from opendify.rendering import citations
 from opendify.rendering.renderer import ResponseRenderer
-from opendify.streaming import BLOCKING, IMMEDIATELY, WaitFor
+from opendify.streaming import BLOCKING, NO_WAIT, WaitFor
 from opendify.upstream.client import STOP_TIMEOUT
 from opendify.upstream.conversation_probe import DifyConversationProbe
 from opendify.upstream.disposal import delete_conversation
@@ -79,10 +79,10 @@ class ChatTurn:
         self._may_retry = True
         self._is_open = False
         self._is_closed = False
-        self._outcome = Outcome.LEFT
+        self._outcome = Outcome.CALLER_GONE
         self._pending_events: list[Event] = []
         self._deadline = 0.0
-        self._prepared: Prepared
+        self._prepared: PreparedFiles
         self._conversation: ConversationResolver
         self._conversation_id = ""
         self._run: DifyRun
@@ -115,9 +115,9 @@ class ChatTurn:
         return self._run.ids
 
     @property
-    def has_begun(self) -> bool:
+    def has_started(self) -> bool:
         """Whether Dify has sent an event other than a ping."""
-        return self._run.begun_at is not None
+        return self._run.started_at is not None
 
     @property
     def ignored(self) -> tuple[str, ...]:
@@ -131,7 +131,7 @@ class ChatTurn:
             self._model,
             self._app.mode,
             self.prompt.stop,
-            citations.form_for(self._model.citations, context.in_open_webui, streamed),
+            citations.choose_format(self._model.citations, context.in_open_webui, streamed),
         )
 
     def link(self, url: str, name: str, kind: str) -> str:
@@ -146,8 +146,8 @@ class ChatTurn:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not any(map(_decides_status, self._pending_events)):
             self._pending_events += self._next(deadline)
-            if self._run.begun_at is not None:
-                deadline = min(deadline, self._run.begun_at + RUNNING_STATUS_HOLD_SECONDS)
+            if self._run.started_at is not None:
+                deadline = min(deadline, self._run.started_at + RUNNING_STATUS_HOLD_SECONDS)
 
     def wait(self, seconds: float) -> WaitFor:
         """What ``next_events`` will wait for, at most ``seconds``."""
@@ -165,7 +165,7 @@ class ChatTurn:
             events, self._pending_events = self._pending_events, []
             return events
         if is_readable:
-            events = self._next(IMMEDIATELY)
+            events = self._next(NO_WAIT)
             self._deadline = 0.0 if events else deadline  # the same wait continues
             return events
         while time.monotonic() < deadline:
@@ -197,14 +197,14 @@ class ChatTurn:
                 self._delete_conversation if self._creates_throwaway_conversation() else None
             )
         finally:
-            self._conversation.release(Outcome.RUN if self.has_begun else self._outcome)
+            self._conversation.release(Outcome.STARTED if self.has_started else self._outcome)
 
     @property
     def has_ended(self) -> bool:
         """Whether Dify has sent the end of the response; else its run may continue."""
         return self._run.has_ended
 
-    def end(self) -> None:
+    def stop_and_wait(self) -> None:
         """Stops a run that may continue, and waits at most STOP_TIMEOUT until Dify confirms it.
 
         Call it before the last bytes of a response that failed or was cut at a stop sequence: its
@@ -214,7 +214,7 @@ class ChatTurn:
             self.close()
             self._run.await_end(STOP_TIMEOUT)
 
-    def when_over(self, callback: Callable[[], None]) -> None:
+    def add_done_callback(self, callback: Callable[[], None]) -> None:
         """Calls ``callback`` once, on any thread, when the run is over in Dify: it has ended, has
         failed, or was stopped after ``close``. Calls it immediately if it is over already."""
         self._run.add_done_callback(callback)
@@ -250,7 +250,7 @@ class ChatTurn:
                 return []
             may_have_run = isinstance(exc, _MAY_HAVE_RUN)
             self._outcome = Outcome.FAILED if may_have_run else Outcome.NOT_RUN
-            exc.retryable = exc.retryable and not self.has_begun
+            exc.retryable = exc.retryable and not self.has_started
             if isinstance(exc, errors.RejectedByDify | errors.UpstreamTimeout):
                 self._services.app_registry.mark_stale(self._model)
             raise
@@ -315,7 +315,7 @@ class ChatTurn:
         self._prepared = self._prepare_files()
         return True
 
-    def _prepare_files(self) -> Prepared:
+    def _prepare_files(self) -> PreparedFiles:
         return self._services.uploads.prepare(
             self._model,
             self._context.user,
@@ -361,7 +361,7 @@ class ChatTurn:
         )
         if explicit := self.prompt.options.conversation_id:
             self._conversation.use_explicit(explicit, self._model.conversation_ids == "any")
-            if not probe.of_used(explicit, 0):
+            if not probe.is_usable(explicit, 0):
                 raise errors.ConversationNotFound("Dify does not know this conversation.")
             return explicit
         deadline = time.monotonic() + services.client.read_timeout

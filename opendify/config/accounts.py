@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from opendify.auth.api_keys import Keys, parse_key, parse_keys
+from opendify.auth.api_keys import ApiKeys, parse_key, parse_keys
 from opendify.config.parsing import InvalidValue, parse_object
 
 MAX_NAME = 100
@@ -27,7 +27,7 @@ class Account:
     """A caller, identified by any of these keys. ``models`` are the names of the allowed models,
     None for all. Without a ``name``, each key counts as a separate caller."""
 
-    keys: Keys
+    keys: ApiKeys
     name: str = ""
     models: frozenset[str] | None = None
     limits: Limits = field(default_factory=Limits)
@@ -58,14 +58,14 @@ def parse_accounts(
     return tuple(accounts)
 
 
-def parse_key_list(name: str, text: str, problems: list[str]) -> Keys:
+def parse_key_list(name: str, text: str, problems: list[str]) -> ApiKeys:
     """The keys in the variable ``name``. A variable that is set but contains no key is an error,
     because it would leave the service open."""
     try:
         keys = parse_keys(text)
     except ValueError as exc:
         problems.append(f"{name}: {exc}.")
-        return Keys()
+        return ApiKeys()
     if text.strip() and not keys:
         problems.append(f"{name} contains no key. Leave it unset if none is wanted.")
     return keys
@@ -127,7 +127,7 @@ def _check_name(name: str) -> None:
         raise InvalidValue("a caller has a name that is '-' or looks like the hash of a key")
 
 
-def _keys(value: Any, where: str) -> Keys:
+def _keys(value: Any, where: str) -> ApiKeys:
     written = [value] if isinstance(value, str) else value
     if not isinstance(written, list) or not written:
         raise InvalidValue(f"{where}, setting 'keys' must be a key or a list of keys")
@@ -137,7 +137,7 @@ def _keys(value: Any, where: str) -> Keys:
         if not isinstance(key, str) or not key.strip() or "," in key:
             raise InvalidValue(f"{place} must be a string without commas, and not empty")
         digests.append(parse_key(key.strip(), place))
-    return Keys(tuple(digests))
+    return ApiKeys(tuple(digests))
 
 
 def _models(value: Any, where: str, models: Collection[str]) -> frozenset[str]:

@@ -9,7 +9,7 @@ SCHEMES = ("redis", "rediss")
 OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname")
 
 
-def parse_store_address(value: str) -> str:
+def parse_store_url(value: str) -> str:
     """The URL of a Redis server, or an empty string for the file. Raises InvalidValue, which quotes
     no part of the value: it may contain a password."""
     if value in ("", "file"):
@@ -39,7 +39,7 @@ def parse_store_address(value: str) -> str:
     return value
 
 
-def without_secrets(address: str) -> str:
+def redact_url(address: str) -> str:
     """The address without user and password, for display."""
     if not address:
         return "file"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
-from opendify.auth.api_keys import Keys
+from opendify.auth.api_keys import ApiKeys
 from opendify.config.accounts import (
     MAX_LIMIT,
     Account,
@@ -17,7 +17,7 @@ from opendify.config.accounts import (
 from opendify.config.ca_files import read_authorities
 from opendify.config.models import Model, parse_base, parse_models
 from opendify.config.parsing import InvalidValue
-from opendify.config.redis_url import parse_store_address
+from opendify.config.redis_url import parse_store_url
 from opendify.config.secret_files import resolve_secret_files
 
 ENVIRONMENTS = ("production", "development")
@@ -66,16 +66,16 @@ class Settings:
     the certificates of DIFY_CA_FILE in PEM."""
 
     models: Mapping[str, Model]
-    data_folder: str
+    data_dir: str
     conversation_store: str = field(repr=False)
     accounts: tuple[Account, ...]
     limits: Limits
-    callers_bring_dify_key: bool
+    key_passthrough: bool
     cors_origins: frozenset[str]
-    admin_keys: Keys
+    admin_keys: ApiKeys
     read_timeout: float
-    max_answer: int
-    authorities: str = field(repr=False)
+    max_answer_chars: int
+    ca_certificates: str = field(repr=False)
     max_body_bytes: int
     max_text_bytes: int
     max_concurrent_streams: int
@@ -140,18 +140,18 @@ def load_settings(
     limits = reader.limits()
     settings = Settings(
         models=models,
-        data_folder=data_folder(environ),
+        data_dir=data_dir(environ),
         conversation_store=reader.conversation_store(),
         accounts=parse_accounts(
             environ.get("OPENDIFY_API_KEYS", ""), set(models), limits, problems
         ),
         limits=limits,
-        callers_bring_dify_key=reader.callers_bring_keys(),
+        key_passthrough=reader.callers_bring_keys(),
         cors_origins=reader.cors_origins(),
         admin_keys=reader.admin_keys(),
         read_timeout=reader.number("DIFY_READ_TIMEOUT", 35, 1, 3600),
-        max_answer=reader.number("MAX_ANSWER_MB", 16, 1, 1024) * 1024 * 1024,
-        authorities=read_authorities(environ, read_file, check_certificates, problems),
+        max_answer_chars=reader.number("MAX_ANSWER_MB", 16, 1, 1024) * 1024 * 1024,
+        ca_certificates=read_authorities(environ, read_file, check_certificates, problems),
         max_body_bytes=reader.number("MAX_BODY_MB", 64, 1, 1024) * 1024 * 1024,
         max_text_bytes=reader.number("MAX_TEXT_MB", 8, 1, 1024) * 1024 * 1024,
         max_concurrent_streams=reader.max_concurrent_streams(),
@@ -174,7 +174,7 @@ def load_settings(
     return settings
 
 
-def data_folder(environ: Mapping[str, str]) -> str:
+def data_dir(environ: Mapping[str, str]) -> str:
     """The data directory."""
     return environ.get("DATA_DIR", "").strip() or "data"
 
@@ -261,7 +261,7 @@ class _Reader:
             return default
         return int(value)
 
-    def admin_keys(self) -> Keys:
+    def admin_keys(self) -> ApiKeys:
         text = self._environ.get("OPENDIFY_ADMIN_KEYS", "")
         return parse_key_list("OPENDIFY_ADMIN_KEYS", text, self._problems)
 
@@ -294,7 +294,7 @@ class _Reader:
 
     def conversation_store(self) -> str:
         try:
-            return parse_store_address(self._environ.get("CONVERSATION_STORE", "").strip())
+            return parse_store_url(self._environ.get("CONVERSATION_STORE", "").strip())
         except InvalidValue as exc:
             self._problems.append(f"CONVERSATION_STORE {exc}.")
             return ""

@@ -33,7 +33,7 @@ class ConversationAdmin:
         self._client = client
         self._now = now
 
-    def counts(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """How many chats are stored; while the store is unreachable, those known to one worker."""
         stats = self._store.stats()
         chats = list(filter(is_chat, self._store.keys()))
@@ -47,7 +47,7 @@ class ConversationAdmin:
             "by_model": count_by_model(chats),
         }
 
-    def listed(self, limit: int, chat_id: str | None) -> list[dict[str, Any]]:
+    def list_mappings(self, limit: int, chat_id: str | None) -> list[dict[str, Any]]:
         """The most recently used mappings, of all chats or of one. Raises StoreUnavailable."""
         entries = self._store.entries(limit if chat_id is None else None)
         matching = (

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from opendify.config.dotenv import load_environment, read_file
 from opendify.config.parsing import InvalidValue
-from opendify.config.redis_url import parse_store_address, without_secrets
+from opendify.config.redis_url import parse_store_url, redact_url
 from opendify.config.secret_files import FILE_VARIABLES, resolve_secret_files
-from opendify.config.settings import ConfigError, data_folder
+from opendify.config.settings import ConfigError, data_dir
 from opendify.conversations.store import records
 from opendify.conversations.store.base import ConversationStore
-from opendify.conversations.store.factory import new_conversations, new_link
+from opendify.conversations.store.factory import new_redis_connection, new_store_and_locks
 from opendify.conversations.store.records import Entries
 
 _BATCH = 500
@@ -95,16 +95,20 @@ def _open(choice: str, environ: Mapping[str, str], is_source: bool) -> StoreLoca
     else:
         label = "a store"
     try:
-        address = parse_store_address(choice)
+        address = parse_store_url(choice)
     except InvalidValue as exc:
         raise MigrationError(f"{label} {exc}.") from None
-    folder = Path(data_folder(environ))
+    folder = Path(data_dir(environ))
     if is_source and not address and not folder.is_dir():
         raise MigrationError(f"There is no folder {folder}. DATA_DIR says where the JSON file is.")
-    store, _ = new_conversations(
-        new_link(address), folder, clock=time.time, max_age_days=None, max_entries=_NO_LIMIT
+    store, _ = new_store_and_locks(
+        new_redis_connection(address),
+        folder,
+        clock=time.time,
+        max_age_days=None,
+        max_entries=_NO_LIMIT,
     )
-    return StoreLocation(store, without_secrets(address) if address else str(folder.resolve()))
+    return StoreLocation(store, redact_url(address) if address else str(folder.resolve()))
 
 
 def _copy(source: StoreLocation, target: StoreLocation, overwrite: bool) -> None:

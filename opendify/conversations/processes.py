@@ -12,7 +12,7 @@ from opendify.conversations.locks.files import TurnLock, TurnLocks
 from opendify.storage.fork import after_fork_in_child
 
 
-class Processes:
+class ProcessRegistry:
     """This process's id, and whether the process of another id is alive."""
 
     def __init__(self, locks: TurnLocks) -> None:

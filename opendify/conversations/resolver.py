@@ -23,7 +23,7 @@ from opendify.conversations import fingerprint, unsettled
 from opendify.conversations.fingerprint import HistoryFingerprint
 from opendify.conversations.keys import NO_CHAT, parse_chat_key
 from opendify.conversations.locks.files import TurnLock, TurnLocks
-from opendify.conversations.processes import Processes
+from opendify.conversations.processes import ProcessRegistry
 from opendify.conversations.store.base import ConversationStore
 from opendify.conversations.store.records import ConversationRecord
 from opendify.conversations.unsettled import Outcome, PendingTurn
@@ -60,7 +60,7 @@ class ChatPosition:
     chat_id: str
     history: Sequence[Message]
     answer_id: str = ""
-    follows: str | None = None
+    previous_answer_id: str | None = None
     min_exchanges: int = 0
 
 
@@ -94,11 +94,11 @@ class ChatOwner:
 class ConversationProbe(Protocol):
     """Asks Dify about conversations of the user."""
 
-    def of_earlier(self, conversation_id: str) -> bool:
+    def belongs_to_user(self, conversation_id: str) -> bool:
         """Whether it is the user's conversation, when only Dify can prove that."""
         ...
 
-    def of_used(self, conversation_id: str, last_used: float) -> bool:
+    def is_usable(self, conversation_id: str, last_used: float) -> bool:
         """Whether the conversation, last used at that time (epoch seconds), accepts questions."""
         ...
 
@@ -127,7 +127,7 @@ class ConversationResolver:
         self,
         store: ConversationStore,
         locks: TurnLocks,
-        processes: Processes,
+        processes: ProcessRegistry,
         owner: ChatOwner,
         position: ChatPosition,
         finds_by_history: bool,
@@ -197,7 +197,7 @@ class ConversationResolver:
         """Claim the conversation of the key, if it continues the chat."""
         if not self._continues_chat(record.history_digest):
             return False
-        if not probe.of_used(record.conversation_id, record.last_used):
+        if not probe.is_usable(record.conversation_id, record.last_used):
             self._store.forget(key, record.conversation_id)
             return False
         known = fingerprint.decode(record.history_digest)
@@ -383,7 +383,7 @@ class ConversationResolver:
         if chat_id.startswith("["):  # an internal key: the entry of some owner
             return None
         record = self._store.get(chat_id)
-        if record is None or not probe.of_earlier(record.conversation_id):
+        if record is None or not probe.belongs_to_user(record.conversation_id):
             return None
         self._store.move(chat_id, self._key, record.conversation_id, "")
         return self._store.get(self._key)
@@ -425,5 +425,9 @@ class ConversationResolver:
         """Whether a conversation with this fingerprint continues the chat."""
         position = self._position
         return fingerprint.matches(
-            known, self._requested, position.history, position.follows, position.min_exchanges
+            known,
+            self._requested,
+            position.history,
+            position.previous_answer_id,
+            position.min_exchanges,
         )

@@ -36,9 +36,9 @@ class Outcome(Enum):
     """Dify has certainly not run it."""
     FAILED = "failed"
     """An error leaves open whether Dify has run it."""
-    LEFT = "left"
+    CALLER_GONE = "left"
     """The caller disconnected before Dify responded; the question may still be in transit."""
-    RUN = "run"
+    STARTED = "run"
     """Dify has started to answer."""
 
 
@@ -57,7 +57,7 @@ class PendingTurn:
     @property
     def process_id(self) -> str:
         """The process that runs the turn, "" where the turn has ended."""
-        return "" if self.state in (Outcome.FAILED.value, Outcome.LEFT.value) else self.state
+        return "" if self.state in (Outcome.FAILED.value, Outcome.CALLER_GONE.value) else self.state
 
     @property
     def may_still_arrive(self) -> bool:
@@ -66,7 +66,7 @@ class PendingTurn:
 
     def with_outcome(self, outcome: Outcome) -> "PendingTurn":
         """The same turn after it ended with this outcome (FAILED, LEFT or RUN)."""
-        if outcome is Outcome.RUN:
+        if outcome is Outcome.STARTED:
             return PendingTurn(self.before, "", Outcome.FAILED.value)
         return PendingTurn(self.before, self.question, outcome.value)
 

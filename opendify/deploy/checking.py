@@ -98,5 +98,5 @@ def _facts(settings: Settings, found: Mapping[str, str]) -> dict[str, str]:
         "graceful": found.get("GUNICORN_GRACEFUL_TIMEOUT", "").strip(),
         "models": str(len(settings.models)),
         "publish": found.get("PUBLISH_ADDRESS", "").strip(),
-        "keys": "yes" if settings.accounts or settings.callers_bring_dify_key else "",
+        "keys": "yes" if settings.accounts or settings.key_passthrough else "",
     }

@@ -31,13 +31,13 @@ class KeyCheck:
 def check_all(settings: Settings, environ: Mapping[str, str]) -> Iterator[KeyCheck]:
     """Checks each key, through the proxies that the service would use."""
     proxies = proxies_for({model.base for model in settings.models.values()}, environ)
-    tls = new_ssl_context(settings.authorities)
+    tls = new_ssl_context(settings.ca_certificates)
     mounts = {
         origin: httpx.HTTPTransport(verify=tls, proxy=proxy) for origin, proxy in proxies.items()
     }
     with httpx.Client(verify=tls, mounts=mounts, timeout=TIMEOUT, trust_env=False) as client:
         for model in settings.models.values():
-            if settings.callers_bring_dify_key:
+            if settings.key_passthrough:
                 yield KeyCheck(model.name, "callers")
             else:
                 yield _check_key(client, model)

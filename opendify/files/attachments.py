@@ -35,7 +35,7 @@ _MAX_SPEECH_BYTES = 30 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class ReadyFile:
     """A Dify file object that needs no upload: a URL, or a file that Dify already has."""
 
     file: dict[str, Any]
@@ -56,15 +56,15 @@ class Speech:
     content: Content
 
 
-Step = Ready | Upload | Speech
+Step = ReadyFile | Upload | Speech
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedFiles:
     """The files of a message as Dify file objects, and the transcript of its audio."""
 
     files: tuple[dict[str, Any], ...] = ()
-    spoken: str = ""
+    transcript: str = ""
 
     @property
     def ids(self) -> frozenset[str]:
@@ -112,7 +112,7 @@ def _step(attachment: Attachment, policy: FilePolicy) -> Step:
     return Upload(kind, content)
 
 
-def _remote(attachment: Attachment, policy: FilePolicy, path: str) -> Ready:
+def _remote(attachment: Attachment, policy: FilePolicy, path: str) -> ReadyFile:
     name = _last_part(attachment.url)
     extension = extension_of(name) or extension_of(attachment.name)
     detected = kind_by_extension(extension)
@@ -122,7 +122,7 @@ def _remote(attachment: Attachment, policy: FilePolicy, path: str) -> Ready:
     if not kind:
         raise policy.rejection(detected, attachment.name or name, path)
     policy.check_method("remote_url", path)
-    return Ready({"type": kind, "transfer_method": "remote_url", "url": attachment.url})
+    return ReadyFile({"type": kind, "transfer_method": "remote_url", "url": attachment.url})
 
 
 def _last_part(url: str) -> str:
@@ -132,7 +132,7 @@ def _last_part(url: str) -> str:
         return ""
 
 
-def _stored(attachment: Attachment, policy: FilePolicy, path: str) -> Ready:
+def _stored(attachment: Attachment, policy: FilePolicy, path: str) -> ReadyFile:
     if not _ID.fullmatch(attachment.file_id):
         raise InvalidRequest(
             f"'{path}' must hold the id of a file that was uploaded to Dify "
@@ -145,7 +145,7 @@ def _stored(attachment: Attachment, policy: FilePolicy, path: str) -> Ready:
     if not kind:
         raise policy.rejection(detected, attachment.name, path)
     policy.check_method("local_file", path)
-    return Ready(
+    return ReadyFile(
         {"type": kind, "transfer_method": "local_file", "upload_file_id": attachment.file_id}
     )
 

@@ -18,7 +18,7 @@ _PARTIAL_SUFFIX = ".part"
 _ABANDONED_SECONDS = 3600
 
 
-class DoesNotFit(Exception):
+class FileTooLarge(Exception):
     """The file is larger than the cache accepts."""
 
 
@@ -39,7 +39,7 @@ class FileCache:
         self._max_age = max_age
         self._now = now
 
-    def renew(self, key: str) -> bool:
+    def touch(self, key: str) -> bool:
         """Resets the age of an entry; returns whether it exists."""
         try:
             os.utime(self._folder.path / key, (self._now(), self._now()))
@@ -103,7 +103,7 @@ def _write(file: BinaryIO, chunks: Iterable[bytes], max_bytes: int) -> None:
     for chunk in chunks:
         size += len(chunk)
         if size > max_bytes:
-            raise DoesNotFit
+            raise FileTooLarge
         file.write(chunk)
     file.flush()
     os.fsync(file.fileno())

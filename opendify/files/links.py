@@ -58,7 +58,7 @@ class FileLink:
         return self.name or self.url.partition("?")[0].rpartition("/")[2]
 
 
-def root(base: str) -> str:
+def server_root(base: str) -> str:
     """The base of Dify's own links: the API base without ``/v1``."""
     return base.removesuffix("/v1")
 
@@ -73,7 +73,7 @@ def absolute(url: str, base: str) -> str:
         return url
     if not url or _SCHEME.match(url):
         return ""
-    return f"{root(base)}/{url.removeprefix('/')}"
+    return f"{server_root(base)}/{url.removeprefix('/')}"
 
 
 def to_markdown(name: str, url: str, is_image: bool) -> str:

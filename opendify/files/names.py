@@ -39,7 +39,7 @@ def clean_name(name: str) -> str:
     return f"{name[: MAX_NAME - len(extension) - 1].rstrip('. ')}.{extension}"
 
 
-def name_as(name: str, media_type: str) -> str:
+def with_extension_for(name: str, media_type: str) -> str:
     """The name with an extension for this media type, replacing one of another type: a file offered
     as ``x.html`` is saved and opened as a page. Unchanged if the type has no extension."""
     expected, extension = extension_for(media_type), extension_of(name)

@@ -19,7 +19,7 @@ _PURPOSE = b"opendify file link 1\0"
 
 
 @dataclass(frozen=True, slots=True)
-class Ticket:
+class LinkClaims:
     """Grants access to one file until ``expires`` (epoch seconds). ``path`` is Dify's."""
 
     model: str
@@ -28,12 +28,12 @@ class Ticket:
     expires: int
 
 
-def expiry(now: float) -> int:
+def expiry_time(now: float) -> int:
     """When a link created now expires (epoch seconds)."""
     return (int(now + VALID_SECONDS) // _EXPIRY_STEP + 1) * _EXPIRY_STEP
 
 
-def sign(ticket: Ticket, secret: bytes) -> tuple[str, str]:
+def sign(ticket: LinkClaims, secret: bytes) -> tuple[str, str]:
     """The token and signature of a link."""
     fields = [ticket.model, ticket.path, ticket.name, ticket.expires]
     raw = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
@@ -41,7 +41,7 @@ def sign(ticket: Ticket, secret: bytes) -> tuple[str, str]:
     return token, _signature(token, secret)
 
 
-def verify(token: str, signature: str, secret: bytes, now: float) -> Ticket:
+def verify(token: str, signature: str, secret: bytes, now: float) -> LinkClaims:
     """The content of a link. Raises InvalidSignature and FileExpired."""
     expected = _signature(token, secret).encode()
     if not hmac.compare_digest(expected, signature.encode("utf-8", "replace")):
@@ -49,7 +49,7 @@ def verify(token: str, signature: str, secret: bytes, now: float) -> Ticket:
     model, path, name, expires = json.loads(base64.urlsafe_b64decode(token + "=="))
     if now >= expires:
         raise FileExpired("This link has expired.")
-    return Ticket(model, path, name, expires)
+    return LinkClaims(model, path, name, expires)
 
 
 def _signature(token: str, secret: bytes) -> str:

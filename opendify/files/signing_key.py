@@ -32,7 +32,7 @@ class SigningKey:
     def _create_once(self) -> bytes:
         """Creates the file, unless another process has done so."""
         DataDir(self._folder).prepare()
-        with FileLock(self._folder / "secret.lock").held(_LOCK_TIMEOUT):
+        with FileLock(self._folder / "secret.lock").acquire(_LOCK_TIMEOUT):
             existing = self._read()
             if existing:
                 return existing

@@ -45,7 +45,7 @@ class SingleFlightCache:
             return self._make(key, entry, make)
         return make() if _has_failed(entry, check_cancelled) else entry.value.result()
 
-    def forget(self, predicate: Callable[[Hashable, str], bool]) -> None:
+    def invalidate(self, predicate: Callable[[Hashable, str], bool]) -> None:
         """Removes the entries whose key and value satisfy ``predicate``."""
         with self._lock:
             for key, entry in list(self._entries.items()):

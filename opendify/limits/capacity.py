@@ -41,7 +41,7 @@ class ServerCapacity:
         max_files: int | None = None,
         files_take_answers: bool = False,
     ) -> None:
-        self.max_answers = max_answers
+        self.max_responses = max_answers
         self._files_count_as_responses = files_take_answers
         self._responses = _PermitPool(max_answers, _RESPONSES_EXHAUSTED)
         self._files = _PermitPool(max_answers if max_files is None else max_files, _FILES_EXHAUSTED)
@@ -54,17 +54,17 @@ class ServerCapacity:
             for model, limit in max_runs.items()
         }
 
-    def take_answer(self) -> Release:
+    def acquire_response(self) -> Release:
         """Acquire a permit for one response; release it once that is sent."""
         return self._responses.acquire()
 
-    def take_run(self, model: str) -> Release:
+    def acquire_run(self, model: str) -> Release:
         """Acquire a permit for one run of this model; release it once the run has finished in Dify
         and its response is sent."""
         pool = self._runs.get(model)
         return pool.acquire() if pool is not None else _no_op
 
-    def take_file(self) -> Release:
+    def acquire_file(self) -> Release:
         """Acquire a permit for one file download; release it once the file is sent."""
         with ExitStack() as permits:
             permits.callback(self._files.acquire())
@@ -73,7 +73,7 @@ class ServerCapacity:
             return permits.pop_all().close
 
 
-def files_take_answers(threads: int, max_answers: int) -> bool:
+def files_count_as_responses(threads: int, max_answers: int) -> bool:
     """Whether downloads have to use response permits: so few threads are spare that a slow download
     could occupy the last one, and no rejection could be sent."""
     return threads - max_answers < _MIN_FREE_THREADS

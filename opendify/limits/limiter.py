@@ -18,7 +18,7 @@ class CallerLimiter:
         self._rate = rate
         self._concurrency = concurrency
 
-    def enter(self, caller: str, limits: Limits) -> Callable[[], None]:
+    def acquire(self, caller: str, limits: Limits) -> Callable[[], None]:
         """Admit a request. Returns a function to call when its response has ended; raises
         CallerRateLimited."""
         release = self._acquire_slot(caller, limits.max_streams)

@@ -101,7 +101,7 @@ def answer_id(headers: Headers) -> str:
     return _filled_in(headers, "X-OpenWebUI-Message-Id")
 
 
-def followed_answer_id(headers: Headers) -> str | None:
+def parent_answer_id(headers: Headers) -> str | None:
     """Open WebUI's id of the response before the user's message: "" for the first message of a
     chat, None where it is not sent."""
     if not answer_id(headers):

@@ -20,7 +20,7 @@ class Citations:
     markdown: str = ""
 
 
-def form_for(setting: str, in_open_webui: bool, streamed: bool) -> str:
+def choose_format(setting: str, in_open_webui: bool, streamed: bool) -> str:
     """The format for one request, from the model's setting: ``auto``, ``annotations``, ``events``,
     ``markdown`` or ``off``. Only a stream can carry events."""
     if setting == "auto" and in_open_webui and streamed:

@@ -78,7 +78,7 @@ class ResponseRenderer:
         self._run: RunFinished | None = None
 
     @property
-    def is_cut(self) -> bool:
+    def hit_stop_sequence(self) -> bool:
         """Whether a stop sequence of the request has ended the answer."""
         return self._text.hit_stop_sequence
 
@@ -90,7 +90,7 @@ class ResponseRenderer:
         if isinstance(event, MessageEnded):
             return self._finish(event)
         deltas = self._render(event)
-        return deltas + self._finish(MessageEnded()) if self.is_cut else deltas
+        return deltas + self._finish(MessageEnded()) if self.hit_stop_sequence else deltas
 
     def _render(self, event: Event) -> list[Rendered]:  # noqa: C901 one match over a closed set
         match event:
@@ -144,7 +144,9 @@ class ResponseRenderer:
 
     def _last_thought(self) -> str:
         """The last thought of an agent that sent no text: it is the answer then."""
-        is_empty = not (self._was_replaced or self.is_cut or self._transcript.full_text().strip())
+        is_empty = not (
+            self._was_replaced or self.hit_stop_sequence or self._transcript.full_text().strip()
+        )
         return self._progress.last_thought() if is_empty else ""
 
     def _render_text(self, event: Text) -> list[Rendered]:

@@ -25,7 +25,7 @@ class FileLock:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def held(self, timeout: float) -> "LockGuard":
+    def acquire(self, timeout: float) -> "LockGuard":
         """Acquire the lock; a ``with`` block on the result holds it. Raises TimeoutError when it is
         not free within ``timeout`` seconds.
 
@@ -115,7 +115,7 @@ def sync_and_close(descriptor: int) -> None:
         os.close(descriptor)
 
 
-def warn_if_foreign(path: Path) -> None:
+def warn_if_not_owner(path: Path) -> None:
     """Log a warning if the folder belongs to another user. Call it once at startup, not in each
     worker."""
     with suppress(OSError):  # not created yet, or reported when it is used

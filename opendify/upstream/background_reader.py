@@ -80,7 +80,7 @@ class BackgroundReader:
                 self._advance(self._added.get())
             now = time.monotonic()
             for steps, wait in list(self._waiting.items()):
-                if wait.descriptor in ready or now >= wait.until or not ready:
+                if wait.descriptor in ready or now >= wait.deadline or not ready:
                     self._advance(steps)
             while len(self._waiting) > self._max_pending:
                 log.info("too many responses of disconnected callers: the oldest is dropped")
@@ -92,7 +92,7 @@ class BackgroundReader:
         earliest = float("inf")
         for wait in self._waiting.values():
             poll.register(wait.descriptor, select.POLLIN)
-            earliest = min(earliest, wait.until)
+            earliest = min(earliest, wait.deadline)
         seconds = min(max(0.0, earliest - time.monotonic()), _MAX_POLL_SECONDS)
         return {
             descriptor for descriptor, _ in poll.poll(seconds * 1000 if self._waiting else None)

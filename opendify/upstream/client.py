@@ -25,7 +25,7 @@ from opendify.dify.error_mapping import (
     unexpected_content_error,
 )
 from opendify.observability.request_ids import is_request_id
-from opendify.streaming import IMMEDIATELY, WaitFor
+from opendify.streaming import NO_WAIT, WaitFor
 from opendify.upstream import causes
 from opendify.upstream.background_reader import BackgroundReader, Steps
 from opendify.upstream.cancellation import NEVER, Cancellation
@@ -276,7 +276,7 @@ class DifyClient:
         try:
             while not pending.is_complete and time.monotonic() < deadline:
                 yield WaitFor(pending.fileno(), deadline)
-                pending.read(IMMEDIATELY, NEVER)
+                pending.read(NO_WAIT, NEVER)
         except httpx.HTTPError:
             log.debug("the response to a stop request is unreadable")
         finally:

@@ -39,11 +39,11 @@ class DifyConversationProbe:
         self._user = user
         self._now = now
 
-    def of_earlier(self, conversation_id: str) -> bool:
+    def belongs_to_user(self, conversation_id: str) -> bool:
         """Whether it is a conversation of the user's; false where Dify does not confirm it."""
         return self._exists(conversation_id, default=False)
 
-    def of_used(self, conversation_id: str, last_used: float) -> bool:
+    def is_usable(self, conversation_id: str, last_used: float) -> bool:
         """Whether the conversation can be continued. Looked up only where Dify would hang instead
         of returning an error. ``last_used`` is in epoch seconds, 0 where unknown."""
         hangs = (

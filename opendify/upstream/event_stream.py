@@ -13,7 +13,7 @@ from opendify.dify.error_mapping import (
     to_error,
     unexpected_content_error,
 )
-from opendify.streaming import IMMEDIATELY, WaitFor
+from opendify.streaming import NO_WAIT, WaitFor
 from opendify.upstream import causes
 from opendify.upstream.cancellation import NEVER, Cancellation
 from opendify.upstream.network_errors import to_network_error
@@ -95,13 +95,13 @@ class EventStream:
     def read_available(self) -> list[bytes] | None:
         """As ``read``, for a caller that has polled: does not wait, ignores ``cancellation``."""
         if self._has_compressed():
-            return self.read(IMMEDIATELY)
+            return self.read(NO_WAIT)
         try:
             body = self._pending.read_available()
         except httpx.HTTPError as exc:
             raise self._to_error(exc) from exc
         if body is None:
-            return self.read(IMMEDIATELY)
+            return self.read(NO_WAIT)
         self.times_out_at = time.monotonic() + self._read_timeout
         return self._events(body)
 

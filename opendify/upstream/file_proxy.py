@@ -14,16 +14,16 @@ from io import FileIO
 from opendify import errors
 from opendify.config.models import Model
 from opendify.files import signed_links
-from opendify.files.file_cache import DoesNotFit, FileCache
+from opendify.files.file_cache import FileCache, FileTooLarge
 from opendify.files.links import (
     DifyFile,
     absolute,
     find_dify_file,
-    root,
+    server_root,
 )
 from opendify.files.media import served_type
-from opendify.files.names import clean_name, extension_of, name_as
-from opendify.files.signed_links import Ticket
+from opendify.files.names import clean_name, extension_of, with_extension_for
+from opendify.files.signed_links import LinkClaims
 from opendify.files.signing_key import SigningKey
 from opendify.upstream.client import DifyClient
 
@@ -36,7 +36,7 @@ _SNIFF_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ServedFile:
     """A file to send; the receiver must close ``file``. ``size`` is in bytes, ``is_shown`` is
     whether a browser may display it inline, ``tag`` is an ETag, ``max_age`` is in seconds."""
 
@@ -44,7 +44,7 @@ class Served:
     size: int
     name: str
     media_type: str
-    is_shown: bool
+    is_inline: bool
     tag: str
     max_age: int
 
@@ -82,11 +82,11 @@ class FileProxy:
         try:
             self._cache_file(model, file)
             return self._signed_link(model, file, _name(name, kind, file))
-        except (errors.OpenDifyError, DoesNotFit, OSError) as exc:
+        except (errors.OpenDifyError, FileTooLarge, OSError) as exc:
             log.warning("a file keeps Dify's link model=%s reason=%s", model.name, _reason(exc))
             return address
 
-    def open(self, token: str, signature: str) -> Served:
+    def open(self, token: str, signature: str) -> ServedFile:
         """The file of a link. Raises InvalidSignature, FileExpired and DifyError."""
         now = self._now()
         ticket = signed_links.verify(token, signature, self._signing_key.key(), now)
@@ -99,12 +99,12 @@ class FileProxy:
         except BaseException:
             file.close()
             raise
-        return Served(
+        return ServedFile(
             file=file,
             size=size,
-            name=name_as(ticket.name, media_type),
+            name=with_extension_for(ticket.name, media_type),
             media_type=media_type,
-            is_shown=is_shown,
+            is_inline=is_shown,
             tag=hashlib.sha256(ticket.path.encode()).hexdigest()[:32],
             max_age=min(ticket.expires - int(now), _MAX_CACHED_SECONDS),
         )
@@ -113,17 +113,17 @@ class FileProxy:
         """Requests the file from Dify even if it is cached: only Dify can verify the signature, and
         a text may contain a forged link."""
         key = _key(model, file)
-        url = f"{root(model.base)}/files/{file.path}?{file.query}"
+        url = f"{server_root(model.base)}/files/{file.path}?{file.query}"
         with self._client.download(model, url, FETCH_SECONDS) as pieces:
-            if not self._cache.renew(key):
+            if not self._cache.touch(key):
                 self._cache.put(key, pieces, MAX_FILE_BYTES)
 
     def _signed_link(self, model: Model, file: DifyFile, name: str) -> str:
-        ticket = Ticket(model.name, file.path, name, signed_links.expiry(self._now()))
+        ticket = LinkClaims(model.name, file.path, name, signed_links.expiry_time(self._now()))
         token, signature = signed_links.sign(ticket, self._signing_key.key())
         return f"{self._public_base}/v1/files/{token}/content?sig={signature}"
 
-    def _find(self, ticket: Ticket) -> FileIO:
+    def _find(self, ticket: LinkClaims) -> FileIO:
         model = self._models.get(ticket.model)
         file = DifyFile(ticket.path)
         if model is None:
@@ -146,7 +146,7 @@ class FileProxy:
                 self._cache.put(_key(model, file), pieces, MAX_FILE_BYTES)
         except (errors.UpstreamUnreachable, errors.UpstreamTimeout, errors.UpstreamUnavailable):
             raise
-        except (errors.DifyError, DoesNotFit, OSError) as exc:
+        except (errors.DifyError, FileTooLarge, OSError) as exc:
             log.warning(
                 "a file cannot be fetched again model=%s reason=%s", model.name, _reason(exc)
             )
@@ -154,7 +154,7 @@ class FileProxy:
 
 def _key(model: Model, file: DifyFile) -> str:
     identity = file.upload_id or file.path
-    return hashlib.sha256(f"{root(model.base)}\n{identity.lower()}".encode()).hexdigest()
+    return hashlib.sha256(f"{server_root(model.base)}\n{identity.lower()}".encode()).hexdigest()
 
 
 def _name(name: str, kind: str, file: DifyFile) -> str:

@@ -35,7 +35,7 @@ from opendify.dify.parser import (
     parse_event,
     parse_payload,
 )
-from opendify.streaming import BLOCKING, IMMEDIATELY, WaitFor
+from opendify.streaming import BLOCKING, NO_WAIT, WaitFor
 from opendify.upstream import causes
 from opendify.upstream.background_reader import Steps
 from opendify.upstream.cancellation import NEVER
@@ -85,7 +85,7 @@ class DifyRun:
         self, client: DifyClient, model: Model, mode: str, user: str, stream: EventStream
     ) -> None:
         self.ids = Ids()
-        self.begun_at: float | None = None
+        self.started_at: float | None = None
         self.has_run = False
         self._state = RunState.SENT
         self._client = client
@@ -118,7 +118,7 @@ class DifyRun:
             try:
                 payloads = (
                     self._stream.read_available()
-                    if until == IMMEDIATELY
+                    if until == NO_WAIT
                     else self._stream.read(min(until, self._message_end_by))
                 )
             except errors.DifyError as exc:
@@ -139,7 +139,7 @@ class DifyRun:
         stream = self._stream
         if self._failure is not None or stream.is_ready:
             return BLOCKING
-        stream.wait.until = min(until, self._message_end_by, stream.times_out_at)
+        stream.wait.deadline = min(until, self._message_end_by, stream.times_out_at)
         return stream.wait
 
     def close(self, afterwards: Callable[[], None] | None = None) -> None:
@@ -261,8 +261,8 @@ class DifyRun:
         return error
 
     def _handle(self, payload: Payload, length: int, events: list[Event]) -> None:
-        if self.begun_at is None:
-            self.begun_at = time.monotonic()
+        if self.started_at is None:
+            self.started_at = time.monotonic()
         if not self._has_all_ids:
             self.ids = collect_ids(self.ids, payload)
             self._has_all_ids = self._is_fully_named()

@@ -14,8 +14,8 @@ from opendify import errors
 from opendify.config.models import Model
 from opendify.dify.apps import FileRules
 from opendify.files.attachments import (
-    Prepared,
-    Ready,
+    PreparedFiles,
+    ReadyFile,
     Speech,
     plan,
 )
@@ -47,7 +47,7 @@ class Uploads:
         rules: FileRules | None,
         speech_to_text: bool = False,
         cancellation: Cancellation = NEVER,
-    ) -> Prepared:
+    ) -> PreparedFiles:
         """Validates all files, then uploads in order those that need it.
 
         ``rules`` are the files that the app accepts, None where unknown; ``speech_to_text`` is
@@ -57,7 +57,7 @@ class Uploads:
         files: list[dict[str, Any]] = []
         transcripts: list[str] = []
         for step in plan(model.name, attachments, rules, speech_to_text):
-            if isinstance(step, Ready):
+            if isinstance(step, ReadyFile):
                 files.append(step.file)
             elif isinstance(step, Speech):
                 transcripts.append(
@@ -74,7 +74,7 @@ class Uploads:
                         "upload_file_id": file_id,
                     }
                 )
-        return Prepared(tuple(files), "\n".join(transcripts))
+        return PreparedFiles(tuple(files), "\n".join(transcripts))
 
     def forget(self, model: Model, user: str, ids: Collection[str]) -> None:
         """Drops uploads that Dify no longer has, so that the next use uploads them again."""
@@ -82,7 +82,7 @@ class Uploads:
         def is_one(key: Hashable, value: str) -> bool:
             return isinstance(key, tuple) and key[:2] == (_app_key(model), user) and value in ids
 
-        self._cache.forget(is_one)
+        self._cache.invalidate(is_one)
 
     def _cached(
         self,

@@ -54,7 +54,7 @@ class StreamLoop:
         except OSError:
             self._release(response)
             return
-        self._next_deadline = min(self._next_deadline, response.wait.until)
+        self._next_deadline = min(self._next_deadline, response.wait.deadline)
 
     def run_until(self, deadline: float) -> bool:
         """Drives the responses until ``deadline``, a time of ``time.monotonic``, or until the other
@@ -86,8 +86,8 @@ class StreamLoop:
             if response is not None:
                 if not response.step():
                     self._release(response)
-                elif response.wait.until < self._next_deadline:
-                    self._next_deadline = response.wait.until
+                elif response.wait.deadline < self._next_deadline:
+                    self._next_deadline = response.wait.deadline
             elif descriptor == self._other_descriptor:
                 is_other_ready = True
             elif descriptor in self._by_client:
@@ -95,9 +95,9 @@ class StreamLoop:
         return is_other_ready
 
     def _release_expired(self, now: float) -> None:
-        for response in [one for one in self._responses if one.wait.until <= now]:
+        for response in [one for one in self._responses if one.wait.deadline <= now]:
             self._release(response)
-        deadlines = (response.wait.until for response in self._responses)
+        deadlines = (response.wait.deadline for response in self._responses)
         self._next_deadline = min(deadlines, default=math.inf)
 
     def _release(self, response: ResponseDriver) -> None:

@@ -475,7 +475,7 @@ DEFECTS = [
         "A rate limit may be repeated though the question is in its conversation",
         f"{_RETRIES}::test_a_real_client_does_not_run_a_turn_twice -k limit-in-an-event",
         "opendify.chat.turn:Exchange._next",
-        Replace("exc.repeatable = exc.repeatable and (not self.has_begun)", "pass"),
+        Replace("exc.repeatable = exc.repeatable and (not self.has_started)", "pass"),
     ),
     Defect(
         _ONCE,
@@ -844,7 +844,7 @@ DEFECTS = [
         _KEYS,
         "No key is needed",
         f"{_SECRETS}::test_without_a_key_nothing_opens",
-        "opendify.api.middleware.auth:require_api_key.refuse_strangers",
+        "opendify.api.middleware.auth:require_api_key.check_api_key",
         Condition(0, "True"),
     ),
     Defect(
@@ -859,7 +859,7 @@ DEFECTS = [
         "An ordinary key is an operator's",
         f"{_SECRETS}::test_an_ordinary_key_opens_nothing_of_the_operator_s",
         "opendify.api.middleware.auth:Authorizer.is_admin",
-        Returned("bool(keys) and self._callers.identify(_key()) is not None"),
+        Returned("bool(keys) and self._accounts.identify(_key()) is not None"),
     ),
     Defect(
         _KEYS,
@@ -872,28 +872,28 @@ DEFECTS = [
         _KEYS,
         "/readyz tells everybody its details",
         f"{_SECRETS}::test_probes_need_no_key_and_tell_nothing",
-        "opendify.api.health:add_monitoring_routes.readyz",
+        "opendify.api.health:add_health_routes.readyz",
         Condition(1, "True"),
     ),
     Defect(
         _KEYS,
         "A page of another site may ask where there are no keys",
         f"{_OF_ORIGINS}::test_a_page_of_another_site_gets_nothing_done",
-        "opendify.api.middleware.origins:_may_ask",
+        "opendify.api.middleware.origins:_is_allowed_origin",
         Insert(0, "return True"),
     ),
     Defect(
         _KEYS,
         "Host is not looked at on loopback",
         f"{_OF_ORIGINS}::test_a_name_that_may_be_anybody_s_is_not",
-        "opendify.api.middleware.origins:_is_ours",
+        "opendify.api.middleware.origins:_is_trusted_host",
         Condition(0, "True"),
     ),
     Defect(
         _KEYS,
         "A page that was led here by its name may ask",
         f"{_OF_ORIGINS}::test_a_page_may_ask_where_it_is_from_unless_its_name_may_be_led_here",
-        "opendify.api.middleware.origins:_may_ask",
+        "opendify.api.middleware.origins:_is_allowed_origin",
         Returned("is_same", 4),
     ),
     # --- logs ----------------------------------------------------------------------------------
@@ -1028,13 +1028,13 @@ DEFECTS = [
         "The place of a file is not given back",
         f"{_OF_PLACES}::test_every_route_gives_back_what_it_holds",
         "opendify.api.files:add_file_routes.file_content",
-        Replace("resources.add_permit(capacity.take_file())", "capacity.take_file()"),
+        Replace("resources.add_permit(capacity.acquire_file())", "capacity.acquire_file()"),
     ),
     Defect(
         _PLACES,
         "Files share the places of answers",
         "tests/test_limits_capacity.py::test_files_and_answers_do_not_take_places_from_one_another",
-        "opendify.limits.capacity:ServerCapacity.take_file",
+        "opendify.limits.capacity:ServerCapacity.acquire_file",
         Condition(0, "True"),
     ),
     Defect(
@@ -1042,6 +1042,6 @@ DEFECTS = [
         "A run that its caller has left counts no more",
         f"{_OF_PLACES}::test_a_run_that_was_left_before_its_first_word_counts_until_it_is_stopped",
         "opendify.api.responder:Responder.respond",
-        Replace("lambda: exchange.when_over(run_permits.close)", "run_permits.close"),
+        Replace("lambda: exchange.add_done_callback(run_permits.close)", "run_permits.close"),
     ),
 ]

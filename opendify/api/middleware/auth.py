@@ -74,22 +74,22 @@ class Authorizer:
     @property
     def needs_keys(self) -> bool:
         """Whether requests need a key at all."""
-        return self._accounts.need_keys
+        return self._accounts.requires_key
 
     def acquire_slot(self) -> Callable[[], None]:
         """Admits a chat request within the caller's limits. Call the returned function when the
         response has ended. Raises InvalidApiKey and CallerRateLimited."""
         principal = self.principal()
-        return self._limiter.enter(principal.limit_key, principal.limits)
+        return self._limiter.acquire(principal.limit_key, principal.limits)
 
     def is_admin(self) -> bool:
         """Whether the request has an admin key."""
         keys = self._accounts.admin_keys
-        return bool(keys) and keys.hold(_key())
+        return bool(keys) and keys.contains(_key())
 
     def can_see_details(self) -> bool:
         """Whether the request has an admin key, or no keys are set at all."""
-        return self.is_admin() or not (self._accounts.admin_keys or self._accounts.need_keys)
+        return self.is_admin() or not (self._accounts.admin_keys or self._accounts.requires_key)
 
     def require_admin(self, always: bool = False) -> None:
         """Admits admins and, unless ``always``, everybody if no keys are set at all.
@@ -99,7 +99,7 @@ class Authorizer:
         if self.is_admin():
             return
         if not self._accounts.admin_keys:
-            if self._accounts.need_keys:
+            if self._accounts.requires_key:
                 self.principal()
             elif not always:
                 return
@@ -107,7 +107,7 @@ class Authorizer:
                 "This request needs an admin key, and none is configured. Set OPENDIFY_ADMIN_KEYS, "
                 "restart, and send one of them as 'Authorization: Bearer ...'."
             )
-        if self._accounts.need_keys and self._accounts.identify(_key()) is not None:
+        if self._accounts.requires_key and self._accounts.identify(_key()) is not None:
             raise errors.AdminKeyRequired(
                 "This key is valid for models only. This request needs one of OPENDIFY_ADMIN_KEYS."
             )
@@ -151,7 +151,7 @@ def invalid_dify_key(error: errors.UpstreamAuthError) -> errors.InvalidApiKey:
 
 def warn_if_unauthenticated(accounts: AccountRegistry, host: str) -> None:
     """Logs a warning if everybody who reaches this address may use the models."""
-    if not accounts.need_keys and not is_loopback(host):
+    if not accounts.requires_key and not is_loopback(host):
         log.warning(
             "Everybody who reaches %s can use the models: OPENDIFY_API_KEYS is not set. Generate a "
             "key with: %s   Put it into .env as OPENDIFY_API_KEYS=sk-... and start again; clients "

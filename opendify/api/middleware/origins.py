@@ -31,7 +31,7 @@ _APPLICATION = re.compile(r"[a-z][a-z0-9+.-]*://\S+|file://")
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class ServiceAddress:
     """Where this service is reached. ``host`` is the address that it listens on, or at which
     Compose publishes it. ``public_base`` is its URL as callers know it, empty if not set.
     ``origins`` are the allowed CORS origins."""
@@ -41,7 +41,7 @@ class Address:
     origins: frozenset[str]
 
 
-def refuse_other_sites(app: Flask, authorizer: Authorizer, address: Address) -> None:
+def reject_cross_site_requests(app: Flask, authorizer: Authorizer, address: ServiceAddress) -> None:
     """Rejects cross-site requests, unless keys are required or the request has an admin key."""
 
     @app.before_request
@@ -92,7 +92,7 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def _is_allowed_origin(environ: Mapping[str, Any], host: str, address: Address) -> bool:
+def _is_allowed_origin(environ: Mapping[str, Any], host: str, address: ServiceAddress) -> bool:
     origin = environ.get("HTTP_ORIGIN", "").lower()
     if not origin:
         return environ.get("HTTP_SEC_FETCH_SITE", "").lower() not in _CROSS_SITE

@@ -42,7 +42,7 @@ _OTHER_APIS = {
 _OTHER_DIALECTS = {"deployments", "generate", "messages", "show", "tags", "v1beta"}
 
 
-class PlainPaths:
+class NormalizePaths:
     """WSGI middleware that normalizes the path before anything else sees it."""
 
     def __init__(self, app: WSGIApplication) -> None:

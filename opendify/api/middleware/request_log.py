@@ -20,7 +20,7 @@ from opendify.observability.request_ids import parse_request_id
 from opendify.streaming import (
     BLOCKING,
     ResumableBody,
-    StepsWithEnd,
+    ResumableBodyWithTail,
     WaitFor,
 )
 
@@ -56,7 +56,7 @@ def current_record() -> Record:
 
 
 def until_first_byte(
-    steps: StepsWithEnd[bytes], record: Record, keep_alive: bytes
+    steps: ResumableBodyWithTail[bytes], record: Record, keep_alive: bytes
 ) -> ResumableBody[bytes]:
     """Yields the steps up to the first byte of the answer (``keep_alive`` comments do not count).
     Needs a thread. Take the rest directly from ``steps``."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from opendify.config.redis_url import without_secrets
+from opendify.config.redis_url import redact_url
 from opendify.conversations.locks.files import FileTurnLocks, TurnLocks
 from opendify.conversations.locks.redis import RedisTurnLocks
 from opendify.conversations.store.base import ConversationStore
@@ -12,13 +12,13 @@ from opendify.conversations.store.redis import RedisStore
 from opendify.storage.redis_connection import RedisConnection
 
 
-def new_link(address: str) -> RedisConnection | None:
+def new_redis_connection(address: str) -> RedisConnection | None:
     """The connection to the Redis at this address; None for an empty one, which means the JSON
     file."""
-    return RedisConnection(address, without_secrets(address)) if address else None
+    return RedisConnection(address, redact_url(address)) if address else None
 
 
-def new_conversations(
+def new_store_and_locks(
     redis: RedisConnection | None,
     folder: Path,
     *,

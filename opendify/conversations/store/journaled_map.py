@@ -131,7 +131,7 @@ class JournaledMap:
         if self._failing:
             return False
         try:
-            with self._folder.snapshot_lock.held(timeout):
+            with self._folder.snapshot_lock.acquire(timeout):
                 self._compact()
         except TimeoutError:
             return True
@@ -188,7 +188,7 @@ class JournaledMap:
             self._refresh_if_stale()  # here, so that little remains to be read while others wait
         if not self._failing:
             try:
-                return self._folder.journal_lock.held(_LOCK_TIMEOUT)
+                return self._folder.journal_lock.acquire(_LOCK_TIMEOUT)
             except OSError as error:
                 self._fail(error)
         return nullcontext()

@@ -23,7 +23,7 @@ def load(folder: DataDir, *, sync: bool, now: float) -> tuple[Journal, Entries]:
         except JournalCompacted:
             continue
         except CorruptSnapshot as corrupt:
-            with folder.snapshot_lock.held(_LOCK_TIMEOUT):
+            with folder.snapshot_lock.acquire(_LOCK_TIMEOUT):
                 set_aside(folder.snapshot, corrupt.inode, f"corrupt-{int(now)}")
     raise OSError(f"the files in {folder.path} change faster than they can be read")
 

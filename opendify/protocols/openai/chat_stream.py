@@ -77,8 +77,8 @@ class ChatStreamWriter:
 
     @cached_property
     def _content(self) -> sse.Template:
-        return sse.Template(chat_response.chunk(self._head, {"content": sse.PLACE}))
+        return sse.Template(chat_response.chunk(self._head, {"content": sse.PLACEHOLDER}))
 
     @cached_property
     def _reasoning(self) -> sse.Template:
-        return sse.Template(chat_response.chunk(self._head, {"reasoning_content": sse.PLACE}))
+        return sse.Template(chat_response.chunk(self._head, {"reasoning_content": sse.PLACEHOLDER}))
