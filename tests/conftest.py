@@ -14,10 +14,10 @@ from flask.testing import FlaskClient
 from opendify.config.models import Model
 from opendify.conversations import ConversationStore, JsonFileStore
 from opendify.upstream.transport.transport import PooledClient, PooledTransport
-from tests.fake_dify import FakeDify
-from tests.redis_server import RedisServer
 from tests.support.application import make_settings, open_app
+from tests.support.fake_dify import FakeDify
 from tests.support.profiles import choose_profile
+from tests.support.redis_server import RedisServer
 
 KEY = "app-secret-of-the-operator"
 

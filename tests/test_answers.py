@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from tests.fake_dify import (
+from tests.support.fake_dify import (
     CLOSE,
     FOREVER,
     PING,
@@ -19,7 +19,7 @@ from tests.fake_dify import (
     refused,
     streamed,
 )
-from tests.streams import Streamed, read_stream
+from tests.support.streams import Streamed, read_stream
 
 NAMES = {"task_id": "t", "workflow_run_id": "r"}
 STARTED = event(event="workflow_started", data={"id": "r"}, **NAMES)

@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from opendify.config.models import Model
-from tests import schemas
-from tests.fake_dify import CLOSE, LAST_CHUNK, STREAM_HEAD, FakeDify, Step, chunk, recording
-from tests.stepping import Packets, looped
-from tests.streams import read_stream
+from tests.support import schemas
 from tests.support.application import make_settings, open_app
+from tests.support.fake_dify import CLOSE, LAST_CHUNK, STREAM_HEAD, FakeDify, Step, chunk, recording
 from tests.support.profiles import examples
+from tests.support.stepping import Packets, looped
+from tests.support.streams import read_stream
 from tests.test_recorded_answers import NAMES, mode_of
 
 STREAMS = [name for name in NAMES if recording(name).is_stream]

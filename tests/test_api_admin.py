@@ -13,9 +13,9 @@ from werkzeug.test import TestResponse
 from opendify.conversations import ConversationRecord, ConversationStore, JsonFileStore
 from opendify.conversations.store.redis import RedisStore
 from opendify.storage.redis_connection import RedisConnection
-from tests import schemas
 from tests.conftest import KEY
-from tests.fake_dify import FakeDify, head, refused
+from tests.support import schemas
+from tests.support.fake_dify import FakeDify, head, refused
 
 ADMIN = {"Authorization": "Bearer admin-secret"}
 ONE = "11111111-1111-4111-8111-111111111111"

@@ -13,8 +13,8 @@ from opendify.app import HttpClientConfig, create_app, new_http_client
 from opendify.config.models import Model
 from opendify.conversations import JsonFileStore
 from opendify.upstream.transport.transport import PooledClient
-from tests.fake_dify import FOREVER, STREAM_HEAD, FakeDify
 from tests.support.application import components_of, make_settings, open_app
+from tests.support.fake_dify import FOREVER, STREAM_HEAD, FakeDify
 from tests.support.waiting import PATIENCE_SECONDS, wait_for
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}

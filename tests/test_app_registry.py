@@ -15,7 +15,7 @@ from opendify.config.models import Model
 from opendify.upstream import app_registry as rooms
 from opendify.upstream.app_registry import AppRegistry
 from opendify.upstream.client import DifyClient
-from tests.fake_dify import (
+from tests.support.fake_dify import (
     CLOSE,
     Chat,
     FakeDify,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service import ROOT
+from tests.support.service import ROOT
 
 SOUND = {"name": "flask", "version": "3.1.3", "vulns": []}
 HOLED = {"name": "old", "version": "1", "vulns": [{"id": "GHSA-1", "fix_versions": ["2"]}]}

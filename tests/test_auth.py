@@ -19,9 +19,9 @@ from opendify.auth.api_keys import ApiKeys, parse_keys
 from opendify.config.accounts import Account, Limits
 from opendify.config.models import Model
 from opendify.conversations.store.json_file import JsonFileStore
-from tests import schemas
-from tests.fake_dify import Chat, FakeDify
+from tests.support import schemas
 from tests.support.application import make_settings, open_app
+from tests.support.fake_dify import Chat, FakeDify
 
 CHAT = "/v1/chat/completions"
 MAPPINGS = "/v1/conversation/mappings"

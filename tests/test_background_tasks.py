@@ -18,13 +18,13 @@ from flask.testing import FlaskClient
 from opendify.chat import background_tasks
 from opendify.config.models import Model
 from opendify.conversations.store.json_file import JsonFileStore
-from tests.fake_dify import FakeDify, refused
-from tests.openwebui import Recorded, recorded, task_body, task_prompt
-from tests.service import Service, running
 from tests.support.application import make_settings, open_app
+from tests.support.fake_dify import FakeDify, refused
+from tests.support.openwebui import Recorded, recorded, task_body, task_prompt
 from tests.support.ports import free_port
+from tests.support.service import Service, running
+from tests.support.talking_dify import TalkingDify
 from tests.support.waiting import wait_for
-from tests.talking_dify import TalkingDify
 
 CHATS = ("chat", "agent-chat", "advanced-chat")
 MODES = (*CHATS, "completion", "workflow")

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests import schemas
-from tests.fake_dify import FakeDify
-from tests.service import Service, free_variables, running
+from tests.support import schemas
+from tests.support.fake_dify import FakeDify
+from tests.support.service import Service, free_variables, running
 
 CHAT = b"/v1/chat/completions"
 CLEANUP = b"/v1/conversation/cleanup"

@@ -20,7 +20,7 @@ from opendify.upstream.event_stream import EventStream
 from opendify.upstream.run import DifyRun
 from opendify.upstream.transport.response_reader import ResponseReader
 from opendify.upstream.transport.transport import PooledClient, PooledTransport
-from tests.fake_dify import LAST_CHUNK, STREAM_HEAD, chunk
+from tests.support.fake_dify import LAST_CHUNK, STREAM_HEAD, chunk
 from tests.support.profiles import examples
 from tests.test_any_cut import BODIES, KINDS, Body
 from tests.test_recorded_answers import mode_of

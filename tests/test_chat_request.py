@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from opendify.errors import InvalidRequest
 from opendify.protocols.base import ChatPrompt, DifyOptions, Message
 from opendify.protocols.openai.chat_request import IGNORED_FIELDS, ChatRequest
-from tests.bodies import to_request
+from tests.support.bodies import to_request
 
 HI = {"role": "user", "content": "Hi"}
 SCHEMAS = Path(__file__).parent / "data" / "openai-chat-schemas.json"

@@ -7,7 +7,7 @@ from opendify.protocols.openai import chat_response
 from opendify.protocols.openai.chat_response import ChunkMeta
 from opendify.protocols.responses import ResponseMeta, WholeResponse, dify_metadata
 from opendify.rendering.deltas import Completion
-from tests import schemas
+from tests.support import schemas
 
 HEAD = ChunkMeta("chatcmpl-1", 1795460080, "tiny")
 ASKED_FOR_USAGE = ChunkMeta("chatcmpl-1", 1795460080, "tiny", include_usage=True)

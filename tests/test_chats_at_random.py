@@ -41,11 +41,11 @@ from opendify.conversations import ConversationStore, JsonFileStore
 from opendify.conversations.store.redis import RedisStore
 from opendify.storage.redis_connection import RedisConnection
 from opendify.upstream import conversation_probe
-from tests.fake_dify import FakeDify
-from tests.openwebui import task_prompt
-from tests.redis_server import RedisServer
-from tests.remembering_dify import NOT_TAKEN, Arrival, RememberingDify, Said
 from tests.support.application import make_settings, open_app
+from tests.support.fake_dify import FakeDify
+from tests.support.openwebui import task_prompt
+from tests.support.redis_server import RedisServer
+from tests.support.remembering_dify import NOT_TAKEN, Arrival, RememberingDify, Said
 
 WORDS = ["a", "b", "go on", "think", "new"]
 KEYS = {"tiny": "app-1", "org/model": "app-2"}

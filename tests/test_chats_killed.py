@@ -15,9 +15,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.fake_dify import FakeDify, Request, Steps
-from tests.remembering_dify import RememberingDify, Said
-from tests.service import Service, free_variables, running
+from tests.support.fake_dify import FakeDify, Request, Steps
+from tests.support.remembering_dify import RememberingDify, Said
+from tests.support.service import Service, free_variables, running
 
 TURNS = 8
 

@@ -11,11 +11,11 @@ from flask.testing import FlaskClient
 from opendify.config.models import Model
 from opendify.conversations import ConversationRecord, JsonFileStore
 from opendify.conversations.keys import parse_chat_key
-from tests.fake_dify import FakeDify
-from tests.redis_server import RedisServer
-from tests.remembering_dify import RememberingDify
-from tests.service import Service, free_variables, running
+from tests.support.fake_dify import FakeDify
 from tests.support.ports import free_port
+from tests.support.redis_server import RedisServer
+from tests.support.remembering_dify import RememberingDify
+from tests.support.service import Service, free_variables, running
 from tests.test_resolver import UUID, Client, Messages, chat, memory
 
 __all__ = ["memory"]

@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 
 from opendify.config.models import Model
 from tests.conftest import KEY
-from tests.fake_dify import Chat, FakeDify, recorded_streams, recording, replayed
+from tests.support.fake_dify import Chat, FakeDify, recorded_streams, recording, replayed
 
 WAYS: dict[str, dict[str, Any]] = {
     "as usual": {},

@@ -15,7 +15,7 @@ from flask.testing import FlaskClient
 
 from opendify.config.models import Model
 from opendify.conversations import JsonFileStore
-from tests.fake_dify import (
+from tests.support.fake_dify import (
     CLOSE,
     FOREVER,
     FakeDify,
@@ -24,8 +24,8 @@ from tests.fake_dify import (
     recording,
     refused,
 )
-from tests.remembering_dify import NOT_TAKEN, RememberingDify
-from tests.service import Service, free_variables, running
+from tests.support.remembering_dify import NOT_TAKEN, RememberingDify
+from tests.support.service import Service, free_variables, running
 from tests.test_resolver import Client, asked_for, chat, memory
 
 __all__ = ["memory"]

@@ -25,7 +25,7 @@ from opendify.upstream.run import DifyRun
 from opendify.upstream.transport import pending_response
 from opendify.upstream.transport.pending_response import PendingResponse
 from opendify.upstream.transport.transport import PooledClient, PooledTransport
-from tests.fake_dify import (
+from tests.support.fake_dify import (
     CLOSE,
     FOREVER,
     LAST_CHUNK,
@@ -42,8 +42,8 @@ from tests.fake_dify import (
     replayed,
     streamed,
 )
-from tests.relays import HttpRelay, Relay, SecureRelay, Socks5Relay
 from tests.support.ports import free_port
+from tests.support.relays import HttpRelay, Relay, SecureRelay, Socks5Relay
 
 KEY = "app-secret-of-the-operator"
 LIMITS = httpx.Limits(max_connections=20, max_keepalive_connections=20, keepalive_expiry=1.5)

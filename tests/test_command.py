@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import opendify
-from tests.service import ROOT, environment, free_variables, wait_until_ready
-from tests.service import Service as RunningService
 from tests.support.ports import free_port
+from tests.support.service import ROOT, environment, free_variables, wait_until_ready
+from tests.support.service import Service as RunningService
 
 
 def run(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -27,7 +27,7 @@ from opendify.config.settings import (
     Settings,
     load_settings,
 )
-from tests.service import ROOT, environment
+from tests.support.service import ROOT, environment
 
 KEY = "app-AbCdEfGhIjKlMnOpQrStUvWx"
 BASE = "https://dify.example.com/v1"

@@ -27,10 +27,10 @@ from opendify.conversations.store.records import (
     to_line,
 )
 from opendify.conversations.store.snapshot import read_snapshot, write_snapshot
-from tests.chats import DAY, Chats, Clock
-from tests.fake_dify import FakeDify
-from tests.service import free_variables, running
+from tests.support.chats import DAY, Chats, Clock
+from tests.support.fake_dify import FakeDify
 from tests.support.profiles import examples
+from tests.support.service import free_variables, running
 
 FILE = "conversation_mappings.json"
 JOURNAL = "conversation_mappings.*.jsonl"

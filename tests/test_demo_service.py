@@ -12,8 +12,8 @@ import pytest
 
 from demo.apps import picture
 from demo.server import DemoServer
-from tests.service import Service, running
-from tests.streams import Streamed, read_stream
+from tests.support.service import Service, running
+from tests.support.streams import Streamed, read_stream
 from tests.test_demo import AT_ONCE, KEYS, serving
 
 CHATS = ("chat", "agent-chat", "advanced-chat")

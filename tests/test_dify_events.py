@@ -27,7 +27,7 @@ from opendify.dify.parser import (
     parse_event,
     parse_payload,
 )
-from tests.fake_dify import recorded_streams, recording
+from tests.support.fake_dify import recorded_streams, recording
 
 COMMON = {"conversation_id": "c", "message_id": "m", "created_at": 1705395332, "task_id": "t"}
 USAGE = {

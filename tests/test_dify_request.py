@@ -11,7 +11,7 @@ from opendify.config.models import Model
 from opendify.dify.apps import App
 from opendify.files.attachments import PreparedFiles
 from opendify.protocols.base import Message
-from tests.bodies import to_prompt as parse_prompt
+from tests.support.bodies import to_prompt as parse_prompt
 
 CONTINUE = "Please continue your last answer exactly where it stopped."
 SYSTEM = Message("system", "Be brief.")

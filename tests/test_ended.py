@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.fake_dify import Chat, FakeDify, Step, streamed
-from tests.service import Service, free_variables, running
+from tests.support.fake_dify import Chat, FakeDify, Step, streamed
+from tests.support.service import Service, free_variables, running
 from tests.support.waiting import wait_for
 from tests.test_observability_metrics import Samples, parsed, value
 from tests.test_web import HI, PATH

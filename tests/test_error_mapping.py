@@ -18,8 +18,8 @@ from opendify.dify.error_mapping import (
 from opendify.dify.events import Failed
 from opendify.dify.parser import parse_event, parse_payload
 from opendify.protocols.openai.chat_response import error_body
-from tests import schemas
-from tests.fake_dify import recorded_names, recorded_streams, recording
+from tests.support import schemas
+from tests.support.fake_dify import recorded_names, recorded_streams, recording
 
 BUSY = (
     "Too many requests. Please try again later. The current maximum concurrent requests "

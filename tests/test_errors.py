@@ -5,7 +5,7 @@ import pytest
 
 from opendify import errors
 from opendify.protocols.openai.chat_response import error_body
-from tests import schemas
+from tests.support import schemas
 
 
 def below(kind: type[Any]) -> list[type[Any]]:

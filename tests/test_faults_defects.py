@@ -9,7 +9,7 @@ import pytest
 from tests.faults import changes
 from tests.faults.changes import Change, Stale, changed, file_of
 from tests.faults.defects import DEFECTS, Defect
-from tests.service import ROOT
+from tests.support.service import ROOT
 
 EACH = pytest.mark.parametrize("defect", DEFECTS, ids=[defect.what for defect in DEFECTS])
 

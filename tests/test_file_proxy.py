@@ -27,9 +27,9 @@ from opendify.files.signing_key import SigningKey
 from opendify.upstream import file_proxy as relays
 from opendify.upstream.client import DifyClient
 from opendify.upstream.file_proxy import FileProxy
-from tests.fake_dify import CLOSE, FakeDify, Request, Steps, head, refused
-from tests.service import ROOT, environment
 from tests.support.application import components_of, make_settings, open_app
+from tests.support.fake_dify import CLOSE, FakeDify, Request, Steps, head, refused
+from tests.support.service import ROOT, environment
 
 UUID = "0ccfe981-f968-4678-80ae-335266227dac"
 OTHER = "1ccfe981-f968-4678-80ae-335266227dac"

@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.fake_dify import Chat, FakeDify, Request, Steps, refused, streamed
-from tests.service import Service, free_variables, running
+from tests.support.fake_dify import Chat, FakeDify, Request, Steps, refused, streamed
+from tests.support.service import Service, free_variables, running
 
 PUBLIC = "https://ai.example.com"
 UUID = "0ccfe981-f968-4678-80ae-335266227dac"

@@ -14,7 +14,7 @@ from gunicorn.config import Config
 import gunicorn_config
 from opendify.config.settings import SERVER_NUMBERS
 from opendify.worker.head import parse_head
-from tests.service import ROOT, environment, free_variables
+from tests.support.service import ROOT, environment, free_variables
 
 LOG_LINE = 'logger_class = "opendify.worker.access_log.Log"'
 LINE = 'worker_class, worker_connections = "opendify.worker.worker.Worker", threads + 1000'

@@ -22,7 +22,7 @@ import gunicorn
 import pytest
 
 import gunicorn_config
-from tests.service import ROOT
+from tests.support.service import ROOT
 
 WORKER = ROOT / "opendify" / "worker"
 API = WORKER / "gunicorn_api.py"

@@ -8,9 +8,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.fake_dify import Chat, FakeDify
-from tests.redis_server import RedisServer
-from tests.service import Service, free_variables, running
+from tests.support.fake_dify import Chat, FakeDify
+from tests.support.redis_server import RedisServer
+from tests.support.service import Service, free_variables, running
 
 ADMIN = {"Authorization": "Bearer admin-key"}
 

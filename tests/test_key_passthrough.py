@@ -18,9 +18,9 @@ from opendify.config.settings import ConfigError, load_settings
 from opendify.conversations.store.json_file import JsonFileStore
 from opendify.upstream import app_registry as rooms
 from opendify.upstream.client import DifyClient
-from tests import schemas
-from tests.fake_dify import Chat, FakeDify, Request, Steps, refused
+from tests.support import schemas
 from tests.support.application import make_settings, open_app
+from tests.support.fake_dify import Chat, FakeDify, Request, Steps, refused
 
 CHAT = "/v1/chat/completions"
 KEYS = ("app-first", "app-second")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service import ROOT, environment, free_variables
+from tests.support.service import ROOT, environment, free_variables
 
 # These compute and nothing else.
 PURE = [

@@ -21,11 +21,20 @@ from opendify.limits.concurrency import ConcurrencyLimiter, Slot
 from opendify.limits.limiter import CallerLimiter
 from opendify.limits.rate import RateLimiter
 from opendify.storage.redis_connection import RedisConnection
-from tests import schemas
-from tests.fake_dify import CLOSE, FOREVER, Chat, FakeDify, Request, Steps, refused, streamed
-from tests.redis_server import RedisServer
-from tests.service import Service, free_variables, running
+from tests.support import schemas
 from tests.support.application import make_settings, open_app
+from tests.support.fake_dify import (
+    CLOSE,
+    FOREVER,
+    Chat,
+    FakeDify,
+    Request,
+    Steps,
+    refused,
+    streamed,
+)
+from tests.support.redis_server import RedisServer
+from tests.support.service import Service, free_variables, running
 from tests.support.waiting import wait_for
 
 CHAT = "/v1/chat/completions"

@@ -10,9 +10,9 @@ import pytest
 
 from opendify import errors
 from opendify.limits.capacity import ServerCapacity, files_count_as_responses, max_files
-from tests import schemas
-from tests.fake_dify import Chat, FakeDify, streamed
-from tests.service import Service, free_variables, running
+from tests.support import schemas
+from tests.support.fake_dify import Chat, FakeDify, streamed
+from tests.support.service import Service, free_variables, running
 
 QUESTION = {"model": "tiny", "stream": True, "messages": [{"role": "user", "content": "Hello"}]}
 ALL_TAKEN = "OpenDify is answering as many requests as it can; try again in a moment."

@@ -17,8 +17,8 @@ import redis
 from opendify.conversations.locks.files import FileTurnLocks, TurnLock, TurnLocks
 from opendify.conversations.locks.redis import LEASE_SECONDS, RedisTurnLocks
 from opendify.storage.redis_connection import RedisConnection
-from tests.redis_server import RedisServer
-from tests.service import ROOT
+from tests.support.redis_server import RedisServer
+from tests.support.service import ROOT
 from tests.support.waiting import wait_for
 
 LONG = 30.0

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.service import Service, free_variables, running
+from tests.support.service import Service, free_variables, running
 
 ASKERS = 4
 

@@ -10,7 +10,7 @@ from flask.testing import FlaskClient
 from opendify.api.middleware.cors import add_cors
 from opendify.config.accounts import parse_origins
 from opendify.config.parsing import InvalidValue
-from tests.fake_dify import FakeDify, refused
+from tests.support.fake_dify import FakeDify, refused
 
 CHAT = "/v1/chat/completions"
 PAGE = "https://chat.example.com"

@@ -11,10 +11,10 @@ from flask.testing import FlaskClient
 
 from opendify.config.accounts import parse_origins
 from opendify.config.models import Model
-from tests import schemas
-from tests.fake_dify import FakeDify
-from tests.service import free_variables, running
+from tests.support import schemas
 from tests.support.application import make_settings, open_app
+from tests.support.fake_dify import FakeDify
+from tests.support.service import free_variables, running
 
 CHAT = "/v1/chat/completions"
 CLEANUP = "/v1/conversation/cleanup"

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opendify.api.middleware.paths import normalize_path, path_hint
-from tests.fake_dify import Chat, FakeDify
-from tests.service import Service, running
+from tests.support.fake_dify import Chat, FakeDify
+from tests.support.service import Service, running
 
 CHAT = "/v1/chat/completions"
 QUESTION = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}

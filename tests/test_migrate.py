@@ -12,8 +12,8 @@ import redis
 from opendify.conversations import ConversationRecord, JsonFileStore
 from opendify.conversations.store.redis import RedisStore
 from opendify.storage.redis_connection import RedisConnection
-from tests.redis_server import RedisServer
-from tests.service import ROOT, environment
+from tests.support.redis_server import RedisServer
+from tests.support.service import ROOT, environment
 
 MANY = {
     f'["-","tiny","user {n}","聊天 {n}"]': ConversationRecord(

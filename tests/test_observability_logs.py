@@ -22,7 +22,7 @@ from opendify.observability.logs import (
     log_fields,
     request_id,
 )
-from tests.service import ROOT, environment, free_variables
+from tests.support.service import ROOT, environment, free_variables
 
 FORMS = pytest.mark.parametrize("formatter", [_TextFormatter, _JsonFormatter])
 Formatter = Callable[..., logging.Formatter]

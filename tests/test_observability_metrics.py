@@ -22,8 +22,8 @@ from opendify.observability.multiprocess_dir import (
     create_dir,
     join_dir,
 )
-from tests.fake_dify import CLOSE, Chat, FakeDify, refused, streamed
-from tests.service import Service, environment, free_variables, running
+from tests.support.fake_dify import CLOSE, Chat, FakeDify, refused, streamed
+from tests.support.service import Service, environment, free_variables, running
 from tests.test_web import HI, PATH, post
 
 SAMPLE = re.compile(r"^(opendify_\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)

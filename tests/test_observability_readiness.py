@@ -13,11 +13,11 @@ from opendify.upstream import app_registry as directories
 from opendify.upstream.app_registry import AppRegistry
 from opendify.upstream.client import DifyClient
 from tests.conftest import KEY
-from tests.fake_dify import FakeDify, Request, Steps, refused
 from tests.support.application import make_settings, open_app
+from tests.support.fake_dify import FakeDify, Request, Steps, refused
 from tests.support.ports import free_port
+from tests.support.talking_dify import TalkingDify
 from tests.support.waiting import wait_for_value
-from tests.talking_dify import TalkingDify
 
 ADMIN = {"Authorization": "Bearer admin-secret"}
 UNAUTHORIZED = refused(401, {"code": "unauthorized", "message": "x", "status": 401})

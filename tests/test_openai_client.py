@@ -8,8 +8,17 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests import service
-from tests.fake_dify import CLOSE, Chat, FakeDify, Request, Steps, refused, replayed, streamed
+from tests.support import service
+from tests.support.fake_dify import (
+    CLOSE,
+    Chat,
+    FakeDify,
+    Request,
+    Steps,
+    refused,
+    replayed,
+    streamed,
+)
 
 FAILURES: dict[str, Steps] = {
     "wrong key": replayed("1.13.2/chat/wrong_key"),

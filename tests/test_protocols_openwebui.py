@@ -9,7 +9,7 @@ from werkzeug.datastructures import EnvironHeaders, Headers
 from opendify.errors import InvalidUserToken
 from opendify.protocols import openwebui
 from opendify.protocols.base import ChatPrompt
-from tests.bodies import to_prompt
+from tests.support.bodies import to_prompt
 
 
 def request(**fields: Any) -> ChatPrompt:

@@ -12,8 +12,9 @@ import pytest
 from flask.testing import FlaskClient
 
 from opendify.config.models import Model
-from tests import schemas
-from tests.fake_dify import (
+from tests.support import schemas
+from tests.support.application import make_settings, open_app
+from tests.support.fake_dify import (
     FOREVER,
     RECORDINGS,
     FakeDify,
@@ -22,8 +23,7 @@ from tests.fake_dify import (
     recording,
     replayed,
 )
-from tests.streams import read_stream
-from tests.support.application import make_settings, open_app
+from tests.support.streams import read_stream
 
 # One row a recording: what the caller gets with the settings that a model has by itself. ``whole``
 # and ``streamed`` are the status of the answer in one piece and of the stream; ``usage`` counts

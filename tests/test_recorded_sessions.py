@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from opendify.chat import background_tasks
 from opendify.config.models import Model
 from opendify.protocols.openai.messages import parse_messages
-from tests.fake_dify import FakeDify
-from tests.openwebui import Recorded, recorded
-from tests.remembering_dify import Arrival, RememberingDify, Said
 from tests.support.application import make_settings, open_app
+from tests.support.fake_dify import FakeDify
+from tests.support.openwebui import Recorded, recorded
+from tests.support.remembering_dify import Arrival, RememberingDify, Said
 
 RECORDED = recorded()
 

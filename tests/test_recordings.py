@@ -11,8 +11,9 @@ import pytest
 from flask.testing import FlaskClient
 
 from opendify.config.models import Model
-from tests import schemas
-from tests.fake_dify import (
+from tests.support import schemas
+from tests.support.application import make_settings, open_app
+from tests.support.fake_dify import (
     CLOSE,
     LAST_CHUNK,
     STREAM_HEAD,
@@ -22,8 +23,7 @@ from tests.fake_dify import (
     recording,
     replayed,
 )
-from tests.streams import Streamed, read_stream
-from tests.support.application import make_settings, open_app
+from tests.support.streams import Streamed, read_stream
 from tests.test_recorded_answers import ROWS
 
 NAMES = recorded_streams()

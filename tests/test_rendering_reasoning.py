@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from opendify.rendering.reasoning import Piece, ReasoningParser, split
 from opendify.sse import Decoder
-from tests.fake_dify import recording
+from tests.support.fake_dify import recording
 
 DETAILS = (
     '<details style="color:gray;background-color: #f8f8f8;padding: 8px;border-radius: 4px;" open>'

@@ -8,7 +8,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from opendify.observability.record import Record
-from tests.fake_dify import CLOSE, PING, Chat, FakeDify, refused, streamed
+from tests.support.fake_dify import CLOSE, PING, Chat, FakeDify, refused, streamed
 from tests.test_web import HI, PATH, post
 
 ERROR_ROUTES = [

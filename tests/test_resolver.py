@@ -15,9 +15,18 @@ from flask.testing import FlaskClient
 from opendify.config.models import Model
 from opendify.conversations import ConversationRecord, JsonFileStore
 from opendify.conversations.locks.files import FileTurnLocks
-from tests.fake_dify import FOREVER, STREAM_HEAD, FakeDify, Request, Steps, chunk, head, refused
-from tests.remembering_dify import RememberingDify, Said
 from tests.support.application import make_settings, open_app
+from tests.support.fake_dify import (
+    FOREVER,
+    STREAM_HEAD,
+    FakeDify,
+    Request,
+    Steps,
+    chunk,
+    head,
+    refused,
+)
+from tests.support.remembering_dify import RememberingDify, Said
 
 Messages = list[dict[str, Any]]
 

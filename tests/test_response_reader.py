@@ -13,7 +13,7 @@ from opendify.upstream.transport.response_reader import (
     ProtocolError,
     ResponseReader,
 )
-from tests.fake_dify import recorded_streams, recording
+from tests.support.fake_dify import recorded_streams, recording
 from tests.support.profiles import examples
 
 OK = b"HTTP/1.1 200 OK\r\n"

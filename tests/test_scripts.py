@@ -20,9 +20,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.service import ROOT
 from tests.support.ports import free_port
 from tests.support.programs import packages
+from tests.support.service import ROOT
 
 ENDS_WITHIN = 30.0  # seconds; only a bound for what hangs
 LEFT_OUT = (".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "data", "logs", "tests")

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.fake_dify import CLOSE, Chat, FakeDify, Request, Steps, event, refused, streamed
-from tests.service import Service, free_variables, running
+from tests.support.fake_dify import CLOSE, Chat, FakeDify, Request, Steps, event, refused, streamed
+from tests.support.service import Service, free_variables, running
 
 KEYS = {
     "the key of an app": "app-Zq7secretOfTheApp",

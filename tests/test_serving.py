@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.service import Service, running
-from tests.serving_app import digest
+from tests.support.service import Service, running
+from tests.support.serving_app import digest
 from tests.support.waiting import wait_for
 
 WORKER = os.environ.get("WORKER_CLASS", "opendify.worker.worker.Worker")
@@ -41,7 +41,7 @@ class Serve:
             "--worker-class",
             WORKER,
             *arguments,
-            application="tests.serving_app:app",
+            application="tests.support.serving_app:app",
         )
         return self._stack.enter_context(started)
 

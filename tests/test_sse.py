@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opendify import sse
-from tests.fake_dify import recorded_streams, recording
+from tests.support.fake_dify import recorded_streams, recording
 
 # Every line end is a plain LF here; the tests put the others in its place.
 STREAMS = [

@@ -16,7 +16,7 @@ from opendify.conversations import (
 from opendify.conversations.store.compactor import Compactor
 from opendify.conversations.store.redis import RedisStore
 from opendify.storage.redis_connection import RedisConnection
-from tests.chats import DAY, Clock
+from tests.support.chats import DAY, Clock
 
 Opener = Callable[[], ConversationStore]
 

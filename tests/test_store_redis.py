@@ -17,10 +17,10 @@ from hypothesis.stateful import rule
 from opendify.conversations import ConversationRecord, Stats
 from opendify.conversations.store.redis import RedisStore
 from opendify.storage.redis_connection import RedisConnection
-from tests.chats import DAY, Chats, Clock
-from tests.redis_server import RedisServer
-from tests.service import ROOT
+from tests.support.chats import DAY, Chats, Clock
 from tests.support.profiles import examples
+from tests.support.redis_server import RedisServer
+from tests.support.service import ROOT
 from tests.support.waiting import wait_for
 
 Opener = Callable[..., RedisStore]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fake_dify import Chat, FakeDify, Request, Step, chunk, streamed
-from tests.service import Service, free_variables, receive_until, running, sent
+from tests.support.fake_dify import Chat, FakeDify, Request, Step, chunk, streamed
+from tests.support.service import Service, free_variables, receive_until, running, sent
 from tests.support.waiting import wait_for
 
 SOON = 10.0
@@ -20,7 +20,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One worker with a small application that gives its answers in steps."""
     numbers = {"GUNICORN_WORKERS": "1", "GUNICORN_THREADS": "8"}
     folder = tmp_path_factory.mktemp("bare")
-    with running(folder, numbers, application="tests.serving_app:app") as service:
+    with running(folder, numbers, application="tests.support.serving_app:app") as service:
         yield service
 
 

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from tests.service import ROOT
 from tests.support import programs
 from tests.support.ports import free_port
+from tests.support.service import ROOT
 from tests.support.waiting import wait_for, wait_for_value
 
 SOME = "from tests.support.ports import free_port; print(*[free_port() for _ in range({})])"

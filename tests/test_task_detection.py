@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from opendify.chat import task_detection
 from opendify.protocols.base import ChatPrompt
-from tests.bodies import to_prompt
-from tests.openwebui import Recorded, recorded, task_body, task_prompt
+from tests.support.bodies import to_prompt
+from tests.support.openwebui import Recorded, recorded, task_body, task_prompt
 
 SHAPED = [
     "title_generation",

@@ -27,7 +27,7 @@ from opendify.upstream.transport import pool as pool_module
 from opendify.upstream.transport.pending_response import PendingResponse
 from opendify.upstream.transport.pool import ConnectionPool
 from opendify.upstream.transport.transport import PooledClient, PooledTransport
-from tests.fake_dify import (
+from tests.support.fake_dify import (
     CLOSE,
     FOREVER,
     RESET,
@@ -40,8 +40,8 @@ from tests.fake_dify import (
     read_request,
     refused,
 )
-from tests.relays import HttpRelay, Relay, SecureRelay, Socks5Relay
-from tests.service import ROOT, environment, free_port, free_variables
+from tests.support.relays import HttpRelay, Relay, SecureRelay, Socks5Relay
+from tests.support.service import ROOT, environment, free_port, free_variables
 from tests.support.waiting import wait_for
 from tests.test_client import KEY, events, failure, text
 

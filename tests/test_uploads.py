@@ -21,7 +21,7 @@ from opendify.files.single_flight import SingleFlightCache
 from opendify.protocols.base import Attachment
 from opendify.upstream.client import DifyClient
 from opendify.upstream.uploads import CACHE_SECONDS, Uploads
-from tests.fake_dify import FakeDify, Request, Steps, recording, refused
+from tests.support.fake_dify import FakeDify, Request, Steps, recording, refused
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 20
 MP3 = b"ID3\x04\0"

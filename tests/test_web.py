@@ -19,9 +19,10 @@ from opendify.chat import service as chat_service
 from opendify.chat import turn
 from opendify.config.models import Model
 from opendify.conversations.store.json_file import JsonFileStore
-from tests import schemas, service
 from tests.conftest import KEY
-from tests.fake_dify import (
+from tests.support import schemas, service
+from tests.support.application import make_settings, open_app
+from tests.support.fake_dify import (
     CLOSE,
     FOREVER,
     PING,
@@ -36,8 +37,7 @@ from tests.fake_dify import (
     replayed,
     streamed,
 )
-from tests.streams import read_stream
-from tests.support.application import make_settings, open_app
+from tests.support.streams import read_stream
 from tests.support.waiting import wait_for
 
 PATH = "/v1/chat/completions"

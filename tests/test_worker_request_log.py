@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.fake_dify import (
+from tests.faults.calls import address, receive_all, until
+from tests.support.fake_dify import (
     CLOSE,
     STREAM_HEAD,
     Chat,
@@ -22,8 +23,7 @@ from tests.fake_dify import (
     refused,
     streamed,
 )
-from tests.faults.calls import address, receive_all, until
-from tests.service import Service, running
+from tests.support.service import Service, running
 
 QUESTION = {"model": "tiny", "user": "ann", "messages": [{"role": "user", "content": "Hi"}]}
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"

@@ -11,7 +11,7 @@ import pytest
 from opendify.config.settings import load_settings
 from opendify.deploy.online import KeyCheck, check_all
 from opendify.deploy.probe import Service, probe
-from tests.service import free_port
+from tests.support.service import free_port
 
 Answers = dict[str, tuple[int, str]]
 

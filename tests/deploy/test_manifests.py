@@ -16,8 +16,8 @@ import yaml
 
 import gunicorn_config
 import opendify
-from tests.service import ROOT, environment, running
 from tests.support.programs import require_program
+from tests.support.service import ROOT, environment, running
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 SCRIPT = (ROOT / "deploy.sh").read_text()

@@ -15,9 +15,9 @@ from opendify import errors
 from opendify.observability.metrics import Metrics
 from opendify.observability.record import CLIENT_DISCONNECTED, OK
 from tests.deploy.test_manifests import run
-from tests.fake_dify import CLOSE, Chat, FakeDify, streamed
-from tests.service import ROOT
+from tests.support.fake_dify import CLOSE, Chat, FakeDify, streamed
 from tests.support.programs import require_program
+from tests.support.service import ROOT
 from tests.test_docs import all_errors, rows
 from tests.test_web import post
 

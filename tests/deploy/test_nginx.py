@@ -15,10 +15,10 @@ import httpx
 import pytest
 
 import gunicorn_config
-from tests.fake_dify import Chat, FakeDify, streamed
-from tests.service import ROOT, Service, running
+from tests.support.fake_dify import Chat, FakeDify, streamed
 from tests.support.ports import free_port
 from tests.support.programs import require_program
+from tests.support.service import ROOT, Service, running
 
 MAIN = """
 {user}

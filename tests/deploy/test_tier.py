@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service import ROOT
+from tests.support.service import ROOT
 
 WORDS = 'echo "$0 $*" >>"$CALLS"\n'
 

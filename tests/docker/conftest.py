@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.fake_dify import FakeDify
+from tests.support.fake_dify import FakeDify
 from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]

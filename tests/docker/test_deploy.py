@@ -11,7 +11,7 @@ import httpx
 import pexpect
 import pytest
 
-from tests.fake_dify import Chat, FakeDify, refused, streamed
+from tests.support.fake_dify import Chat, FakeDify, refused, streamed
 
 from .conftest import Server, Watch, build, docker, fact
 

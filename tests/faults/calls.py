@@ -2,15 +2,14 @@
 
 import json
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
-from tests.service import Service
+from tests.support.service import Service
 
 PATH = "/v1/chat/completions"
 
@@ -141,12 +140,3 @@ def receive_all(connection: socket.socket) -> bytes:
     except ConnectionError:
         pass
     return received
-
-
-def until(condition: Callable[[], Any], seconds: float, what: str = "it") -> Any:
-    """Waits for something that is due within so many seconds; returns its truth."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"{what} did not come within {seconds:g} s"
-        time.sleep(0.02)
-    return found

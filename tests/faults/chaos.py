@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.fake_dify import (
+from tests.support.fake_dify import (
     CLOSE,
     FOREVER,
     LAST_CHUNK,

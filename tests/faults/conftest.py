@@ -10,8 +10,8 @@ from types import FrameType
 
 import pytest
 
-from tests import service
 from tests.faults.chaos import READ_TIMEOUT, Chaos
+from tests.support import service
 
 CASE_SECONDS = 90
 

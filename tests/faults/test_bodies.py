@@ -13,7 +13,7 @@ import pytest
 from tests.faults.calls import PATH, Answer, ask, question, to_answer
 from tests.faults.chaos import Chaos
 from tests.faults.conftest import started
-from tests.service import Service
+from tests.support.service import Service
 
 GOOD = "carriage-returns"
 SIZE = 62_000_000

@@ -12,8 +12,6 @@ from typing import Any
 import httpx
 import pytest
 
-from tests import service
-from tests.fake_dify import STREAM_HEAD, chunk
 from tests.faults.calls import (
     PATH,
     Answer,
@@ -26,6 +24,8 @@ from tests.faults.calls import (
 )
 from tests.faults.chaos import Chaos, chat_of
 from tests.faults.conftest import started
+from tests.support import service
+from tests.support.fake_dify import STREAM_HEAD, chunk
 from tests.support.waiting import wait_for
 
 GOOD = "carriage-returns"

@@ -8,11 +8,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.fake_dify import LAST_CHUNK, STREAM_HEAD, Request, Step, chunk
-from tests.faults.calls import Answer, ask, question, until
+from tests.faults.calls import Answer, ask, question
 from tests.faults.chaos import Chaos, chat_of
 from tests.faults.conftest import started
-from tests.service import Service
+from tests.support.fake_dify import LAST_CHUNK, STREAM_HEAD, Request, Step, chunk
+from tests.support.service import Service
+from tests.support.waiting import wait_for
 
 SOON = 10.0
 
@@ -53,7 +54,7 @@ def test_those_who_find_no_place_are_told_at_once(
             pool.submit(ask, running, question("gated", f"u{n}", stream=bool(n % 2)))
             for n in range(40)
         ]
-        until(lambda: sum(one.done() for one in asked) == 32, SOON, "the refusal of the rest")
+        wait_for(lambda: sum(one.done() for one in asked) == 32, SOON, "the refusal of the rest")
         assert (get(running, "/healthz"), get(running, "/v1/models")) == (200, 200)
         gate.set()
         answers = [one.result(SOON) for one in asked]
@@ -82,6 +83,6 @@ def test_the_pool_is_as_large_as_the_threads(
         asked = [
             pool.submit(ask, running, question("gated", f"u{n}", stream=True)) for n in range(120)
         ]
-        until(lambda: len(dify.asked("gated")) == 120, 30, "the last of the questions")
+        wait_for(lambda: len(dify.asked("gated")) == 120, 30, "the last of the questions")
         gate.set()
         assert {one.result(30).said() for one in asked} == {"All is well"}

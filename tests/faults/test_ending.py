@@ -14,10 +14,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tests import schemas
-from tests.fake_dify import PING, Chat, FakeDify, event, streamed
-from tests.service import Service, free_variables, running
-from tests.streams import read_stream
+from tests.support import schemas
+from tests.support.fake_dify import PING, Chat, FakeDify, event, streamed
+from tests.support.service import Service, free_variables, running
+from tests.support.streams import read_stream
 from tests.support.waiting import wait_for
 
 HELLO = [{"role": "user", "content": "Hello"}]

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests import service
-from tests.faults.calls import PATH, ask, connected, question, raw_head, receive_all, until
+from tests.faults.calls import PATH, ask, connected, question, raw_head, receive_all
 from tests.faults.chaos import Chaos
 from tests.faults.conftest import started
+from tests.support import service
+from tests.support.waiting import wait_for
 
 GOOD = "carriage-returns"
 THREADS = 8
@@ -344,5 +345,5 @@ def test_at_the_end_nothing_unexpected_has_happened(
     without_keys: service.Service, with_keys: service.Service
 ) -> None:
     for running in (without_keys, with_keys):
-        until(lambda running=running: ask(running, question(GOOD), KEY).status == 200, 20)
+        wait_for(lambda running=running: ask(running, question(GOOD), KEY).status == 200, 20)
         assert "Traceback" not in running.output()

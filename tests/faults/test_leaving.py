@@ -9,8 +9,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests import service
-from tests.fake_dify import (
+from tests.faults.calls import ask, asking, connected, question, raw_head
+from tests.faults.chaos import Chaos, chat_of
+from tests.faults.conftest import started
+from tests.support import service
+from tests.support.fake_dify import (
     FOREVER,
     LAST_CHUNK,
     PING,
@@ -23,10 +26,8 @@ from tests.fake_dify import (
     chunk,
     refused,
 )
-from tests.faults.calls import ask, asking, connected, question, raw_head, until
-from tests.faults.chaos import Chaos, chat_of
-from tests.faults.conftest import started
-from tests.service import receive_until
+from tests.support.service import receive_until
+from tests.support.waiting import wait_for
 
 # The promise is 2 s; the rest is for a machine that has other things to do.
 SOON = 3.0
@@ -80,14 +81,14 @@ def test_the_run_is_stopped_once(
     left: service.Service, leaving: Chaos, user: str, name: str, stream: bool
 ) -> None:
     with asking(left, question(name, user, stream=stream)) as connection:
-        until(lambda: leaving.asked(name, user), 5, "the question")
+        wait_for(lambda: leaving.asked(name, user), 5, "the question")
         if stream and name in ("silent", "flowing"):
             receive_until(connection, b"word")
         else:
             time.sleep(0.3)
     # A run has no name that could be stopped until Dify says its first word, 1.5 s after.
     late = 1.5 if name in ("before-the-head", "pinged") else 0.0
-    until(lambda: leaving.stopped(name, user), SOON + late, "the stop")
+    wait_for(lambda: leaving.stopped(name, user), SOON + late, "the stop")
     time.sleep(0.5)
     (stop,) = leaving.stopped(name, user)
     assert stop.path == f"/v1/chat-messages/task-of-{user}/stop"
@@ -109,7 +110,7 @@ def test_a_stopped_answer_is_read_to_its_end(tmp_path: Path) -> None:
 
     def talk(chat: Chat) -> Iterator[Step]:
         yield STREAM_HEAD + chunk(chat.text("word "))
-        until(fake.stopped, 10)
+        wait_for(fake.stopped, 10)
         yield 0.8
         yield chunk(chat.end()) + LAST_CHUNK
 
@@ -118,7 +119,7 @@ def test_a_stopped_answer_is_read_to_its_end(tmp_path: Path) -> None:
     with service.running(tmp_path, variables) as running:
         with asking(running, question("tiny", stream=True)) as connection:
             receive_until(connection, b"word")
-        until(fake.stopped, SOON, "the stop")
+        wait_for(fake.stopped, SOON, "the stop")
         time.sleep(1.5)
         assert ask(running, question("tiny", stream=True)).said() == "word "
         first, second = fake.asked()
@@ -131,10 +132,12 @@ def test_no_thread_is_held_for_callers_who_left(leaving: Chaos, user: str, tmp_p
     with started(tmp_path, leaving, GUNICORN_THREADS="12", **PATIENT) as running:
         for name in ("silent", "before-the-head", "thinking"):
             left = [asking(running, question(name, f"{user}-{n}", stream=True)) for n in range(9)]
-            until(lambda name=name: all(leaving.asked(name, f"{user}-{n}") for n in range(9)), 10)
+            wait_for(
+                lambda name=name: all(leaving.asked(name, f"{user}-{n}") for n in range(9)), 10
+            )
             for connection in left:
                 connection.close()
-            until(lambda: ask(running, question("ends", user, stream=True)).status == 200, SOON)
+            wait_for(lambda: ask(running, question("ends", user, stream=True)).status == 200, SOON)
 
 
 def upload_steps(request: Request) -> Steps:
@@ -164,7 +167,7 @@ def test_what_was_left_while_a_file_was_given_to_dify_is_not_asked(tmp_path: Pat
     variables = service.free_variables(fake.base, GUNICORN_WORKERS="1")
     with service.running(tmp_path, variables) as running:
         with asking(running, body):
-            until(lambda: [r for r in fake.requests if "/upload" in r.path], 5, "the upload")
+            wait_for(lambda: [r for r in fake.requests if "/upload" in r.path], 5, "the upload")
         time.sleep(3)
         assert not fake.asked(), "a run was begun for somebody who had left"
         assert ask(running, body).said() == "A picture"

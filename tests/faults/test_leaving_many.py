@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.fake_dify import CLOSE, Chat, FakeDify, Request, Step, Steps, refused, streamed
-from tests.service import Service, free_variables, running, sent
+from tests.support.fake_dify import CLOSE, Chat, FakeDify, Request, Step, Steps, refused, streamed
+from tests.support.service import Service, free_variables, running, sent
 from tests.support.waiting import wait_for
 
 FOREVER = 60.0

@@ -23,7 +23,9 @@ import httpx
 import pytest
 from flask import Flask
 
-from tests.fake_dify import (
+from tests.faults.calls import PATH, connected, receive_all
+from tests.faults.conftest import CASE_SECONDS
+from tests.support.fake_dify import (
     CLOSE,
     FOREVER,
     PING,
@@ -37,9 +39,8 @@ from tests.fake_dify import (
     refused,
     streamed,
 )
-from tests.faults.calls import PATH, connected, receive_all, until
-from tests.faults.conftest import CASE_SECONDS
-from tests.service import Service, free_variables, receive_until, running
+from tests.support.service import Service, free_variables, receive_until, running
+from tests.support.waiting import wait_for
 
 KEY, ADMIN = "key-of-a-caller", "key-of-an-admin"
 PUBLIC = "https://ai.example.com"
@@ -289,7 +290,7 @@ def descriptors(service: Service) -> list[str]:
 def check_all_is_free(service: Service, link: str) -> None:
     """Each place can be had at once, as often as there are places."""
     for stream in (True, False):
-        until(lambda stream=stream: ask(service, stream=stream).status_code == 200, 5, "a place")
+        wait_for(lambda stream=stream: ask(service, stream=stream).status_code == 200, 5, "a place")
     for _ in range(TIMES):
         assert ask(service, stream=True).status_code == 200
         assert httpx.get(service.url + link, trust_env=False, timeout=20).content == PICTURE
@@ -298,7 +299,7 @@ def check_all_is_free(service: Service, link: str) -> None:
             connection = stack.enter_context(connected(service))
             connection.sendall(Case("POST", PATH, body=question("waits", True)).raw())
             assert b" 200 " in receive_until(connection, b"word")[:20]
-    until(lambda: ask(service).status_code == 200, 5, "a place")
+    wait_for(lambda: ask(service).status_code == 200, 5, "a place")
 
 
 def test_every_route_gives_back_what_it_holds(dify: FakeDify, app: Flask, tmp_path: Path) -> None:
@@ -354,9 +355,9 @@ def test_a_run_that_is_left_gives_its_place_back_when_it_is_stopped(
         for number in range(TIMES):
             with connected(service) as connection:
                 connection.sendall(Case("POST", PATH, body=question(model, stream)).raw())
-                until(lambda number=number: len(dify.asked()) > number, 5, "the question")
+                wait_for(lambda number=number: len(dify.asked()) > number, 5, "the question")
                 end(connection)
-            until(lambda: len(dify.stopped()) == len(dify.asked()), 5, "the stop")
+            wait_for(lambda: len(dify.stopped()) == len(dify.asked()), 5, "the stop")
             time.sleep(0.1)  # until Dify has answered that
 
 
@@ -375,9 +376,9 @@ def test_a_worker_that_retires_takes_no_place_with_it(dify: FakeDify, tmp_path: 
                 receive_until(stream, b"word")
             second = service.workers()
             service.process.send_signal(signal.SIGHUP)
-            until(lambda: set(service.workers()) - set(second), 20, "a fresh worker")
-        until(lambda: len(dify.stopped()) == PLACES, 10, "the stops")
-        until(lambda: not set(service.workers()) & set(second), 20, "the end of the old worker")
+            wait_for(lambda: set(service.workers()) - set(second), 20, "a fresh worker")
+        wait_for(lambda: len(dify.stopped()) == PLACES, 10, "the stops")
+        wait_for(lambda: not set(service.workers()) & set(second), 20, "the end of the old worker")
         check_all_is_free(service, link)
         assert service.stop() == 0
 
@@ -486,7 +487,7 @@ def test_a_run_that_was_left_before_its_first_word_counts_until_it_is_stopped(
     with running(tmp_path, settings) as service:
         with connected(service) as connection:
             connection.sendall(Case("POST", PATH, body=question("waits", stream)).raw())
-            until(dify.asked, 5, "the question")
+            wait_for(dify.asked, 5, "the question")
         time.sleep(1)
         for _ in range(8):
             refusal = ask(service, "waits", stream)
@@ -496,9 +497,9 @@ def test_a_run_that_was_left_before_its_first_word_counts_until_it_is_stopped(
         if limit == "model":  # the thread and its place are free for others
             assert ask(service, other, stream).status_code == 200
         runs.speak.set()
-        until(lambda: runs.stopped.is_set(), 5, "the stop")
+        wait_for(lambda: runs.stopped.is_set(), 5, "the stop")
         dify.answer = answer
-        until(lambda: ask(service, "ends", stream).status_code == 200, 5, "the place")
+        wait_for(lambda: ask(service, "ends", stream).status_code == 200, 5, "the place")
         assert runs.most == 1
 
 
@@ -547,13 +548,13 @@ def test_slow_readers_of_files_take_no_places_of_answers_and_are_cut_off(
         readers = [Reader(service, link, pace) for pace in (20_000, 5_000, 1_700)]
         for reader in readers:
             stack.callback(reader.close)
-        until(lambda: all(reader.received for reader in readers), 10, "the files")
+        wait_for(lambda: all(reader.received for reader in readers), 10, "the files")
         refusal = httpx.get(service.url + link, trust_env=False)
         assert (refusal.status_code, refusal.json()["error"]["code"]) == (503, "overloaded")
         assert int(refusal.headers["Retry-After"]) > 0
         for _ in range(4 * TIMES):
             assert ask(service).status_code == 200
-        until(lambda: len(cut_off(service)) == 2, 100, "the end of the slow ones")
+        wait_for(lambda: len(cut_off(service)) == 2, 100, "the end of the slow ones")
         assert service.output().count("its caller reads too slowly") == 2
         assert httpx.get(service.url + link, trust_env=False).content == PICTURE
         assert readers[0].ended_after is None
@@ -568,7 +569,7 @@ def test_answers_and_a_slow_reader_together_leave_a_thread(dify: FakeDify, tmp_p
         link = new_link(service)
         reader = Reader(service, link, 20_000)
         stack.callback(reader.close)
-        until(lambda: reader.received, 10, "the file")
+        wait_for(lambda: reader.received, 10, "the file")
         case = Case("POST", PATH, body=question("waits", stream=True))
         for _ in range(2):
             stream = stack.enter_context(connected(service))

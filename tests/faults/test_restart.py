@@ -7,9 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.fake_dify import CLOSE, RESET, FakeDify, Request, Step, Steps, head, refused
-from tests.remembering_dify import NOT_TAKEN, RememberingDify
-from tests.service import Service, free_variables, running
+from tests.support.fake_dify import CLOSE, RESET, FakeDify, Request, Step, Steps, head, refused
+from tests.support.remembering_dify import NOT_TAKEN, RememberingDify
+from tests.support.service import Service, free_variables, running
 
 FAULTS: dict[str, list[Step]] = {
     **NOT_TAKEN,

@@ -6,11 +6,21 @@ from collections.abc import Callable, Iterator
 import openai
 import pytest
 
-from tests import service
-from tests.fake_dify import CLOSE, PING, RESET, Chat, FakeDify, Request, Steps, refused, streamed
 from tests.faults.calls import ask, question
 from tests.faults.chaos import Chaos
-from tests.talking_dify import TalkingDify
+from tests.support import service
+from tests.support.fake_dify import (
+    CLOSE,
+    PING,
+    RESET,
+    Chat,
+    FakeDify,
+    Request,
+    Steps,
+    refused,
+    streamed,
+)
+from tests.support.talking_dify import TalkingDify
 
 GOOD = Chat().says("All is well")
 

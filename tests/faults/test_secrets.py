@@ -12,12 +12,12 @@ from typing import Any
 import httpx
 import pytest
 
-from tests import service
-from tests.fake_dify import FakeDify
 from tests.faults.calls import PATH, ask, question
 from tests.faults.chaos import PAGE_MARK, REFUSALS, Chaos
 from tests.faults.conftest import started
-from tests.talking_dify import TalkingDify
+from tests.support import service
+from tests.support.fake_dify import FakeDify
+from tests.support.talking_dify import TalkingDify
 
 HISTORY = [
     {"role": "user", "content": "Hi"},

@@ -13,11 +13,21 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.fake_dify import FOREVER, LAST_CHUNK, PING, STREAM_HEAD, Chat, Request, Step, chunk
-from tests.faults.calls import Answer, address, ask, asking, question, until
+from tests.faults.calls import Answer, address, ask, asking, question
 from tests.faults.chaos import Chaos, chat_of
 from tests.faults.conftest import started
-from tests.service import Service, receive_until
+from tests.support.fake_dify import (
+    FOREVER,
+    LAST_CHUNK,
+    PING,
+    STREAM_HEAD,
+    Chat,
+    Request,
+    Step,
+    chunk,
+)
+from tests.support.service import Service, receive_until
+from tests.support.waiting import wait_for
 
 # What a machine that has other things to do may need for what is immediate else.
 SOON = 10.0
@@ -88,9 +98,9 @@ def test_sigterm_lets_short_answers_end(
     with started(tmp_path, dify, GUNICORN_GRACEFUL_TIMEOUT="30", **PATIENT) as running:
         streamed = pool.submit(ask, running, question("gated", "s", stream=True))
         whole = pool.submit(ask, running, question("gated", "w"))
-        until(lambda: len(dify.asked("gated")) == 2, SOON)
+        wait_for(lambda: len(dify.asked("gated")) == 2, SOON)
         running.process.send_signal(signal.SIGTERM)
-        until(lambda: is_closed(address(running)), SOON, "the refusal of new connections")
+        wait_for(lambda: is_closed(address(running)), SOON, "the refusal of new connections")
         gate.opened.set()
         for answer in (streamed.result(SOON), whole.result(SOON)):
             assert (answer.status, answer.said()) == (200, "All is well")
@@ -111,7 +121,7 @@ def test_sigterm_ends_long_answers_with_an_error_and_a_stop(
             for name in ENDLESS
             for stream in (True, False)
         }
-        until(lambda: sum(len(dify.asked(name)) for name in ENDLESS) == len(asked), SOON)
+        wait_for(lambda: sum(len(dify.asked(name)) for name in ENDLESS) == len(asked), SOON)
         time.sleep(1.2)  # all have begun to answer
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(GRACE + SOON) == 0
@@ -139,15 +149,15 @@ def test_sighup_loses_no_answer(
     """Not even one that takes longer than graceful_timeout."""
     variables = {"GUNICORN_WORKERS": "2", "GUNICORN_GRACEFUL_TIMEOUT": "2", **PATIENT}
     with started(tmp_path, dify, **variables) as running:
-        until(lambda: len(running.workers()) == 2, SOON)
+        wait_for(lambda: len(running.workers()) == 2, SOON)
         old = set(running.workers())
         asked = [
             pool.submit(ask, running, question("gated", f"u{n}", stream=bool(n % 2)))
             for n in range(6)
         ]
-        until(lambda: len(dify.asked("gated")) == 6, SOON)
+        wait_for(lambda: len(dify.asked("gated")) == 6, SOON)
         running.process.send_signal(signal.SIGHUP)
-        until(lambda: set(running.workers()) - old, SOON, "a new worker")
+        wait_for(lambda: set(running.workers()) - old, SOON, "a new worker")
         served = [ask(running, question("byte-by-byte", stream=True)) for _ in range(10)]
         assert [one.said() for one in served] == ["All is well"] * 10
         time.sleep(4)
@@ -155,8 +165,8 @@ def test_sighup_loses_no_answer(
         for future in asked:
             answer = future.result(SOON)
             assert (answer.status, answer.said()) == (200, "All is well")
-        until(lambda: not old & set(running.workers()), SOON, "the end of the old workers")
-        until(lambda: len(running.workers()) == 2, SOON)
+        wait_for(lambda: not old & set(running.workers()), SOON, "the end of the old workers")
+        wait_for(lambda: len(running.workers()) == 2, SOON)
 
 
 def opened_streams(running: Service, dify: Chaos, count: int) -> list[socket.socket]:
@@ -206,14 +216,14 @@ def test_a_killed_worker_takes_nothing_with_it_but_its_own_streams(
         assert len(set(workers)) == 2
         killed = workers[0]
         os.kill(killed, signal.SIGKILL)
-        until(lambda: killed not in running.workers(), SOON)
+        wait_for(lambda: killed not in running.workers(), SOON)
         assert ask(running, question("trailers", stream=True)).said() == "All is well"
         gate.opened.set()
         for stream, worker in zip(streams, workers, strict=True):
             ended_well = b'"finish_reason":"stop"' in rest_of(stream)
             assert ended_well == (worker != killed)
             stream.close()
-        until(lambda: len(running.workers()) == 2, SOON, "a new worker")
+        wait_for(lambda: len(running.workers()) == 2, SOON, "a new worker")
         history = [
             {"role": "user", "content": "Hi"},
             {"role": "assistant", "content": "All is well"},
@@ -247,7 +257,7 @@ def test_max_requests_cuts_no_stream(dify: Chaos, gate: Gate, tmp_path: Path, wo
             httpx.get(f"{running.url}/healthz", timeout=5, trust_env=False)
             return not old & set(running.workers())
 
-        until(are_replaced, SOON, "the successor of a worker that had its share")
+        wait_for(are_replaced, SOON, "the successor of a worker that had its share")
 
 
 def test_a_master_that_is_killed_leaves_no_workers(dify: Chaos, gate: Gate, tmp_path: Path) -> None:
@@ -260,7 +270,7 @@ def test_a_master_that_is_killed_leaves_no_workers(dify: Chaos, gate: Gate, tmp_
         gate.opened.set()
         assert b'"finish_reason":"stop"' in rest_of(stream)
         stream.close()
-        until(lambda: not any(is_running(pid) for pid in workers), GRACE + SOON)
+        wait_for(lambda: not any(is_running(pid) for pid in workers), GRACE + SOON)
         assert is_closed(address(running))
 
 

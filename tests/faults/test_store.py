@@ -9,11 +9,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.faults.calls import ask, question, until
+from tests.faults.calls import ask, question
 from tests.faults.chaos import Chaos
 from tests.faults.conftest import started
-from tests.redis_server import RedisServer
-from tests.service import Service
+from tests.support.redis_server import RedisServer
+from tests.support.service import Service
+from tests.support.waiting import wait_for
 
 HISTORY = [
     {"role": "user", "content": "Hi"},
@@ -101,7 +102,7 @@ def test_a_redis_that_is_away_costs_no_answer(chaos: Chaos, tmp_path: Path) -> N
             health = httpx.get(f"{running.url}/healthz", timeout=5, trust_env=False)
             assert health.status_code == 200
             server.start()
-            until(lambda: begin(running, "back") == 200 and stored(server), 20, "the Redis")
+            wait_for(lambda: begin(running, "back") == 200 and stored(server), 20, "the Redis")
             server.pause()
             assert begin(running, "stuck") == 200
             server.go_on()

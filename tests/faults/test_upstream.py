@@ -18,11 +18,11 @@ import httpx
 import pytest
 import trustme
 
-from tests import service
-from tests.fake_dify import Chat, FakeDify, Request, Steps, head
-from tests.faults.calls import Answer, ask, asking, question, until
+from tests.faults.calls import Answer, ask, asking, question
 from tests.faults.chaos import BOMB, CUTS, PAGE_MARK, REFUSALS, STRANGE, Chaos, Fault, key_of
 from tests.faults.conftest import started
+from tests.support import service
+from tests.support.fake_dify import Chat, FakeDify, Request, Steps, head
 from tests.support.ports import free_port
 from tests.support.waiting import wait_for
 
@@ -117,7 +117,7 @@ def check_ended(chaos: Chaos, model: str, user: str, fault: Fault) -> None:
     """Asked once; stopped once where Dify may still be at work, with the same key and user."""
     assert len(chaos.asked(model, user)) == 1
     if fault.stops:
-        until(lambda: chaos.stopped(model, user), 3, "the stop")
+        wait_for(lambda: chaos.stopped(model, user), 3, "the stop")
     stops = chaos.stopped(model, user)
     assert [stop.path for stop in stops] == [
         f"/v1/chat-messages/task-of-{user}/stop" for _ in range(fault.stops)
@@ -355,7 +355,7 @@ def test_a_dify_that_stays_away_is_not_waited_for_when_the_caller_leaves(
     with service.running(tmp_path, {**variables, **models, "GUNICORN_WORKERS": "1"}) as running:
         ask(running, question("tiny", user))  # by now the app is known to be unknown
         asking(running, question("tiny", user, stream=True)).close()
-        until(lambda: "499" in running.output(), 10, "the end of the request")
+        wait_for(lambda: "499" in running.output(), 10, "the end of the request")
 
 
 # --- answers without measure -------------------------------------------------------------------

@@ -9,11 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from opendify import sse
-from tests.fake_dify import LAST_CHUNK, PING, STREAM_HEAD, Request, Step, chunk
-from tests.faults.calls import address, ask, asking, question, raw_head, until
+from tests.faults.calls import address, ask, asking, question, raw_head
 from tests.faults.chaos import READ_TIMEOUT, Chaos, chat_of
 from tests.faults.conftest import started
-from tests.service import Service, receive_until
+from tests.support.fake_dify import LAST_CHUNK, PING, STREAM_HEAD, Request, Step, chunk
+from tests.support.service import Service, receive_until
+from tests.support.waiting import wait_for
 
 # A comment is due after 10 s; the end must not come before a slow machine has sent it.
 SECONDS_OF_SILENCE = 14
@@ -92,6 +93,6 @@ def test_who_takes_nothing_is_left(waited: Service, patient: Chaos, user: str) -
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(address(waited))
         connection.sendall(raw_head(len(data)) + data)
-        until(lambda: patient.stopped("endless", user), SECONDS_UNTIL_LEFT, "the stop")
+        wait_for(lambda: patient.stopped("endless", user), SECONDS_UNTIL_LEFT, "the stop")
     text = "Disconnecting a client that does not read its response"  # logged after the stop
-    until(lambda: text in waited.output(), SECONDS_UNTIL_LEFT, "the line in the log")
+    wait_for(lambda: text in waited.output(), SECONDS_UNTIL_LEFT, "the line in the log")

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.fake_dify import Chat, FakeDify, Request, Steps, refused
-from tests.service import ROOT, environment, free_variables, running
+from tests.support.fake_dify import Chat, FakeDify, Request, Steps, refused
+from tests.support.service import ROOT, environment, free_variables, running
 
 pytestmark = pytest.mark.fuzz
 

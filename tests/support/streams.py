@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from tests import schemas
+from tests.support import schemas
 
 
 @dataclass

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from tests.fake_dify import (
+from tests.support.fake_dify import (
     CLOSE,
     LAST_CHUNK,
     STREAM_HEAD,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-RECORDINGS = Path(__file__).parent / "data" / "dify"
+RECORDINGS = Path(__file__).parent.parent / "data" / "dify"
 
 CLOSE = object()
 RESET = object()

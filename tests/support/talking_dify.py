@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.fake_dify import Chat, Request, Step, Steps, event, refused, streamed
+from tests.support.fake_dify import Chat, Request, Step, Steps, event, refused, streamed
 
 _UNKNOWN = refused(404, {"code": "not_found", "message": "Conversation Not Exists.", "status": 404})
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_RECORDED = Path(__file__).parent / "data" / "openwebui-requests.jsonl"
+_RECORDED = Path(__file__).parent.parent / "data" / "openwebui-requests.jsonl"
 
 
 @dataclass(frozen=True)

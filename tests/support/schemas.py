@@ -7,7 +7,7 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
-_FILE = Path(__file__).parent / "data" / "openai-chat-schemas.json"
+_FILE = Path(__file__).parent.parent / "data" / "openai-chat-schemas.json"
 
 
 def assert_completion(value: Any) -> None:

@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 from typing import BinaryIO
 
-from tests.fake_dify import Request, read_request
+from tests.support.fake_dify import Request, read_request
 
 
 class Relay:

@@ -10,7 +10,7 @@ from flask import Flask
 from werkzeug.test import EnvironBuilder
 
 from opendify.streaming import READY, WaitFor
-from tests.fake_dify import Step
+from tests.support.fake_dify import Step
 
 _PATIENCE = 5.0
 
