@@ -84,7 +84,7 @@ DEFECTS = [
         "A connection that ends in a chunk is the end of the answer",
         _CUT + "cut-closed-in-a-chunk",
         "opendify.upstream.event_stream:EventStream._receive",
-        Replace("raise self._failed(exc) from exc", "return None"),
+        Replace("raise self._to_error(exc) from exc", "return None"),
     ),
     Defect(
         _NEVER_SILENT,
@@ -112,7 +112,7 @@ DEFECTS = [
         "A stream that breaks just ends",
         _CUT + "cut-reset-streamed",
         "opendify.api.responder:Responder._events",
-        Replace("end = _failure(exc, writer, record)", "return"),
+        Replace("tail = _failure(exc, writer, record)", "return"),
     ),
     Defect(
         _NEVER_SILENT,
@@ -132,15 +132,15 @@ DEFECTS = [
         _NEVER_SILENT,
         "Pages of gateways are quoted",
         _FIRST + "page-in-a-message",
-        "opendify.dify.error_mapping:_presentable",
-        Argument("sub", 1, "message"),
+        "opendify.dify.error_mapping:_sanitized",
+        Argument("sub", 1, "message[:_MAX_SEARCHED]"),
     ),
     Defect(
         _NEVER_SILENT,
         "Keys in Dify's words are quoted",
         _FIRST + "key-in-a-message",
-        "opendify.dify.error_mapping:_presentable",
-        Returned("_PAGE.sub('…', message)[:MAX_MESSAGE].strip()"),
+        "opendify.dify.error_mapping:_sanitized",
+        Assigned("text", "_PAGE.sub('…', message[:_MAX_SEARCHED])"),
     ),
     Defect(
         _NEVER_SILENT,
@@ -148,9 +148,9 @@ DEFECTS = [
         _STRANGE + "held-open-streamed",
         "opendify.chat.service:ChatService.stream",
         Replace(
-            "exchange.commit(writer.text, completion.usage, renderer.is_cut)",
-            "exchange._next(float('inf'))\n"
-            "exchange.commit(writer.text, completion.usage, renderer.is_cut)",
+            "turn.commit(writer.text, completion.usage, renderer.hit_stop_sequence)",
+            "turn._next(float('inf'))\n"
+            "turn.commit(writer.text, completion.usage, renderer.hit_stop_sequence)",
         ),
     ),
     Defect(
@@ -179,7 +179,7 @@ DEFECTS = [
         "Pings of Dify put the comment off",
         f"{_WAITING}::test_who_waits_long_is_told_that_the_answer_still_comes -k pinging",
         "opendify.chat.turn:ChatTurn.next_events",
-        Assigned("_until", "0.0", 1),
+        Assigned("_deadline", "0.0", 1),
     ),
     Defect(
         _NEVER_SILENT,
@@ -201,7 +201,7 @@ DEFECTS = [
         "A connect timeout is a 502",
         f"{_UPSTREAM}::test_a_dify_that_cannot_be_reached -k deaf-whole",
         "opendify.upstream.network_errors:to_network_error",
-        Argument("_caused", 0, "errors.BadUpstreamResponse"),
+        Argument("_with_cause", 0, "errors.BadUpstreamResponse"),
     ),
     Defect(
         _STATUSES,
@@ -262,7 +262,7 @@ DEFECTS = [
         "A 400 for inputs is a fault of Dify",
         _FIRST + "told-400",
         "opendify.dify.error_mapping:_by_status",
-        Replace("status in _OF_THE_CALLER and refusal.code", "status == 599"),
+        Replace("status in _CALLER_STATUSES and response.code", "status == 599"),
     ),
     Defect(
         _STATUSES,
@@ -276,14 +276,16 @@ DEFECTS = [
         "A packed stream is read as it is",
         f"{_UPSTREAM}::test_what_is_strange_is_an_answer_all_the_same -k packed",
         "opendify.upstream.event_stream:EventStream._begin",
-        Replace("self._unpacker = new_unpacker(answer.headers)", "new_unpacker(answer.headers)"),
+        Replace(
+            "self._unpacker = new_unpacker(response.headers)", "new_unpacker(response.headers)"
+        ),
     ),
     Defect(
         _STATUSES,
         "A packed stream may unpack to anything",
         _FIRST + "packed-bomb",
         "opendify.upstream.unpacking:Unpacker.take",
-        Replace("self._given", "0", 1),
+        Replace("self._bytes_out", "0", 1),
     ),
     Defect(
         _STATUSES,
@@ -299,19 +301,19 @@ DEFECTS = [
         "opendify.dify.error_mapping:to_error",
         Assigned(
             "error",
-            "(errors.UpstreamAuthError('the key') if refusal.status == 403 else None) or "
-            "_by_code(refusal, model, reason) or _by_text(refusal, reason) or "
-            "_by_status(refusal, model, reason)",
+            "(errors.UpstreamAuthError('the key') if response.status == 403 else None) or "
+            "_by_code(response, model, reason) or _by_text(response, reason) or "
+            "_by_status(response, model, reason)",
         ),
     ),
     Defect(
         _STATUSES,
         "A Dify that restarts is not waited for",
         f"{_UPSTREAM}::test_a_dify_that_restarts_is_waited_for",
-        "opendify.upstream.client:_connected",
+        "opendify.upstream.client:_retry_while_refused",
         Replace(
-            "cause is None or not cause.is_refusal or time.monotonic() >= until",
-            "cause or time.monotonic() >= until",
+            "cause is None or not cause.is_refusal or time.monotonic() >= deadline",
+            "cause or time.monotonic() >= deadline",
         ),
     ),
     Defect(
@@ -325,7 +327,7 @@ DEFECTS = [
         _STATUSES,
         "Redirects are followed",
         f"{_SECRETS}::test_a_redirect_is_followed_nowhere",
-        "opendify.upstream.event_stream:EventStream._refused",
+        "opendify.upstream.event_stream:EventStream._error_from_response",
         Insert(
             1,
             "if 300 <= status < 400:\n"
@@ -358,7 +360,7 @@ DEFECTS = [
         f"{_RETRIES}::test_a_conversation_is_begun_anew_once",
         "opendify.chat.turn:ChatTurn._next",
         Replace(
-            "self._may_retry and (not self._turn.has_run) and self._can_recover(exc)",
+            "self._may_retry and (not self._run.has_run) and self._can_recover(exc)",
             "self._can_recover(exc) or isinstance(exc, errors.ConversationNotFound)",
         ),
     ),
@@ -366,7 +368,7 @@ DEFECTS = [
         _STATUSES,
         "An answer to a call may be of any length",
         "tests/test_client.py::test_a_call_that_is_answered_with_too_much_is_an_error",
-        "opendify.upstream.client:DifyClient._whole_body",
+        "opendify.upstream.client:DifyClient._read_body",
         Replace("len(body) > MAX_CALL_BYTES", "len(body) < 0"),
     ),
     Defect(
@@ -383,14 +385,14 @@ DEFECTS = [
         "Silence has no end",
         _FIRST + "silent-after-ping-whole",
         "opendify.upstream.event_stream:EventStream.read",
-        Assigned("dead_at", "now + 30 * self._read_timeout"),
+        Assigned("times_out_at", "now + 30 * self._read_timeout"),
     ),
     Defect(
         _TIMEOUTS,
         "Pings are no life: an answer may take no longer than the read timeout",
         _STRANGE + "many-pings",
         "opendify.upstream.event_stream:EventStream.read",
-        Replace("self.dead_at = now + self._read_timeout", "pass"),
+        Replace("self.times_out_at = now + self._read_timeout", "pass"),
     ),
     Defect(
         _TIMEOUTS,
@@ -410,8 +412,8 @@ DEFECTS = [
         _TIMEOUTS,
         "A dead run may be repeated by the client",
         f"{_RETRIES}::test_a_real_client_does_not_run_a_turn_twice -k silent-after-ping",
-        "opendify.errors:DifyTimeout",
-        Insert(1, "repeatable = True"),
+        "opendify.errors:UpstreamTimeout",
+        Insert(1, "retryable = True"),
     ),
     # --- retries -------------------------------------------------------------------------------
     Defect(
@@ -460,7 +462,7 @@ DEFECTS = [
         _ONCE,
         "A kept connection is not closed when its time is over",
         f"{_OF_TRANSPORT}::test_an_idle_connection_is_closed_in_time_though_nothing_is_asked",
-        "opendify.upstream.transport.pool:ConnectionPool._keep",
+        "opendify.upstream.transport.pool:ConnectionPool._store",
         Assigned("expires_at", "time.monotonic() + 60 * expiry"),
     ),
     Defect(
@@ -474,15 +476,15 @@ DEFECTS = [
         _ONCE,
         "A rate limit may be repeated though the question is in its conversation",
         f"{_RETRIES}::test_a_real_client_does_not_run_a_turn_twice -k limit-in-an-event",
-        "opendify.chat.turn:Exchange._next",
-        Replace("exc.repeatable = exc.repeatable and (not self.has_started)", "pass"),
+        "opendify.chat.turn:ChatTurn._next",
+        Replace("exc.retryable = exc.retryable and (not self.has_started)", "pass"),
     ),
     Defect(
         _ONCE,
         "A rate limit may not be repeated at all",
         f"{_RETRIES}::test_a_real_client_repeats_what_was_not_begun",
         "opendify.errors:RateLimited",
-        Replace("repeatable = True", "pass"),
+        Replace("retryable = True", "pass"),
     ),
     # --- client gone ---------------------------------------------------------------------------
     Defect(
@@ -531,8 +533,8 @@ DEFECTS = [
         _GONE,
         "A run is stopped twice",
         f"{_LEAVING}::test_the_run_is_stopped_once -k silent-streamed",
-        "opendify.upstream.run:DifyRun._leave",
-        Condition(0, "True"),
+        "opendify.upstream.run:DifyRun._read_in_background",
+        WithoutOperand(0, 0),
     ),
     Defect(
         _GONE,
@@ -561,7 +563,10 @@ DEFECTS = [
         "The thread is kept for what a caller leaves behind",
         f"{_LEAVING}::test_no_thread_is_held_for_callers_who_left",
         "opendify.upstream.run:DifyRun.close",
-        Replace("self._client.watcher.add(self._leave(afterwards))", "time.sleep(20)"),
+        Replace(
+            "self._client.background_reader.add(self._read_in_background(afterwards))",
+            "time.sleep(20)",
+        ),
     ),
     # --- shutdown ------------------------------------------------------------------------------
     Defect(
@@ -759,7 +764,7 @@ DEFECTS = [
         _BAD,
         "The end of a chunked body is a bare LF",
         f"{_FRAMING}::test_malformed_chunks_are_refused_at_once -k half and end",
-        "opendify.worker.chunked:ChunkDecoder._end",
+        "opendify.worker.chunked:ChunkDecoder._finish",
         Replace(
             "data.startswith(b'\\r\\n', position)",
             "data.startswith((b'\\r\\n', b'\\n'), position)",
@@ -837,7 +842,7 @@ DEFECTS = [
         "tests/test_background_tasks.py::"
         "test_a_task_does_not_reach_a_model_that_the_caller_may_not_use",
         "opendify.chat.background_tasks:BackgroundTasks.answering_model",
-        Replace("caller.models.get(name)", "self._parts.directory._models.get(name)"),
+        Replace("context.models.get(name)", "self._services.app_registry._models.get(name)"),
     ),
     # --- keys ----------------------------------------------------------------------------------
     Defect(
@@ -901,8 +906,8 @@ DEFECTS = [
         _LOGS,
         "The prompt is logged at DEBUG",
         f"{_SECRETS}::test_nothing_secret_is_in_the_log -k debug-text",
-        "opendify.chat.turn:ChatTurn._ask",
-        Insert(3, "log.debug('asks %s', question.body)"),
+        "opendify.chat.turn:ChatTurn._send",
+        Insert(3, "log.debug('asks %s', request.body)"),
     ),
     Defect(
         _LOGS,
@@ -939,14 +944,14 @@ DEFECTS = [
         _LOGS,
         "The cause of a failure to connect is not in the log",
         f"{_UPSTREAM}::test_a_dify_that_cannot_be_reached -k refused",
-        "opendify.upstream.network_errors:_caused",
+        "opendify.upstream.network_errors:_with_cause",
         Replace("error.details = causes.describe(model, cause.log)", "pass"),
     ),
     Defect(
         _LOGS,
         "What came in place of an answer of Dify is not in the log",
         f"{_UPSTREAM}::test_what_is_not_dify_is_in_the_log_with_status_type_and_model",
-        "opendify.upstream.event_stream:EventStream._of_answer",
+        "opendify.upstream.event_stream:EventStream._with_response_details",
         Replace(
             "error.details = "
             "causes.describe_answer(self._model, self._pending.status, content_type)",
@@ -1042,6 +1047,6 @@ DEFECTS = [
         "A run that its caller has left counts no more",
         f"{_OF_PLACES}::test_a_run_that_was_left_before_its_first_word_counts_until_it_is_stopped",
         "opendify.api.responder:Responder.respond",
-        Replace("lambda: exchange.add_done_callback(run_permits.close)", "run_permits.close"),
+        Replace("lambda: turn.add_done_callback(run_permits.close)", "run_permits.close"),
     ),
 ]
