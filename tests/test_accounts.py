@@ -72,7 +72,7 @@ def test_a_caller_has_its_own_limits_or_those_of_all() -> None:
 
 WRONG = [
     pytest.param(",", "contains no key", id="only a comma"),
-    pytest.param("se cret", "key 1 has blanks", id="a blank"),
+    pytest.param("se cret", "key 1 contains spaces", id="a blank"),
     pytest.param("{", "not valid JSON", id="half of JSON"),
     pytest.param('{"a":"secret","a":"other"}', "the name 'a' occurs twice", id="twice"),
     pytest.param({}, "at least one caller", id="an object of nobody"),

@@ -33,7 +33,7 @@ def saved(folder: Path) -> int:
 
 
 def registry_threads() -> set[threading.Thread]:
-    return {thread for thread in threading.enumerate() if thread.name == "directory"}
+    return {thread for thread in threading.enumerate() if thread.name == "app-registry"}
 
 
 def test_what_it_opened_is_closed(

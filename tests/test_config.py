@@ -89,7 +89,7 @@ def test_where_others_find_it(server_host: str, published: str, reachable: str) 
 
 
 VALUES = [
-    pytest.param({"DATA_DIR": "/var/lib/x"}, "data_folder", "/var/lib/x", id="DATA_DIR"),
+    pytest.param({"DATA_DIR": "/var/lib/x"}, "data_dir", "/var/lib/x", id="DATA_DIR"),
     pytest.param(
         {"CONVERSATION_STORE": " redis://:p@r:1/2 "},
         "conversation_store",

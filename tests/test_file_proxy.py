@@ -682,7 +682,7 @@ def test_a_secret_is_read_again_and_closed_to_others(
     (data / "secret").chmod(0o644)
     assert SigningKey("", data).key() == secret
     assert stat.S_IMODE((data / "secret").stat().st_mode) == 0o600
-    assert "closed to them now" in caplog.text and secret.decode() not in caplog.text
+    assert "its permissions are corrected" in caplog.text and secret.decode() not in caplog.text
 
 
 @pytest.mark.parametrize("damaged", [b"", b"\n", b"short"])

@@ -40,9 +40,7 @@ def models(dify: FakeDify) -> dict[str, Model]:
 def api(
     http: httpx.Client, store: JsonFileStore, models: dict[str, Model], tmp_path: Path
 ) -> Iterator[FlaskClient]:
-    settings = make_settings(
-        models, tmp_path / "data", admin_keys="admin", callers_bring_dify_key=True
-    )
+    settings = make_settings(models, tmp_path / "data", admin_keys="admin", key_passthrough=True)
     with open_app(settings, http, store=store) as application:
         yield application.test_client()
 

@@ -212,5 +212,5 @@ def test_a_log_file_that_cannot_be_written_is_told_in_one_sentence(tmp_path: Pat
         check=False,
     )
     assert done.returncode != 0
-    assert "LOG_FILE cannot be written" in done.stderr and "Choose a place" in done.stderr
+    assert "LOG_FILE cannot be written" in done.stderr and "Choose a path" in done.stderr
     assert "Traceback" not in done.stderr

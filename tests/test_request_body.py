@@ -94,8 +94,8 @@ def test_a_body_is_read_as_werkzeug_reads_it(
         fault = fault if len(content) < int(told) else None  # nor does it look for what is behind
     ours = outcome(environ, Stream(content, most, fault))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(request_body, "_usual_length", lambda environ, limit: None)
-        patch.setattr(request_body, "_USUAL_TYPES", ())
+        patch.setattr(request_body, "_plain_length", lambda environ, limit: None)
+        patch.setattr(request_body, "_JSON_TYPES", ())
         assert ours == outcome(environ, Stream(content, most, fault))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.faults.calls import address, receive_all, until
+from tests.faults.calls import address, receive_all
 from tests.support.fake_dify import (
     CLOSE,
     STREAM_HEAD,
@@ -24,6 +24,7 @@ from tests.support.fake_dify import (
     streamed,
 )
 from tests.support.service import Service, running
+from tests.support.waiting import wait_for
 
 QUESTION = {"model": "tiny", "user": "ann", "messages": [{"role": "user", "content": "Hi"}]}
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
@@ -81,7 +82,7 @@ def new_lines(service: Service, before: str) -> list[str]:
         others = ("opendify.app", "opendify.upstream")
         return [line for line in lines if not any(name in line for name in others)]
 
-    until(found, 20, "a line")
+    wait_for(found, 20, "a line")
     return found()
 
 
@@ -188,7 +189,7 @@ def test_the_access_log_of_gunicorn_comes_beside_it_where_it_is_switched_on(
         headers = {"User-Agent": "curl/9"}
         httpx.get(f"{service.url}/v1/models", headers=headers, timeout=20, trust_env=False)
         log = tmp_path / "logs" / "gunicorn.log"
-        until(lambda: '"GET /v1/models HTTP/1.1" 200' in log.read_text(), 20, "the line")
+        wait_for(lambda: '"GET /v1/models HTTP/1.1" 200' in log.read_text(), 20, "the line")
         assert '"curl/9"' in log.read_text()
         assert "route=/v1/models" in log.read_text()
 

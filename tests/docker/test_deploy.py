@@ -12,6 +12,7 @@ import pexpect
 import pytest
 
 from tests.support.fake_dify import Chat, FakeDify, refused, streamed
+from tests.support.waiting import wait_for
 
 from .conftest import Server, Watch, build, docker, fact
 
@@ -208,6 +209,8 @@ def test_a_deploy_that_is_cut_short(
     if end == signal.SIGINT:
         assert process.returncode == 130
     else:
+        if when == "the old stops":  # the engine goes on with that, whoever asked for it is dead
+            wait_for(lambda: docker("ps", "-q", "--filter", "name=^opendify$") == "")
         server.run("start")
     assert server.models() == 200
     assert fact("opendify", "{{.Config.Image}}") == "opendify:quick"

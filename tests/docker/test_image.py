@@ -50,7 +50,7 @@ def test_packages_come_from_the_index_that_is_asked_for(image: str, file: str) -
         ["docker", *words, "-f", str(ROOT / file), str(ROOT)], capture_output=True, text=True
     )
     assert done.returncode != 0
-    assert "/simple/flask/" in done.stdout + done.stderr
+    assert "http://127.0.0.1:9/simple" in done.stdout + done.stderr
 
 
 def test_it_holds_the_application_and_nothing_else(image: str) -> None:

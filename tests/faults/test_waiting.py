@@ -60,7 +60,9 @@ def patient() -> Iterator[Chaos]:
 
 @pytest.fixture(scope="module")
 def waited(patient: Chaos, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with started(tmp_path_factory.mktemp("waited"), patient, DIFY_READ_TIMEOUT="60") as running:
+    with started(
+        tmp_path_factory.mktemp("waited"), patient, DIFY_READ_TIMEOUT="60", MAX_ANSWER_MB="1024"
+    ) as running:
         yield running
 
 

@@ -41,7 +41,7 @@ def make_settings(
     assert not problems
     usual = {
         "models": models,
-        "data_folder": str(data_folder),
+        "data_dir": str(data_folder),
         "accounts": accounts,
         "admin_keys": parse_keys(admin_keys),
         "limits": limits,
