@@ -21,7 +21,7 @@ def main() -> int:
         "opendify", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    serve = commands.add_parser("serve", help="start the server; further arguments go to Gunicorn")
+    commands.add_parser("serve", help="start the server; further arguments go to Gunicorn")
     commands.add_parser("check", help="check that the configuration is complete and valid")
     commands.add_parser("transfer", help="copy the conversations to another store", add_help=False)
     commands.add_parser("version", help="print the version")
@@ -30,16 +30,16 @@ def main() -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     match chosen.command:
         case "serve":
-            return _serve(serve.prog, rest)
+            return _serve(rest)
         case "check":
             return check()
         case "transfer":
-            return migrate.main(rest, os.environ)
+            return migrate.run(rest)
     sys.stdout.write(f"{__version__}\n")
     return 0
 
 
-def _serve(name: str, arguments: list[str]) -> int:
+def _serve(arguments: list[str]) -> int:
     """Replaces this process with Gunicorn, so that signals reach it."""
     if status := check():
         return status

@@ -232,7 +232,6 @@ def test_the_environment_is_read_at_the_edge_only() -> None:
     readers = {name for name in readers if not is_within(name, "opendify.api")}
     assert readers == {
         "main",
-        "opendify.__main__",
         "opendify.config.dotenv",
         "opendify.config.__main__",
         "opendify.conversations.migrate",

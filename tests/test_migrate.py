@@ -37,9 +37,11 @@ def in_redis(url: str) -> RedisStore:
     return RedisStore(RedisConnection(url, "Redis"), **OPTIONS)
 
 
-def transfer(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def transfer(
+    folder: Path, *arguments: str, module: str = "migrate", **variables: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "opendify.conversations.migrate", *arguments],
+        [sys.executable, "-m", f"opendify.conversations.{module}", *arguments],
         cwd=folder,
         env=environment(**variables),
         capture_output=True,
@@ -169,3 +171,8 @@ def test_the_help_says_what_a_store_is(tmp_path: Path) -> None:
         assert word in told.stdout
     assert transfer(tmp_path).returncode == 2
     assert str(ROOT) not in told.stdout
+
+
+def test_it_is_found_under_its_earlier_name(tmp_path: Path) -> None:
+    done = transfer(tmp_path, "--help", module="transfer")
+    assert (done.returncode, "--from STORE --to STORE" in done.stdout) == (0, True)

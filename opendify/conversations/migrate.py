@@ -142,9 +142,14 @@ def _require_available(location: StoreLocation, consequence: str) -> None:
         )
 
 
-if __name__ == "__main__":
+def run(arguments: list[str]) -> int:
+    """``main`` with the environment of this process, and what ``.env`` adds to it."""
     try:
         load_environment()
     except ConfigError as exc:
         sys.exit(str(exc))
-    sys.exit(main(sys.argv[1:], os.environ))
+    return main(arguments, os.environ)
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))
