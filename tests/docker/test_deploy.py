@@ -209,12 +209,18 @@ def test_a_deploy_that_is_cut_short(
     if end == signal.SIGINT:
         assert process.returncode == 130
     else:
-        if when == "the old stops":  # the engine goes on with that, whoever asked for it is dead
-            wait_for(lambda: docker("ps", "-q", "--filter", "name=^opendify$") == "")
         server.run("start")
-    assert server.models() == 200
+    # The engine may still restart a container that had been told to stop when deploy.sh was killed.
+    wait_for(lambda: answers(server))
     assert fact("opendify", "{{.Config.Image}}") == "opendify:quick"
     assert docker("ps", "-a", "--filter", "label=opendify.managed=1", "-q").count("\n") == 0
+
+
+def answers(server: Server) -> bool:
+    try:
+        return server.models() == 200
+    except httpx.TransportError:
+        return False
 
 
 def test_without_keys_only_this_host_can_connect(
