@@ -372,8 +372,9 @@ def test_callers_that_do_not_read_keep_nobody_from_being_served(tmp_path_factory
 
     chaos = Chaos({"flood": flood})
     folder = tmp_path_factory.mktemp("unread")
+    settings = {"GUNICORN_THREADS": "8", "MAX_CONCURRENT_STREAMS": "4", "MAX_ANSWER_MB": "1024"}
     with (
-        started(folder, chaos, GUNICORN_THREADS="8", MAX_CONCURRENT_STREAMS="4") as running,
+        started(folder, chaos, **settings) as running,
         contextlib.ExitStack() as stack,
     ):
         data = json.dumps(question("flood", stream=True)).encode()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support.fake_dify import CLOSE, Chat, FakeDify, Request, Step, Steps, refused, streamed
-from tests.support.service import Service, free_variables, running, sent
+from tests.support.service import Service, free_variables, receive_until, running, sent
 from tests.support.waiting import wait_for
 
 FOREVER = 60.0
@@ -79,10 +79,14 @@ def test_a_stop_on_a_connection_that_dify_has_closed_is_sent_again(
     tmp_path: Path, dify: FakeDify
 ) -> None:
     """Dify without nginx before it closes what is idle for 2 s; the pool may not know yet."""
-    dify.answers = [streamed(Chat().text("Hello"), FOREVER)]
+    dify.answers = [streamed(Chat().text("Hello"), FOREVER), Chat().says("Hello")]
     dify.answer_stop = Stops([CLOSE], refused(200, {"result": "success"}))
     with running(tmp_path, variables(dify)) as service:
-        asking(service).close()
+        leaving = asking(service)
+        with sent(service, "Hello") as whole:  # whose connection to Dify is idle afterwards
+            receive_until(whole, b"[DONE]")
+        wait_for(lambda: "completion_tokens=2" in service.output())  # the request is over
+        leaving.close()
         wait_for(lambda: len(dify.stopped()) == 2)
         time.sleep(0.2)
         assert "could not stop" not in service.output()
