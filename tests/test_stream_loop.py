@@ -55,7 +55,7 @@ def rest_of(sock: socket.socket) -> bytes:
 
 def test_what_is_waited_for_is_given_on_by_the_loop_and_the_end_by_a_thread(bare: Service) -> None:
     with stepped(bare, "ticks=3&until=0.3") as sock:
-        answer = receive_until(sock, b"0\r\n\r\n")
+        answer = receive_until(sock, b"\r\n0\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
     lines = re.findall(rb"(begun|tick .*|time is up|end .*)\n", answer)
     assert lines[:5] == [b"begun", *[b"tick MainThread"] * 3, b"time is up"]
@@ -104,7 +104,7 @@ def test_streams_that_wait_for_dify_hold_no_thread(service: Service, dify: FakeD
     assert service.threads() < 12
     go_on.set()
     for caller in callers:
-        given = receive_until(caller, b"0\r\n\r\n")
+        given = receive_until(caller, b"\r\n0\r\n\r\n")
         said = re.findall(rb'"content":" (\d+)"', given)
         assert said == [str(n).encode() for n in range(50)]
         assert b"data: [DONE]" in given
