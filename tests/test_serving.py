@@ -433,7 +433,9 @@ def test_streams_are_told_before_the_worker_is_killed(serve: Serve) -> None:
     begun_at = time.monotonic()
     service.process.terminate()
     for stream in streams:
-        assert read_until(stream, b"0\r\n\r\n").endswith(b"ended by the application\n\r\n0\r\n\r\n")
+        assert read_until(stream, b"\r\n0\r\n\r\n").endswith(
+            b"ended by the application\n\r\n0\r\n\r\n"
+        )
     assert 0.5 < time.monotonic() - begun_at < 2
     assert service.process.wait(5) == 0
     assert "SIGKILL" not in service.output()
@@ -455,7 +457,7 @@ def test_sighup_loses_no_stream_however_long(serve: Serve) -> None:
     stream = serve.send(service, get("/stream?seconds=6"), timeout=15)
     old = worker_of(stream)
     service.process.send_signal(signal.SIGHUP)
-    answer = read_until(stream, b"0\r\n\r\n")
+    answer = read_until(stream, b"\r\n0\r\n\r\n")
     assert b"complete" in answer
     wait_for(lambda: old not in service.workers())
     assert len(service.workers()) == 1
@@ -469,7 +471,7 @@ def test_the_end_of_the_master_after_sighup_is_the_end_of_all(serve: Serve) -> N
     service.process.send_signal(signal.SIGHUP)
     wait_for(lambda: len(service.workers()) == 2 and old in service.workers())
     service.process.terminate()
-    assert b"ended by the application" in read_until(stream, b"0\r\n\r\n")
+    assert b"ended by the application" in read_until(stream, b"\r\n0\r\n\r\n")
     assert service.process.wait(10) == 0
 
 
@@ -492,7 +494,7 @@ def test_a_worker_that_loses_its_master_ends(serve: Serve) -> None:
     stream = serve.send(service, get("/stream?seconds=60"), timeout=15)
     worker = worker_of(stream)
     service.process.kill()
-    assert b"ended by the application" in read_until(stream, b"0\r\n\r\n")
+    assert b"ended by the application" in read_until(stream, b"\r\n0\r\n\r\n")
     wait_for(lambda: not Path(f"/proc/{worker}").exists())
 
 
@@ -504,7 +506,7 @@ def test_max_requests_replaces_a_worker_without_a_pause(serve: Serve) -> None:
     for _ in range(8):
         assert is_well(serve, service)
         assert service.workers() == [worker]
-    assert b"complete" in read_until(stream, b"0\r\n\r\n")
+    assert b"complete" in read_until(stream, b"\r\n0\r\n\r\n")
     wait_for(lambda: service.workers() not in ([], [worker]))
     assert is_well(serve, service)
 
@@ -526,5 +528,5 @@ def test_workers_that_are_never_idle_are_replaced_one_at_a_time(serve: Serve) ->
     assert set(service.workers()) == workers
     assert service.output().count("leaves new connections to others") == 1
     for stream in streams:
-        assert b"complete" in read_until(stream, b"0\r\n\r\n")
+        assert b"complete" in read_until(stream, b"\r\n0\r\n\r\n")
     wait_for(lambda: not workers & set(service.workers()))
