@@ -236,7 +236,7 @@ def _new_capacity(settings: Settings, threads: int) -> ServerCapacity:
 def _new_flask(settings: Settings, authorizer: Authorizer) -> Flask:
     """The Flask application with what holds for every route, and no route yet."""
     app = Flask(__name__, static_folder=None)
-    app.url_map.merge_slashes = False  # it would redirect; PlainPaths needs none
+    app.url_map.merge_slashes = False  # it would redirect; NormalizePaths does not
     app.wsgi_app = NormalizePaths(app.wsgi_app)  # type: ignore[method-assign]
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.config["MAX_TEXT_BYTES"] = settings.max_text_bytes

@@ -65,7 +65,7 @@ class PendingTurn:
         return bool(self.question) and self.state != Outcome.FAILED.value
 
     def with_outcome(self, outcome: Outcome) -> "PendingTurn":
-        """The same turn after it ended with this outcome (FAILED, LEFT or RUN)."""
+        """The same turn after it ended with this outcome (FAILED, CALLER_GONE or STARTED)."""
         if outcome is Outcome.STARTED:
             return PendingTurn(self.before, "", Outcome.FAILED.value)
         return PendingTurn(self.before, self.question, outcome.value)

@@ -59,7 +59,7 @@ class FileCache:
             return None
 
     def put(self, key: str, chunks: Iterable[bytes], max_bytes: int) -> None:
-        """Stores a content of at most ``max_bytes`` bytes. Raises DoesNotFit and OSError."""
+        """Stores a content of at most ``max_bytes`` bytes. Raises FileTooLarge and OSError."""
         self._parent.prepare()
         self._folder.prepare()
         descriptor, temporary = tempfile.mkstemp(

@@ -54,8 +54,8 @@ _NOTES = {
 
 class ResponseRenderer:
     """Renders one answer. ``mode`` is the mode of the app, ``stops`` are the stop sequences of the
-    request, and ``citation_form`` is a result of ``citations.form_for``. ``completion`` is complete
-    once ``has_ended``."""
+    request, and ``citation_form`` is a result of ``citations.choose_format``. ``completion`` is
+    complete once ``has_ended``."""
 
     def __init__(self, model: Model, mode: str, stops: Sequence[str], citation_form: str) -> None:
         self.completion = Completion()

@@ -76,7 +76,7 @@ class DifyRun:
     """One run of an app.
 
     ``next_events`` returns its events; the last one is a MessageEnded. ``ids`` fills up as Dify
-    sends them; ``begun_at`` is the time (``time.monotonic``) of Dify's first event other than a
+    sends them; ``started_at`` is the time (``time.monotonic``) of Dify's first event other than a
     ping, and ``has_run`` is true once there was an event other than an error. Every run must be
     closed, also one that failed: ``close`` stops a run that has not ended.
     """
@@ -107,7 +107,7 @@ class DifyRun:
 
     def next_events(self, until: float) -> list[Event]:
         """The events that arrived together. Empty when none arrived by ``until``, a time of
-        ``time.monotonic`` or IMMEDIATELY for a caller that has polled, and possibly earlier, when
+        ``time.monotonic`` or NO_WAIT for a caller that has polled, and possibly earlier, when
         Dify has only shown that it is alive.
 
         Must not be called after the last event. Raises ClientDisconnected, ServerStopping and
