@@ -2,6 +2,7 @@
 that creates an address."""
 
 from collections.abc import Callable, Sequence
+from typing import TypeGuard
 
 from opendify.files import links
 from opendify.files.links import FileLink
@@ -16,7 +17,7 @@ from opendify.rendering.deltas import (
 )
 
 
-def is_resolved(deltas: Sequence[Rendered]) -> bool:
+def is_resolved(deltas: Sequence[Rendered]) -> TypeGuard[Sequence[Delta]]:
     """Whether no delta refers to a file, so that ``resolve`` does not block."""
     return not any(isinstance(delta, Unresolved) for delta in deltas)
 
@@ -29,15 +30,14 @@ class FileLinkResolver:
         self._link = link
         self._found: dict[FileLink, str] = {}
 
-    def resolve(self, deltas: Sequence[Rendered]) -> list[Delta]:
+    def resolve(self, deltas: Sequence[Rendered]) -> Sequence[Delta]:
         """Turns the deltas of one event into deltas with links as text, merged with neighbouring
         text."""
+        if is_resolved(deltas):
+            return deltas
         resolved: list[Delta] = []
-        is_joined = not is_resolved(deltas)
         for delta in deltas:
             match delta:
-                case TextDelta() if not is_joined:
-                    resolved.append(delta)
                 case TextDelta(text):
                     _add_text(resolved, text)
                 case LinkTarget(link):
