@@ -70,10 +70,10 @@ class Responder:
             record.model, record.streamed = prompt.model, prompt.stream
             caller = self._caller(prompt)
             record.user = caller.user
-            model = self._service.answering_model(prompt, caller)
+            route = self._service.route(prompt, caller)
             resources.add_permit(self._capacity.acquire_response())
-            acquired.callback(self._capacity.acquire_run(model.name))
-            turn = self._service.start(prompt, caller)
+            acquired.callback(self._capacity.acquire_run(route.answering_model.name))
+            turn = self._service.start(route, prompt, caller)
             # A run goes on in Dify after its client has disconnected: it counts until it is over
             # there.
             run_permits = acquired.pop_all()

@@ -107,11 +107,16 @@ class BackgroundTasks:
         return helper if helper.key else replace(helper, key=model.key)
 
     def start(
-        self, kind: str, prompt: ChatPrompt, model: Model, context: RequestContext
+        self,
+        kind: str,
+        prompt: ChatPrompt,
+        model: Model,
+        answering: Model,
+        context: RequestContext,
     ) -> ChatTurn | StaticTurn:
-        """The response to a task of this kind. Raises ClientDisconnected, CallerError and
-        DifyError."""
-        policy, answering = model.tasks, self.answering_model(model, context)
+        """The response to a task of this kind; ``answering`` is the ``answering_model`` of
+        ``model``. Raises ClientDisconnected, CallerError and DifyError."""
+        policy = model.tasks
         if not policy:
             mode = self._services.app_registry.app(model).mode
             policy = task_detection.policy("", kind, mode)

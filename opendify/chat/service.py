@@ -1,6 +1,7 @@
 """Answers chat requests, with a whole response or a stream."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import chain
 
 from opendify import errors
@@ -23,6 +24,16 @@ Turn = ChatTurn | StaticTurn
 HOLD_SECONDS = 10.0
 
 KEEP_ALIVE_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The requested model, the model whose app answers (for a background task possibly another
+    one), and the kind of background task, "" for a turn of a chat."""
+
+    model: Model
+    answering_model: Model
+    task: str
 
 
 def find_model(name: str, models: Mapping[str, Model]) -> Model:
@@ -49,22 +60,24 @@ class ChatService:
         self._now = now
         self._new_id = new_id
 
-    def answering_model(self, prompt: ChatPrompt, context: RequestContext) -> Model:
-        """The model whose app answers the request; for a background task possibly another model
-        than the requested one. Raises ModelNotFound."""
+    def route(self, prompt: ChatPrompt, context: RequestContext) -> Route:
+        """Which model answers the request, and as what. Raises ModelNotFound."""
         model = find_model(prompt.model, context.models)
-        if task_detection.detect(prompt, context.task):
-            return self._background_tasks.answering_model(model, context)
-        return model
+        task = task_detection.detect(prompt, context.task)
+        answering = self._background_tasks.answering_model(model, context) if task else model
+        return Route(model, answering, task)
 
-    def start(self, prompt: ChatPrompt, context: RequestContext) -> Turn:
+    def start(self, route: Route, prompt: ChatPrompt, context: RequestContext) -> Turn:
         """Sends the request to Dify. The returned turn must be closed. Raises ClientDisconnected,
         CallerError and DifyError."""
-        model = find_model(prompt.model, context.models)
-        if kind := task_detection.detect(prompt, context.task):
-            return self._background_tasks.start(kind, prompt, model, context)
+        if route.task:
+            return self._background_tasks.start(
+                route.task, prompt, route.model, route.answering_model, context
+            )
         is_throwaway = context.is_temporary_chat
-        return ChatTurn.start(prompt, model, context, self._services, is_throwaway=is_throwaway)
+        return ChatTurn.start(
+            prompt, route.model, context, self._services, is_throwaway=is_throwaway
+        )
 
     def complete(self, turn: Turn) -> WholeResponse:
         """The whole response. Raises ClientDisconnected and DifyError."""
