@@ -224,12 +224,12 @@ def _new_authorizer(settings: Settings, redis: RedisConnection | None, workers: 
 
 
 def _new_capacity(settings: Settings, threads: int) -> ServerCapacity:
-    max_answers = settings.max_concurrent_streams
+    max_responses = settings.max_concurrent_streams
     return ServerCapacity(
-        max_answers,
+        max_responses,
         {name: model.max_streams for name, model in settings.models.items() if model.max_streams},
-        max_files(threads, max_answers),
-        files_count_as_responses(threads, max_answers),
+        max_files(threads, max_responses),
+        files_count_as_responses(threads, max_responses),
     )
 
 

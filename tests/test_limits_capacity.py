@@ -57,7 +57,7 @@ def test_files_and_answers_do_not_take_places_from_one_another() -> None:
 
 
 def test_a_file_takes_the_place_of_an_answer_where_no_thread_is_left_for_it() -> None:
-    capacity = ServerCapacity(2, {}, 1, files_take_answers=True)
+    capacity = ServerCapacity(2, {}, 1, files_count_as_responses=True)
     first, second = capacity.acquire_response(), capacity.acquire_response()
     with pytest.raises(errors.Overloaded, match="answering"):
         capacity.acquire_file()

@@ -25,26 +25,28 @@ _FILES_EXHAUSTED = "OpenDify is sending as many files as it can; try again in a 
 class ServerCapacity:
     """Caps concurrent responses, runs and file downloads.
 
-    ``max_answers`` caps responses; it stays below the thread count so that rejections still get a
-    thread. ``max_runs`` caps the concurrent Dify runs of a model, for the models that have a limit.
-    ``max_files`` caps file downloads (default: ``max_answers``); ``files_take_answers`` makes each
-    download use a response permit as well.
+    ``max_responses`` caps responses; it stays below the thread count so that rejections still get
+    a thread. ``max_runs`` caps the concurrent Dify runs of a model, for the models that have a
+    limit. ``max_files`` caps file downloads (default: ``max_responses``);
+    ``files_count_as_responses`` makes each download use a response permit as well.
 
-    Each ``take_*`` method returns the function that releases the permit (calling it again does
+    Each ``acquire_*`` method returns the function that releases the permit (calling it again does
     nothing), or raises Overloaded at once where no permit is free.
     """
 
     def __init__(
         self,
-        max_answers: int,
+        max_responses: int,
         max_runs: Mapping[str, int],
         max_files: int | None = None,
-        files_take_answers: bool = False,
+        files_count_as_responses: bool = False,
     ) -> None:
-        self.max_responses = max_answers
-        self._files_count_as_responses = files_take_answers
-        self._responses = _PermitPool(max_answers, _RESPONSES_EXHAUSTED)
-        self._files = _PermitPool(max_answers if max_files is None else max_files, _FILES_EXHAUSTED)
+        self.max_responses = max_responses
+        self._files_count_as_responses = files_count_as_responses
+        self._responses = _PermitPool(max_responses, _RESPONSES_EXHAUSTED)
+        self._files = _PermitPool(
+            max_responses if max_files is None else max_files, _FILES_EXHAUSTED
+        )
         self._runs = {
             model: _PermitPool(
                 limit,
@@ -73,18 +75,18 @@ class ServerCapacity:
             return permits.pop_all().close
 
 
-def files_count_as_responses(threads: int, max_answers: int) -> bool:
+def files_count_as_responses(threads: int, max_responses: int) -> bool:
     """Whether downloads have to use response permits: so few threads are spare that a slow download
     could occupy the last one, and no rejection could be sent."""
-    return threads - max_answers < _MIN_FREE_THREADS
+    return threads - max_responses < _MIN_FREE_THREADS
 
 
-def max_files(threads: int, max_answers: int) -> int:
+def max_files(threads: int, max_responses: int) -> int:
     """How many files a process with ``threads`` threads sends at once: at least one, fewer than
-    ``max_answers``, and more than one only on threads that responses never need."""
-    free = threads - max_answers
+    ``max_responses``, and more than one only on threads that responses never need."""
+    free = threads - max_responses
     reserved = max(1, free // _RESERVED_DIVISOR)
-    return max(1, min(free - reserved, max_answers // _RESPONSES_PER_FILE))
+    return max(1, min(free - reserved, max_responses // _RESPONSES_PER_FILE))
 
 
 class _PermitPool:
