@@ -372,6 +372,19 @@ def test_the_client_downloads_from_the_models_origin_only(
 # What fails
 
 
+def test_a_refused_download_is_logged_with_its_status_and_content_type(
+    http: httpx.Client, tiny: Model, dify: FakeDify
+) -> None:
+    dify.answer = lambda request: refused(404, {"code": "not_found", "message": "?"})
+    with (
+        pytest.raises(errors.DifyError) as failure,
+        DifyClient(http, 2.0).download(tiny, f"{dify.base}/a", 5) as pieces,
+    ):
+        list(pieces)
+    cause = failure.value.details["cause"]
+    assert cause == "status 404, content type application/json"
+
+
 @contextmanager
 def nothing_kept(data: Path) -> Iterator[None]:
     before = kept(data)

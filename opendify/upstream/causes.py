@@ -7,10 +7,11 @@ that one tells an operator what to do.
 import errno
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from opendify import errors
 from opendify.config.models import Model
 from opendify.upstream.transport.response_reader import TlsAlert
 
@@ -153,10 +154,14 @@ def describe(model: Model, cause: str) -> dict[str, str]:
     return {"address": f"{parts.scheme}://{host}:{port}", "cause": cause}
 
 
-def describe_answer(model: Model, status: int, content_type: str) -> dict[str, str]:
-    """Log fields for an error response, or one that is not Dify's."""
+def with_response_details(
+    error: errors.DifyError, model: Model, status: int, headers: Mapping[str, str]
+) -> errors.DifyError:
+    """The error with log fields for its response: one of an error, or one that is not Dify's."""
+    content_type = headers.get("content-type", "")
     shown = "".join(c for c in content_type[:80] if c.isascii() and c.isprintable() and c != '"')
-    return describe(model, f"status {status}, content type {shown or 'none'}")
+    error.details = describe(model, f"status {status}, content type {shown or 'none'}")
+    return error
 
 
 def proxy_cause(message: str) -> Cause:

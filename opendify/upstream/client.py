@@ -207,15 +207,16 @@ class DifyClient:
         headers = {name.lower(): value for name, value in response.headers.items()}
         if not response.is_success:
             refusal = parse_error_response(response.status_code, headers, body)
-            raise _with_response_details(to_error(refusal, model.name), model, response)
+            raise causes.with_response_details(
+                to_error(refusal, model.name), model, response.status_code, headers
+            )
         if not body:
             return None
         try:
             return decode_valid_text(body)
         except ValueError as exc:
-            raise _with_response_details(
-                unexpected_content_error(model.name, headers, f"not JSON ({what})"), model, response
-            ) from exc
+            error = unexpected_content_error(model.name, headers, f"not JSON ({what})")
+            raise causes.with_response_details(error, model, response.status_code, headers) from exc
 
     @contextmanager
     def download(
@@ -244,7 +245,9 @@ class DifyClient:
         ):
             if response.status_code != 200:
                 refusal = parse_error_response(response.status_code, {}, b"")
-                raise _with_response_details(to_error(refusal, model.name), model, response)
+                raise causes.with_response_details(
+                    to_error(refusal, model.name), model, response.status_code, response.headers
+                )
             if response.headers.get("content-encoding", "identity") != "identity":
                 raise errors.BadUpstreamResponse(
                     "Dify compressed a file although no compression was requested."
@@ -333,15 +336,6 @@ def _retry_while_refused(
             if cause is None or not cause.is_refusal or time.monotonic() >= deadline:
                 raise
         cancellation.wait(_RETRY_INTERVAL_SECONDS)
-
-
-def _with_response_details(
-    error: errors.DifyError, model: Model, response: httpx.Response
-) -> errors.DifyError:
-    """The error with the details of the response for the log."""
-    content_type = response.headers.get("content-type", "")
-    error.details = causes.describe_answer(model, response.status_code, content_type)
-    return error
 
 
 @contextmanager

@@ -203,9 +203,8 @@ class EventStream:
 
     def _with_response_details(self, error: errors.DifyError) -> errors.DifyError:
         """The error with the details of the response for the log."""
-        content_type = self._pending.headers.get("content-type", "")
-        error.details = causes.describe_answer(self._model, self._pending.status, content_type)
-        return error
+        status, headers = self._pending.status, self._pending.headers
+        return causes.with_response_details(error, self._model, status, headers)
 
     def fileno(self) -> int:
         """The descriptor to poll."""

@@ -951,10 +951,9 @@ DEFECTS = [
         _LOGS,
         "What came in place of an answer of Dify is not in the log",
         f"{_UPSTREAM}::test_what_is_not_dify_is_in_the_log_with_status_type_and_model",
-        "opendify.upstream.event_stream:EventStream._with_response_details",
+        "opendify.upstream.causes:with_response_details",
         Replace(
-            "error.details = "
-            "causes.describe_answer(self._model, self._pending.status, content_type)",
+            "error.details = describe(model, f\"status {status}, content type {shown or 'none'}\")",
             "pass",
         ),
     ),
