@@ -165,30 +165,6 @@ message rollback_done '✅ 已回到上一个版本。注意: %s 仍指向另一
 message rollback_failed '没有健康起来，已回到原来的版本' 'It did not become healthy; the version from before is back'
 message interrupted '被中断' 'Interrupted'
 message restored_state '已恢复原状' 'All is as before'
-message status_title '📊 检查服务状态' '📊 Service status'
-message s_container '容器状态: %s' 'Container: %s'
-message s_health '健康状态: %s' 'Health: %s'
-message s_api 'API 状态: %s' 'API: %s'
-message s_image '镜像: %s（版本 %s）' 'Image: %s (version %s)'
-message s_address '地址: %s' 'Address: %s'
-message s_since '运行自: %s，重启 %s 次' 'Up since: %s, restarts: %s'
-message s_models '可用模型:' 'Models:'
-message w_running '运行中' 'running'
-message w_stopped '已停止' 'stopped'
-message w_absent '未部署' 'not deployed'
-message w_loop '重启循环 (%s 次)' 'restart loop (%s times)'
-message w_healthy '健康' 'healthy'
-message w_unhealthy '不健康' 'unhealthy'
-message w_starting '启动中' 'starting'
-message w_none '未知' 'unknown'
-message w_ok '正常' 'good'
-message w_key '正常（需要密钥）' 'good (needs a key)'
-message w_bad '异常' 'failing'
-message w_old '未知（镜像比这个 deploy.sh 旧，问不了）' 'unknown (the image is older than this deploy.sh and cannot be asked)'
-message w_unready '没有就绪（/readyz 是 %s）' 'not ready (/readyz says %s)'
-message s_ready 'Dify 与存储: %s' 'Dify and store: %s'
-message s_answer '试问一次: %s' 'One question: %s'
-message d_ready '/readyz 是 %s: Dify 或存储有问题。查看: ./deploy.sh check --online' '/readyz says %s: Dify or the store is not well. See: ./deploy.sh check --online'
 message absent '%s 没有部署。请执行: ./deploy.sh deploy' '%s is not deployed. Run: ./deploy.sh deploy'
 message stop_absent '%s 没有部署，无需停止' '%s is not deployed: nothing to stop'
 message stop_already '%s 已经是停止的' '%s is stopped already'
@@ -235,11 +211,6 @@ message d_unseen '没有检查 %s 的内容: 镜像没有加载' 'The content of
 message d_port '端口 %s 空闲' 'Port %s is free'
 message d_port_ours '端口 %s 由 %s 使用' 'Port %s is held by %s'
 message d_port_used '端口 %s 被占用（%s）。查看: ss -tlnp | grep %s' 'Port %s is in use (%s). Look: ss -tlnp | grep %s'
-message d_container '容器 %s: %s，%s' 'Container %s: %s, %s'
-message d_probe '健康检查输出: %s' 'Health check said: %s'
-message d_restarts '容器重启过 %s 次。查看: ./deploy.sh logs' 'The container was restarted %s times. See: ./deploy.sh logs'
-message d_volume '数据 %s 可写' 'Data %s is writable'
-message d_volume_bad '数据 %s 容器写不进去。目录须属于 uid 1000: sudo chown -R 1000:1000 <目录>' 'The container cannot write data %s. A folder must belong to uid 1000: sudo chown -R 1000:1000 <folder>'
 message d_clock '时钟 %s' 'Clock %s'
 message d_clock_bad '时钟没有与网络同步: %s。修复: sudo timedatectl set-ntp true' 'The clock is not synchronised: %s. Mend: sudo timedatectl set-ntp true'
 message d_git '%s 被 git 跟踪，密钥会进入历史。执行: git rm --cached %s' 'git tracks %s: keys get into its history. Run: git rm --cached %s'
@@ -536,7 +507,7 @@ declare -A FACT=()
 # script. One without its packages is none.
 find_python() {
   local candidate
-  if [[ -n $ENGINE ]] && IMAGE_ID=$(image_fact '{{.Id}}' "$IMAGE"); then
+  if [[ -n $ENGINE ]] && find_loaded_image; then
     PYTHON=("$ENGINE" run --network none "${SEALED[@]}" "$IMAGE_ID" "${DEPLOY[@]}")
     return
   fi
@@ -566,19 +537,26 @@ need_python() {
   refuse_image
 }
 
+# find_loaded_image -> IMAGE_ID: what the next deploy would take, else what the container has. One
+# that was deployed long ago may lack the package.
+find_loaded_image() {
+  IMAGE_ID=$(image_fact '{{.Id}}' "$IMAGE") || IMAGE_ID=${CONTAINER[image]:-}
+  [[ -n $IMAGE_ID ]]
+}
+
 # converse VERB [OPTION...]: serves what Python asks for, line by line, and returns its exit code.
 # The lines are described in opendify/deploy/operator.py.
 converse() {
   local line pid to from CODE=''
   coproc TALK { exec "${PYTHON[@]}" --lang "$LANGUAGE_CHOICE" "$@"; }
   pid=$TALK_PID
-  [[ -n ${TALK[1]:-} ]] || die 1 python_failed "$IMAGE"
+  [[ -n ${TALK[1]:-} ]] || { complain python_failed "$IMAGE" && return 1; }
   exec {from}<&"${TALK[0]}" {to}>&"${TALK[1]}"
   eval "exec ${TALK[0]}<&- ${TALK[1]}>&-"
   while IFS= read -r -u "$from" line; do respond "${line%% *}" "${line#* }"; done
   exec {from}<&- {to}>&-
   wait "$pid" 2>/dev/null || true
-  [[ $CODE =~ ^[0-9]{1,3}$ ]] || die 1 python_failed "$IMAGE"
+  [[ $CODE =~ ^[0-9]{1,3}$ ]] || { complain python_failed "$IMAGE" && return 1; }
   return "$CODE"
 }
 
@@ -595,6 +573,10 @@ respond() {
       if "read_$1"; then printf '=%s\n' "$REPLY" >&"$to"; else echo . >&"$to"; fi
       ;;
     file) send_file "$2" >&"$to" ;;
+    survey)
+      REPLY=$(survey "$2") || exit "$?"
+      hexadecimal <<<"$REPLY" >&"$to"
+      ;;
     line) printf '%s\n' "$2" >>"$PUT" || die 73 cannot_write "$ENV_SHOWN" ;;
     put) "$PLACE" && echo '=' >&"$to" ;;
     set) FACT[${2%% *}]=${2#* } ;;
@@ -735,7 +717,7 @@ place_env_file() {
 # ---------------------------------------------------------------- the engine
 
 ENGINE='' KNOWN='' IMAGE_ID=''
-declare -A OURS=()
+declare -A OURS=() CONTAINER=()
 
 # bounded SECONDS COMMAND...: where the host has no `timeout`, without a bound
 bounded() {
@@ -798,38 +780,34 @@ refuse_foreign() {
   [[ -z $(inspect '{{.Id}}' "$NAME") ]] || die 1 foreign "$NAME"
 }
 
+readonly FACTS='state {{.State.Status}}
+health {{if .State.Health}}{{.State.Health.Status}}{{else}}none{{end}}
+restarts {{.RestartCount}}
+image {{.Image}}
+ref {{.Config.Image}}
+started {{.State.StartedAt}}
+stop {{.Config.StopTimeout}}
+version {{index .Config.Labels "opendify.version"}}
+digest {{index .Config.Labels "opendify.config-sha256"}}
+options {{index .Config.Labels "opendify.options"}}
+address {{index .Config.Labels "opendify.address"}}
+data {{range .Mounts}}{{if eq .Destination "/app/data"}}{{if .Name}}{{.Name}}{{else}}{{.Source}}{{end}}{{end}}{{end}}'
+
 no_facts() {
-  C_STATE=absent C_HEALTH=none C_RESTARTS=0 C_IMAGE='' C_REF='' C_STARTED='' C_STOP=40
-  C_VERSION='' C_DIGEST='' C_OPTIONS='' C_ADDRESS='' C_DATA=''
+  CONTAINER=([state]=absent [health]=none [restarts]=0 [image]='' [ref]='' [started]='' [stop]=40
+    [version]='' [digest]='' [options]='' [address]='' [data]='')
 }
 
-# describe CONTAINER: what there is to know of it, in variables that begin with C_
+# describe ID -> CONTAINER: what the engine knows of it
 describe() {
-  local facts
+  local facts name value
   no_facts
-  facts=$(inspect '{{.State.Status}}
-{{if .State.Health}}{{.State.Health.Status}}{{else}}none{{end}}
-{{.RestartCount}}
-{{.Image}}
-{{.Config.Image}}
-{{.State.StartedAt}}
-{{.Config.StopTimeout}}
-{{index .Config.Labels "opendify.version"}}
-{{index .Config.Labels "opendify.config-sha256"}}
-{{index .Config.Labels "opendify.options"}}
-{{index .Config.Labels "opendify.address"}}
-{{range .Mounts}}{{if eq .Destination "/app/data"}}{{if .Name}}{{.Name}}{{else}}{{.Source}}{{end}}{{end}}{{end}}' "$1") || return 1
-  {
-    IFS= read -r C_STATE && IFS= read -r C_HEALTH && IFS= read -r C_RESTARTS
-    IFS= read -r C_IMAGE && IFS= read -r C_REF && IFS= read -r C_STARTED
-    IFS= read -r C_STOP && IFS= read -r C_VERSION && IFS= read -r C_DIGEST
-    IFS= read -r C_OPTIONS && IFS= read -r C_ADDRESS
-    IFS= read -r C_DATA || true
-  } <<<"$facts"
-  [[ $C_STOP =~ ^[0-9]+$ ]] || C_STOP=40
+  facts=$(inspect "$FACTS" "$1") || return 1
+  while read -r name value; do CONTAINER[$name]=$value; done <<<"$facts"
+  [[ ${CONTAINER[stop]} =~ ^[0-9]+$ ]] || CONTAINER[stop]=40
 }
 
-# describe_named NAME: as describe, of ours alone; C_STATE is absent where there is none
+# describe_named NAME: as describe, of ours alone; its state is absent where there is none
 describe_named() {
   find_container "$1" || { no_facts && return; }
   describe "$FOUND" || true
@@ -846,12 +824,12 @@ wait_healthy() {
   [[ -z ${OPT[dry-run]:-} ]] || return 0
   while :; do
     describe "$1" || return 1
-    first=${first:-$C_RESTARTS}
-    ((C_RESTARTS == first)) || return 1
-    ! podman_is_healthy "$1" || C_HEALTH=healthy
-    case $C_STATE/$C_HEALTH in
+    first=${first:-${CONTAINER[restarts]}}
+    ((CONTAINER[restarts] == first)) || return 1
+    ! podman_is_healthy "$1" || CONTAINER[health]=healthy
+    case ${CONTAINER[state]}/${CONTAINER[health]} in
       running/healthy) return 0 ;;
-      running/none) ask_service "$1" && return 0 ;;
+      running/none) ask_service "$1" >/dev/null && return 0 ;;
       running/unhealthy | exited/* | dead/* | restarting/*) return 1 ;;
     esac
     ((SECONDS < deadline)) || return 124
@@ -859,8 +837,8 @@ wait_healthy() {
   done
 }
 
-# ask_service CONTAINER [--ask] -> ANSWER: what the service answers, asked from inside
-ask_service() { ANSWER=$("$ENGINE" exec "$1" "${DEPLOY[@]}" probe "${@:2}" 2>&1); }
+# ask_service CONTAINER [--ask]: what the service answers, asked from inside
+ask_service() { "$ENGINE" exec "$1" "${DEPLOY[@]}" probe "${@:2}" 2>&1; }
 
 # last_lines CONTAINER COUNT: of its log, its own secrets masked by its own image
 last_lines() {
@@ -986,7 +964,7 @@ remembered() {
   local entry
   REPLY=${OPT[$1]:-}
   [[ -z $REPLY ]] || return 0
-  for entry in $C_OPTIONS; do
+  for entry in ${CONTAINER[options]}; do
     [[ $entry != "$1="* ]] || REPLY=${entry#*=}
   done
   [[ -z $REPLY ]] || KEPT+=" --$1 $REPLY"
@@ -1122,7 +1100,7 @@ port_answers() {
 # our_port_is PORT: our running service holds it
 our_port_is() {
   describe_named "$NAME"
-  [[ $C_STATE == running && ${C_ADDRESS##*:} == "$1" ]]
+  [[ ${CONTAINER[state]} == running && ${CONTAINER[address]##*:} == "$1" ]]
 }
 
 require_free_port() {
@@ -1185,12 +1163,12 @@ check_and_deploy() {
   swap
   prune
   say deployed
-  [[ -n ${OPT[dry-run]:-}${OPT[quiet]:-} ]] || show_status "$NAME" || true
+  [[ -n ${OPT[dry-run]:-}${OPT[quiet]:-} ]] || (show_status words "$NAME") || true
 }
 
 is_current() {
   describe_named "$NAME"
-  [[ $C_IMAGE == "$IMAGE_ID" && $C_DIGEST == "$DIGEST" && $C_STATE/$C_HEALTH == running/healthy ]]
+  [[ ${CONTAINER[image]} == "$IMAGE_ID" && ${CONTAINER[digest]} == "$DIGEST" && ${CONTAINER[state]}/${CONTAINER[health]} == running/healthy ]]
 }
 
 # What a deploy that was killed left behind. The service of before is put back and started.
@@ -1208,8 +1186,8 @@ heal() {
     change rename "$FOUND" "$NAME-prev" 2>/dev/null || change rm "$FOUND" || true
   fi
   describe_named "$NAME"
-  [[ -n $broken && $C_STATE != absent ]] || return 0
-  [[ $C_STATE == running ]] || change start "$FOUND" || true
+  [[ -n $broken && ${CONTAINER[state]} != absent ]] || return 0
+  [[ ${CONTAINER[state]} == running ]] || change start "$FOUND" || true
   warn healed
 }
 
@@ -1264,16 +1242,16 @@ set_aside() {
 
 # set_down ID: stops what was just described, if it runs; any way out but the good one starts it again
 set_down() {
-  [[ $C_STATE == @(running|restarting|paused) ]] || return 0
+  [[ ${CONTAINER[state]} == @(running|restarting|paused) ]] || return 0
   WAS_RUNNING=$1
   undo bring_back "$1"
-  say stopping "$NAME" "$C_STOP"
-  change stop -t "$C_STOP" "$1"
+  say stopping "$NAME" "${CONTAINER[stop]}"
+  change stop -t "${CONTAINER[stop]}" "$1"
 }
 
 # A stop that was under way must be over before a start means anything.
 bring_back() {
-  "$ENGINE" stop -t "$C_STOP" "$1"
+  "$ENGINE" stop -t "${CONTAINER[stop]}" "$1"
   "$ENGINE" start "$1"
 }
 
@@ -1358,7 +1336,7 @@ cmd_rollback() {
   find_container "$NAME-prev" || die 1 no_previous
   previous=$FOUND
   describe "$previous"
-  say rolling "$C_REF ${C_VERSION:+($C_VERSION)}"
+  say rolling "${CONTAINER[ref]} ${CONTAINER[version]:+(${CONTAINER[version]})}"
   WAS_RUNNING=''
   ! find_container "$NAME" || current=$FOUND
   [[ -z $current ]] || exchange_out "$current"
@@ -1382,72 +1360,25 @@ exchange_out() {
 
 # ---------------------------------------------------------------- looking
 
-# state_word, health_word -> REPLY
-state_word() {
-  case $C_STATE in
-    running) words w_running ;;
-    restarting) words w_loop "$C_RESTARTS" ;;
-    absent) words w_absent ;;
-    *) words w_stopped ;;
-  esac
-  if [[ $C_STATE == running && $C_RESTARTS -gt 2 && $C_HEALTH != healthy ]]; then
-    words w_loop "$C_RESTARTS"
-  fi
-}
-
-health_word() {
-  case $C_STATE/$C_HEALTH in
-    running/healthy) words w_healthy ;;
-    running/unhealthy | restarting/*) words w_unhealthy ;;
-    running/starting) words w_starting ;;
-    *) words w_none ;;
-  esac
-}
-
-# look NAME [--ask]: describes the container and asks the service. API, READY, LISTED, MODELS.
-look() {
-  local word text
-  API=bad READY='' LISTED='' MODELS='[]' REPLIED='' WRITABLE='' ANSWER=''
+# survey NAME: a line for each thing that is known of a container and its service. The lines are read
+# by opendify/deploy/status.py.
+survey() {
+  local fact
   describe_named "$1"
-  [[ $C_STATE == running ]] || return 0
-  ask_service "$FOUND" "${@:2}" || true
-  [[ $ANSWER != *'No module named opendify.deploy'* ]] || API=old
-  while IFS=' ' read -r word text; do
-    case $word in
-      api) case $text in 200) API=ok ;; 401 | 403) API=key ;; esac ;;
-      readyz) READY=$text ;;
-      model) LISTED+=${LISTED:+$'\n'}$text ;;
-      models) MODELS=$text ;;
-      answer) REPLIED=$text ;;
-      writable) WRITABLE=$text ;;
-    esac
-  done <<<"$ANSWER"
+  printf 'name %s\n' "$1"
+  for fact in "${!CONTAINER[@]}"; do printf '%s %s\n' "$fact" "${CONTAINER[$fact]}"; done
+  [[ ${CONTAINER[state]} != absent ]] || return 0
+  inspect "$FAILED_CHECKS" "$FOUND"
+  [[ ${CONTAINER[state]} != running ]] || ask_service "$FOUND" ${OPT[ask]:+--ask} || true
 }
 
-# An image without a health check is judged by its answer alone.
-is_good() { [[ $C_STATE/$C_HEALTH == running/@(healthy|none) && $API != bad ]]; }
+readonly FAILED_CHECKS='{{if .State.Health}}{{range .State.Health.Log}}{{if .ExitCode}}check {{.ExitCode}} {{json .Output}}
+{{end}}{{end}}{{end}}'
 
-# show_status NAME: in words. The answer is whether it is healthy.
+# show_status FORM NAME...: the answer is whether all of them are healthy, 3 where not
 show_status() {
-  local model
-  look "$1" ${OPT[ask]:+--ask}
-  tell status_title
-  state_word && tell s_container "$REPLY"
-  health_word && tell s_health "$REPLY"
-  words "w_$API" && tell s_api "$REPLY"
-  [[ ${READY:-200} == 200 || $API == bad ]] || { words w_unready "$READY" && tell s_ready "$REPLY"; }
-  [[ -z $REPLIED ]] || tell s_answer "$REPLIED"
-  if [[ $C_STATE != absent ]]; then
-    REPLY=${C_IMAGE#sha256:}
-    tell s_image "$C_REF ${REPLY:0:12}" "${C_VERSION:-?}"
-    tell s_address "$C_ADDRESS"
-    tell s_since "${C_STARTED%%.*}" "$C_RESTARTS"
-  fi
-  if [[ -n $LISTED ]]; then
-    tell s_models
-    while IFS= read -r model; do printf '  - %s\n' "$model"; done <<<"$LISTED"
-  fi
-  is_good
+  find_python || die 3 absent "$NAME"
+  converse status --form="$1" "${@:2}"
 }
 
 status_names() {
@@ -1460,55 +1391,14 @@ status_names() {
 }
 
 cmd_status() {
-  local name worst=0
+  local form=words names
   find_engine
-  if [[ -n ${OPT[json]:-} ]]; then
-    for name in $(status_names); do status_line json "$name" || worst=3; done
-  elif [[ -n ${OPT[all]:-} ]]; then
-    table_row NAME STATE HEALTH IMAGE VERSION ADDRESS UPTIME RESTARTS MODELS
-    for name in $(status_names); do status_line table "$name" || worst=3; done
-  elif [[ -n ${OPT[quiet]:-} ]]; then
-    look "$NAME" && is_good || worst=3
-  else
-    show_status "$NAME" || worst=3
-  fi
-  exit "$worst"
-}
-
-table_row() { printf '%-20s %-12s %-10s %-22s %-9s %-20s %-9s %-8s %s\n' "$@"; }
-
-# status_line table|json NAME
-status_line() {
-  local models
-  look "$2"
-  if [[ $1 == table ]]; then
-    uptime_of "$C_STARTED"
-    models=${LISTED//$'\n'/,}
-    table_row "$2" "$C_STATE" "$C_HEALTH" "$C_REF" "${C_VERSION:--}" "$C_ADDRESS" "$REPLY" \
-      "$C_RESTARTS" "${models:--}"
-  else
-    status_json "$2"
-  fi
-  is_good
-}
-
-uptime_of() {
-  local since
-  REPLY=-
-  [[ $C_STATE == running ]] && since=$(date -d "$1" +%s 2>/dev/null) || return 0
-  since=$(($(date +%s) - since))
-  REPLY=$((since / 86400))d$((since % 86400 / 3600))h$((since % 3600 / 60))m
-}
-
-status_json() {
-  local out name value
-  out="{\"name\":\"$1\",\"restarts\":$C_RESTARTS,\"healthy\":$(is_good && echo true || echo false)"
-  for name in STATE HEALTH REF IMAGE VERSION ADDRESS STARTED; do
-    value=C_$name
-    json_quote "${!value}"
-    out+=",\"${name,,}\":$REPLY"
-  done
-  printf '%s,"api":"%s","ready":"%s","models":%s}\n' "$out" "$API" "$READY" "$MODELS"
+  settle_image
+  [[ -z ${OPT[all]:-} ]] || form=table
+  [[ -z ${OPT[json]:-} ]] || form=json
+  names=$(status_names)
+  # shellcheck disable=SC2086  # one word a name
+  show_status "$form" $names || exit "$?"
 }
 
 cmd_logs() {
@@ -1530,12 +1420,12 @@ cmd_stop() {
   refuse_foreign
   find_container "$NAME" || { say stop_absent "$NAME" && return; }
   describe "$FOUND"
-  case $C_STATE in
+  case ${CONTAINER[state]} in
     running | restarting | paused) ;;
     *) say stop_already "$NAME" && return ;;
   esac
-  say stopping "$NAME" "$C_STOP"
-  change stop -t "$C_STOP" "$FOUND" || die 1 engine_failed stop "$NAME"
+  say stopping "$NAME" "${CONTAINER[stop]}"
+  change stop -t "${CONTAINER[stop]}" "$FOUND" || die 1 engine_failed stop "$NAME"
   say stopped
 }
 
@@ -1550,7 +1440,7 @@ bring_up() {
   heal
   find_container "$NAME" || die 1 absent "$NAME"
   describe "$FOUND"
-  [[ $1 == start ]] || arguments=(-t "$C_STOP")
+  [[ $1 == start ]] || arguments=(-t "${CONTAINER[stop]}")
   change "$1" ${arguments[@]+"${arguments[@]}"} "$FOUND" || die 2 engine_failed "$1" "$NAME"
   wait_healthy "$FOUND" || status=$?
   ((status != 1)) || { last_lines "$FOUND" 30 && die 2 down; }
@@ -1564,7 +1454,7 @@ cmd_remove() {
   find_engine
   settle_image
   refuse_foreign
-  ! find_container "$NAME" || { any=1 && describe "$FOUND" && DATA=${C_DATA:-$DATA}; }
+  ! find_container "$NAME" || { any=1 && describe "$FOUND" && DATA=${CONTAINER[data]:-$DATA}; }
   data=$DATA
   if [[ -z $any && -z ${OPT[volumes]:-} ]]; then
     say remove_absent "$NAME" && return
@@ -1574,7 +1464,7 @@ cmd_remove() {
   confirm 64 "$suffix" "$NAME" || exit 1
   for suffix in '' -next -new -prev -old; do
     find_container "$NAME$suffix" || continue
-    [[ -n $suffix ]] || change stop -t "$C_STOP" "$FOUND" || true
+    [[ -n $suffix ]] || change stop -t "${CONTAINER[stop]}" "$FOUND" || true
     change rm -f "$FOUND" || die 1 engine_failed rm "$NAME$suffix"
   done
   say removed "$NAME"
@@ -1600,15 +1490,10 @@ remove_data() {
 settle_data() {
   settle_image
   refuse_foreign
-  IMAGE_ID=''
-  if find_container "$NAME" && describe "$FOUND"; then
-    DATA=${C_DATA:-$DATA}
-    # The one that the next deploy would take: one that was deployed long ago may lack the package.
-    IMAGE_ID=$(image_fact '{{.Id}}' "$IMAGE") || IMAGE_ID=$C_IMAGE
-  elif [[ $DATA != /* ]]; then
+  DATA=${CONTAINER[data]:-$DATA}
+  [[ ${CONTAINER[state]} != absent || $DATA == /* ]] ||
     "$ENGINE" volume inspect "$DATA" >/dev/null 2>&1 || die 1 no_data "$DATA"
-  fi
-  [[ -n $IMAGE_ID ]] || find_image
+  find_loaded_image || find_image
 }
 
 # in_image MODE VERB [ARGUMENT...]: Python in the image, with the data at /backup
@@ -1690,7 +1575,7 @@ put_data() {
   set_down "$FOUND" || die 1 engine_failed stop "$NAME"
   undo undo_restore
   if [[ -n $WAS_RUNNING ]]; then
-    undo "$ENGINE" stop -t "$C_STOP" "$WAS_RUNNING"
+    undo "$ENGINE" stop -t "${CONTAINER[stop]}" "$WAS_RUNNING"
   fi
   restore_task put "$1" || { complain restore_bad "$1" "$SAID" && settle_back restore_undone; }
   if [[ -n $WAS_RUNNING ]]; then
@@ -1794,7 +1679,7 @@ doctor_env_file() {
   is_private "$ENV_FILE" ||
     finding warn wide_mode "$ENV_SHOWN" "$(file_fact %a %Lp "$ENV_FILE")" "$ENV_SHOWN"
   if find_python; then
-    converse doctor --env-file="$ENV_FILE" --shown-as="$ENV_SHOWN" || true
+    converse doctor --env-file="$ENV_FILE" --shown-as="$ENV_SHOWN" || FAULTS=$((FAULTS + 1))
   else
     finding warn d_unseen "$ENV_SHOWN"
   fi
@@ -1868,21 +1753,11 @@ doctor_port() {
 }
 
 doctor_container() {
-  local line level=good
-  look "$NAME"
-  [[ $C_STATE != absent ]] || { finding warn absent "$NAME" && return; }
-  [[ $C_STATE/$C_HEALTH == running/healthy ]] || level=bad
-  finding "$level" d_container "$NAME" "$C_STATE" "$C_HEALTH"
-  while IFS= read -r line; do
-    [[ -z ${line//[[:space:]]/} ]] || finding warn d_probe "${line:0:300}"
-  done < <(inspect '{{if .State.Health}}{{range .State.Health.Log}}{{.ExitCode}} {{.Output}}{{"\n"}}{{end}}{{end}}' "$FOUND" | grep -v '^0 *$' | tail -n 3)
-  ((C_RESTARTS == 0)) || finding warn d_restarts "$C_RESTARTS"
-  [[ $C_STATE == running ]] || return 0
-  [[ ${READY:-200} == 200 || $API == bad ]] || finding warn d_ready "$READY"
-  if [[ $WRITABLE == yes ]]; then
-    finding good d_volume "$C_DATA"
-  elif [[ $API != old ]]; then
-    finding bad d_volume_bad "$C_DATA"
+  describe_named "$NAME"
+  if [[ ${CONTAINER[state]} == absent ]]; then
+    finding warn absent "$NAME"
+  elif find_python; then
+    converse doctor-container "$NAME" || FAULTS=$((FAULTS + 1))
   fi
 }
 

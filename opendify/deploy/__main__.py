@@ -1,8 +1,8 @@
 """``python -m opendify.deploy VERB``: the parsing and protocol work of deploy.sh.
 
-``setup``, ``check`` and ``doctor`` talk to the script (see ``operator``). ``online``, ``probe`` and
-``mask`` take their configuration from the environment. ``backup`` and ``restore`` have the data
-directory mounted and the archive on standard output or input.
+``setup``, ``check``, ``doctor`` and ``status`` talk to the script (see ``operator``). ``online``,
+``probe`` and ``mask`` take their configuration from the environment. ``backup`` and ``restore``
+have the data directory mounted and the archive on standard output or input.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 from opendify.config.dotenv import check_certificates, read_file
@@ -19,6 +20,7 @@ from opendify.deploy import (
     doctor,
     online,
     restore,
+    status,
 )
 from opendify.deploy.masking import find_secrets, mask
 from opendify.deploy.messages import LANGUAGES, message
@@ -41,15 +43,22 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m opendify.deploy", allow_abbrev=False)
     parser.add_argument("--lang", choices=LANGUAGES, default="en")
     verbs = parser.add_subparsers(required=True)
-    for name in ("setup", "check", "doctor"):
+    for name, run in (("setup", _setup), ("check", _check), ("doctor", _doctor)):
         verb = verbs.add_parser(name)
-        verb.set_defaults(run=_run_interactive, verb=name)
+        verb.set_defaults(run=_run_interactive, run_with=run)
         verb.add_argument("--env-file", required=True)
         verb.add_argument("--shown-as", required=True)
         verb.add_argument("--terminal", action="store_true")
         verb.add_argument("--yes", action="store_true")
         if name == "setup":
             _add_setup_options(verb)
+    verb = verbs.add_parser("doctor-container")
+    verb.set_defaults(run=_run_interactive, run_with=_doctor_container, terminal=False, yes=False)
+    verb.add_argument("name")
+    verb = verbs.add_parser("status")
+    verb.set_defaults(run=_run_interactive, run_with=_status, terminal=False, yes=False)
+    verb.add_argument("--form", choices=("words", "table", "json"), required=True)
+    verb.add_argument("names", nargs="*")
     verbs.add_parser("online").set_defaults(run=_online)
     verb = verbs.add_parser("probe")
     verb.add_argument("--ask", action="store_true")
@@ -76,35 +85,60 @@ def _add_setup_options(verb: argparse.ArgumentParser) -> None:
 
 def _run_interactive(options: argparse.Namespace) -> int:
     operator = Operator(options.lang, is_terminal=options.terminal, assume_yes=options.yes)
-    code = 0
+    run: Callable[[Operator, argparse.Namespace], int] = options.run_with
     try:
-        _run_verb(operator, options)
+        code = run(operator, options)
     except Aborted as exc:
         code = exc.code
     operator.exit(code)
     return code
 
 
-def _run_verb(operator: Operator, options: argparse.Namespace) -> None:
-    if options.verb == "check":
-        doctor.send_config(
-            operator, doctor.check_file(operator, options.env_file, options.shown_as)
-        )
-    elif options.verb == "doctor":
-        doctor.examine_file(operator, options.env_file, options.shown_as)
-    else:
-        run_setup(
-            operator,
-            SetupOptions(
-                env_file=options.env_file,
-                shown_as=options.shown_as,
-                api_base=options.api_base,
-                models=options.model,
-                key_files=options.key_file,
-                models_file=options.models_file,
-                port=options.port,
-            ),
-        )
+def _setup(operator: Operator, options: argparse.Namespace) -> int:
+    run_setup(
+        operator,
+        SetupOptions(
+            env_file=options.env_file,
+            shown_as=options.shown_as,
+            api_base=options.api_base,
+            models=options.model,
+            key_files=options.key_file,
+            models_file=options.models_file,
+            port=options.port,
+        ),
+    )
+    return 0
+
+
+def _check(operator: Operator, options: argparse.Namespace) -> int:
+    doctor.send_config(operator, doctor.check_file(operator, options.env_file, options.shown_as))
+    return 0
+
+
+def _doctor(operator: Operator, options: argparse.Namespace) -> int:
+    doctor.examine_file(operator, options.env_file, options.shown_as)
+    return 0
+
+
+def _doctor_container(operator: Operator, options: argparse.Namespace) -> int:
+    doctor.examine_container(operator, status.parse(operator.survey(options.name)))
+    return 0
+
+
+def _status(operator: Operator, options: argparse.Namespace) -> int:
+    """0 if all are healthy, else 3."""
+    found = [status.parse(operator.survey(name)) for name in options.names]
+    if options.form == "table":
+        operator.line(status.HEADER)
+    for one in found:
+        if options.form == "table":
+            operator.line(status.write_row(one, datetime.now(UTC)))
+        elif options.form == "json":
+            operator.line(status.write_json(one))
+        else:
+            for line in status.describe(one, operator.language):
+                operator.say_line(line)
+    return 0 if all(one.is_healthy for one in found) else 3
 
 
 def _online(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""``check`` and ``doctor``: reports about a configuration file."""
+"""``check`` and ``doctor``: reports about a configuration file and a container."""
 
 from collections.abc import Mapping
 
@@ -11,6 +11,7 @@ from opendify.deploy.env_files import (
 )
 from opendify.deploy.messages import problem
 from opendify.deploy.operator import Aborted, Operator
+from opendify.deploy.status import Status
 
 
 class _UnreadableFile(Exception):
@@ -70,6 +71,27 @@ def _report_oddities(operator: Operator, text: str, shown_as: str) -> None:
         operator.report_finding("warn", "d_crlf", "file_crlf", shown_as, shown_as)
     if differing := _read_differently_by_docker(text, _values(text, shown_as)):
         operator.report_finding("good", "d_quotes", "file_docker", shown_as, ", ".join(differing))
+
+
+def examine_container(operator: Operator, status: Status) -> None:
+    """Reports findings about a container that is there, and its service."""
+    is_well = (status.state, status.health) == ("running", "healthy")
+    level = "good" if is_well else "bad"
+    operator.report_finding(
+        level, "d_container", "container_state", status.name, status.state, status.health
+    )
+    for output in status.failed_checks:
+        operator.report_finding("warn", "d_probe", "container_check", output)
+    if status.restarts:
+        operator.report_finding("warn", "d_restarts", "container_restarts", status.restarts)
+    if status.state != "running":
+        return
+    if status.is_unready:
+        operator.report_finding("warn", "d_ready", "container_unready", status.ready)
+    if status.is_writable:
+        operator.report_finding("good", "d_volume", "container_data", status.data)
+    elif status.api != "old":
+        operator.report_finding("bad", "d_volume_bad", "container_data_bad", status.data)
 
 
 def describe(operator: Operator, error: checking.InvalidConfig) -> list[str]:

@@ -104,6 +104,22 @@ MESSAGES: dict[str, tuple[str, str]] = {
         "%s: deploy.sh 和 Compose 没有问题，但 docker run --env-file 对这些变量的读法不同: %s",
         "%s: fine for deploy.sh and Compose, but docker run --env-file reads these differently: %s",
     ),
+    "container_state": ("容器 %s: %s，%s", "Container %s: %s, %s"),
+    "container_check": ("健康检查输出: %s", "Health check said: %s"),
+    "container_restarts": (
+        "容器重启过 %s 次。查看: ./deploy.sh logs",
+        "The container was restarted %s times. See: ./deploy.sh logs",
+    ),
+    "container_unready": (
+        "/readyz 是 %s: Dify 或存储有问题。查看: ./deploy.sh check --online",
+        "/readyz says %s: Dify or the store is not well. See: ./deploy.sh check --online",
+    ),
+    "container_data": ("数据 %s 可写", "Data %s is writable"),
+    "container_data_bad": (
+        "数据 %s 容器写不进去。目录须属于 uid 1000: sudo chown -R 1000:1000 <目录>",
+        "The container cannot write data %s. A folder must belong to uid 1000: "
+        "sudo chown -R 1000:1000 <folder>",
+    ),
     "online_good": ("ok", "ok"),
     "online_callers": (
         "没有询问，密钥由调用者自带",
@@ -115,6 +131,34 @@ MESSAGES: dict[str, tuple[str, str]] = {
     ),
     "online_status": ("%s（不像是 Dify 的 API）", "%s (this does not look like Dify's API)"),
     "online_unreachable": ("unreachable（连接不上: %s）", "unreachable (%s)"),
+    "status_title": ("📊 检查服务状态", "📊 Service status"),
+    "status_container": ("容器状态: %s", "Container: %s"),
+    "status_health": ("健康状态: %s", "Health: %s"),
+    "status_api": ("API 状态: %s", "API: %s"),
+    "status_unready": (
+        "Dify 与存储: 没有就绪（/readyz 是 %s）",
+        "Dify and store: not ready (/readyz says %s)",
+    ),
+    "status_answer": ("试问一次: %s", "One question: %s"),
+    "status_image": ("镜像: %s（版本 %s）", "Image: %s (version %s)"),
+    "status_address": ("地址: %s", "Address: %s"),
+    "status_since": ("运行自: %s，重启 %s 次", "Up since: %s, restarts: %s"),
+    "status_models": ("可用模型:", "Models:"),
+    "word_running": ("运行中", "running"),
+    "word_stopped": ("已停止", "stopped"),
+    "word_absent": ("未部署", "not deployed"),
+    "word_loop": ("重启循环 (%s 次)", "restart loop (%s times)"),
+    "word_healthy": ("健康", "healthy"),
+    "word_unhealthy": ("不健康", "unhealthy"),
+    "word_starting": ("启动中", "starting"),
+    "word_unknown": ("未知", "unknown"),
+    "word_ok": ("正常", "good"),
+    "word_key": ("正常（需要密钥）", "good (needs a key)"),
+    "word_bad": ("异常", "failing"),
+    "word_old": (
+        "未知（镜像比这个 deploy.sh 旧，问不了）",
+        "unknown (the image is older than this deploy.sh and cannot be asked)",
+    ),
 }
 
 # The application reports problems in English. Those that are likely during a first setup, in

@@ -8,6 +8,7 @@ argument), and deploy.sh answers those that need an answer with one line:
     file PATH                           "=" and its bytes in hexadecimal, "." if it does not exist,
                                         "!" if it cannot be read
     line TEXT                           one more line of the file to write
+    survey NAME                         "=" and what is known of that container, in hexadecimal
     put                                 "=" once that file has been written
     set NAME VALUE                      a fact for the script
     finding LEVEL NAME TEXT             a line of ``doctor``
@@ -58,8 +59,12 @@ class Operator:
         self._send("tell", self.text(key, *arguments))
 
     def line(self, text: str) -> None:
-        """Prints a line that is the same in every language."""
+        """Prints a line that needs no translation."""
         self._send("tell", text)
+
+    def say_line(self, text: str) -> None:
+        """As ``line``, but not with --quiet."""
+        self._send("say", text)
 
     def say(self, key: str, *arguments: object) -> None:
         self._send("say", self.text(key, *arguments))
@@ -105,6 +110,11 @@ class Operator:
         if answer == b"!":
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
         return bytes.fromhex(answer.decode())
+
+    def survey(self, name: str) -> str:
+        """What is known of this container and its service, as ``status.parse`` reads it."""
+        self._send("survey", name)
+        return bytes.fromhex((self._read_answer() or b"").decode()).decode(errors="replace")
 
     def write_file(self, text: str) -> None:
         """Sends the text of the file that the script writes, and waits until it is written."""

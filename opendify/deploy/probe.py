@@ -61,16 +61,14 @@ def first_plain_key(environ: Mapping[str, str]) -> str:
 
 
 def probe(service: Service, *, with_question: bool) -> Iterator[str]:
-    """Lines for deploy.sh, each a word and its value. ``healthz``, ``readyz`` and ``api`` are
-    statuses, 0 if there was no response; ``model`` is a name, ``models`` all names as JSON."""
+    """Lines for ``status.parse``, each a word and its value. ``readyz`` and ``api`` are statuses, 0
+    if there was no response; ``models`` are their names as JSON."""
     names: list[str] = []
-    for word, path in (("healthz", "/healthz"), ("readyz", "/readyz"), ("api", "/v1/models")):
+    for word, path in (("readyz", "/readyz"), ("api", "/v1/models")):
         status, body = _try_request(service, "GET", path)
         yield f"{word} {status}"
         if word == "api" and status == 200:
             names = _names(body)
-    for name in names:
-        yield f"model {name}"
     yield f"models {json.dumps(names, ensure_ascii=False)}"
     if with_question and names:
         yield f"answer {_ask_question(service, names[0])}"

@@ -52,7 +52,7 @@ def fresh_state() -> State:
         "architecture": "amd64",
         "api": "200\ngpt-4",
         "ready": 200,
-        "package": True,
+        "without_package": [],
         "instead": "",
         "log_leaks": "app-secret-key-1234",
         "log_waits": False,
@@ -264,8 +264,10 @@ def facts(state, one, form):
         "{{.Config.StopTimeout}}": one["options"].get("--stop-timeout", ["<nil>"])[0],
         '{{range .Mounts}}{{if eq .Destination "/app/data"}}{{if .Name}}{{.Name}}{{else}}'
         "{{.Source}}{{end}}{{end}}{{end}}": data[0].rpartition(":")[0] if data else "",
-        "{{if .State.Health}}{{range .State.Health.Log}}{{.ExitCode}} {{.Output}}"
-        '{{"\\n"}}{{end}}{{end}}': "0 \n" if well == "healthy" else "1 Connection refused\n",
+        "{{if .State.Health}}{{range .State.Health.Log}}{{if .ExitCode}}check {{.ExitCode}} "
+        "{{json .Output}}\n{{end}}{{end}}{{end}}": 'check 1 "Connection\\n refused"\n'
+        if well == "unhealthy"
+        else "",
     }
     environment = "".join(f"{name}={value}\n" for name, value in one["environment"].items())
     known["{{range .Config.Env}}{{println .}}{{end}}"] = environment
@@ -379,7 +381,7 @@ def command_run(state, words):
         start(state, one)
         say(one["id"])
         return None
-    if not state["package"]:
+    if state["images"].get(rest[0], rest[0]) in state["without_package"]:
         fail("No module named opendify.deploy")
     return lambda: run_package(state, options, rest[1:])
 
@@ -467,7 +469,7 @@ def command_exec(state, words):
     volume = one["options"]["--volume"][0].partition(":")[0]
     with suppress(FileExistsError):
         (folder / "data").symlink_to(volume_folder(state, volume))
-    if not state["package"]:
+    if one["image"] in state["without_package"]:
         fail("/opt/venv/bin/python: No module named opendify.deploy")
     return lambda: run_real(words[1:], environment, folder)
 

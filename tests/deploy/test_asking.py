@@ -45,14 +45,14 @@ def serving(answers: Answers) -> Iterator[int]:
     ("answers", "lines"),
     [
         (
-            {"/healthz": (200, "{}"), "/readyz": (503, "{}"), "/v1/models": (200, "no JSON")},
-            ["healthz 200", "readyz 503", "api 200", "models []"],
+            {"/readyz": (503, "{}"), "/v1/models": (200, "no JSON")},
+            ["readyz 503", "api 200", "models []"],
         ),
         (
             {"/v1/models": (200, '{"data":[{"id":"中 文"},{"id":1},{"id":"a\\nb"},"x"]}')},
-            ["healthz 404", "readyz 404", "api 200", "model 中 文", 'models ["中 文"]'],
+            ["readyz 404", "api 200", 'models ["中 文"]'],
         ),
-        ({"/v1/models": (401, "{}")}, ["healthz 404", "readyz 404", "api 401", "models []"]),
+        ({"/v1/models": (401, "{}")}, ["readyz 404", "api 401", "models []"]),
     ],
 )
 def test_what_a_probe_says(answers: Answers, lines: list[str]) -> None:
@@ -77,7 +77,7 @@ def test_what_a_question_is_answered(answer: tuple[int, str], line: str) -> None
 
 def test_a_service_that_does_not_answer() -> None:
     lines = list(probe(Service(free_port()), with_question=True))
-    assert lines == ["healthz 0", "readyz 0", "api 0", "models []"]
+    assert lines == ["readyz 0", "api 0", "models []"]
 
 
 @pytest.mark.parametrize(

@@ -430,7 +430,7 @@ def test_what_an_image_says_is_never_executed(host: Host, line: str) -> None:
 
 def test_an_image_without_the_package_is_named(host: Host) -> None:
     host.configure()
-    host.change(package=False)
+    host.change(without_package=[OLD])
     done = host.run("deploy", code=1)
     assert "opendify:latest" in done.stderr and host.containers() == {}
 
