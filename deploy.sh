@@ -102,12 +102,9 @@ HERE=$(cd "$(dirname "$SCRIPT")" && pwd)
 declare -A ZH=() EN=()
 message() { ZH[$1]=$2 EN[$1]=$3; }
 
-message setup_title '🔧 创建环境配置文件' '🔧 Create the configuration file'
-message ask_overwrite '是否覆盖? (y/N): ' 'Overwrite it? (y/N): '
 message ask_chmod '是否改为 600? (y/N): ' 'Change it to 600? (y/N): '
 message ask_remove '确定删除 %s? (y/N): ' 'Really remove %s? (y/N): '
 message ask_remove_data '确定删除 %s 和它的全部数据? (y/N): ' 'Really remove %s and all its data? (y/N): '
-message exists '文件 %s 已存在' '%s exists already'
 message setup_backup '旧文件保存在 %s' 'The old file is kept as %s'
 message next_deploy '下一步: ./deploy.sh deploy' 'Next: ./deploy.sh deploy'
 message needs_yes '没有终端，无法询问: 加上 --yes 表示同意' 'No terminal to ask on: add --yes to agree'
@@ -119,12 +116,10 @@ message no_env_file '配置文件 %s 不存在。请先执行: ./deploy.sh setup
 message other_owner '%s 属于另一个用户，拒绝使用。请执行: sudo chown "$USER" %s' '%s belongs to another user: refused. Run: sudo chown "$USER" %s'
 message wide_mode '%s 的权限是 %s，其他用户能读到密钥。请执行: chmod 600 %s' '%s has mode %s: others can read the keys. Run: chmod 600 %s'
 message p_port '端口无效: %s（应为 1 到 65535）' 'Not a valid port: %s (1 to 65535)'
-message check_ok '✅ 配置正确: %s（%s 个模型）' '✅ The configuration is good: %s (%s models)'
 message check_unseen '镜像没有加载，由脚本旁边的源码代为检查' 'The image is not loaded: the source beside this script checks instead'
 message needs_python '检查配置的程序在镜像 %s 里，而它用不了，旁边也没有源码: 什么都没有检查，也没有改动' 'What checks the configuration is in image %s, which cannot be used, and no source lies beside this script: nothing was checked or changed'
 message python_failed '镜像 %s 没有完成检查（它比这个 deploy.sh 旧? 请使用同一版本的两者）' 'Image %s did not finish its part (older than this deploy.sh? Use both of one version)'
 message logs_hidden '日志里的密钥无法遮盖，所以没有显示。查看: %s logs %s' 'Keys in the log could not be masked, so it is not shown. See: %s logs %s'
-message local_only '没有设置 OPENDIFY_API_KEYS，所以只有本机 (127.0.0.1) 能访问。要对外开放: 设置密钥（推荐），或加 --bind 0.0.0.0（或设 PUBLISH_ADDRESS）' 'OPENDIFY_API_KEYS is not set, so only this host (127.0.0.1) can connect. To open it: set keys (best), or add --bind 0.0.0.0 (or set PUBLISH_ADDRESS)'
 message no_lock_folder '没有可以放锁的安全目录。请设置 XDG_RUNTIME_DIR 为只属于当前用户的目录' 'There is no safe folder for the lock. Set XDG_RUNTIME_DIR to a folder that is yours alone'
 message online_title '向 Dify 询问:' 'Asking Dify:'
 message online_failed '有模型没有通过，见上' 'Some models did not pass, see above'
@@ -637,12 +632,12 @@ require_env_file() {
   check_mode
 }
 
-# load_configuration -> FACT, and RAW: the file that the engine reads, without quotes, since
-# `--env-file` of `docker run` keeps them. Exits with 65 where the configuration is wrong.
+# load_configuration VERB [OPTION...] -> FACT, and RAW: the file that the engine reads, without quotes,
+# since `--env-file` of `docker run` keeps them. Exits with 65 where the configuration is wrong.
 load_configuration() {
   need_temporary
   RAW=$TEMPORARY/environment PUT=$TEMPORARY/environment PLACE=:
-  converse check --env-file="$ENV_FILE" --shown-as="$ENV_SHOWN" || exit "$?"
+  converse "$1" --env-file="$ENV_FILE" --shown-as="$ENV_SHOWN" "${@:2}" || exit "$?"
 }
 
 # file_fact FORMAT_GNU FORMAT_BSD FILE
@@ -672,8 +667,6 @@ cmd_setup() {
   [[ $ENV_FILE != - ]] || die 64 stdin_setup
   [[ ! -L $ENV_FILE ]] || die 73 is_symlink "$ENV_SHOWN"
   need_python
-  tell setup_title
-  may_overwrite
   new_beside_env_file
   for option in api-base models-file port; do
     [[ -z ${OPT[$option]:-} ]] || arguments+=("--$option=${OPT[$option]}")
@@ -686,13 +679,6 @@ cmd_setup() {
     exit "$?"
   [[ ! -e $ENV_FILE.bak ]] || say setup_backup "$ENV_SHOWN.bak"
   say next_deploy
-}
-
-# Asks while stdin is not needed for anything else; without a terminal only --yes will do.
-may_overwrite() {
-  [[ -e $ENV_FILE ]] || return 0
-  warn exists "$ENV_SHOWN"
-  confirm 1 ask_overwrite || exit 1
 }
 
 # new_beside_env_file -> PUT: where the new file is written, to be renamed when it is whole
@@ -717,7 +703,7 @@ place_env_file() {
 # ---------------------------------------------------------------- the engine
 
 ENGINE='' KNOWN='' IMAGE_ID=''
-declare -A OURS=() CONTAINER=()
+declare -A OURS=() CONTAINER=() SETTING=()
 
 # bounded SECONDS COMMAND...: where the host has no `timeout`, without a bound
 bounded() {
@@ -959,38 +945,29 @@ load_archive() {
 
 # ---------------------------------------------------------------- what the container shall be
 
-# remembered OPTION: given now, else as at the last deploy
-remembered() {
+# remember OPTION -> REPLY: as it was given for the last deploy
+remember() {
   local entry
-  REPLY=${OPT[$1]:-}
-  [[ -z $REPLY ]] || return 0
   for entry in ${CONTAINER[options]}; do
     [[ $entry != "$1="* ]] || REPLY=${entry#*=}
   done
   [[ -z $REPLY ]] || KEPT+=" --$1 $REPLY"
 }
 
-# Settings of this deploy, from the options, the last deploy and the file. Verb: $1.
+# settle_options VERB -> SETTING, IMAGE, DATA: from the options, else from the last deploy
 settle_options() {
   local option
   KEPT='' OPTIONS=''
   describe_named "$NAME"
-  for option in bind image data memory cpus network; do
-    remembered "$option"
-    [[ -z $REPLY ]] || OPTIONS+=" $option=$REPLY"
-    case $option in
-      bind) BIND=$REPLY ;;
-      image) IMAGE=${REPLY:-opendify:latest} ;;
-      data) DATA=${REPLY:-${NAME}_data} ;;
-      memory) MEMORY=$REPLY ;;
-      cpus) CPUS=$REPLY ;;
-      network) NETWORK=$REPLY ;;
-    esac
+  for option in bind image data memory cpus network port; do
+    REPLY=${OPT[$option]:-}
+    # A deploy takes the port from the configuration file again.
+    [[ -n $REPLY || $option/$1 == port/deploy ]] || remember "$option"
+    SETTING[$option]=$REPLY
+    OPTIONS+=${REPLY:+${OPTIONS:+ }$option=$REPLY}
   done
-  PORT=${OPT[port]:-}
-  [[ $1 != update ]] || { remembered port && PORT=$REPLY; }
-  [[ -z $PORT ]] || OPTIONS+=" port=$PORT"
-  OPTIONS=${OPTIONS# }
+  IMAGE=${SETTING[image]:-opendify:latest}
+  DATA=${SETTING[data]:-${NAME}_data}
 }
 
 # For the verbs that only look
@@ -999,46 +976,15 @@ settle_image() {
   KEPT=''
 }
 
-number_or() { [[ $1 =~ ^[1-9][0-9]{0,5}$ ]] && REPLY=$1 || REPLY=$2; }
-
-# Threads and memory as the container will use them. A pids limit counts threads.
-settle_limits() {
-  local cores threads workers
-  cores=$("$ENGINE" info -f '{{.NCPU}}' 2>/dev/null) || cores=$("$ENGINE" info -f '{{.Host.CPUs}}' 2>/dev/null) || cores=4
-  [[ -z $CPUS ]] || cores=$((10#${CPUS%%.*} + 1))
-  number_or "$cores" 4
-  number_or "${FACT[workers]}" $((REPLY * 2 + 1)) && workers=$REPLY
-  number_or "${FACT[threads]}" 128 && threads=$REPLY
-  number_or "${FACT[graceful]}" 30 && STOP=$((REPLY + 10))
-  PIDS=$((workers * (threads + 16) + 64))
-  [[ -n $MEMORY ]] || { MEMORY=1g && ((workers <= 9)) || MEMORY=$((workers * 112))m; }
-}
-
-# Without keys, everybody who reaches the port could use the apps: then it is this host alone.
-settle_bind() {
-  BIND=${BIND:-${FACT[publish]}}
-  if [[ -z $BIND ]]; then
-    BIND=0.0.0.0
-    [[ -n ${FACT[keys]} ]] || { BIND=127.0.0.1 && warn local_only; }
-  fi
-  [[ $BIND =~ $ADDRESS ]] || die 65 bad_value PUBLISH_ADDRESS "$BIND"
-  [[ $BIND != *:* || $BIND == \[* ]] || BIND=[$BIND]
-}
-
-# plan: everything that is known before anything is touched
+# plan -> FACT: address, port and limits of the container, known before anything is touched
 plan() {
-  local host=0.0.0.0 port=$CONTAINER_PORT
-  PORT=${PORT:-${FACT[port]:-}}
-  is_port "$PORT" || die 65 p_port "$PORT"
-  PORT=$((10#$PORT))
-  settle_bind
-  settle_limits
-  [[ $NETWORK != host ]] || host=${BIND//[][]/} port=$PORT
-  printf 'SERVER_HOST=%s\nSERVER_PORT=%s\nPUBLISH_ADDRESS=%s\n' "$host" "$port" "$BIND" >>"$RAW"
-  DIGEST=$({
-    printf '%s\n' "$NAME" "$BIND:$PORT $DATA $MEMORY $CPUS $NETWORK $PIDS $STOP"
-    cat "$RAW"
-  } | sum_of)
+  local option cores arguments=()
+  cores=$("$ENGINE" info -f '{{.NCPU}}' 2>/dev/null) ||
+    cores=$("$ENGINE" info -f '{{.Host.CPUs}}' 2>/dev/null) || cores=''
+  for option in bind port memory cpus network; do
+    arguments+=("--$option=${SETTING[$option]}")
+  done
+  load_configuration plan --name="$NAME" --data="$DATA" --cores="$cores" "${arguments[@]}"
   VERSION=$(image_fact '{{index .Config.Labels "org.opencontainers.image.version"}}' "$IMAGE_ID") || VERSION=''
 }
 
@@ -1046,36 +992,35 @@ plan() {
 common_settings() {
   SETTINGS=(
     --init --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges
-    --memory "$MEMORY" --pids-limit "$PIDS" --stop-timeout "$STOP" --env-file "$RAW"
+    --memory "${FACT[memory]}" --pids-limit "${FACT[pids]}" --stop-timeout "${FACT[stop]}"
+    --env-file "$RAW"
     --label opendify.managed=1 --label "opendify.env=$NAME" --label "opendify.version=$VERSION"
   )
   # Named, because another default of the daemon may refuse these options.
   [[ $ENGINE == podman ]] ||
     SETTINGS+=(--log-driver json-file --log-opt max-size=10m --log-opt max-file=3)
-  [[ -z $CPUS ]] || SETTINGS+=(--cpus "$CPUS")
+  [[ -z ${SETTING[cpus]} ]] || SETTINGS+=(--cpus "${SETTING[cpus]}")
 }
 
 # The trial has no port and no data: two processes must not write the same files.
 trial_settings() {
   common_settings
   SETTINGS+=(--name "$NAME-next" --tmpfs /app/data --tmpfs /app/logs)
-  [[ -z $NETWORK || $NETWORK == host ]] || SETTINGS+=(--network "$NETWORK")
+  [[ ${SETTING[network]:-host} == host ]] || SETTINGS+=(--network "${SETTING[network]}")
 }
 
 service_settings() {
+  local address=${FACT[bind]}:${FACT[port]} network=${SETTING[network]}
   common_settings
   SETTINGS+=(
     --name "$NAME-new" --restart unless-stopped
     --volume "$DATA:/app/data" --volume "${NAME}_logs:/app/logs"
-    --label "opendify.config-sha256=$DIGEST" --label "opendify.options=$OPTIONS"
-    --label "opendify.address=$BIND:$PORT"
+    --label "opendify.config-sha256=${FACT[digest]}" --label "opendify.options=$OPTIONS"
+    --label "opendify.address=$address"
     --label "opendify.deployed-at=$(date -u +%Y-%m-%dT%H:%M:%SZ)"
   )
-  if [[ $NETWORK == host ]]; then
-    SETTINGS+=(--network host)
-  else
-    SETTINGS+=(--publish "$BIND:$PORT:$CONTAINER_PORT" ${NETWORK:+--network "$NETWORK"})
-  fi
+  [[ $network == host ]] || SETTINGS+=(--publish "$address:$CONTAINER_PORT")
+  [[ -z $network ]] || SETTINGS+=(--network "$network")
 }
 
 # port_holder PORT -> HOLDER: the container that publishes it, if one does
@@ -1085,7 +1030,8 @@ port_holder() {
 
 # Does something on this host answer at the port? Nothing can be said of an engine elsewhere.
 port_answers() {
-  local address=${BIND//[][]/}
+  local address=${FACT[bind]:-${SETTING[bind]}}
+  address=${address//[][]/}
   case ${DOCKER_HOST:-unix:} in
     unix:*) ;;
     *) return 1 ;;
@@ -1104,11 +1050,12 @@ our_port_is() {
 }
 
 require_free_port() {
-  our_port_is "$PORT" && return
-  port_answers "$PORT" || return 0
-  port_holder "$PORT"
+  local port=${FACT[port]}
+  our_port_is "$port" && return
+  port_answers "$port" || return 0
+  port_holder "$port"
   words port_program
-  die 1 port_used "$PORT" "${HOLDER:-$REPLY}" "$PORT"
+  die 1 port_used "$port" "${HOLDER:-$REPLY}" "$port"
 }
 
 # ---------------------------------------------------------------- check and deploy
@@ -1116,8 +1063,7 @@ require_free_port() {
 cmd_check() {
   require_env_file
   need_python
-  load_configuration
-  say check_ok "$ENV_SHOWN" "${FACT[models]}"
+  load_configuration check
   [[ -z ${OPT[online]:-} ]] || check_online
 }
 
@@ -1126,7 +1072,7 @@ check_online() {
   local status=0
   [[ -n $IMAGE_ID ]] || { find_engine && refuse_image; }
   tell online_title
-  "$ENGINE" run "${SEALED[@]}" ${NETWORK:+--network "$NETWORK"} --env-file "$RAW" "$IMAGE_ID" \
+  "$ENGINE" run "${SEALED[@]}" ${SETTING[network]:+--network "${SETTING[network]}"} --env-file "$RAW" "$IMAGE_ID" \
     "${DEPLOY[@]}" --lang "$LANGUAGE_CHOICE" online || status=$?
   ((status == 0)) && return
   ((status == 65)) || status=1
@@ -1147,10 +1093,9 @@ check_and_deploy() {
   require_env_file
   find_python || refuse_image # only with --dry-run, which does not load it
   IMAGE_ID=$image_id
-  load_configuration
+  plan
   refuse_foreign
   heal
-  plan
   [[ -z $KEPT ]] || say kept_options "$KEPT"
   if is_current && [[ -z ${OPT[force]:-} ]]; then
     UNDO=()
@@ -1168,7 +1113,7 @@ check_and_deploy() {
 
 is_current() {
   describe_named "$NAME"
-  [[ ${CONTAINER[image]} == "$IMAGE_ID" && ${CONTAINER[digest]} == "$DIGEST" && ${CONTAINER[state]}/${CONTAINER[health]} == running/healthy ]]
+  [[ ${CONTAINER[image]} == "$IMAGE_ID" && ${CONTAINER[digest]} == "${FACT[digest]}" && ${CONTAINER[state]}/${CONTAINER[health]} == running/healthy ]]
 }
 
 # What a deploy that was killed left behind. The service of before is put back and started.
@@ -1739,7 +1684,7 @@ doctor_image() {
 }
 
 doctor_port() {
-  local port=${PORT:-${FACT[port]:-}}
+  local port=${SETTING[port]:-${FACT[port]:-}}
   is_port "$port" || port=$CONTAINER_PORT
   port_holder "$port"
   if our_port_is "$port"; then

@@ -1,8 +1,8 @@
 """``python -m opendify.deploy VERB``: the parsing and protocol work of deploy.sh.
 
-``setup``, ``check``, ``doctor`` and ``status`` talk to the script (see ``operator``). ``online``,
-``probe`` and ``mask`` take their configuration from the environment. ``backup`` and ``restore``
-have the data directory mounted and the archive on standard output or input.
+The verbs in ``_DIALOGS`` talk to the script (see ``operator``). ``online``, ``probe`` and ``mask``
+take their configuration from the environment. ``backup`` and ``restore`` have the data directory
+mounted and the archive on standard output or input.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from opendify.deploy import (
 from opendify.deploy.masking import find_secrets, mask
 from opendify.deploy.messages import LANGUAGES, message
 from opendify.deploy.operator import Aborted, Operator, ScriptGone
+from opendify.deploy.plan import InvalidAddress, PlanOptions, make_plan
 from opendify.deploy.probe import Service, probe
 from opendify.deploy.setup import SetupOptions, run_setup
 
@@ -43,22 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m opendify.deploy", allow_abbrev=False)
     parser.add_argument("--lang", choices=LANGUAGES, default="en")
     verbs = parser.add_subparsers(required=True)
-    for name, run in (("setup", _setup), ("check", _check), ("doctor", _doctor)):
-        verb = verbs.add_parser(name)
-        verb.set_defaults(run=_run_interactive, run_with=run)
-        verb.add_argument("--env-file", required=True)
-        verb.add_argument("--shown-as", required=True)
-        verb.add_argument("--terminal", action="store_true")
-        verb.add_argument("--yes", action="store_true")
-        if name == "setup":
-            _add_setup_options(verb)
-    verb = verbs.add_parser("doctor-container")
-    verb.set_defaults(run=_run_interactive, run_with=_doctor_container, terminal=False, yes=False)
-    verb.add_argument("name")
-    verb = verbs.add_parser("status")
-    verb.set_defaults(run=_run_interactive, run_with=_status, terminal=False, yes=False)
-    verb.add_argument("--form", choices=("words", "table", "json"), required=True)
-    verb.add_argument("names", nargs="*")
+    for name in _DIALOGS:
+        _add_dialog(verbs.add_parser(name), name)
     verbs.add_parser("online").set_defaults(run=_online)
     verb = verbs.add_parser("probe")
     verb.add_argument("--ask", action="store_true")
@@ -76,18 +64,32 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_setup_options(verb: argparse.ArgumentParser) -> None:
-    for name in ("api-base", "models-file", "port"):
-        verb.add_argument(f"--{name}", default="")
-    for name in ("model", "key-file"):
-        verb.add_argument(f"--{name}", action="append", default=[])
+def _add_dialog(verb: argparse.ArgumentParser, name: str) -> None:
+    verb.set_defaults(run=_run_dialog, verb=name, terminal=False, yes=False)
+    if name == "status":
+        verb.add_argument("--form", choices=("words", "table", "json"), required=True)
+        verb.add_argument("names", nargs="*")
+    elif name == "doctor-container":
+        verb.add_argument("name")
+    else:
+        verb.add_argument("--env-file", required=True)
+        verb.add_argument("--shown-as", required=True)
+    if name == "setup":
+        verb.add_argument("--terminal", action="store_true")
+        verb.add_argument("--yes", action="store_true")
+        for option in ("api-base", "models-file", "port"):
+            verb.add_argument(f"--{option}", default="")
+        for option in ("model", "key-file"):
+            verb.add_argument(f"--{option}", action="append", default=[])
+    if name == "plan":
+        for field in fields(PlanOptions):
+            verb.add_argument(f"--{field.name}", default="")
 
 
-def _run_interactive(options: argparse.Namespace) -> int:
+def _run_dialog(options: argparse.Namespace) -> int:
     operator = Operator(options.lang, is_terminal=options.terminal, assume_yes=options.yes)
-    run: Callable[[Operator, argparse.Namespace], int] = options.run_with
     try:
-        code = run(operator, options)
+        code = _DIALOGS[options.verb](operator, options)
     except Aborted as exc:
         code = exc.code
     operator.exit(code)
@@ -111,7 +113,24 @@ def _setup(operator: Operator, options: argparse.Namespace) -> int:
 
 
 def _check(operator: Operator, options: argparse.Namespace) -> int:
-    doctor.send_config(operator, doctor.check_file(operator, options.env_file, options.shown_as))
+    checked = doctor.check_file(operator, options.env_file, options.shown_as)
+    operator.write_file(checked.raw)
+    operator.say("check_good", options.shown_as, len(checked.settings.models))
+    return 0
+
+
+def _plan(operator: Operator, options: argparse.Namespace) -> int:
+    checked = doctor.check_file(operator, options.env_file, options.shown_as)
+    names = [field.name for field in fields(PlanOptions)]
+    try:
+        plan = make_plan(checked, PlanOptions(**{name: getattr(options, name) for name in names}))
+    except InvalidAddress as exc:
+        raise operator.abort(65, "bad_value", exc.source, exc.text) from None
+    if plan.is_local_only:
+        operator.warn("local_only")
+    for name in ("bind", "port", "memory", "pids", "stop", "digest"):
+        operator.set_fact(name, getattr(plan, name))
+    operator.write_file(plan.raw)
     return 0
 
 
@@ -139,6 +158,16 @@ def _status(operator: Operator, options: argparse.Namespace) -> int:
             for line in status.describe(one, operator.language):
                 operator.say_line(line)
     return 0 if all(one.is_healthy for one in found) else 3
+
+
+_DIALOGS: dict[str, Callable[[Operator, argparse.Namespace], int]] = {
+    "setup": _setup,
+    "check": _check,
+    "plan": _plan,
+    "doctor": _doctor,
+    "doctor-container": _doctor_container,
+    "status": _status,
+}
 
 
 def _online(options: argparse.Namespace) -> int:

@@ -1,5 +1,4 @@
-"""Whether the service would start with a configuration, and the facts that deploy.sh needs. The
-caller reads files."""
+"""Whether the service would start with a configuration. The caller reads files."""
 
 import posixpath
 from collections.abc import Callable, Mapping
@@ -14,17 +13,18 @@ from opendify.deploy.env_files import UnwritableValue, write_for_docker, write_j
 
 ReadFile = Callable[[str], str]
 
-# Set by deploy.sh: where the container listens and is published, and where the volume is mounted.
+# Set by ``plan``, and where the volume is mounted.
 _MANAGED = ("SERVER_HOST", "SERVER_PORT", "PUBLISH_ADDRESS", "DATA_DIR")
 
 
 @dataclass(frozen=True, slots=True)
 class ValidConfig:
-    """A valid configuration; ``raw`` is the file for ``docker run --env-file``."""
+    """A valid configuration: the application's settings, the values as they are in the file, and in
+    ``raw`` the file for ``docker run --env-file``."""
 
     settings: Settings
+    values: Mapping[str, str] = field(repr=False)
     raw: str = field(repr=False)
-    facts: Mapping[str, str]
 
 
 class InvalidConfig(Exception):
@@ -58,7 +58,7 @@ def check(values: Mapping[str, str], env_file: str, read_host_file: ReadFile) ->
         raise InvalidConfig(exc.problems, unwritable) from None
     if unwritable:
         raise InvalidConfig([], unwritable)
-    return ValidConfig(settings, raw, _facts(settings, found))
+    return ValidConfig(settings, found, raw)
 
 
 def resolve_path(env_file: str, path: str) -> str:
@@ -88,15 +88,3 @@ def _on_one_line(text: str) -> str:
         return write_json(parse_object(text, "entry", "{}"))
     except (InvalidValue, ValueError):
         return text.replace("\r", "").replace("\n", ",")
-
-
-def _facts(settings: Settings, found: Mapping[str, str]) -> dict[str, str]:
-    return {
-        "port": str(settings.server_port),
-        "workers": found.get("GUNICORN_WORKERS", "").strip(),
-        "threads": found.get("GUNICORN_THREADS", "").strip(),
-        "graceful": found.get("GUNICORN_GRACEFUL_TIMEOUT", "").strip(),
-        "models": str(len(settings.models)),
-        "publish": found.get("PUBLISH_ADDRESS", "").strip(),
-        "keys": "yes" if settings.accounts or settings.key_passthrough else "",
-    }

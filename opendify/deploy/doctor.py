@@ -40,13 +40,6 @@ def check_file(operator: Operator, env_file: str, shown_as: str) -> checking.Val
         raise Aborted(65) from None
 
 
-def send_config(operator: Operator, checked: checking.ValidConfig) -> None:
-    """Sends deploy.sh the file for the container engine, and the facts that it needs."""
-    for name, value in checked.facts.items():
-        operator.set_fact(name, value)
-    operator.write_file(checked.raw)
-
-
 def examine_file(operator: Operator, env_file: str, shown_as: str) -> None:
     """Reports findings about the file, and whether the service would start with it."""
     try:
@@ -61,7 +54,7 @@ def examine_file(operator: Operator, env_file: str, shown_as: str) -> None:
             operator.report_finding("bad", "d_env", "file_problem", shown_as, sentence)
     else:
         operator.report_finding("good", "d_env", "file_good", shown_as)
-        operator.set_fact("port", checked.facts["port"])
+        operator.set_fact("port", checked.settings.server_port)
 
 
 def _report_oddities(operator: Operator, text: str, shown_as: str) -> None:

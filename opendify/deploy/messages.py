@@ -5,6 +5,13 @@ import re
 LANGUAGES = ("zh", "en")
 
 MESSAGES: dict[str, tuple[str, str]] = {
+    "setup_title": ("🔧 创建环境配置文件", "🔧 Create the configuration file"),
+    "exists": ("文件 %s 已存在", "%s exists already"),
+    "ask_overwrite": ("是否覆盖? (y/N): ", "Overwrite it? (y/N): "),
+    "needs_yes": (
+        "没有终端，无法询问: 加上 --yes 表示同意",
+        "No terminal to ask on: add --yes to agree",
+    ),
     "setup_intro": ("请输入配置信息:", "Please enter the configuration:"),
     "ask_base": (
         "DIFY API 地址 (例: https://api.dify.ai/v1): ",
@@ -90,6 +97,17 @@ MESSAGES: dict[str, tuple[str, str]] = {
         "%s 的值含有各种工具读法不同的字符",
         "The value of %s contains characters that tools read differently",
     ),
+    "check_good": (
+        "✅ 配置正确: %s（%s 个模型）",
+        "✅ The configuration is good: %s (%s models)",
+    ),
+    "local_only": (
+        "没有设置 OPENDIFY_API_KEYS，所以只有本机 (127.0.0.1) 能访问。"
+        "要对外开放: 设置密钥（推荐），或加 --bind 0.0.0.0（或设 PUBLISH_ADDRESS）",
+        "OPENDIFY_API_KEYS is not set, so only this host (127.0.0.1) can connect. "
+        "To open it: set keys (best), or add --bind 0.0.0.0 (or set PUBLISH_ADDRESS)",
+    ),
+    "bad_value": ("%s 的值无效: %s", "Not a valid value for %s: %s"),
     "file_problem": ("%s: %s", "%s: %s"),
     "file_good": ("配置文件 %s", "Configuration file %s"),
     "file_crlf": (

@@ -42,6 +42,8 @@ class SetupOptions:
 
 def run_setup(operator: Operator, options: SetupOptions) -> None:
     """Makes deploy.sh write the configuration file. Raises Aborted."""
+    operator.tell("setup_title")
+    old_text = _old_text(operator, options)
     models: dict[str, Any] = {}
     if options.models_file:
         models = _models_from_file(operator, options.models_file)
@@ -54,7 +56,7 @@ def run_setup(operator: Operator, options: SetupOptions) -> None:
     base = _base(operator, options.api_base)
     if not models:
         models = _ask_for_models(operator)
-    port, other_lines = _old_file(operator, options)
+    port, other_lines = _kept(old_text, options)
     operator.write_file(_file(base, models, port, [line for _, line in other_lines]))
     _report(operator, options, models, [name for name, _ in other_lines])
 
@@ -210,13 +212,26 @@ def _read_text(operator: Operator, path: str) -> str:
         raise operator.abort(65, "not_utf8", path) from None
 
 
-def _old_file(operator: Operator, options: SetupOptions) -> tuple[int, list[tuple[str, str]]]:
-    """The port to write, and names and lines of the old file that setup does not manage."""
-    port, other_lines = DEFAULT_PORT, {}
+def _old_text(operator: Operator, options: SetupOptions) -> str:
+    """The file that is there, once the operator has agreed to overwrite it; "" if there is none."""
+    text = ""
     try:
         text = operator.read_file(options.env_file).decode(errors="surrogateescape")
+    except FileNotFoundError:
+        return ""
     except OSError:
-        text = ""
+        pass
+    operator.warn("exists", options.shown_as)
+    if not operator.is_terminal and not operator.assume_yes:
+        raise operator.abort(1, "needs_yes")
+    if not operator.confirm("ask_overwrite"):
+        raise Aborted(1)
+    return text
+
+
+def _kept(text: str, options: SetupOptions) -> tuple[int, list[tuple[str, str]]]:
+    """The port to write, and names and lines of the old file that setup does not manage."""
+    port, other_lines = DEFAULT_PORT, {}
     for found in parse_assignments(text):
         if found.name == "SERVER_PORT":
             port = _port(found.value, port)

@@ -77,13 +77,14 @@ def test_a_longer_key_is_masked_before_one_within_it() -> None:
     assert mask("app-abcdefgh-long", {"app-abcdefgh", "app-abcdefgh-long"}) == "app-…long"
 
 
-def test_a_good_configuration_and_what_the_script_has_to_know() -> None:
+def test_a_good_configuration_without_what_deploy_sh_decides() -> None:
     found = check(
         GOOD
         | {
             "SERVER_PORT": "5100",
             "SERVER_HOST": "127.0.0.1",
             "DATA_DIR": "/elsewhere",
+            "PUBLISH_ADDRESS": "0.0.0.0",
             "GUNICORN_WORKERS": "3",
             "OPENDIFY_API_KEYS": "'one,two'",
         },
@@ -94,15 +95,7 @@ def test_a_good_configuration_and_what_the_script_has_to_know() -> None:
         "GUNICORN_WORKERS": "3",
         "OPENDIFY_API_KEYS": "one,two",
     }
-    assert found.facts == {
-        "port": "5100",
-        "workers": "3",
-        "threads": "",
-        "graceful": "",
-        "publish": "",
-        "models": "1",
-        "keys": "yes",
-    }
+    assert found.settings.server_port == 5100 and found.values["OPENDIFY_API_KEYS"] == "one,two"
 
 
 @pytest.mark.parametrize(
