@@ -127,7 +127,6 @@ message no_engine '找不到 Docker。安装: https://docs.docker.com/engine/ins
 message engine_silent '%s 没有响应: %s。请执行: sudo systemctl start docker' '%s does not answer: %s. Run: sudo systemctl start docker'
 # shellcheck disable=SC2016  # the reader is to type it
 message engine_denied '没有权限使用 %s。请执行: sudo usermod -aG docker "$USER"，然后重新登录；或者用 sudo' 'No permission to use %s. Run: sudo usermod -aG docker "$USER" and log in again; or use sudo'
-message bad_engine '--engine 只能是 docker 或 podman' '--engine is docker or podman'
 message locked '另一个部署正在进行: %s（锁 %s）' 'Another deploy is running: %s (lock %s)'
 message no_image '镜像 %s 没有加载。请先加载镜像: docker load < opendify.tar.gz' 'Image %s is not loaded. Load it first: docker load < opendify.tar.gz'
 message loading '📦 加载镜像: %s' '📦 Loading the image: %s'
@@ -362,7 +361,7 @@ need_temporary() {
 # ---------------------------------------------------------------- the command line
 
 declare -A OPT=()
-declare -a WORDS=() MODELS_GIVEN=() KEY_FILES=()
+declare -a WORDS=() SETUP_OPTIONS=()
 LANGUAGE_CHOICE=zh
 
 # option:verbs it belongs to, or * for all
@@ -383,53 +382,42 @@ option_verbs() {
   return 1
 }
 
+readonly -A LONG_FORM=(['-y']=--yes ['-q']=--quiet ['-f']=--follow ['-h']=--help ['-n']=--tail)
+
+# parse_arguments WORD... -> OPT, WORDS, SETUP_OPTIONS
 parse_arguments() {
-  local word
+  local typed name
   while (($#)); do
-    word=$1
+    typed=${1%%=*} name=${LONG_FORM[${1:-_}]:-${1%%=*}}
+    name=${name#--}
+    if [[ $1 == -- ]]; then
+      WORDS+=("${@:2}")
+      return
+    elif [[ $1 != -?* ]]; then
+      WORDS+=("$1")
+    elif option_verbs "$FLAG_OPTIONS" "$name"; then
+      [[ $1 != *=* ]] || die 64 no_value "$typed"
+      OPT[$name]=1
+    elif ! option_verbs "$VALUE_OPTIONS" "$name"; then
+      die 64 unknown_option "$typed"
+    elif [[ $1 == *=* ]]; then
+      set_option "$name" "$typed" "${1#*=}"
+    else
+      [[ ${2:-} != --?* ]] || die 64 needs_value "$typed"
+      set_option "$name" "$typed" "${2:-}"
+      shift
+    fi
     shift
-    case $word in
-      --) WORDS+=("$@") && return ;;
-      -y) set_flag yes ;;
-      -q) set_flag quiet ;;
-      -f) set_flag follow ;;
-      -h) set_flag help ;;
-      -n) set_option tail -n "$@" && shift ;;
-      --*) take_option "${word#--}" "$@" && shift "$CONSUMED" ;;
-      -?*) die 64 unknown_option "$word" ;;
-      *) WORDS+=("$word") ;;
-    esac
   done
 }
 
-set_flag() { OPT[$1]=1; }
-
-# set_option NAME AS_TYPED [VALUE...]
+# set_option NAME AS_TYPED VALUE
 set_option() {
-  (($# >= 3)) && [[ -n $3 ]] || die 64 needs_value "$2"
+  [[ -n $3 ]] || die 64 needs_value "$2"
   OPT[$1]=$3
   case $1 in
-    model) MODELS_GIVEN+=("$3") ;;
-    key-file) KEY_FILES+=("$3") ;;
+    api-base | model | key-file | models-file | port) SETUP_OPTIONS+=("--$1=$3") ;;
   esac
-}
-
-# take_option NAME|NAME=VALUE [REST...] -> CONSUMED: 1 where the value was the next word
-take_option() {
-  local name=${1%%=*}
-  CONSUMED=0
-  if option_verbs "$FLAG_OPTIONS" "$name"; then
-    [[ $1 != *=* ]] || die 64 no_value "--$name"
-    set_flag "$name"
-  elif ! option_verbs "$VALUE_OPTIONS" "$name"; then
-    die 64 unknown_option "--$name"
-  elif [[ $1 == *=* ]]; then
-    set_option "$name" "--$name" "${1#*=}"
-  else
-    [[ ${2:-} != --?* ]] || die 64 needs_value "--$name"
-    set_option "$name" "--$name" "${@:2:1}"
-    CONSUMED=1
-  fi
 }
 
 # Every option given must belong to the verb.
@@ -613,8 +601,8 @@ send_file() {
 is_named() {
   local entry text=${INPUT:-} relative=${1#"$(dirname "$ENV_FILE")"/}
   [[ $1 != "$ENV_FILE" && $1 != "${OPT[models-file]:-}" ]] || return 0
-  for entry in ${KEY_FILES[@]+"${KEY_FILES[@]}"}; do
-    [[ ${entry##*=} != "$1" ]] || return 0
+  for entry in ${SETUP_OPTIONS[@]+"${SETUP_OPTIONS[@]}"}; do
+    [[ $entry != --key-file=*"=$1" ]] || return 0
   done
   [[ ! -r $ENV_FILE ]] || text=$(<"$ENV_FILE")
   [[ $text == *_FILE*"$relative"* ]]
@@ -663,20 +651,15 @@ is_port() { [[ $1 =~ ^[0-9]{1,5}$ ]] && ((10#$1 >= 1 && 10#$1 <= 65535)); }
 # ---------------------------------------------------------------- setup
 
 cmd_setup() {
-  local option arguments=()
+  local arguments=()
   [[ $ENV_FILE != - ]] || die 64 stdin_setup
   [[ ! -L $ENV_FILE ]] || die 73 is_symlink "$ENV_SHOWN"
   need_python
   new_beside_env_file
-  for option in api-base models-file port; do
-    [[ -z ${OPT[$option]:-} ]] || arguments+=("--$option=${OPT[$option]}")
-  done
-  for option in ${MODELS_GIVEN[@]+"${MODELS_GIVEN[@]}"}; do arguments+=("--model=$option"); done
-  for option in ${KEY_FILES[@]+"${KEY_FILES[@]}"}; do arguments+=("--key-file=$option"); done
   [[ ! -t 0 ]] || arguments+=(--terminal)
   [[ -z ${OPT[yes]:-} ]] || arguments+=(--yes)
-  converse setup --env-file="$ENV_FILE" --shown-as="$ENV_SHOWN" ${arguments[@]+"${arguments[@]}"} ||
-    exit "$?"
+  converse setup --env-file="$ENV_FILE" --shown-as="$ENV_SHOWN" ${arguments[@]+"${arguments[@]}"} \
+    ${SETUP_OPTIONS[@]+"${SETUP_OPTIONS[@]}"} || exit "$?"
   [[ ! -e $ENV_FILE.bak ]] || say setup_backup "$ENV_SHOWN.bak"
   say next_deploy
 }
@@ -714,7 +697,7 @@ bounded() {
 reach_engine() {
   local candidate wanted=${OPT[engine]:-${CONTAINER_ENGINE:-}} failure=''
   REFUSED='' FAILURE=''
-  [[ -z $wanted || $wanted == docker || $wanted == podman ]] || die 64 bad_engine
+  [[ -z $wanted || $wanted == docker || $wanted == podman ]] || die 64 bad_value CONTAINER_ENGINE "$wanted"
   for candidate in ${wanted:-docker podman}; do
     command -v "$candidate" >/dev/null || continue
     failure=$(bounded 30 "$candidate" ps -q 2>&1 >/dev/null) && ENGINE=$candidate && break
@@ -759,6 +742,14 @@ find_container() {
   fi
   FOUND=${OURS[$1]:-}
   [[ -n $FOUND ]]
+}
+
+# begin_change: what every verb that changes a container does first
+begin_change() {
+  take_lock
+  find_engine
+  settle_image
+  refuse_foreign
 }
 
 refuse_foreign() {
@@ -1208,15 +1199,15 @@ put_in_place() {
   change rename "$1" "$NAME" || swap_failed "$1"
 }
 
-# swap_failed CONTAINER: says why, puts the old service back and leaves
 swap_failed() {
   complain start_failed
-  last_lines "$1" 30
-  settle_back rolled_back
+  settle_back rolled_back "$1"
 }
 
-# settle_back KEY: undoes all, and leaves with the code that tells whether the service is up again
+# settle_back KEY [CONTAINER]: shows what that one logged, undoes all, and leaves with the code that
+# tells whether the service is up again
 settle_back() {
+  (($# < 2)) || last_lines "$2" 30
   roll_back
   [[ -n $WAS_RUNNING ]] || die 1 rolled_stopped
   wait_healthy "$NAME" || die 2 down
@@ -1272,11 +1263,8 @@ keep_running_image() {
 }
 
 cmd_rollback() {
-  local previous current='' status=0
-  take_lock
-  find_engine
-  settle_image
-  refuse_foreign
+  local previous current=''
+  begin_change
   heal
   find_container "$NAME-prev" || die 1 no_previous
   previous=$FOUND
@@ -1289,8 +1277,7 @@ cmd_rollback() {
   undo "$ENGINE" stop "$previous"
   change rename "$previous" "$NAME" || settle_back rollback_failed
   change start "$previous" || settle_back rollback_failed
-  wait_healthy "$previous" || status=$?
-  ((status == 0)) || { last_lines "$previous" 30 && settle_back rollback_failed; }
+  wait_healthy "$previous" || settle_back rollback_failed "$previous"
   [[ -z $current ]] || change rename "$current" "$NAME-prev"
   UNDO=()
   say rollback_done "$IMAGE"
@@ -1360,13 +1347,10 @@ cmd_logs() {
 # ---------------------------------------------------------------- stop, start, restart, remove
 
 cmd_stop() {
-  take_lock
-  find_engine
-  refuse_foreign
-  find_container "$NAME" || { say stop_absent "$NAME" && return; }
-  describe "$FOUND"
+  begin_change
   case ${CONTAINER[state]} in
     running | restarting | paused) ;;
+    absent) say stop_absent "$NAME" && return ;;
     *) say stop_already "$NAME" && return ;;
   esac
   say stopping "$NAME" "${CONTAINER[stop]}"
@@ -1379,12 +1363,10 @@ cmd_restart() { bring_up restart; }
 
 bring_up() {
   local status=0 arguments=()
-  take_lock
-  find_engine
-  refuse_foreign
+  begin_change
   heal
-  find_container "$NAME" || die 1 absent "$NAME"
-  describe "$FOUND"
+  describe_named "$NAME"
+  [[ ${CONTAINER[state]} != absent ]] || die 1 absent "$NAME"
   [[ $1 == start ]] || arguments=(-t "${CONTAINER[stop]}")
   change "$1" ${arguments[@]+"${arguments[@]}"} "$FOUND" || die 2 engine_failed "$1" "$NAME"
   wait_healthy "$FOUND" || status=$?
@@ -1394,19 +1376,14 @@ bring_up() {
 }
 
 cmd_remove() {
-  local suffix any='' data
-  take_lock
-  find_engine
-  settle_image
-  refuse_foreign
-  ! find_container "$NAME" || { any=1 && describe "$FOUND" && DATA=${CONTAINER[data]:-$DATA}; }
-  data=$DATA
-  if [[ -z $any && -z ${OPT[volumes]:-} ]]; then
+  local suffix question=ask_remove data
+  begin_change
+  data=${CONTAINER[data]:-$DATA}
+  if [[ ${CONTAINER[state]} == absent && -z ${OPT[volumes]:-} ]]; then
     say remove_absent "$NAME" && return
   fi
-  suffix=ask_remove
-  [[ -z ${OPT[volumes]:-} ]] || suffix=ask_remove_data
-  confirm 64 "$suffix" "$NAME" || exit 1
+  [[ -z ${OPT[volumes]:-} ]] || question=ask_remove_data
+  confirm 64 "$question" "$NAME" || exit 1
   for suffix in '' -next -new -prev -old; do
     find_container "$NAME$suffix" || continue
     [[ -n $suffix ]] || change stop -t "${CONTAINER[stop]}" "$FOUND" || true
@@ -1431,10 +1408,9 @@ remove_data() {
 
 # ---------------------------------------------------------------- backup and restore
 
-# settle_data: DATA as the container has it, and an image to read it with
-settle_data() {
-  settle_image
-  refuse_foreign
+# begin_data: as begin_change; DATA as the container has it, and an image to read it with
+begin_data() {
+  begin_change
   DATA=${CONTAINER[data]:-$DATA}
   [[ ${CONTAINER[state]} != absent || $DATA == /* ]] ||
     "$ENGINE" volume inspect "$DATA" >/dev/null 2>&1 || die 1 no_data "$DATA"
@@ -1449,9 +1425,7 @@ in_image() {
 }
 
 cmd_backup() {
-  take_lock
-  find_engine
-  settle_data
+  begin_data
   write_backup "${OPT[out]:-$PWD/backup-$NAME-$(date -u +%Y%m%dT%H%M%SZ).tar.gz}"
 }
 
@@ -1501,9 +1475,7 @@ cmd_restore() {
   [[ -n $file ]] || die 64 restore_usage
   check_archive "$file"
   [[ -r $file.sha256 ]] || warn no_sum "$file.sha256"
-  take_lock
-  find_engine
-  settle_data
+  begin_data
   restore_task look "$file" || die 65 restore_bad "$file" "$SAID"
   count=$SAID
   write_backup "$PWD/backup-$NAME-$(date -u +%Y%m%dT%H%M%SZ)-before-restore.tar.gz"
@@ -1514,7 +1486,6 @@ cmd_restore() {
 
 # put_data FILE: with the service stopped, if it ran
 put_data() {
-  local status=0
   WAS_RUNNING=''
   describe_named "$NAME"
   set_down "$FOUND" || die 1 engine_failed stop "$NAME"
@@ -1525,8 +1496,7 @@ put_data() {
   restore_task put "$1" || { complain restore_bad "$1" "$SAID" && settle_back restore_undone; }
   if [[ -n $WAS_RUNNING ]]; then
     change start "$WAS_RUNNING" || settle_back restore_undone
-    wait_healthy "$WAS_RUNNING" || status=$?
-    ((status == 0)) || { last_lines "$WAS_RUNNING" 30 && settle_back restore_undone; }
+    wait_healthy "$WAS_RUNNING" || settle_back restore_undone "$WAS_RUNNING"
   fi
   UNDO=()
   restore_task keep || true
