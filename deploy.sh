@@ -1313,22 +1313,18 @@ show_status() {
   converse status --form="$1" "${@:2}"
 }
 
-status_names() {
-  if [[ -z ${OPT[all]:-} ]]; then
-    printf '%s\n' "$NAME"
-  else
-    "$ENGINE" ps -a --filter label=opendify.managed=1 --format '{{.Names}} {{.Label "opendify.env"}}' |
-      awk '$1 == $2 { print $1 }' | sort
-  fi
+# Of every service; the names of trials and of versions before end otherwise.
+all_names() {
+  find_container "$NAME" || true
+  printf '%s\n' "${!OURS[@]}" | sed -E '/-(next|new|prev|old)$/d' | sort
 }
 
 cmd_status() {
-  local form=words names
+  local form=words names=$NAME
   find_engine
   settle_image
-  [[ -z ${OPT[all]:-} ]] || form=table
+  [[ -z ${OPT[all]:-} ]] || { form=table && names=$(all_names); }
   [[ -z ${OPT[json]:-} ]] || form=json
-  names=$(status_names)
   # shellcheck disable=SC2086  # one word a name
   show_status "$form" $names || exit "$?"
 }
@@ -1431,32 +1427,35 @@ cmd_backup() {
 
 # write_backup FILE
 write_backup() {
-  local file=$1 part=$1.part count source=/dev/null name=()
-  [[ -z ${OPT[dry-run]:-} ]] || { backup_plan "$file" && return; }
+  local file=$1 source=/dev/null name=()
+  if [[ -n ${OPT[dry-run]:-} ]]; then
+    printf '+ %s run --rm --volume %s:/backup:ro %s > %s\n' "$ENGINE" "$DATA" "$IMAGE_ID" "$file" >&2
+    return
+  fi
   if [[ -n ${OPT[with-config]:-} ]]; then
     [[ $ENV_FILE != - && -r $ENV_FILE ]] || die 65 no_env_file "$ENV_SHOWN"
     source=$ENV_FILE name=("--config=${ENV_FILE##*/}")
   fi
   need_temporary
   umask 077
-  { : >"$part"; } 2>/dev/null || die 73 cannot_write "$file"
-  undo rm -f "$part"
-  in_image ro backup /backup ${name[@]+"${name[@]}"} <"$source" >"$part" 2>"$TEMPORARY/said" ||
+  write_archive "$file" read_data "$source" ${name[@]+"${name[@]}"} ||
     die 1 backup_failed "$(tail -n 1 "$TEMPORARY/said")"
-  gzip -t "$part" 2>/dev/null || die 1 backup_failed gzip
-  count=$(tail -n 1 "$TEMPORARY/said")
-  finish_archive "$part" "$file"
-  UNDO=()
-  say backup_done "$file" "$count"
+  say backup_done "$file" "$(tail -n 1 "$TEMPORARY/said")"
   [[ -z ${OPT[with-config]:-} ]] || warn backup_keys
 }
 
-backup_plan() { printf '+ %s run --rm --volume %s:/backup:ro %s > %s\n' "$ENGINE" "$DATA" "$IMAGE_ID" "$1" >&2; }
+# read_data SOURCE [OPTION...]: an archive of the data; its last words are the number of files
+read_data() { in_image ro backup /backup "${@:2}" <"$1" 2>"$TEMPORARY/said"; }
 
-# finish_archive PART FILE: its sum beside it, then its name
-finish_archive() {
-  printf '%s  %s\n' "$(sum_of <"$1")" "${2##*/}" >"$2.sha256" || die 73 cannot_write "$2.sha256"
-  mv -f "$1" "$2" || die 73 cannot_write "$2"
+# write_archive FILE COMMAND...: what the command prints and its sum beside it, whole or not at all
+write_archive() {
+  local part=$1.part
+  { : >"$part"; } 2>/dev/null || die 73 cannot_write "$1"
+  undo rm -f "$part"
+  "${@:2}" >"$part" && gzip -t "$part" || return 1
+  printf '%s  %s\n' "$(sum_of <"$part")" "${1##*/}" >"$1.sha256" || die 73 cannot_write "$1.sha256"
+  mv -f "$part" "$1" || die 73 cannot_write "$1"
+  UNDO=()
 }
 
 # restore_task look|put|undo|keep [FILE] -> SAID
@@ -1510,15 +1509,12 @@ cmd_export() {
   settle_image
   image_fact '{{.Id}}' "$IMAGE" >/dev/null || die 78 build_image "$IMAGE" "$IMAGE"
   [[ -z ${OPT[dry-run]:-} ]] || { printf '+ %s save %s | gzip -n > %s\n' "$ENGINE" "$IMAGE" "$file" >&2 && return; }
-  { : >"$file.part"; } 2>/dev/null || die 73 cannot_write "$file"
-  undo rm -f "$file.part"
-  "$ENGINE" save "$IMAGE" | gzip -n >"$file.part" || die 1 export_failed "$IMAGE"
-  gzip -t "$file.part" || die 1 export_failed gzip
-  finish_archive "$file.part" "$file"
-  UNDO=()
+  write_archive "$file" save_image || die 1 export_failed "$IMAGE"
   say export_done "$file" "$(du -h "$file" | cut -f 1)"
   say export_next "${file##*/}"
 }
+
+save_image() { "$ENGINE" save "$IMAGE" | gzip -n; }
 
 # ---------------------------------------------------------------- doctor
 

@@ -173,6 +173,7 @@ def test_status_as_json(host: Host) -> None:
 
 
 def test_status_of_all(host: Host) -> None:
+    assert host.run("status", "--all").stdout.startswith("NAME")
     host.deploy()
     host.configure(GOOD.replace("59871", "59873"), ".env.staging")
     host.run("deploy", "--env-file", ".env.staging")
@@ -180,6 +181,8 @@ def test_status_of_all(host: Host) -> None:
     host.run("deploy")
     lines = host.run("status", "--all").stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["NAME", "opendify", "opendify-staging"]
+    objects = host.run("status", "--all", "--json").stdout.splitlines()
+    assert [json.loads(line)["image"] for line in objects] == [NEW, OLD]
 
 
 def test_logs_end_in_a_pipe(host: Host) -> None:
