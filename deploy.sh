@@ -480,14 +480,14 @@ derive_name() {
 
 # ---------------------------------------------------------------- Python
 
-# What is parsing or protocol is done by opendify/deploy, which is in the image.
+# What is no call of the engine, and can wait for the image, is done by opendify/deploy in it.
 readonly SEALED=(--rm -i --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges)
 readonly DEPLOY=(python -m opendify.deploy)
 declare -a PYTHON=()
 declare -A FACT=()
 
-# find_python -> PYTHON: the image that would run; where it is not loaded, a checkout beside this
-# script. One without its packages is none.
+# find_python -> PYTHON: the image that would run, or that runs; where none is loaded, a checkout
+# beside this script. One without its packages is none.
 find_python() {
   local candidate
   if [[ -n $ENGINE ]] && find_loaded_image; then
@@ -602,7 +602,7 @@ is_named() {
   local entry text=${INPUT:-} relative=${1#"$(dirname "$ENV_FILE")"/}
   [[ $1 != "$ENV_FILE" && $1 != "${OPT[models-file]:-}" ]] || return 0
   for entry in ${SETUP_OPTIONS[@]+"${SETUP_OPTIONS[@]}"}; do
-    [[ $entry != --key-file=*"=$1" ]] || return 0
+    [[ $entry != --key-file=* || ${entry##*=} != "$1" ]] || return 0
   done
   [[ ! -r $ENV_FILE ]] || text=$(<"$ENV_FILE")
   [[ $text == *_FILE*"$relative"* ]]
