@@ -269,6 +269,8 @@ confirm() {
   [[ $answer == [yY] || $answer == [yY][eE][sS] ]]
 }
 
+now() { date -u +%Y-%m-%dT%H:%M:%SZ; }
+
 show_help() { sed -n "s/^#$LANGUAGE_CHOICE \{0,1\}//p" "$SCRIPT"; }
 
 # json_quote TEXT -> REPLY: a JSON string; control characters become blanks
@@ -506,7 +508,7 @@ find_python() {
 # For verbs that begin without an image: one beside this script is loaded. Else says why nothing
 # can be checked, and leaves.
 need_python() {
-  ! reach_engine || settle_image
+  ! reach_engine || settle_options
   if find_python; then
     [[ -n $IMAGE_ID ]] || warn check_unseen
     return 0
@@ -748,7 +750,7 @@ find_container() {
 begin_change() {
   take_lock
   find_engine
-  settle_image
+  settle_options
   refuse_foreign
 }
 
@@ -856,10 +858,8 @@ take_lock() {
     take_folder_lock "$base.d"
     exec 9>"$base.d/holder"
   fi
-  describe_holder >&9
+  printf 'pid %s, %s          \n' "$$" "$(now)" >&9
 }
-
-describe_holder() { printf 'pid %s, %s          \n' "$$" "$(date -u +%Y-%m-%dT%H:%M:%SZ)"; }
 
 take_folder_lock() {
   local holder=''
@@ -945,7 +945,7 @@ remember() {
   [[ -z $REPLY ]] || KEPT+=" --$1 $REPLY"
 }
 
-# settle_options VERB -> SETTING, IMAGE, DATA: from the options, else from the last deploy
+# settle_options [deploy] -> SETTING, IMAGE, DATA: from the options, else from the last deploy
 settle_options() {
   local option
   KEPT='' OPTIONS=''
@@ -953,18 +953,12 @@ settle_options() {
   for option in bind image data memory cpus network port; do
     REPLY=${OPT[$option]:-}
     # A deploy takes the port from the configuration file again.
-    [[ -n $REPLY || $option/$1 == port/deploy ]] || remember "$option"
+    [[ -n $REPLY || $option/${1:-} == port/deploy ]] || remember "$option"
     SETTING[$option]=$REPLY
     OPTIONS+=${REPLY:+${OPTIONS:+ }$option=$REPLY}
   done
   IMAGE=${SETTING[image]:-opendify:latest}
   DATA=${SETTING[data]:-${NAME}_data}
-}
-
-# For the verbs that only look
-settle_image() {
-  settle_options update
-  KEPT=''
 }
 
 # plan -> FACT: address, port and limits of the container, known before anything is touched
@@ -1008,7 +1002,7 @@ service_settings() {
     --volume "$DATA:/app/data" --volume "${NAME}_logs:/app/logs"
     --label "opendify.config-sha256=${FACT[digest]}" --label "opendify.options=$OPTIONS"
     --label "opendify.address=$address"
-    --label "opendify.deployed-at=$(date -u +%Y-%m-%dT%H:%M:%SZ)"
+    --label "opendify.deployed-at=$(now)"
   )
   [[ $network == host ]] || SETTINGS+=(--publish "$address:$CONTAINER_PORT")
   [[ -z $network ]] || SETTINGS+=(--network "$network")
@@ -1063,8 +1057,8 @@ check_online() {
   local status=0
   [[ -n $IMAGE_ID ]] || { find_engine && refuse_image; }
   tell online_title
-  "$ENGINE" run "${SEALED[@]}" ${SETTING[network]:+--network "${SETTING[network]}"} --env-file "$RAW" "$IMAGE_ID" \
-    "${DEPLOY[@]}" --lang "$LANGUAGE_CHOICE" online || status=$?
+  "$ENGINE" run "${SEALED[@]}" ${SETTING[network]:+--network "${SETTING[network]}"} \
+    --env-file "$RAW" "$IMAGE_ID" "${DEPLOY[@]}" --lang "$LANGUAGE_CHOICE" online || status=$?
   ((status == 0)) && return
   ((status == 65)) || status=1
   die "$status" online_failed
@@ -1232,7 +1226,7 @@ cmd_update() {
   local archive=${OPT[from]:-}
   take_lock
   find_engine
-  settle_options update
+  settle_options
   if [[ -z $archive && -f $HERE/opendify.tar.gz ]]; then
     archive=$HERE/opendify.tar.gz
   fi
@@ -1243,19 +1237,17 @@ cmd_update() {
     load_archive "$archive"
   else
     find_image
-    ! runs_image "$IMAGE_ID" || { say nothing_to_update && return; }
+    [[ ${CONTAINER[image]} != "$IMAGE_ID" ]] || { say nothing_to_update && return; }
   fi
   check_and_deploy
 }
 
-runs_image() { find_container "$NAME" && [[ $(inspect '{{.Image}}' "$FOUND") == "$1" ]]; }
-
 # Loading takes the name away from the running image: it gets one of its own, and the name back
 # if the new image turns out to be bad.
 keep_running_image() {
-  local running named
+  local running=${CONTAINER[image]} named
   named=$(image_fact '{{.Id}}' "$IMAGE") || named=''
-  if find_container "$NAME" && running=$(inspect '{{.Image}}' "$FOUND"); then
+  if [[ -n $running ]]; then
     REPLY=${running#sha256:}
     change tag "$running" "$(repository):prev-${REPLY:0:12}"
   fi
@@ -1322,7 +1314,7 @@ all_names() {
 cmd_status() {
   local form=words names=$NAME
   find_engine
-  settle_image
+  settle_options
   [[ -z ${OPT[all]:-} ]] || { form=table && names=$(all_names); }
   [[ -z ${OPT[json]:-} ]] || form=json
   # shellcheck disable=SC2086  # one word a name
@@ -1422,8 +1414,10 @@ in_image() {
 
 cmd_backup() {
   begin_data
-  write_backup "${OPT[out]:-$PWD/backup-$NAME-$(date -u +%Y%m%dT%H%M%SZ).tar.gz}"
+  write_backup "${OPT[out]:-$(backup_name).tar.gz}"
 }
+
+backup_name() { printf '%s/backup-%s-%s' "$PWD" "$NAME" "$(date -u +%Y%m%dT%H%M%SZ)"; }
 
 # write_backup FILE
 write_backup() {
@@ -1467,8 +1461,6 @@ restore_task() {
   return 1
 }
 
-undo_restore() { restore_task undo; }
-
 cmd_restore() {
   local file=${WORDS[1]:-} count
   [[ -n $file ]] || die 64 restore_usage
@@ -1477,7 +1469,7 @@ cmd_restore() {
   begin_data
   restore_task look "$file" || die 65 restore_bad "$file" "$SAID"
   count=$SAID
-  write_backup "$PWD/backup-$NAME-$(date -u +%Y%m%dT%H%M%SZ)-before-restore.tar.gz"
+  write_backup "$(backup_name)-before-restore.tar.gz"
   [[ -z ${OPT[dry-run]:-} ]] || return 0
   put_data "$file"
   say restore_done "$file" "$count"
@@ -1488,7 +1480,7 @@ put_data() {
   WAS_RUNNING=''
   describe_named "$NAME"
   set_down "$FOUND" || die 1 engine_failed stop "$NAME"
-  undo undo_restore
+  undo restore_task undo
   if [[ -n $WAS_RUNNING ]]; then
     undo "$ENGINE" stop -t "${CONTAINER[stop]}" "$WAS_RUNNING"
   fi
@@ -1506,9 +1498,12 @@ put_data() {
 cmd_export() {
   local file=${OPT[out]:-$PWD/opendify.tar.gz}
   find_engine
-  settle_image
+  settle_options
   image_fact '{{.Id}}' "$IMAGE" >/dev/null || die 78 build_image "$IMAGE" "$IMAGE"
-  [[ -z ${OPT[dry-run]:-} ]] || { printf '+ %s save %s | gzip -n > %s\n' "$ENGINE" "$IMAGE" "$file" >&2 && return; }
+  if [[ -n ${OPT[dry-run]:-} ]]; then
+    printf '+ %s save %s | gzip -n > %s\n' "$ENGINE" "$IMAGE" "$file" >&2
+    return
+  fi
   write_archive "$file" save_image || die 1 export_failed "$IMAGE"
   say export_done "$file" "$(du -h "$file" | cut -f 1)"
   say export_next "${file##*/}"
@@ -1545,7 +1540,7 @@ add_finding() {
 cmd_doctor() {
   FINDINGS=''
   [[ -n ${OPT[json]:-} ]] || tell doctor_title "$NAME"
-  ! reach_engine || settle_image
+  ! reach_engine || settle_options
   doctor_host
   doctor_env_file
   doctor_files
@@ -1555,13 +1550,11 @@ cmd_doctor() {
     doctor_port
     doctor_container
   else
-    add_finding bad "engine_silent $(doctor_refusal)"
+    add_finding bad "engine_silent $(refuse_engine 2>&1 | sed 's/^❌ //')"
   fi
   [[ -z ${OPT[json]:-} ]] || printf '[%s]\n' "$FINDINGS"
   ((FAULTS == 0)) || exit 1
 }
-
-doctor_refusal() { (refuse_engine) 2>&1 | sed 's/^❌ //' || true; }
 
 doctor_host() {
   local locale=${LC_ALL:-${LC_CTYPE:-${LANG:-}}} synchronised
@@ -1573,9 +1566,9 @@ doctor_host() {
   fi
   synchronised=$(timedatectl show -p NTPSynchronized --value 2>/dev/null) || synchronised=''
   if [[ $synchronised == no || $(date +%Y) -lt 2025 ]]; then
-    finding warn d_clock_bad "$(date -u +%Y-%m-%dT%H:%M:%SZ)"
+    finding warn d_clock_bad "$(now)"
   else
-    finding good d_clock "$(date -u +%Y-%m-%dT%H:%M:%SZ)"
+    finding good d_clock "$(now)"
   fi
 }
 
