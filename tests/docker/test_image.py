@@ -66,7 +66,8 @@ def test_it_holds_the_application_and_nothing_else(image: str) -> None:
 def test_deploy_sh_finds_its_python_in_it(image: str) -> None:
     sealed = ["--network", "none", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL"]
     said = docker("run", "--rm", *sealed, image, "python", "-m", "opendify.deploy", "--help")
-    for verb in ("setup", "check", "doctor", "online", "probe", "mask", "backup", "restore"):
+    dialogs = ("setup", "check", "plan", "doctor", "status")
+    for verb in (*dialogs, "online", "probe", "mask", "backup", "restore"):
         assert verb in said
 
 
