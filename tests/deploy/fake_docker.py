@@ -4,10 +4,11 @@ What is on PATH as `docker` is four lines of bash that tell this process who cal
 the call, and where its input and output go, are read from /proc. It knows the commands and the
 formats that deploy.sh uses, fails loudly for any other, and behaves as `state["behaviour"]` says:
 by image id, how a container of it does as a trial and as a service. `python -m opendify.deploy`
-runs for real: in `run` on the volume's folder, in `exec` beside a service that answers as
-`state["api"]` says.
+runs for real (see `package_server.py`): in `run` on the volume's folder, in `exec` beside a service
+that answers as `state["api"]` says.
 """
 
+import atexit
 import gzip
 import json
 import os
@@ -18,6 +19,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,40 @@ def fresh_state() -> State:
 
 class Ended(Exception):
     """The call is over, with this exit code."""
+
+
+class PackageServer:
+    """``python -m opendify.deploy``, without starting Python for each run."""
+
+    def __init__(self) -> None:
+        self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            program = Path(__file__).with_name("package_server.py")
+            self._process = subprocess.Popen(
+                [sys.executable, str(program)], stdin=theirs, env={"PYTHONPATH": str(ROOT)}
+            )
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        self._requests.close()
+        self._process.wait()
+
+    def run(
+        self, arguments: Words, environment: dict[str, str], folder: Path, files: list[int]
+    ) -> int:
+        """The exit code. ``files`` are what the run has as standard input, output and error."""
+        request = {"arguments": arguments, "environment": environment, "folder": str(folder)}
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                message = json.dumps(request).encode()
+                socket.send_fds(self._requests, [message], [*files, theirs.fileno()])
+            return int(ours.recv(20) or 137)  # it was killed
+
+
+@cache
+def package_server() -> PackageServer:
+    return PackageServer()
 
 
 class Call(threading.local):
@@ -408,24 +444,21 @@ def run_package(state, options, words):
 def run_real(words, environment, folder):
     if words[:3] != PACKAGE:
         fail(f"fake docker does not run {words}", 99)
-    program = [sys.executable, *words[1:]]
-    if instead := call.state["instead"]:
-        program = ["bash", "-c", instead]
+    environment |= {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     own = f"/proc/{call.pid}/fd"
     with (
         open(f"{own}/{STDIN}", "rb") as put,
         open(f"{own}/{STDOUT}", "ab") as got,
         open(f"{own}/{STDERR}", "ab") as bad,
     ):
-        done = subprocess.run(
-            program,
-            cwd=folder,
-            env=environment | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
-            stdin=put,
-            stdout=got,
-            stderr=bad,
-        )
-    raise Ended(done.returncode)
+        if instead := call.state["instead"]:
+            program = ["bash", "-c", instead]
+            done = subprocess.run(
+                program, cwd=folder, env=environment, stdin=put, stdout=got, stderr=bad
+            )
+            raise Ended(done.returncode)
+        files = [put.fileno(), got.fileno(), bad.fileno()]
+        raise Ended(package_server().run(words[3:], environment, folder, files))
 
 
 def command_start(state, words):
