@@ -200,7 +200,8 @@ def test_a_caller_that_is_too_slow_has_its_line(dify: FakeDify, tmp_path: Path) 
         "MODEL_CONFIG": '{"tiny":"app-k"}',
         "GUNICORN_WORKERS": "1",
     }
-    with running(tmp_path, settings) as service:
+    worker = "tests.support.impatient_worker.ImpatientWorker"
+    with running(tmp_path, settings, "--worker-class", worker) as service:
         with socket.create_connection(address(service), timeout=60) as caller:
             caller.sendall(b"GET / HT")
             assert b"HTTP/1.1 408" in receive_all(caller)

@@ -12,7 +12,7 @@ from opendify.worker.gunicorn_api import Config, TConn
 from opendify.worker.head import RequestHead, parse_head
 from opendify.worker.request_buffer import RequestBuffer, Stage
 
-_HEAD_TIMEOUT = 15.0
+HEAD_TIMEOUT = 15.0
 # A body must not pause for longer than the idle timeout. After the grace period it must have
 # arrived at the minimum rate on average, and however large it is, within the last of these.
 _BODY_IDLE_TIMEOUT = 30.0
@@ -39,7 +39,7 @@ class Connection(TConn):
     """``phase``, ``since`` (its start) and ``deadline`` are for the main loop, while the connection
     has no thread; both times are of ``time.monotonic``. ``max_body_bytes`` and ``temp_dir`` are
     those of a RequestBuffer; ``accepts_body`` tells for a request whose body has not arrived
-    whether to receive it.
+    whether to receive it. ``head_timeout`` is how many seconds a head may take.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class Connection(TConn):
         max_body_bytes: int,
         temp_dir: str | None,
         accepts_body: Callable[["Connection", RequestHead], bool],
+        head_timeout: float = HEAD_TIMEOUT,
     ) -> None:
         super().__init__(cfg, sock, client, server)
         self.initialized = True  # the thread must not make a parser
@@ -58,8 +59,9 @@ class Connection(TConn):
         self._max_body_bytes = max_body_bytes
         self._temp_dir = temp_dir
         self._accepts_body = accepts_body
+        self._head_timeout = head_timeout
         self.buffer = self._new_buffer()
-        self._enter(Phase.SENDING, time.monotonic(), _HEAD_TIMEOUT)
+        self._enter(Phase.SENDING, time.monotonic(), head_timeout)
 
     @property
     def client_ip(self) -> str:
@@ -90,7 +92,7 @@ class Connection(TConn):
         """Buffers received data, and updates the deadline for more. Raises OSError, and Gunicorn's
         ParseException for what is no valid request."""
         if self.phase is Phase.IDLE:
-            self._enter(Phase.SENDING, now, _HEAD_TIMEOUT)
+            self._enter(Phase.SENDING, now, self._head_timeout)
         was_receiving_body = self.is_receiving_body
         self.buffer.feed(data)
         if self.is_receiving_body and not was_receiving_body:

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any, ClassVar
 
 from opendify.worker import error_responses, os_limits
-from opendify.worker.connection import Connection
+from opendify.worker.connection import HEAD_TIMEOUT, Connection
 from opendify.worker.connection_set import PendingConnections
 from opendify.worker.gunicorn_api import (
     Config,
@@ -59,11 +59,13 @@ class Worker(ThreadWorker):
     """Serves plain HTTP/1; for anything else (TLS, HTTP/2, uWSGI, the PROXY protocol), creating one
     gives Gunicorn's own threaded worker.
 
-    ``worker_connections`` minus ``threads`` connections may wait without a thread.
+    ``worker_connections`` minus ``threads`` connections may wait without a thread. The head of a
+    request may take ``head_timeout`` seconds.
     """
 
     poller: selectors.BaseSelector
     tpool: ThreadPool
+    head_timeout: ClassVar[float] = HEAD_TIMEOUT
     _recycling_lock: ClassVar[ExclusiveLock | None] = None
     _shared_scoreboard: ClassVar[Scoreboard | None] = None
 
@@ -215,7 +217,14 @@ class Worker(ThreadWorker):
         server, temp_dir = self._server_addresses[listener], self.cfg.worker_tmp_dir
         try:
             conn = Connection(
-                self.cfg, sock, client, server, self._max_body_bytes, temp_dir, self._accepts_body
+                self.cfg,
+                sock,
+                client,
+                server,
+                self._max_body_bytes,
+                temp_dir,
+                self._accepts_body,
+                self.head_timeout,
             )
         except OSError:  # closed by the client meanwhile
             sock.close()

@@ -757,7 +757,7 @@ DEFECTS = [
         _BAD,
         "A head may take for ever",
         f"{_CALLERS}::test_a_caller_that_never_finishes_is_hung_up_on",
-        "opendify.worker.connection:_HEAD_TIMEOUT",
+        "opendify.worker.connection:HEAD_TIMEOUT",
         Constant(15.0, 600.0),
     ),
     Defect(
