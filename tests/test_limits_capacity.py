@@ -112,7 +112,7 @@ def assert_is_full(service: Service, message: str) -> None:
         assert int(refused.headers["Retry-After"]) > 0
         assert refused.headers["x-should-retry"] == "true"
     for path in ("/healthz", "/v1/models"):
-        assert httpx.get(service.url + path, trust_env=False, timeout=5).status_code == 200
+        assert httpx.get(service.url + path, trust_env=False, timeout=20).status_code == 200
     assert time.monotonic() - begun_at < 5
 
 

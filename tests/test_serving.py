@@ -19,11 +19,11 @@ import pytest
 
 from tests.support.service import Service, running
 from tests.support.serving_app import digest
-from tests.support.waiting import wait_for
+from tests.support.waiting import wait_for, wait_for_value
 
 WORKER = os.environ.get("WORKER_CLASS", "opendify.worker.worker.Worker")
 # Far above what anything here takes, far below what it takes when it waits for something slow.
-SOON = 5.0
+SOON = 20.0
 
 
 class Serve:
@@ -118,13 +118,13 @@ def worker_of(stream: socket.socket) -> int:
 
 def test_no_stream_waits_while_another_worker_has_a_thread_for_it(serve: Serve) -> None:
     service = serve(3, 4)
-    for _ in range(3):
+    for count in (12, 24, 36):
         streams = [serve.send(service, get("/stream?seconds=60")) for _ in range(12)]
         started = begun(streams)
         for stream in streams:
             stream.close()
         assert len(started) == 12
-        time.sleep(1.2)  # the application notices at its next token
+        wait_for_value(lambda: service.output().count("closed stream"), count)
 
 
 def begun(streams: list[socket.socket], seconds: float = SOON) -> list[socket.socket]:

@@ -539,7 +539,7 @@ def test_an_answer_without_a_body_is_not_waited_for(
 ) -> None:
     dify.answer = lambda request: [said]
     for _ in range(2):
-        assert http.request(method, f"{dify.base}/x", timeout=5).content == b""
+        assert http.request(method, f"{dify.base}/x", timeout=20).content == b""
     assert dify.connections == 1
 
 
@@ -698,7 +698,7 @@ def test_a_response_that_is_not_read_gives_its_connection_up(
     dify: FakeDify, http: PooledClient, pool: ConnectionPool
 ) -> None:
     dify.answer = lambda r: [head(200, "Content-Length: 9") + b"x", FOREVER]
-    with http.stream("GET", f"{dify.base}/x", timeout=5) as response:
+    with http.stream("GET", f"{dify.base}/x", timeout=20) as response:
         assert response.status_code == 200
     assert pool.count == 0
 
@@ -732,7 +732,7 @@ def test_who_waits_for_a_connection_gets_the_next_that_is_free(
         said = [head(200, "Content-Length: 2") + b"{}"]
         answers = [said if is_whole else [said[0][:-1], FOREVER], said]
         dify.answer = lambda r: answers.pop(0)
-        with http.stream("GET", f"{dify.base}/x", timeout=5) as response:
+        with http.stream("GET", f"{dify.base}/x", timeout=20) as response:
             found: list[bytes] = []
             waiting = threading.Thread(
                 target=lambda: found.append(http.get(f"{dify.base}/y", timeout=10).content)
