@@ -18,4 +18,6 @@ ruff check .
 ruff format --check .
 mypy
 shellcheck --external-sources ./*.sh scripts/*.sh tests/*.sh .ci/run bench/run
+# Each of the processes would compile all tests anew.
+unset PYTHONDONTWRITEBYTECODE
 python -m pytest --numprocesses auto --dist worksteal "$@"
