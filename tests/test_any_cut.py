@@ -22,7 +22,7 @@ from tests.support.fake_dify import CLOSE, LAST_CHUNK, STREAM_HEAD, FakeDify, St
 from tests.support.profiles import examples
 from tests.support.stepping import Packets, looped
 from tests.support.streams import read_stream
-from tests.test_recorded_answers import NAMES, mode_of
+from tests.test_recorded_responses import NAMES, mode_of
 
 STREAMS = [name for name in NAMES if recording(name).is_stream]
 UUID = "0ccfe981-f968-4678-80ae-335266227dac"

@@ -23,7 +23,7 @@ from opendify.upstream.transport.transport import PooledClient, PooledTransport
 from tests.support.fake_dify import LAST_CHUNK, STREAM_HEAD, chunk
 from tests.support.profiles import examples
 from tests.test_any_cut import BODIES, KINDS, Body
-from tests.test_recorded_answers import mode_of
+from tests.test_recorded_responses import mode_of
 
 META = ResponseMeta("1", 1, "m")
 CLIENT = DifyClient(PooledClient(PooledTransport(httpx.Limits()), trust_env=False), 2.0)

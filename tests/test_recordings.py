@@ -24,7 +24,7 @@ from tests.support.fake_dify import (
     replayed,
 )
 from tests.support.streams import Streamed, read_stream
-from tests.test_recorded_answers import ROWS
+from tests.test_recorded_responses import ROWS
 
 NAMES = recorded_streams()
 FINE = [name for name in NAMES if ROWS[name]["whole"] == 200]

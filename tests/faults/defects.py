@@ -47,7 +47,7 @@ _CAPACITY = "tests/faults/test_capacity.py"
 _WAITING = "tests/faults/test_waiting.py"
 _OF_THE_LOOP = "tests/test_stream_loop.py"
 _OF_TRANSPORT = "tests/test_transport.py"
-_OF_PLACES = "tests/faults/test_places.py"
+_OF_PLACES = "tests/faults/test_permits.py"
 _OF_OWNERS = "tests/test_chats_owned.py"
 _OF_ORIGINS = "tests/test_middleware_origins.py"
 
