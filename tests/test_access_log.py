@@ -106,9 +106,7 @@ def test_a_line_is_that_of_gunicorn_with_escapes(
         ("", ""),
     ],
 )
-def test_of_the_page_a_caller_comes_from_only_its_place_is_shown(
-    log: Log, page: str, shown: str
-) -> None:
+def test_a_referer_is_logged_without_what_may_be_secret(log: Log, page: str, shown: str) -> None:
     log.cfg.set("access_log_format", "%(f)s")
     log.setup(log.cfg)
     environ = dict.fromkeys(NEEDED, "") | {"HTTP_REFERER": page}

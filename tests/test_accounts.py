@@ -107,7 +107,7 @@ def test_what_is_wrong_is_named_and_shows_no_key(keys: Any, problem: str) -> Non
     assert "secret" not in found
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     found = problems(lambda: loaded({"a": {"keys": "k", "models": ["x"]}, "b": []}, LOG_LEVEL="?"))
     assert len(found) == 3
 
@@ -185,7 +185,7 @@ def test_a_secret_that_is_missing_is_not_one_that_is_not_wanted(
     assert problem in found
 
 
-def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
+def test_a_folder_where_a_file_should_be_is_named(tmp_path: Path) -> None:
     (found,) = problems(
         lambda: load_settings({**GOOD, "OPENDIFY_API_KEYS_FILE": str(tmp_path)}, read_file)
     )

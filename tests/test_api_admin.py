@@ -297,7 +297,7 @@ class TestWhileTheStoreIsAway:
         store.close()
 
     @pytest.mark.parametrize(("method", "path", "body", "single"), REQUESTS)
-    def test_nothing_is_told_to_be_unknown_or_done(
+    def test_nothing_is_reported_as_unknown_or_done(
         self, api: FlaskClient, method: str, path: str, body: Any, single: bool
     ) -> None:
         if path.endswith("limit="):

@@ -65,7 +65,7 @@ def test_a_long_break_of_a_mobile_line_is_borne() -> None:
     assert reader.pieces == 400
 
 
-def test_a_server_that_tells_no_socket_is_not_waited_for() -> None:
+def test_a_server_that_offers_no_socket_is_not_waited_for() -> None:
     def pieces() -> Iterator[bytes]:
         yield from [PIECE, PIECE]
 

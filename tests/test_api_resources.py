@@ -59,7 +59,7 @@ def start(*arguments: Any) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
-def test_all_is_given_back_once_when_the_body_is_closed(name: str, method: str) -> None:
+def test_everything_is_released_once_when_the_body_is_closed(name: str, method: str) -> None:
     held = Held()
     for is_iterated in (True, False):
         held.given_back.clear()
@@ -74,7 +74,7 @@ def test_all_is_given_back_once_when_the_body_is_closed(name: str, method: str) 
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_body_that_is_left_in_the_middle_gives_all_back(name: str) -> None:
+def test_a_body_that_is_closed_in_the_middle_releases_everything(name: str) -> None:
     held = Held()
     body = held.called(name, start)
     next(iter(body), None)
@@ -83,7 +83,7 @@ def test_a_body_that_is_left_in_the_middle_gives_all_back(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_head_that_cannot_be_sent_gives_all_back(name: str) -> None:
+def test_a_head_that_cannot_be_sent_releases_everything(name: str) -> None:
     def failing_start(*arguments: Any) -> None:
         raise ConnectionResetError
 
@@ -93,7 +93,7 @@ def test_a_head_that_cannot_be_sent_gives_all_back(name: str) -> None:
     assert held.given_back == ALL
 
 
-def test_a_route_that_raises_gives_all_back() -> None:
+def test_a_route_that_raises_releases_everything() -> None:
     held = Held()
     with pytest.raises(SystemExit):
         held.called("raises", start)
@@ -119,7 +119,7 @@ def test_what_cannot_be_closed_keeps_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("name", ["whole", "generated", "passed through"])
-def test_a_place_is_free_before_the_last_bytes_but_not_earlier(name: str) -> None:
+def test_a_permit_is_released_before_the_last_bytes_but_not_earlier(name: str) -> None:
     held = Held()
     pieces = [(list(held.given_back), piece) for piece in held.called(name, start)]
     assert all(piece for _, piece in pieces)
@@ -127,7 +127,7 @@ def test_a_place_is_free_before_the_last_bytes_but_not_earlier(name: str) -> Non
     assert len(pieces[-1][1]) <= MAX_LAST_BYTES
 
 
-def test_a_caller_who_does_not_read_keeps_its_place_to_the_end() -> None:
+def test_a_caller_who_does_not_read_keeps_its_permit_to_the_end() -> None:
     held = Held()
     ours, callers = socket.socketpair()
     with ours, callers:

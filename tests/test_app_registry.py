@@ -243,7 +243,7 @@ def test_a_form_that_was_changed_in_dify_does_not_refuse_for_long(
     assert answered.status_code == 200, answered.json
 
 
-def test_the_list_of_models_tells_what_is_known_and_never_waits(
+def test_the_list_of_models_has_what_is_known_and_never_waits(
     dify: FakeDify, api: FlaskClient
 ) -> None:
     dify.tells_of_its_app = True

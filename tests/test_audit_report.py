@@ -42,7 +42,7 @@ def test_what_was_found_decides(
 
 
 @pytest.mark.parametrize("report", [None, ""])
-def test_without_the_network_it_says_so_and_fails_nothing(
+def test_without_the_network_it_reports_that_and_fails_nothing(
     tmp_path: Path, report: str | None
 ) -> None:
     code, told = audited(tmp_path, report, "could not connect")

@@ -240,7 +240,7 @@ def test_what_is_for_admins(
             assert found == expected, path
 
 
-def test_an_ordinary_key_is_told_that_it_is_not_an_admins(
+def test_an_ordinary_key_is_refused_as_not_an_admins(
     http: httpx.Client, models: dict[str, Model], tmp_path: Path
 ) -> None:
     for admin, code in (("admin", "admin_key_needed"), ("", "admin_keys_not_set")):
@@ -274,7 +274,7 @@ def test_an_admin_key_opens_everything(
         ("key", "0.0.0.0", False),
     ],
 )
-def test_an_open_door_is_told_once(
+def test_endpoints_without_keys_are_warned_about_once(
     caplog: pytest.LogCaptureFixture, keys: str, host: str, warned: bool
 ) -> None:
     accounts = (Account(parse_keys(keys)),) if keys else ()

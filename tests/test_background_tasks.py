@@ -231,7 +231,7 @@ def test_a_merged_answer_comes_from_the_model_itself_where_the_helper_is_not_the
     assert run_by_helper(dify, models) == [False]
 
 
-def test_a_task_takes_a_place_of_the_model_that_answers_it_and_counts_for_its_caller(
+def test_a_task_takes_a_permit_of_the_model_that_answers_it_and_counts_for_its_caller(
     served: FlaskClient, dify: FakeDify, models: dict[str, Model], talking: TalkingDify
 ) -> None:
     arrived, may_go_on = threading.Event(), threading.Event()
@@ -530,7 +530,7 @@ def test_the_recorded_sessions_leave_no_task_in_any_conversation(
     assert not any("temp one" in query for query in heard)
 
 
-def test_a_caller_that_leaves_a_temporary_chat_before_the_first_word_leaves_nothing(
+def test_a_temporary_chat_left_before_the_first_token_is_deleted_in_dify(
     tmp_path: Path, dify: FakeDify, talking: TalkingDify
 ) -> None:
     talking.before = lambda query: [1.5]
@@ -543,7 +543,7 @@ def test_a_caller_that_leaves_a_temporary_chat_before_the_first_word_leaves_noth
         assert mappings(started) == 0
 
 
-def test_a_caller_that_leaves_a_task_leaves_nothing(
+def test_a_task_whose_caller_left_is_deleted_in_dify(
     tmp_path: Path, dify: FakeDify, talking: TalkingDify
 ) -> None:
     talking.say = lambda query: [30.0]
@@ -564,7 +564,7 @@ def test_a_caller_that_leaves_is_no_longer_waited_for(
         wait_for(lambda: ended in started.output(), seconds=4)
 
 
-def test_only_people_whom_open_webui_vouches_for_are_served(
+def test_only_users_with_a_token_of_open_webui_are_served(
     tmp_path: Path, dify: FakeDify, talking: TalkingDify
 ) -> None:
     with service(tmp_path, dify, OPENWEBUI_JWT_SECRET=SECRET) as started:

@@ -323,7 +323,7 @@ class Talks(RuleBasedStateMachine):
         self.say(talk, "a", True, 0)
 
     @invariant()
-    def every_turn_has_arrived_where_its_history_was_heard(self) -> None:
+    def every_turn_went_to_the_conversation_that_has_its_history(self) -> None:
         for arrival in self.memory.arrivals[self.seen :]:
             expected = self.expected.get(arrival.trace)
             if expected is None:
@@ -435,7 +435,7 @@ def at_once(actions: list[Callable[[], object]]) -> None:
         pytest.param("redis", 50, 50, marks=pytest.mark.long),
     ],
 )
-def test_every_turn_arrives_where_its_history_was_heard(
+def test_every_turn_goes_to_the_conversation_that_has_its_history(
     http: httpx.Client,
     kind: str,
     examples: int,

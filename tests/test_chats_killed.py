@@ -83,7 +83,7 @@ def kill(service: Service) -> None:
         os.kill(random.choice(service.workers()), signal.SIGKILL)
 
 
-def test_workers_that_are_killed_leave_every_chat_where_its_history_was_heard(
+def test_killed_workers_leave_every_chat_in_the_conversation_that_has_its_history(
     tmp_path: Path, dify: FakeDify, memory: RememberingDify
 ) -> None:
     variables = free_variables(dify.base, GUNICORN_WORKERS="2", DIFY_READ_TIMEOUT="5")

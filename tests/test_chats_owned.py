@@ -132,7 +132,7 @@ def test_the_user_may_be_named_by_a_header_too(api: FlaskClient, polite: Remembe
     assert {ask_for_the_secret(api, said("Hi", "Hello!", *POLITE), **ada).send()} == hers
 
 
-def test_who_named_a_conversation_has_not_told_all_of_it(
+def test_naming_a_conversation_does_not_prove_knowledge_of_all_of_it(
     api: FlaskClient, polite: RememberingDify, store: JsonFileStore
 ) -> None:
     """An exchange in a conversation that has heard more, or what nobody knows, is not all of it."""
@@ -145,7 +145,7 @@ def test_who_named_a_conversation_has_not_told_all_of_it(
     assert ask_for_the_secret(api, said(*POLITE)).send() != hers
 
 
-def test_who_had_an_answer_continued_in_a_conversation_that_they_named_has_not_told_all_of_it(
+def test_continuing_an_answer_in_a_named_conversation_does_not_prove_knowledge_of_all_of_it(
     api: FlaskClient, polite: RememberingDify
 ) -> None:
     alice = Client(api)
@@ -186,7 +186,7 @@ def leave(api: FlaskClient, **fields: Any) -> str:
 
 
 @pytest.mark.parametrize("continuity", ["auto", "off", "always-new"])
-def test_every_conversation_that_a_caller_was_told_is_theirs_and_no_other_s(
+def test_every_conversation_that_was_named_to_a_caller_is_theirs_and_no_other_s(
     api: FlaskClient,
     dify: FakeDify,
     memory: RememberingDify,

@@ -57,7 +57,7 @@ PAGES = pytest.mark.parametrize("page", sorted(NOT_TAKEN))
 
 @WAYS
 @PAGES
-def test_a_page_in_the_place_of_dify_costs_no_conversation(
+def test_a_page_instead_of_dify_costs_no_conversation(
     api: FlaskClient, dify: FakeDify, memory: RememberingDify, how: str, page: str
 ) -> None:
     client, first = begun(api, how)
@@ -186,7 +186,7 @@ def test_an_answer_that_broke_off_after_dify_had_all_of_it(
 
 
 @pytest.mark.parametrize("told", ["error", "nothing", "gone", "no list"])
-def test_where_dify_does_not_tell_the_chat_is_told_anew(
+def test_a_chat_gets_a_new_conversation_where_dify_cannot_say_what_it_has(
     api: FlaskClient, dify: FakeDify, memory: RememberingDify, told: str
 ) -> None:
     client, first = begun(api, "a chat id")
@@ -403,7 +403,7 @@ def test_a_chat_of_an_earlier_release_is_settled_by_the_texts(
     assert client.send() != first
 
 
-def test_a_turn_that_an_earlier_release_left_open_is_told_anew(
+def test_a_chat_with_an_unsettled_turn_of_an_earlier_release_gets_a_new_conversation(
     api: FlaskClient, dify: FakeDify, memory: RememberingDify, store: JsonFileStore
 ) -> None:
     client, first = begun(api, "a chat id")

@@ -163,7 +163,7 @@ def test_events_are_handed_on_as_they_come(
     assert [event.get("answer") for event in told] == ["one", "two", None]
 
 
-def test_reading_waits_no_longer_than_it_was_told(
+def test_reading_waits_no_longer_than_its_timeout(
     dify: FakeDify, client: DifyClient, model: Model
 ) -> None:
     dify.answers = [[STREAM_HEAD, chunk(PING), FOREVER]]
@@ -486,7 +486,7 @@ def test_a_status_of_a_gateway_is_its_error(
     assert (type(error), error.retry_after) == (kind, retry_after)
 
 
-def test_a_refusal_that_is_cut_off_still_tells_its_status(
+def test_a_truncated_error_response_still_has_its_status(
     dify: FakeDify, client: DifyClient, model: Model
 ) -> None:
     dify.answers = [[head(503, "Content-Length: 500"), b"<html>", CLOSE]]

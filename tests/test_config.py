@@ -412,7 +412,7 @@ def test_any_text_is_an_address_or_a_bad_value(url: str) -> None:
         assert str(exc).startswith("must be")
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     bad = {
         "DIFY_API_BASE": "dify.example.com",
         "MODEL_CONFIG": json.dumps({"a": 5, "b": {"key": KEY, "kee": 1}, "c": KEY}),

@@ -91,13 +91,13 @@ def test_an_address_with_many_bodies_loses_them_before_others_lose_theirs(
     assert refused(sent) == [5]
 
 
-def test_a_body_that_is_whole_needs_no_room(callers: Callers) -> None:
+def test_a_complete_body_needs_no_share_of_the_limit(callers: Callers) -> None:
     sent = [callers.send(900), callers.send(900), *[callers.send(1000) for _ in range(5)]]
     assert refused(sent) == []
     assert len(callers.started) == 5
 
 
-def test_bodies_that_have_gone_leave_their_place_to_others(callers: Callers) -> None:
+def test_closed_bodies_leave_their_share_of_memory_to_others(callers: Callers) -> None:
     for _ in range(5):
         callers.send(1000)  # whole: it has a thread
         callers.waiting.drop(callers.send(900)[1])
@@ -125,7 +125,7 @@ def test_an_unexpected_failure_ends_one_request_and_not_the_loop(callers: Caller
     assert refused([callers.send(999), callers.send(999)]) == []
 
 
-def test_a_refused_chunk_gives_its_room_back(callers: Callers) -> None:
+def test_a_refused_chunk_releases_its_memory(callers: Callers) -> None:
     chunked = HEAD.replace(b"Content-Length: 1000", b"Transfer-Encoding: chunked")
     caller, conn = callers.send(0, head=chunked + b"384\r\n" + bytes(800))
     caller.sendall(bytes(100) + b"zz")

@@ -132,7 +132,7 @@ def test_the_file_is_the_one_that_scripts_know(
     assert text == json.dumps(expected, indent=2, ensure_ascii=False) + "\n"
 
 
-def test_what_was_heard_is_in_the_file_only_where_there_is_any(
+def test_the_history_digest_is_in_the_file_only_where_there_is_one(
     store: JsonFileStore, folder: Path, clock: Clock
 ) -> None:
     now = int(clock.now)
@@ -428,7 +428,7 @@ def test_a_journal_cut_anywhere_says_what_its_whole_lines_say(
 
 
 @pytest.mark.parametrize("damage", [b"\0" * 50 + b"\n", b"not JSON\n", b"[1]\n", b'{"a": 1}\n'])
-def test_a_damaged_line_is_skipped_and_told(
+def test_a_damaged_line_is_skipped_and_logged(
     opened: Opener, folder: Path, damage: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     opened().put("before", "c1")
@@ -670,7 +670,7 @@ def test_closing_is_a_last_chance_to_write(
     assert set(in_file(folder)) == {"a"}
 
 
-def test_each_new_trouble_is_told_once(
+def test_each_new_problem_is_logged_once(
     opened: Opener, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = opened()
@@ -721,7 +721,7 @@ def test_a_file_that_may_not_be_read_is_not_overwritten(
     assert known_by(store) == {"a": "c1", "b": "c2"}
 
 
-def test_a_paused_process_that_holds_the_lock_holds_nobody_up(
+def test_a_paused_process_that_holds_the_lock_delays_no_other(
     opened: Opener, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("opendify.conversations.store.journaled_map._LOCK_TIMEOUT", 0.05)

@@ -524,7 +524,7 @@ def test_an_answer_whose_caller_left_is_finished_without_a_text() -> None:
     assert turn["answer"] == ""
 
 
-def test_speech_is_heard_by_the_chat_app_only(client: Callable[..., Client]) -> None:
+def test_audio_is_transcribed_by_the_chat_app_only(client: Callable[..., Client]) -> None:
     def hear(app: str, mime_type: str) -> httpx.Response:
         files = {"file": ("voice.mp3", b"ID3", mime_type)}
         return client(app).http.post("/audio-to-text", files=files, data={"user": "u1"})

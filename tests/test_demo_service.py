@@ -148,7 +148,7 @@ def test_thoughts_are_apart_from_the_answer(model: str, service: Service) -> Non
 
 
 @pytest.mark.parametrize("model", [name for name in KEYS if name != "workflow"])
-def test_sources_are_told(model: str, service: Service) -> None:
+def test_sources_are_listed(model: str, service: Service) -> None:
     one = streamed(service, model, "/sources")
     assert [a["url_citation"]["title"] for a in one.annotations] == ["Handbook.md"]
     assert one.text.endswith("**Sources**\n\n1. Notes.txt")

@@ -442,7 +442,7 @@ def test_fields_of_any_type_give_an_event_of_the_right_types(
     assert isinstance(ids.created_at, int)
 
 
-def test_the_first_name_told_stays() -> None:
+def test_the_first_id_that_was_received_stays() -> None:
     first = collect_ids(Ids(), {"conversation_id": "c", "task_id": "t"})
     assert first == Ids(conversation_id="c", task_id="t")
     later = {"conversation_id": "x", "task_id": "x", "message_id": "m", "created_at": 5}

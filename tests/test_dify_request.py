@@ -50,7 +50,7 @@ DIALOGUES = [
 
 
 @pytest.mark.parametrize(("messages", "dialogue"), DIALOGUES)
-def test_the_question_is_told_from_what_came_before(
+def test_the_question_is_separated_from_the_history(
     messages: list[Message], dialogue: Prompt
 ) -> None:
     assert dify_request.to_prompt(messages) == dialogue
@@ -138,7 +138,7 @@ QUERIES = [
 
 
 @pytest.mark.parametrize(("settings", "conversation_id", "query", "inputs"), QUERIES)
-def test_a_conversation_is_told_what_it_does_not_know(
+def test_a_conversation_is_sent_the_messages_that_it_lacks(
     settings: dict[str, Any], conversation_id: str, query: str, inputs: dict[str, Any]
 ) -> None:
     body = asked(*CHAT, conversation_id=conversation_id, settings=settings)
@@ -146,7 +146,7 @@ def test_a_conversation_is_told_what_it_does_not_know(
     assert body["conversation_id"] == conversation_id
 
 
-def test_a_continued_answer_is_told_to_a_new_conversation() -> None:
+def test_a_continued_answer_is_sent_to_a_new_conversation() -> None:
     query = asked(ASKED, ANSWERED)["query"]
     assert query == f"The conversation so far:\n\n{TRANSCRIPT}\n\nThe user now says:\n\n{CONTINUE}"
     assert asked(ASKED, ANSWERED, conversation_id="c")["query"] == CONTINUE

@@ -201,7 +201,7 @@ def test_every_example_of_model_config_is_accepted(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", READMES)
-def test_every_setting_of_a_model_is_told_with_its_default(name: str) -> None:
+def test_every_setting_of_a_model_is_documented_with_its_default(name: str) -> None:
     told = {cells[0].strip("`"): cells[1].strip("`") for cells in rows(read(name))}
     model = load_settings(MINIMAL).models["m"]
     assert told["inputs"] == "{}"

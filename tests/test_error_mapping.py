@@ -200,7 +200,7 @@ WORDS = [
 
 
 @pytest.mark.parametrize(("kind", "status", "type_", "code"), WORDS, ids=lambda v: str(v))
-def test_an_error_is_told_in_the_words_of_openai(
+def test_an_error_has_the_type_and_code_of_openai(
     kind: type[errors.DifyError], status: int, type_: str, code: str
 ) -> None:
     error = kind("Why.")
@@ -246,7 +246,7 @@ RETRY_AFTER = [
 
 
 @pytest.mark.parametrize(("status", "headers", "seconds"), RETRY_AFTER)
-def test_a_client_is_told_when_to_come_again(
+def test_the_time_to_retry_after_is_passed_on(
     status: int, headers: dict[str, str], seconds: int | None
 ) -> None:
     body = b'{"code":"x","message":"y"}'
@@ -375,7 +375,7 @@ HIDDEN = re.compile(
         (500, ""),
     ],
 )
-def test_callers_are_told_no_address_of_the_network_inside(
+def test_errors_name_no_address_of_the_internal_network(
     status: int, code: str, message: str
 ) -> None:
     told = to_error(ErrorResponse(status, code, f"It failed: {message}"), "tiny").message
@@ -392,7 +392,7 @@ def test_callers_are_told_no_address_of_the_network_inside(
         "It failed at 10:20:30, ratio 1.5",
     ],
 )
-def test_what_is_no_such_address_is_told_as_it_is(message: str) -> None:
+def test_other_text_in_an_error_stays_as_it_is(message: str) -> None:
     assert to_error(ErrorResponse(400, "invalid_param", message), "tiny").message == message
 
 

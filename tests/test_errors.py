@@ -42,7 +42,7 @@ def test_the_drawing_is_the_tree() -> None:
     assert drawn == {kind.__name__: kind.__bases__[0].__name__ for kind in TREE}
 
 
-def test_the_drawing_tells_status_and_code_of_every_leaf() -> None:
+def test_the_drawing_has_the_status_and_code_of_every_leaf() -> None:
     drawn = {row["name"]: (int(row["status"] or 0), row["code"]) for _, row in drawing()}
     for kind in LEAVES:
         code = None if kind is errors.InvalidRequest else kind.default_code
@@ -100,5 +100,5 @@ def test_only_what_ran_nothing_may_be_repeated_by_a_client_itself() -> None:
     }
 
 
-def test_a_caller_that_is_gone_is_told_nothing() -> None:
+def test_a_disconnected_caller_gets_no_error() -> None:
     assert not issubclass(errors.ClientDisconnected, errors.OpenDifyError)

@@ -239,7 +239,7 @@ def test_a_name_in_any_script_reaches_the_browser(
         (b"\0", "a.xyz", "application/octet-stream", False),
     ],
 )
-def test_only_pictures_are_shown_in_place(
+def test_only_images_are_served_inline(
     content: bytes,
     name: str,
     media_type: str,

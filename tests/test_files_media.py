@@ -93,7 +93,7 @@ def test_first_bytes_tell_the_type(data: bytes, media_type: str) -> None:
         ("image", b"\0", "", "application/octet-stream"),
     ],
 )
-def test_the_media_type_is_told_or_found(
+def test_the_media_type_is_declared_or_detected(
     told: str, data: bytes, extension: str, media_type: str
 ) -> None:
     assert media_type_for(told, data, extension) == media_type

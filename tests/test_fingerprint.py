@@ -81,7 +81,7 @@ OTHER = [
 
 
 @pytest.mark.parametrize("history", [h for _, h in ALIKE], ids=[name for name, _ in ALIKE])
-def test_a_conversation_is_continued_by_the_history_it_has_heard(history: list[Message]) -> None:
+def test_a_conversation_is_continued_by_the_history_that_it_has(history: list[Message]) -> None:
     assert continues(extend(HistoryFingerprint(), HISTORY), history)
 
 

@@ -50,7 +50,9 @@ RESERVED = [
 
 
 @pytest.mark.parametrize(("value", "is_reserved"), RESERVED)
-def test_what_tells_who_asks_is_the_operator_s(value: Any, is_reserved: bool) -> None:
+def test_inputs_that_identify_the_caller_are_set_by_the_operator(
+    value: Any, is_reserved: bool
+) -> None:
     assert form_inputs.reserved({"who": value, "other": "x"}) == ({"who"} if is_reserved else set())
 
 

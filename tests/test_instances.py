@@ -72,7 +72,7 @@ def test_a_chat_goes_on_at_another_instance(
         assert service.stop() == 0
 
 
-def test_answers_go_out_while_redis_is_away_and_the_log_says_so(
+def test_responses_are_sent_while_redis_is_unreachable_and_the_log_reports_it(
     instances: list[Service], redis_server: RedisServer, dify: FakeDify
 ) -> None:
     one = instances[0]

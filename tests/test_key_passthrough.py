@@ -242,7 +242,9 @@ def test_no_configured_key_is_left_to_fall_back_on() -> None:
         ('{"a":{}}', {"DIFY_KEY_PASSTHROUGH": "yes"}, "DIFY_KEY_PASSTHROUGH must be one of"),
     ],
 )
-def test_what_does_not_go_together_is_told(models: str, more: dict[str, str], problem: str) -> None:
+def test_settings_that_exclude_each_other_are_reported(
+    models: str, more: dict[str, str], problem: str
+) -> None:
     with pytest.raises(ConfigError, match=problem):
         loaded(models, **more)
 

@@ -207,7 +207,7 @@ def test_the_inside_does_no_io(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PURE_MODULES)
-def test_a_room_without_io_says_so(name: str) -> None:
+def test_a_module_without_io_declares_it(name: str) -> None:
     assert "No I/O" in (ast.get_docstring(tree(name)) or "")
 
 
@@ -263,7 +263,7 @@ def test_nothing_is_imported_within_a_function(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PATHS)
-def test_no_room_is_named_undecided(name: str) -> None:
+def test_no_module_has_a_meaningless_name(name: str) -> None:
     assert not {"utils", "util", "helpers", "common", "misc", "constants"} & set(name.split("."))
 
 
@@ -332,7 +332,7 @@ def test_importing_the_application_opens_nothing(tmp_path: Path, store: str) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_importing_the_rooms_needs_no_configuration() -> None:
+def test_importing_the_packages_needs_no_configuration() -> None:
     rooms = sorted(name for name in PATHS if name != "main" and not name.endswith("__main__"))
     done = run_python(f"import {', '.join(rooms)}")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -193,7 +193,7 @@ def ask(api: FlaskClient, key: str, stream: bool = False, buffered: bool = True)
     return api.post(CHAT, json={**BODY, "stream": stream}, headers=headers, buffered=buffered)
 
 
-def test_too_many_requests_are_told_in_the_words_of_openai(limited: FlaskClient) -> None:
+def test_too_many_requests_are_an_error_as_openai_writes_it(limited: FlaskClient) -> None:
     statuses = [ask(limited, "key-a").status_code for _ in range(5)]
     assert statuses == [200, 200, 200, 429, 429]
     response = ask(limited, "key-a")

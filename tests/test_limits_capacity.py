@@ -19,7 +19,7 @@ ALL_TAKEN = "OpenDify is answering as many requests as it can; try again in a mo
 MODEL_TAKEN = "The model 'tiny' is answering as many requests as it may; try again in a moment."
 
 
-def test_there_are_so_many_places_and_each_is_given_back_once() -> None:
+def test_there_are_so_many_permits_and_each_is_released_once() -> None:
     capacity = ServerCapacity(2, {}, 1)
     for _ in range(3):
         first, second = capacity.acquire_response(), capacity.acquire_response()
@@ -47,7 +47,7 @@ def test_a_model_has_no_more_runs_than_its_own_limit() -> None:
     capacity.acquire_run("a")
 
 
-def test_files_and_answers_do_not_take_places_from_one_another() -> None:
+def test_files_and_responses_do_not_take_permits_from_one_another() -> None:
     capacity = ServerCapacity(1, {}, 1)
     release, _ = capacity.acquire_file(), capacity.acquire_response()
     with pytest.raises(errors.Overloaded, match="as many files as it can"):
@@ -56,7 +56,7 @@ def test_files_and_answers_do_not_take_places_from_one_another() -> None:
     capacity.acquire_file()
 
 
-def test_a_file_takes_the_place_of_an_answer_where_no_thread_is_left_for_it() -> None:
+def test_a_file_takes_the_permit_of_a_response_where_no_thread_is_left_for_it() -> None:
     capacity = ServerCapacity(2, {}, 1, files_count_as_responses=True)
     first, second = capacity.acquire_response(), capacity.acquire_response()
     with pytest.raises(errors.Overloaded, match="answering"):
@@ -78,7 +78,9 @@ def test_a_file_takes_the_place_of_an_answer_where_no_thread_is_left_for_it() ->
     ("threads", "answers", "do"),
     [(128, 112, False), (16, 14, False), (8, 6, False), (8, 7, True), (4, 3, True), (1, 1, True)],
 )
-def test_one_thread_is_left_beside_answers_and_files(threads: int, answers: int, do: bool) -> None:
+def test_one_thread_is_left_beside_responses_and_files(
+    threads: int, answers: int, do: bool
+) -> None:
     assert files_count_as_responses(threads, answers) is do
 
 
@@ -86,7 +88,9 @@ def test_one_thread_is_left_beside_answers_and_files(threads: int, answers: int,
     ("threads", "answers", "files"),
     [(128, 112, 12), (48, 42, 5), (16, 8, 2), (128, 1, 1), (8, 7, 1), (2, 1, 1), (1, 1, 1)],
 )
-def test_files_have_threads_that_answers_never_need(threads: int, answers: int, files: int) -> None:
+def test_files_have_threads_that_responses_never_need(
+    threads: int, answers: int, files: int
+) -> None:
     assert max_files(threads, answers) == files
 
 

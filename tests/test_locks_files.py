@@ -130,7 +130,7 @@ def holder(place: tuple[str, str]) -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
-def test_a_turn_waits_until_the_earlier_one_lets_it(locks: TurnLocks) -> None:
+def test_a_turn_waits_until_the_earlier_one_releases_the_lock(locks: TurnLocks) -> None:
     first = locks.acquire("chat", time.monotonic(), stays)
     assert first is not None
     assert locks.acquire("chat", time.monotonic() + 0.05, stays) is None
@@ -169,7 +169,7 @@ def test_who_hangs_up_waits_no_longer(locks: TurnLocks, holder: subprocess.Popen
     assert 5 < len(asked) < 30  # often enough to notice, and not a busy loop
 
 
-def test_a_killed_holder_frees_the_turn(
+def test_the_lock_of_a_killed_process_becomes_free(
     place: tuple[str, str], locks: TurnLocks, holder: subprocess.Popen[bytes]
 ) -> None:
     assert acquired(locks, "held", 0.1) is None
@@ -181,7 +181,7 @@ def test_a_killed_holder_frees_the_turn(
     assert left(place) == []
 
 
-def test_two_processes_of_four_threads_never_hold_a_turn_at_once(place: tuple[str, str]) -> None:
+def test_two_processes_of_four_threads_never_hold_a_lock_at_once(place: tuple[str, str]) -> None:
     Path(place[0]).mkdir()
     number = Path(place[0]) / "number"
     number.write_text("0")
@@ -212,7 +212,7 @@ def test_a_turn_is_released_once_however_often_and_from_wherever(
     assert acquired(locks, "chat") is None
 
 
-def test_the_name_of_a_lock_tells_nothing(place: tuple[str, str], locks: TurnLocks) -> None:
+def test_the_name_of_a_lock_reveals_nothing(place: tuple[str, str], locks: TurnLocks) -> None:
     assert acquired(locks, '["-","tiny","anna","secret chat \ud800"]')
     (name,) = left(place)
     assert "anna" not in name
@@ -263,7 +263,7 @@ def test_lock_files_are_their_owners_alone(folder: Path, file_locks: FileTurnLoc
     assert path.parent.parent.stat().st_mode & 0o777 == 0o700
 
 
-def test_trouble_with_the_disk_lets_every_turn_go_and_is_told_once(
+def test_disk_errors_let_every_turn_proceed_and_are_logged_once(
     tmp_path: Path, file_locks: FileTurnLocks, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "data").write_text("a file where the folder should be")
@@ -346,7 +346,7 @@ def test_a_forked_child_does_not_go_on_holding_a_turn(file_locks: FileTurnLocks)
 # In Redis
 
 
-def test_a_turn_that_takes_longer_than_the_lease_is_kept(redis_url: str) -> None:
+def test_the_lock_of_a_turn_that_takes_longer_than_the_lease_is_kept(redis_url: str) -> None:
     locks, other = (redis_locks(redis_url, lease=0.3) for _ in range(2))
     held = [acquired(locks, f"chat {number}") for number in range(5)]
     for _ in range(4):
@@ -369,7 +369,7 @@ def test_a_lock_that_somebody_else_has_by_now_is_left_alone(redis_url: str) -> N
         assert client.get(name) == b"of another"
 
 
-def test_every_turn_goes_while_redis_is_away(caplog: pytest.LogCaptureFixture) -> None:
+def test_every_turn_proceeds_while_redis_is_unreachable(caplog: pytest.LogCaptureFixture) -> None:
     server = RedisServer()
     locks = redis_locks(server.url)
     first = acquired(locks, "chat")

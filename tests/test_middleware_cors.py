@@ -43,7 +43,7 @@ def cors_of(response: Any) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/models", "/nowhere"])
-def test_a_preflight_needs_no_key_and_tells_what_may_be_sent(api: FlaskClient, path: str) -> None:
+def test_a_preflight_needs_no_key_and_lists_what_may_be_sent(api: FlaskClient, path: str) -> None:
     response = api.options(path, headers=PREFLIGHT)
     assert response.status_code == 204
     told = cors_of(response)
@@ -73,7 +73,7 @@ def test_answers_and_errors_may_be_read(api: FlaskClient, dify: FakeDify, stream
     "origin",
     ["https://evil.example", f"{PAGE}.evil.example", "null", "http://chat.example.com", ""],
 )
-def test_another_page_is_told_nothing(api: FlaskClient, origin: str) -> None:
+def test_another_origin_gets_no_cors_headers(api: FlaskClient, origin: str) -> None:
     for response in (
         api.options(CHAT, headers={**PREFLIGHT, "Origin": origin}),
         api.get("/v1/models", headers={"Origin": origin, "Authorization": "Bearer key"}),

@@ -145,7 +145,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path, redis_url: str) -> 
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_full_redis_is_told_with_what_was_copied(file_store: Path) -> None:
+def test_a_full_redis_is_reported_with_what_was_copied(file_store: Path) -> None:
     server = RedisServer()
     with server.client() as client:
         client.config_set("maxmemory-policy", "noeviction")
@@ -157,7 +157,7 @@ def test_a_full_redis_is_told_with_what_was_copied(file_store: Path) -> None:
     assert "OutOfMemory" in refused.stderr
 
 
-def test_a_folder_that_cannot_be_written_is_told(redis_url: str, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(redis_url: str, tmp_path: Path) -> None:
     (tmp_path / "data").write_text("a file where the folder should be")
     refused = transfer(tmp_path, "--from", redis_url, "--to", "file")
     assert refused.returncode == 1

@@ -69,7 +69,7 @@ def test_a_line_names_the_request_that_is_being_served(formatter: Formatter) -> 
 
 
 @FORMS
-def test_nobody_can_begin_a_line(formatter: Formatter) -> None:
+def test_no_value_can_begin_a_log_line(formatter: Formatter) -> None:
     evil = "a\nb\rc\x1b[2Jd\x85e\u2028f\x7fg"
     line = formatter([]).format(record("said %s", evil, fields={"said": evil}))
     assert line.isprintable()
@@ -77,7 +77,7 @@ def test_nobody_can_begin_a_line(formatter: Formatter) -> None:
 
 
 @FORMS
-def test_a_traceback_is_told(formatter: Formatter) -> None:
+def test_a_traceback_is_logged(formatter: Formatter) -> None:
     try:
         raise KeyError("gone")
     except KeyError:
@@ -154,7 +154,7 @@ for name in ("httpx", "httpcore.connection", "werkzeug", "urllib3"):
 """
 
 
-def test_libraries_are_heard_from_warnings_on_whatever_the_level() -> None:
+def test_libraries_log_from_warnings_on_whatever_the_level() -> None:
     done = subprocess.run(
         [sys.executable, "-c", LOG], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -200,7 +200,7 @@ def test_any_text_can_be_logged_whatever_the_encoding(
             assert json.loads(line[line.index('"') :]) == TEXTS
 
 
-def test_a_log_file_that_cannot_be_written_is_told_in_one_sentence(tmp_path: Path) -> None:
+def test_a_log_file_that_cannot_be_written_is_reported_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("a file, and no folder")
     server = [sys.executable, "-m", "gunicorn", "--config", str(ROOT / "gunicorn_config.py")]
     done = subprocess.run(

@@ -136,7 +136,7 @@ def test_metrics_are_prometheus_text(api: FlaskClient) -> None:
 # --- files -----------------------------------------------------------------------------------
 
 
-def test_a_file_has_its_place_on_the_disk_before_it_is_counted_in(own_folder: Path) -> None:
+def test_a_file_is_allocated_on_the_disk_before_it_is_used(own_folder: Path) -> None:
     assert join_dir(3) == own_folder
     paths = list(own_folder.glob("*.db"))
     assert len(paths) == 3
@@ -189,7 +189,7 @@ def test_what_ended_processes_counted_is_kept_in_one_file(own_folder: Path) -> N
         merge_dead_workers()
 
 
-def test_the_place_is_enough_for_every_model_with_a_long_name(own_folder: Path) -> None:
+def test_the_allocated_size_is_enough_for_every_model_with_a_long_name(own_folder: Path) -> None:
     names = [f"{number}{'a-long-name' * 4}" for number in range(3)]
     counted(own_folder, *names)
     for path in own_folder.glob("*.db"):
@@ -236,7 +236,7 @@ def test_the_folder_of_an_instance_that_was_killed_is_removed_by_the_next(own_fo
     assert set(folders_of(own_folder.parent)) == {own_folder, young, made}
 
 
-def test_without_a_place_for_files_nothing_is_counted_and_nothing_fails(
+def test_without_space_for_files_nothing_is_counted_and_nothing_fails(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(folders.VARIABLE, "")

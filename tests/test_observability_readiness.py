@@ -87,7 +87,7 @@ def test_it_is_not_ready_when_no_app_is_in_order(api: FlaskClient, dify: FakeDif
 
 
 @pytest.mark.usefixtures("talking")
-def test_it_is_not_ready_without_a_place_for_conversations(
+def test_it_is_not_ready_without_a_store_for_conversations(
     http: httpx.Client, models: dict[str, Model], tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -99,7 +99,7 @@ def test_it_is_not_ready_without_a_place_for_conversations(
 
 @pytest.mark.usefixtures("talking")
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, ADMIN])
-def test_only_operators_are_told_details_and_metrics(
+def test_only_operators_get_details_and_metrics(
     http: httpx.Client,
     models: dict[str, Model],
     tmp_path: Path,
@@ -152,7 +152,7 @@ def test_a_dead_dify_is_asked_by_one_of_its_models(
     assert tries == ["a"]
 
 
-def test_an_unexpected_error_is_told_once_and_ends_nothing(
+def test_an_unexpected_error_is_logged_once_and_ends_nothing(
     http: httpx.Client,
     talking: FakeDify,
     models: dict[str, Model],

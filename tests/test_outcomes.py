@@ -54,7 +54,7 @@ def ends(service: Service) -> list[str]:
 
 
 @pytest.mark.parametrize("steps", [WAITS, TALKS], ids=["silent", "talking"])
-def test_a_caller_that_leaves_is_told_and_its_run_is_stopped(
+def test_a_caller_that_leaves_is_logged_and_its_run_is_stopped(
     service: Service, dify: FakeDify, steps: list[Step]
 ) -> None:
     dify.answers = [steps]
@@ -78,7 +78,7 @@ def test_what_is_no_http_is_answered_under_a_name_too(service: Service) -> None:
     wait_for(lambda: f"id={name}" in service.output())
 
 
-def test_an_answer_that_ends_with_its_server_is_told(service: Service, dify: FakeDify) -> None:
+def test_a_response_that_ends_with_its_server_is_logged(service: Service, dify: FakeDify) -> None:
     dify.answers = [TALKS]
     connection = begun(service)
     service.stop()

@@ -105,7 +105,7 @@ def test_the_task_is_found(headers: dict[str, str], expected: str) -> None:
         ("", False),
     ],
 )
-def test_a_temporary_chat_is_told_by_its_id(chat_id: str, expected: bool) -> None:
+def test_a_temporary_chat_is_recognised_by_its_id(chat_id: str, expected: bool) -> None:
     assert openwebui.is_temporary(chat_id) == expected
 
 
@@ -146,7 +146,7 @@ BELIEVED = [
 
 
 @pytest.mark.parametrize(("claims", "expected"), BELIEVED)
-def test_the_token_tells_the_person(claims: dict[str, Any], expected: tuple[str, str]) -> None:
+def test_the_token_names_the_user(claims: dict[str, Any], expected: tuple[str, str]) -> None:
     found = person(token(**claims), user="eve", metadata={"user_id": "eve"})
     assert (found.id, found.role) == expected
 
@@ -219,7 +219,7 @@ NAMES = [
         st.text(),
     )
 )
-def test_the_headers_of_open_webui_are_told_as_werkzeug_tells_them(environ: dict[str, str]) -> None:
+def test_the_headers_of_open_webui_are_read_as_werkzeug_reads_them(environ: dict[str, str]) -> None:
     told, headers = openwebui.OpenWebUiHeaders(environ), EnvironHeaders(environ)
     for name in NAMES:
         assert told.get(name, "none") == headers.get(name, "none")

@@ -92,7 +92,7 @@ def play(
 @pytest.mark.parametrize("examples", [6, pytest.param(60, marks=pytest.mark.long)])
 @pytest.mark.parametrize("mode", ["chat", "advanced-chat"])
 @pytest.mark.parametrize("with_headers", [True, False], ids=["by header", "by shape"])
-def test_in_any_order_each_turn_comes_where_its_history_was_heard(
+def test_in_any_order_each_turn_goes_to_the_conversation_that_has_its_history(
     http: httpx.Client,
     mode: str,
     with_headers: bool,

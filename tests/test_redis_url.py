@@ -64,7 +64,7 @@ def test_an_address_is_understood_and_shown_without_secrets(address: str, shown:
         "redis://[secret",
     ],
 )
-def test_anything_else_is_told_at_the_start_without_a_part_of_it(value: str) -> None:
+def test_anything_else_is_reported_at_the_start_without_a_part_of_it(value: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_settings({**GOOD, "CONVERSATION_STORE": value})
     (problem,) = caught.value.problems
@@ -75,7 +75,7 @@ def test_anything_else_is_told_at_the_start_without_a_part_of_it(value: str) -> 
 
 
 @given(st.text(), st.sampled_from(["", "redis://", "rediss://:p@", "redis://r:1/0?"]))
-def test_any_text_is_an_address_or_told(text: str, before: str) -> None:
+def test_any_text_is_an_address_or_is_reported(text: str, before: str) -> None:
     try:
         address = parse_store_url(before + text)
     except InvalidValue:
@@ -93,7 +93,7 @@ def test_no_setting_shows_a_secret() -> None:
     assert "the-admin-key" not in repr(settings)
 
 
-def test_a_wrong_admin_key_is_told_at_the_start() -> None:
+def test_a_wrong_admin_key_is_reported_at_the_start() -> None:
     with pytest.raises(ConfigError) as caught:
         load_settings({**GOOD, "OPENDIFY_ADMIN_KEYS": "good,sha256:secret"})
     assert caught.value.problems == [

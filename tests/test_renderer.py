@@ -172,7 +172,7 @@ WORKFLOWS = [
     [row[1:] for row in WORKFLOWS],
     ids=[row[0] for row in WORKFLOWS],
 )
-def test_a_workflow_tells_its_outputs_once(
+def test_a_workflow_s_outputs_are_rendered_once(
     events: list[Event], settings: dict[str, str], expected: str
 ) -> None:
     assert render(events, mode="workflow", **settings).text == expected
@@ -370,7 +370,7 @@ CHATS: list[tuple[str, list[Event], dict[str, Any], str, str]] = [
 @pytest.mark.parametrize(
     ("events", "settings", "said", "thought"), [row[1:] for row in CHATS], ids=[r[0] for r in CHATS]
 )
-def test_an_answer_is_told(
+def test_an_answer_is_rendered(
     events: list[Event], settings: dict[str, Any], said: str, thought: str
 ) -> None:
     rendered = render(events, **settings)

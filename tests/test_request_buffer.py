@@ -213,7 +213,7 @@ EXPECTING = {
 
 
 @pytest.mark.parametrize(("beginning", "expected"), EXPECTING.values(), ids=EXPECTING)
-def test_only_who_asks_is_told_to_go_on(beginning: bytes, expected: bool) -> None:
+def test_only_a_request_that_expects_it_gets_100_continue(beginning: bytes, expected: bool) -> None:
     intake = new_intake()
     intake.feed(beginning + b"expect: 100-Continue\r\nContent-Length: 5\r\n\r\n")
     assert intake.awaits_continue is expected

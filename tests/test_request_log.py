@@ -152,7 +152,7 @@ def test_what_dify_said_is_not_in_the_line(
     assert [found.name for found in warned] in ([], ["opendify.requests"])
 
 
-def test_a_failure_is_told_in_one_line_with_its_sentence(
+def test_a_failure_is_logged_in_one_line_with_its_message(
     api: FlaskClient, dify: FakeDify, caplog: pytest.LogCaptureFixture
 ) -> None:
     dify.answers = [refused(503, {"code": "x", "message": "y", "status": 503})]
@@ -162,7 +162,7 @@ def test_a_failure_is_told_in_one_line_with_its_sentence(
     assert line.fields["error"] == message  # type: ignore[attr-defined]
 
 
-def test_what_a_caller_did_wrong_is_told_with_its_sentence(api: FlaskClient, lines: Any) -> None:
+def test_a_caller_s_error_is_logged_with_its_message(api: FlaskClient, lines: Any) -> None:
     api.post(PATH, data=b"{", content_type="application/json", buffered=True)
     post(api, model=SECRET)
     first, second = lines()
@@ -171,7 +171,7 @@ def test_what_a_caller_did_wrong_is_told_with_its_sentence(api: FlaskClient, lin
     assert SECRET not in str(second)
 
 
-def test_a_failed_request_is_told_by_the_code_of_its_error(
+def test_a_failed_request_is_logged_with_the_code_of_its_error(
     api: FlaskClient, dify: FakeDify, lines: Any
 ) -> None:
     dify.answers = [refused(503, {"code": "x", "message": "y", "status": 503})]
@@ -180,7 +180,7 @@ def test_a_failed_request_is_told_by_the_code_of_its_error(
     assert (line["status"], line["ended"]) == (503, "upstream_unavailable")
 
 
-def test_a_stream_that_breaks_is_told_by_the_code_of_its_error(
+def test_a_stream_that_breaks_is_logged_with_the_code_of_its_error(
     api: FlaskClient, dify: FakeDify, lines: Any
 ) -> None:
     dify.answers = [[*streamed(Chat().text("Hal"))[:-1], CLOSE]]
@@ -189,7 +189,7 @@ def test_a_stream_that_breaks_is_told_by_the_code_of_its_error(
     assert (line["status"], line["streamed"], line["ended"]) == (200, True, "upstream_error")
 
 
-def test_a_caller_that_leaves_is_told(api: FlaskClient, dify: FakeDify, lines: Any) -> None:
+def test_a_caller_that_leaves_is_logged(api: FlaskClient, dify: FakeDify, lines: Any) -> None:
     dify.answers = [streamed(*(Chat().text("word ") for _ in range(9)), 60.0)]
     body = {"model": "tiny", "messages": HI, "stream": True}
     response = api.post(PATH, json=body)
@@ -199,7 +199,7 @@ def test_a_caller_that_leaves_is_told(api: FlaskClient, dify: FakeDify, lines: A
     assert (line["status"], line["ended"]) == (200, "caller_gone")
 
 
-def test_the_model_is_told_only_where_there_is_one(api: FlaskClient, lines: Any) -> None:
+def test_the_model_is_logged_only_where_there_is_one(api: FlaskClient, lines: Any) -> None:
     post(api, model="app-a key that went astray")
     api.get("/healthz", buffered=True)
     assert [line["model"] for line in lines()] == ["unknown", "-"]
@@ -212,7 +212,7 @@ def test_the_model_is_told_only_where_there_is_one(api: FlaskClient, lines: Any)
         ("/secret", "-"),
     ],
 )
-def test_of_a_path_that_has_a_route_only_that_is_told(
+def test_of_a_path_that_has_a_route_only_the_route_is_logged(
     api: FlaskClient, lines: Any, path: str, route: str
 ) -> None:
     api.get(path, buffered=True)
@@ -220,7 +220,7 @@ def test_of_a_path_that_has_a_route_only_that_is_told(
     assert [line.get("path") for line in lines()] == [None if route != "-" else path]
 
 
-def test_a_path_that_has_none_is_told_without_its_query(api: FlaskClient, lines: Any) -> None:
+def test_a_path_without_a_route_is_logged_without_its_query(api: FlaskClient, lines: Any) -> None:
     api.get("/v1/v1/models?key=secret", buffered=True)
     api.get(f"/{'a' * 1000}", buffered=True)
     first, second = lines()

@@ -243,7 +243,7 @@ def test_deleting_the_first_exchange_in_open_webui_begins_a_new_conversation(
 # --- what is not certain to be in dify's memory -------------------------------------------------
 
 
-def test_an_answer_cut_at_a_stop_sequence_is_told_anew(
+def test_a_chat_with_an_answer_cut_at_a_stop_sequence_gets_a_new_conversation(
     api: FlaskClient, memory: RememberingDify
 ) -> None:
     memory.reply = lambda query: ["one two", " three"]
@@ -275,7 +275,7 @@ def test_a_stop_sequence_that_does_not_come_changes_nothing(
         pytest.param([head(503, "Content-Length: 0")], 503, True, id="unavailable"),
     ],
 )
-def test_a_question_that_dify_has_not_heard_costs_no_conversation(
+def test_a_question_that_dify_has_not_received_costs_no_conversation(
     api: FlaskClient,
     dify: FakeDify,
     memory: RememberingDify,
@@ -350,7 +350,7 @@ def test_a_chat_goes_on_in_another_s_conversation_only_while_that_is_named(
 
 
 @pytest.mark.parametrize("chat_id", ["chat-2", ""])
-def test_a_chat_whose_conversation_another_has_used_is_told_anew(
+def test_a_chat_whose_conversation_another_has_used_gets_a_new_one(
     api: FlaskClient, memory: RememberingDify, chat_id: str
 ) -> None:
     first, second = chat(api), chat(api, chat_id)
@@ -360,7 +360,7 @@ def test_a_chat_whose_conversation_another_has_used_is_told_anew(
     assert memory.arrivals[-1].before == (("user", "one"), ("assistant", "re one"))
 
 
-def test_a_chat_whose_conversation_a_temporary_chat_has_used_is_told_anew(
+def test_a_chat_whose_conversation_a_temporary_chat_has_used_gets_a_new_one(
     api: FlaskClient, memory: RememberingDify, store: JsonFileStore
 ) -> None:
     client = chat(api)
@@ -427,7 +427,7 @@ def test_an_earlier_entry_survives_a_refusal(
     assert bob.send() == UUID
 
 
-def test_an_earlier_entry_that_dify_tells_nothing_of_is_not_taken(
+def test_an_earlier_entry_of_which_dify_knows_nothing_is_not_used(
     api: FlaskClient, dify: FakeDify, memory: RememberingDify, legacy: JsonFileStore
 ) -> None:
     remember(memory, "bob")

@@ -522,7 +522,7 @@ def test_headers_have_lower_case_names_and_are_joined() -> None:
     assert answer.headers == {"x-one": "a, b", "two": "é", "content-length": "0"}
 
 
-def test_a_status_is_told_only_when_the_head_is_complete() -> None:
+def test_a_status_is_returned_only_when_the_head_is_complete() -> None:
     answer = ResponseReader()
     assert answer.feed(b"HTTP/1.1 503 Bad\r\n") == b""
     assert answer.status == 0

@@ -167,7 +167,7 @@ def test_a_workflow_that_waits_for_a_person(
     assert not dify.stopped()
 
 
-def test_a_workflow_of_which_a_part_failed_says_so(
+def test_a_workflow_of_which_a_part_failed_is_marked(
     workflow: Callable[..., None], api: FlaskClient
 ) -> None:
     workflow(STARTED, finished("partial-succeeded", outputs={"text": "Half"}, total_tokens=9))
@@ -256,7 +256,7 @@ def test_an_app_that_became_another_is_asked_in_its_own_way(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_conversation_that_dify_has_lost_is_begun_anew_however_dify_tells(
+def test_a_conversation_that_dify_has_lost_is_replaced_whatever_dify_s_error_looks_like(
     stream: bool, dify: FakeDify, api: FlaskClient
 ) -> None:
     """Dify 1.16 tells it within its 200, which earlier ones do with a status or not at all."""

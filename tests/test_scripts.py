@@ -320,7 +320,7 @@ def welcome(port: int, process: int) -> str:
     return done.stdout + done.stderr
 
 
-def test_the_line_to_try_has_a_place_for_the_key_where_one_is_wanted() -> None:
+def test_the_line_to_try_has_a_placeholder_for_the_key_where_one_is_required() -> None:
     with HTTPServer(("127.0.0.1", 0), KeyWanted) as server:
         thread = threading.Thread(target=server.handle_request)
         thread.start()

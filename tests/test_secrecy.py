@@ -120,7 +120,7 @@ def everything(service: Service) -> list[int]:
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_nothing_secret_is_in_the_log_at_its_most_talkative(
+def test_nothing_secret_is_in_the_log_at_its_most_verbose(
     tmp_path: Path, talkative: FakeDify, form: str
 ) -> None:
     variables = free_variables(

@@ -220,7 +220,9 @@ def test_a_flood_of_connections_is_bounded_and_spares_honest_uploads(serve: Serv
 
 
 @pytest.mark.faults
-def test_callers_that_are_too_slow_are_told_and_left(serve: Serve, service: Service) -> None:
+def test_callers_that_are_too_slow_get_an_error_and_are_disconnected(
+    serve: Serve, service: Service
+) -> None:
     begun_at = time.monotonic()
     head = serve.send(service, SLOW["headers"], timeout=60)
     body = serve.send(service, SLOW["bodies"], timeout=60)
@@ -352,7 +354,7 @@ def test_a_large_body_arrives_unchanged(serve: Serve, service: Service, form: st
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.5])
-def test_a_caller_that_asks_first_is_told_to_go_on_once(
+def test_a_request_that_expects_it_gets_100_continue_once(
     serve: Serve, service: Service, pause: float
 ) -> None:
     data = post(b"hello", "Expect: 100-continue", "Connection: close")
@@ -425,7 +427,7 @@ def test_sigterm_lets_streams_end_and_accepts_no_more(serve: Serve) -> None:
 
 
 @pytest.mark.faults
-def test_streams_are_told_before_the_worker_is_killed(serve: Serve) -> None:
+def test_streams_get_an_error_before_the_worker_is_killed(serve: Serve) -> None:
     service = serve(2, 4, GUNICORN_GRACEFUL_TIMEOUT="2")
     streams = [serve.send(service, get("/stream?seconds=60")) for _ in range(4)]
     for stream in streams:

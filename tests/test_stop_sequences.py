@@ -40,7 +40,7 @@ SMALL = st.text("ab\n", max_size=12)
 
 
 @given(st.lists(st.text("ab\n", max_size=5), max_size=4), st.lists(SMALL, max_size=10))
-def test_the_earliest_place_of_any_sequence_ends_the_text(
+def test_the_earliest_position_of_any_sequence_ends_the_text(
     stops: list[str], chunks: list[str]
 ) -> None:
     text = "".join(chunks)

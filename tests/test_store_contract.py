@@ -74,7 +74,7 @@ def test_a_moved_chat_counts_from_the_move(store: ConversationStore, clock: Cloc
     assert store.get("a") == ConversationRecord("c2", int(clock.now), int(clock.now))
 
 
-def test_what_was_heard_may_change_within_a_conversation(
+def test_the_history_digest_may_change_within_a_conversation(
     store: ConversationStore, clock: Clock
 ) -> None:
     began = int(clock.now)
@@ -285,7 +285,7 @@ def test_times_that_people_wrote_do_no_harm(store: ConversationStore) -> None:
     assert store.keys() == ["future"]
 
 
-def test_a_store_is_available_while_its_place_is(store: ConversationStore) -> None:
+def test_a_store_is_available_while_its_storage_is(store: ConversationStore) -> None:
     store.put("a", "c1")
     assert store.available
     assert store.kind in ("file", "redis")

@@ -210,9 +210,7 @@ for number in range(10**9):
 """
 
 
-def test_a_killed_process_loses_no_mapping_that_it_was_told_of(
-    redis_url: str, opened: Opener
-) -> None:
+def test_a_killed_process_loses_no_acknowledged_mapping(redis_url: str, opened: Opener) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for writer in range(3):
         command = [sys.executable, "-c", WRITER, redis_url, str(writer)]
@@ -338,7 +336,7 @@ def test_closing_keeps_what_was_new_meanwhile(server: RedisServer, opened: Opene
     assert opened(server.url).stats().count == 120
 
 
-def test_a_silent_redis_holds_nobody_up_for_long(
+def test_a_silent_redis_delays_nothing_for_long(
     server: RedisServer, opened: Opener, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = opened(server.url)
@@ -423,7 +421,7 @@ def test_a_redis_that_refuses_to_write_is_still_read(
     assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
 
 
-def test_a_wrong_password_is_told_without_it(
+def test_a_wrong_password_is_logged_without_it(
     redis_server: RedisServer, opened: Opener, caplog: pytest.LogCaptureFixture
 ) -> None:
     with redis_server.client() as client:

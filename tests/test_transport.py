@@ -478,7 +478,7 @@ def test_the_repeat_takes_none_of_the_others_that_are_idle(
     assert asked_on(dify)[2:] == [2, 3]
 
 
-def test_a_repeat_that_cannot_connect_is_an_error_and_takes_no_place(
+def test_a_repeat_that_cannot_connect_is_an_error_and_leaves_the_pool_as_it_was(
     client: DifyClient, pool: ConnectionPool
 ) -> None:
     fake = FakeDify(answers=[Chat().says("one"), [0.3, CLOSE]])
@@ -747,7 +747,7 @@ def test_who_waits_for_a_connection_gets_the_next_that_is_free(
         assert dify.connections == (1 if is_whole else 2)
 
 
-def test_an_idle_connection_makes_room_for_one_to_another_address(
+def test_an_idle_connection_is_closed_for_one_to_another_address(
     dify: FakeDify, model: Model, trusting: ssl.SSLContext
 ) -> None:
     other = FakeDify()
@@ -766,14 +766,16 @@ def test_an_idle_connection_makes_room_for_one_to_another_address(
         other.close()
 
 
-def test_what_fails_takes_no_place(http: PooledClient, pool: ConnectionPool) -> None:
+def test_a_failed_request_leaves_the_pool_as_it_was(
+    http: PooledClient, pool: ConnectionPool
+) -> None:
     for _ in range(50):
         with pytest.raises(httpx.ConnectError):
             http.get(f"http://127.0.0.1:{free_port()}/info")
     assert pool.count == 0
 
 
-def test_the_pool_has_room_for_all_that_may_be_in_use(tmp_path: Path) -> None:
+def test_the_pool_is_large_enough_for_all_connections_that_may_be_in_use(tmp_path: Path) -> None:
     code = (
         "import main, gunicorn_config as g; from opendify.upstream import background_reader\n"
         "limits = main.HTTP_CLIENT_CONFIG['limits']\n"
@@ -877,7 +879,7 @@ def causes(exc: BaseException) -> list[type[BaseException]]:
     return found
 
 
-def test_a_failure_to_connect_tells_its_cause(http: PooledClient, secure_dify: FakeDify) -> None:
+def test_a_failure_to_connect_names_its_cause(http: PooledClient, secure_dify: FakeDify) -> None:
     with pytest.raises(httpx.ConnectError) as refused_:
         http.get(f"http://127.0.0.1:{free_port()}/")
     assert causes(refused_.value)[-1] is ConnectionRefusedError
@@ -912,7 +914,7 @@ def test_a_connection_that_takes_too_long_is_a_timeout(
     assert pool.count == 0
 
 
-def test_a_reset_tells_its_cause(dify: FakeDify, http: PooledClient) -> None:
+def test_a_reset_names_its_cause(dify: FakeDify, http: PooledClient) -> None:
     dify.answer = lambda r: [b"HTTP/1.1 2", 0.05, RESET]
     with pytest.raises(httpx.ReadError) as caught:
         http.get(f"{dify.base}/x")

@@ -98,7 +98,7 @@ ELSEWHERE = [
 
 
 @pytest.mark.parametrize(("method", "path", "status", "code"), ELSEWHERE)
-def test_a_route_that_is_not_there_is_told_in_json(
+def test_an_unknown_route_is_a_404_in_json(
     api: FlaskClient, method: str, path: str, status: int, code: str
 ) -> None:
     response = api.open(path, method=method)
@@ -295,7 +295,7 @@ USERS = [
 
 
 @pytest.mark.parametrize(("fields", "headers", "user"), USERS)
-def test_dify_is_told_who_asks(
+def test_dify_gets_the_name_of_the_user(
     api: FlaskClient, dify: FakeDify, fields: dict[str, Any], headers: dict[str, str], user: str
 ) -> None:
     assert post(api, headers, **fields).status_code == 200
@@ -418,7 +418,7 @@ def test_what_has_no_effect_is_named_once(
     assert response.headers.get("X-OpenDify-Ignored") == header
 
 
-def test_usage_is_told_where_it_was_asked_for(api: FlaskClient) -> None:
+def test_usage_is_sent_where_it_was_requested(api: FlaskClient) -> None:
     asked = read_stream(post(api, stream=True, stream_options={"include_usage": True}).data)
     assert asked.usage == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
     assert all(chunk["usage"] is None for chunk in asked.chunks)
@@ -530,7 +530,7 @@ def faulty(
         yield application.test_client()
 
 
-def test_a_fault_of_ours_is_a_500_that_tells_nothing(
+def test_an_internal_error_is_a_500_without_details(
     faulty: FlaskClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     response = post(faulty, headers={"X-Request-Id": "r1"})
@@ -540,7 +540,7 @@ def test_a_fault_of_ours_is_a_500_that_tells_nothing(
     assert "the words of a developer" in caplog.text
 
 
-def test_a_fault_of_ours_in_a_stream_ends_it_with_an_error(
+def test_an_internal_error_in_a_stream_ends_it_with_an_error(
     faulty: FlaskClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     response = post(faulty, stream=True, headers={"X-Request-Id": "r1"})
@@ -677,7 +677,7 @@ def test_a_task_neither_makes_nor_uses_a_mapping(
     assert [request.json["conversation_id"] for request in remembering.asked()] == ["", "c-1"]
 
 
-def test_a_new_conversation_is_told_what_came_before(api: FlaskClient, dify: FakeDify) -> None:
+def test_a_new_conversation_is_sent_the_history(api: FlaskClient, dify: FakeDify) -> None:
     turns = [*HI, {"role": "assistant", "content": "Hello"}, {"role": "user", "content": "And?"}]
     post(api, CHAT, messages=turns)
     query = dify.asked()[0].json["query"]
@@ -735,7 +735,7 @@ def test_no_mapping_is_made_of_a_failure(
 
 
 @STREAM_AND_WHOLE
-def test_a_conversation_that_dify_has_lost_is_begun_anew_once(
+def test_a_conversation_that_dify_has_lost_is_replaced_once(
     api: FlaskClient, dify: FakeDify, store: JsonFileStore, stream: bool
 ) -> None:
     lost = replayed("1.13.2/chat/stream_conv_unknown")
@@ -766,7 +766,7 @@ def test_a_conversation_that_dify_has_lost_twice_is_an_error(
     assert store.stats().count == 0
 
 
-def test_a_conversation_that_the_caller_named_is_not_begun_anew(
+def test_a_conversation_that_the_caller_named_is_not_replaced(
     api: FlaskClient, dify: FakeDify
 ) -> None:
     mine = post(api, CHAT).headers["X-Dify-Conversation-Id"]

@@ -219,7 +219,9 @@ def storm(chats: int, kills: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("chats", "kills"), [(1_000, 30), pytest.param(10_000, 200, marks=pytest.mark.long)]
 )
-def test_writers_killed_at_random_lose_nothing_that_they_were_told(chats: int, kills: int) -> None:
+def test_writers_killed_at_random_lose_nothing_that_was_acknowledged(
+    chats: int, kills: int
+) -> None:
     report = storm(chats, kills)
     assert report["told"] >= chats
     assert report["kills"] >= kills

@@ -164,7 +164,7 @@ def test_other_sentences_stay_as_they_are() -> None:
     assert problem("zh", "CORS_ORIGINS is odd.") == "CORS_ORIGINS is odd."
 
 
-def test_every_message_is_said_and_has_the_same_places_in_both_languages() -> None:
+def test_every_message_is_used_and_has_the_same_placeholders_in_both_languages() -> None:
     source = "".join(path.read_text() for path in sorted((ROOT / "opendify/deploy").glob("*.py")))
     for key, (chinese, english) in MESSAGES.items():
         assert chinese.count("%s") == english.count("%s"), key

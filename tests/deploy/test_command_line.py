@@ -21,7 +21,7 @@ def test_help_goes_to_standard_output(host: Host, words: list[str]) -> None:
     assert "#zh" not in done.stdout
 
 
-def test_a_bare_call_is_told_how(host: Host) -> None:
+def test_a_call_without_arguments_shows_the_usage(host: Host) -> None:
     done = host.run(code=64)
     assert done.stdout == "" and "用法" in done.stderr
 
@@ -187,7 +187,7 @@ def test_sourcing_it_runs_nothing(host: Host) -> None:
     assert done.stdout == "opendify-staging\n" and host.calls() == []
 
 
-def test_every_message_is_there_in_both_languages_with_the_same_places() -> None:
+def test_every_message_exists_in_both_languages_with_the_same_placeholders() -> None:
     rows = re.findall(r"^message (\w+) (['\"])(.*?)\2 (['\"])(.*?)\4$", SCRIPT, re.MULTILINE)
     assert len(rows) == len(re.findall(r"^message ", SCRIPT, re.MULTILINE)) > 100
     for key, _, chinese, _, english in rows:

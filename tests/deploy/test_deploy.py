@@ -123,7 +123,7 @@ def test_a_service_that_fails_is_rolled_back(host: Host, kind: str) -> None:
     assert images == {"opendify": NEW, "opendify-prev": OLD}
 
 
-def test_health_is_waited_for_no_longer_than_told(host: Host) -> None:
+def test_health_is_waited_for_no_longer_than_the_timeout(host: Host) -> None:
     host.configure()
     host.change(behaviour={OLD: {"trial": "starting"}})
     started = time.monotonic()
@@ -131,7 +131,7 @@ def test_health_is_waited_for_no_longer_than_told(host: Host) -> None:
     assert time.monotonic() - started < 30
 
 
-def test_a_service_that_cannot_come_back_says_so(host: Host) -> None:
+def test_a_service_that_cannot_be_restored_is_reported(host: Host) -> None:
     host.deploy()
     host.new_image()
     host.change(fail={"start": "start"})
@@ -522,7 +522,7 @@ def test_without_flock_a_folder_is_the_lock(host: Host) -> None:
 
 
 @pytest.mark.parametrize("phase", ["stop", "start"])
-def test_an_interruption_puts_everything_back(host: Host, phase: str) -> None:
+def test_an_interruption_restores_everything(host: Host, phase: str) -> None:
     host.deploy()
     host.new_image(service="starting")
     host.change(stop_takes=1 if phase == "stop" else 0)
@@ -532,7 +532,7 @@ def test_an_interruption_puts_everything_back(host: Host, phase: str) -> None:
     assert list(host.containers()) == ["opendify"]
 
 
-def test_an_interruption_that_cannot_put_it_back_says_so(host: Host) -> None:
+def test_an_interruption_that_cannot_restore_the_service_is_reported(host: Host) -> None:
     host.deploy()
     host.new_image(service="starting")
     host.change(behaviour=host.state()["behaviour"] | {OLD: {"service": "starting"}})

@@ -143,7 +143,7 @@ def test_a_value_is_never_executed(host: Host) -> None:
     assert not victim.exists()
 
 
-def test_all_problems_are_told_together(host: Host) -> None:
+def test_all_problems_are_reported_together(host: Host) -> None:
     host.configure('DIFY_API_BASE=ftp://x\nMODEL_CONFIG={}\nSERVER_PORT=x\nA="a\\nb"\n')
     done = host.run("check", code=65)
     for word in ("DIFY_API_BASE", "MODEL_CONFIG", "SERVER_PORT", "A 的值"):

@@ -84,7 +84,7 @@ def test_outcomes_that_are_asked_for_can_come() -> None:
     assert asked and asked <= codes
 
 
-def test_the_document_tells_of_every_metric_with_its_labels(exposed: Series) -> None:
+def test_the_document_describes_every_metric_with_its_labels(exposed: Series) -> None:
     told = {
         cells[0].strip("`"): set(re.findall(r"`(\w+)`", cells[1]))
         for cells in rows(DOCUMENT)
@@ -147,6 +147,6 @@ def test_what_is_exposed_is_sound(api: FlaskClient) -> None:
     assert said == ""
 
 
-def test_the_document_tells_of_every_alert() -> None:
+def test_the_document_describes_every_alert() -> None:
     told = [cells[0].strip("`") for cells in rows(DOCUMENT) if cells[0].startswith("`OpenDify")]
     assert told == [rule["alert"] for rule in ALERTS]

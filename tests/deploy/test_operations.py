@@ -131,7 +131,7 @@ def test_status_when_the_api_wants_a_key(host: Host) -> None:
     assert "API 状态: 异常" in host.run("status", code=3).stdout
 
 
-def test_status_tells_when_dify_or_the_store_is_not_well(host: Host) -> None:
+def test_status_reports_that_dify_or_the_store_is_unhealthy(host: Host) -> None:
     host.deploy()
     assert "readyz" not in host.run("status").stdout
     host.change(ready=503)
@@ -205,7 +205,7 @@ def test_stop_and_start(host: Host) -> None:
     assert ["restart", "-t", "40"] in [call[:3] for call in host.calls()]
 
 
-def test_start_tells_the_truth(host: Host) -> None:
+def test_start_reports_whether_the_service_is_healthy(host: Host) -> None:
     host.deploy()
     host.run("stop")
     host.change(behaviour={OLD: {"service": "starting"}})

@@ -88,7 +88,7 @@ def test_an_engine_that_does_not_come_up_fails_with_the_remedy(checkout: Path, h
     assert calls[-1].endswith("engine.sh down")
 
 
-def test_it_is_left_out_only_when_told_so_and_says_so(checkout: Path) -> None:
+def test_it_is_left_out_only_on_request_and_reports_it(checkout: Path) -> None:
     code, said, calls = ci(checkout, SKIP_DOCKER="1")
     assert code == 0
     assert "nothing was tested on a Docker engine" in said

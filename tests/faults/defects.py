@@ -170,14 +170,14 @@ DEFECTS = [
     Defect(
         _NEVER_SILENT,
         "No comment comes where nothing else does",
-        f"{_WAITING}::test_who_waits_long_is_told_that_the_answer_still_comes -k silent",
+        f"{_WAITING}::test_a_caller_who_waits_long_gets_keep_alive_comments -k silent",
         "opendify.chat.service:ChatService.stream",
         Condition(4, "False"),
     ),
     Defect(
         _NEVER_SILENT,
         "Pings of Dify put the comment off",
-        f"{_WAITING}::test_who_waits_long_is_told_that_the_answer_still_comes -k pinging",
+        f"{_WAITING}::test_a_caller_who_waits_long_gets_keep_alive_comments -k pinging",
         "opendify.chat.turn:ChatTurn.next_events",
         Assigned("_deadline", "0.0", 1),
     ),
@@ -350,14 +350,14 @@ DEFECTS = [
     Defect(
         _STATUSES,
         "A conversation that Dify has lost is told to the caller",
-        f"{_RETRIES}::test_a_conversation_that_dify_has_lost_is_begun_anew_unseen",
+        f"{_RETRIES}::test_a_conversation_that_dify_has_lost_is_replaced_unnoticed",
         "opendify.chat.turn:ChatTurn._can_recover",
         Returned("False"),
     ),
     Defect(
         _STATUSES,
         "A lost conversation is begun anew again and again",
-        f"{_RETRIES}::test_a_conversation_is_begun_anew_once",
+        f"{_RETRIES}::test_a_conversation_is_replaced_once",
         "opendify.chat.turn:ChatTurn._next",
         Replace(
             "self._may_retry and (not self._run.has_run) and self._can_recover(exc)",
@@ -554,7 +554,7 @@ DEFECTS = [
         _GONE,
         "A file is given to Dify for a caller who has left",
         "tests/faults/test_leaving_many.py::"
-        "test_a_caller_who_leaves_while_a_file_is_given_to_dify_holds_no_place",
+        "test_a_caller_who_leaves_during_an_upload_to_dify_holds_no_permit",
         "opendify.upstream.client:DifyClient.post",
         Argument("_call", 5, "NEVER"),
     ),
@@ -993,7 +993,7 @@ DEFECTS = [
     Defect(
         _FILES,
         "A wrong configuration is told one problem at a time",
-        f"{_SECRETS}::test_a_wrong_configuration_starts_nothing_and_is_told_whole",
+        f"{_SECRETS}::test_a_wrong_configuration_starts_nothing_and_all_problems_are_reported",
         "opendify.config.settings:load_settings",
         Argument("ConfigError", 0, "problems[:1]"),
     ),
@@ -1009,7 +1009,7 @@ DEFECTS = [
     Defect(
         _PLACES,
         "There is no cap",
-        f"{_CAPACITY}::test_those_who_find_no_place_are_told_at_once",
+        f"{_CAPACITY}::test_requests_without_a_permit_are_refused_at_once",
         "opendify.config.settings:_Reader.max_concurrent_streams",
         Assigned("streams", "threads - 1"),
     ),
@@ -1030,21 +1030,21 @@ DEFECTS = [
     Defect(
         _PLACES,
         "The place of a file is not given back",
-        f"{_OF_PLACES}::test_every_route_gives_back_what_it_holds",
+        f"{_OF_PLACES}::test_every_route_releases_what_it_holds",
         "opendify.api.files:add_file_routes.file_content",
         Replace("resources.add_permit(capacity.acquire_file())", "capacity.acquire_file()"),
     ),
     Defect(
         _PLACES,
         "Files share the places of answers",
-        "tests/test_limits_capacity.py::test_files_and_answers_do_not_take_places_from_one_another",
+        "tests/test_limits_capacity.py::test_files_and_responses_do_not_take_permits_from_one_another",
         "opendify.limits.capacity:ServerCapacity.acquire_file",
         Condition(0, "True"),
     ),
     Defect(
         _PLACES,
         "A run that its caller has left counts no more",
-        f"{_OF_PLACES}::test_a_run_that_was_left_before_its_first_word_counts_until_it_is_stopped",
+        f"{_OF_PLACES}::test_a_run_whose_caller_left_before_its_first_token_counts_until_it_is_stopped",
         "opendify.api.responder:Responder.respond",
         Replace("lambda: turn.add_done_callback(run_permits.close)", "run_permits.close"),
     ),

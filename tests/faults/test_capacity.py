@@ -42,7 +42,7 @@ def get(running: Service, path: str) -> int:
     return httpx.get(running.url + path, timeout=5, trust_env=False).status_code
 
 
-def test_those_who_find_no_place_are_told_at_once(
+def test_requests_without_a_permit_are_refused_at_once(
     dify: Chaos, gate: threading.Event, tmp_path: Path
 ) -> None:
     variables = {"GUNICORN_THREADS": "16", "MAX_CONCURRENT_STREAMS": "8"}

@@ -156,7 +156,7 @@ def upload_steps(request: Request) -> Steps:
     return Chat().says("A picture")
 
 
-def test_what_was_left_while_a_file_was_given_to_dify_is_not_asked(tmp_path: Path) -> None:
+def test_no_run_is_started_for_a_caller_who_left_during_an_upload(tmp_path: Path) -> None:
     picture = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII="  # noqa: E501
     content = [
         {"type": "text", "text": "What is it?"},
@@ -174,7 +174,9 @@ def test_what_was_left_while_a_file_was_given_to_dify_is_not_asked(tmp_path: Pat
     fake.close()
 
 
-def test_half_a_request_is_nobody_s_turn(left: service.Service, leaving: Chaos, user: str) -> None:
+def test_an_incomplete_request_starts_no_turn(
+    left: service.Service, leaving: Chaos, user: str
+) -> None:
     data = json.dumps(question("ends", user)).encode()
     with connected(left) as connection:
         connection.sendall(raw_head(len(data)) + data[:20])

@@ -50,7 +50,7 @@ def test_many_who_leave_at_once_are_all_stopped_on_threads_that_go_on(
         assert "Traceback" not in service.output()
 
 
-def test_a_dify_that_is_slow_to_stop_holds_nobodys_place(tmp_path: Path, dify: FakeDify) -> None:
+def test_a_dify_that_is_slow_to_stop_holds_no_permit(tmp_path: Path, dify: FakeDify) -> None:
     dify.answer = lambda request: streamed(Chat().text("Hello"), FOREVER)
     dify.answer_stop = [FOREVER]
     settings = variables(dify, GUNICORN_THREADS="4", MAX_CONCURRENT_STREAMS="2")
@@ -115,7 +115,7 @@ def test_a_chatflow_is_not_read_on_which_keeps_its_answer_anyway(
         assert ended.wait(1.5)
 
 
-def test_a_caller_who_leaves_while_a_file_is_given_to_dify_holds_no_place(
+def test_a_caller_who_leaves_during_an_upload_to_dify_holds_no_permit(
     tmp_path: Path, dify: FakeDify
 ) -> None:
     uploads: list[Request] = []

@@ -302,7 +302,7 @@ def check_all_is_free(service: Service, link: str) -> None:
     wait_for(lambda: ask(service).status_code == 200, 5, "a place")
 
 
-def test_every_route_gives_back_what_it_holds(dify: FakeDify, app: Flask, tmp_path: Path) -> None:
+def test_every_route_releases_what_it_holds(dify: FakeDify, app: Flask, tmp_path: Path) -> None:
     signal.alarm(2 * CASE_SECONDS)
     rules = {rule.rule: set(rule.methods or ()) for rule in app.url_map.iter_rules()}
     with running(tmp_path, variables(dify)) as service:
@@ -348,7 +348,7 @@ def leave(connection: socket.socket) -> None:
 @pytest.mark.parametrize("model", ["waits", "talks"])
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 @pytest.mark.parametrize("end", [leave, reset], ids=lambda end: end.__name__)
-def test_a_run_that_is_left_gives_its_place_back_when_it_is_stopped(
+def test_a_run_whose_caller_left_releases_its_permit_when_it_is_stopped(
     dify: FakeDify, tmp_path: Path, model: str, stream: bool, end: Callable[..., None]
 ) -> None:
     with running(tmp_path, variables(dify)) as service:
@@ -361,7 +361,7 @@ def test_a_run_that_is_left_gives_its_place_back_when_it_is_stopped(
             time.sleep(0.1)  # until Dify has answered that
 
 
-def test_a_worker_that_retires_takes_no_place_with_it(dify: FakeDify, tmp_path: Path) -> None:
+def test_a_worker_that_retires_keeps_no_permit(dify: FakeDify, tmp_path: Path) -> None:
     retiring = {"GUNICORN_MAX_REQUESTS": "5", "GUNICORN_MAX_REQUESTS_JITTER": "0"}
     with running(tmp_path, variables(dify, **retiring)) as service:
         first, link = service.workers(), new_link(service)
@@ -397,7 +397,7 @@ ONE = {
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
-def test_who_has_an_answer_whole_may_ask_the_next(
+def test_a_permit_is_free_before_the_caller_has_the_last_bytes(
     dify: FakeDify, tmp_path: Path, stream: bool
 ) -> None:
     with running(tmp_path, variables(dify, **ONE)) as service:
@@ -466,7 +466,7 @@ def is_of_waits(request: Request) -> bool:
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 @pytest.mark.parametrize("limit", ["caller", "model"])
-def test_a_run_that_was_left_before_its_first_word_counts_until_it_is_stopped(
+def test_a_run_whose_caller_left_before_its_first_token_counts_until_it_is_stopped(
     dify: FakeDify, tmp_path: Path, limit: str, stream: bool
 ) -> None:
     runs = Runs()
@@ -537,7 +537,7 @@ class Reader:
         self._connection.close()
 
 
-def test_slow_readers_of_files_take_no_places_of_answers_and_are_cut_off(
+def test_slow_readers_of_files_take_no_permits_of_responses_and_are_disconnected(
     dify: FakeDify, tmp_path: Path
 ) -> None:
     """20 kB/s is a slow mobile line, the others are callers who want to hold a place."""
@@ -561,7 +561,9 @@ def test_slow_readers_of_files_take_no_places_of_answers_and_are_cut_off(
         assert readers[0].received > 300_000
 
 
-def test_answers_and_a_slow_reader_together_leave_a_thread(dify: FakeDify, tmp_path: Path) -> None:
+def test_responses_and_a_slow_reader_of_a_file_leave_a_thread_free(
+    dify: FakeDify, tmp_path: Path
+) -> None:
     settings = variables(dify, GUNICORN_THREADS="4", MAX_CONCURRENT_STREAMS="3")
     models = {"waits": "app-secret-waits", "draws": "app-secret-draws"}
     settings |= {"MODEL_CONFIG": json.dumps(models), "CALLER_MAX_STREAMS": "9"}

@@ -168,7 +168,7 @@ def turn(history: list[tuple[str, str]], text: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
-def test_a_conversation_that_dify_has_lost_is_begun_anew_unseen(
+def test_a_conversation_that_dify_has_lost_is_replaced_unnoticed(
     talked: service.Service, talking: tuple[FakeDify, TalkingDify], stream: bool
 ) -> None:
     fake, app = talking
@@ -185,7 +185,7 @@ def test_a_conversation_that_dify_has_lost_is_begun_anew_unseen(
     assert "My name is Ann" in anew.json["query"], "what Dify has lost is told again"
 
 
-def test_a_conversation_is_begun_anew_once(
+def test_a_conversation_is_replaced_once(
     talked: service.Service, talking: tuple[FakeDify, TalkingDify]
 ) -> None:
     fake, _ = talking

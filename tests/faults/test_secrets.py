@@ -292,7 +292,7 @@ def test_a_redirect_is_followed_nowhere(tmp_path: Path) -> None:
         chaos.dify.close()
 
 
-def test_a_wrong_configuration_starts_nothing_and_is_told_whole(tmp_path: Path) -> None:
+def test_a_wrong_configuration_starts_nothing_and_all_problems_are_reported(tmp_path: Path) -> None:
     variables = {
         "DIFY_API_BASE": "dify.example.com",
         "MODEL_CONFIG": json.dumps(

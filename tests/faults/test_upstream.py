@@ -283,7 +283,7 @@ def test_a_dify_of_an_authority_of_the_operator_is_trusted(
     assert ask(lost, question("trusted", user)).said() == "Hello"
 
 
-def test_another_bundle_of_authorities_can_take_the_place_of_the_usual_one(
+def test_another_bundle_of_authorities_can_replace_the_default_one(
     tmp_path: Path, user: str
 ) -> None:
     AUTHORITY.cert_pem.write_to_path(str(tmp_path / "ca.pem"))

@@ -67,7 +67,7 @@ def waited(patient: Chaos, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.mark.parametrize("name", ["silent", "pinging"])
-def test_who_waits_long_is_told_that_the_answer_still_comes(
+def test_a_caller_who_waits_long_gets_keep_alive_comments(
     waited: Service, user: str, name: str
 ) -> None:
     """Proxies hang up on what is silent for long; Dify's pings are for us only."""
