@@ -27,7 +27,7 @@ class Held:
     """What the routes of ``app`` hold; the names of what was given back, in order."""
 
     def __init__(self) -> None:
-        self.given_back: list[str] = []
+        self.released: list[str] = []
         self.app = Flask(__name__)
         track_resources(self.app)
         for name, kind in KINDS.items():
@@ -37,8 +37,8 @@ class Held:
     def _answer(self, kind: Callable[[], Response]) -> Response:
         resources = current_resources()
         for name in ("file", "connection"):
-            resources.add(lambda name=name: self.given_back.append(name))
-        resources.add_permit(lambda: self.given_back.append("place"))
+            resources.add(lambda name=name: self.released.append(name))
+        resources.add_permit(lambda: self.released.append("permit"))
         return kind()
 
     def _raise(self) -> Response:
@@ -50,7 +50,7 @@ class Held:
         return body
 
 
-ALL = ["connection", "file", "place"]
+ALL = ["connection", "file", "permit"]
 
 
 def start(*arguments: Any) -> None:
@@ -62,15 +62,15 @@ def start(*arguments: Any) -> None:
 def test_everything_is_released_once_when_the_body_is_closed(name: str, method: str) -> None:
     held = Held()
     for is_iterated in (True, False):
-        held.given_back.clear()
+        held.released.clear()
         body = held.called(name, start, REQUEST_METHOD=method)
         if is_iterated:
             assert b"".join(body) or method != "GET" or name == "empty"
         body.close()
         body.close()
         expected = [] if method == "OPTIONS" else ALL
-        assert sorted(held.given_back) == sorted(expected)
-        assert is_iterated or held.given_back == expected
+        assert sorted(held.released) == sorted(expected)
+        assert is_iterated or held.released == expected
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -79,7 +79,7 @@ def test_a_body_that_is_closed_in_the_middle_releases_everything(name: str) -> N
     body = held.called(name, start)
     next(iter(body), None)
     body.close()
-    assert sorted(held.given_back) == sorted(ALL)
+    assert sorted(held.released) == sorted(ALL)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -90,14 +90,14 @@ def test_a_head_that_cannot_be_sent_releases_everything(name: str) -> None:
     held = Held()
     with pytest.raises(ConnectionResetError):
         held.called(name, failing_start)
-    assert held.given_back == ALL
+    assert held.released == ALL
 
 
 def test_a_route_that_raises_releases_everything() -> None:
     held = Held()
     with pytest.raises(SystemExit):
         held.called("raises", start)
-    assert held.given_back == ALL
+    assert held.released == ALL
 
 
 def test_what_cannot_be_closed_keeps_nothing_else() -> None:
@@ -115,15 +115,15 @@ def test_what_cannot_be_closed_keeps_nothing_else() -> None:
     body = held.called("fails", start)
     with pytest.raises(RuntimeError, match="of the test"):
         body.close()
-    assert held.given_back == ALL
+    assert held.released == ALL
 
 
 @pytest.mark.parametrize("name", ["whole", "generated", "passed through"])
 def test_a_permit_is_released_before_the_last_bytes_but_not_earlier(name: str) -> None:
     held = Held()
-    pieces = [(list(held.given_back), piece) for piece in held.called(name, start)]
+    pieces = [(list(held.released), piece) for piece in held.called(name, start)]
     assert all(piece for _, piece in pieces)
-    assert [given_back for given_back, _ in pieces] == [[]] * (len(pieces) - 1) + [["place"]]
+    assert [released for released, _ in pieces] == [[]] * (len(pieces) - 1) + [["permit"]]
     assert len(pieces[-1][1]) <= MAX_LAST_BYTES
 
 
@@ -137,6 +137,6 @@ def test_a_caller_who_does_not_read_keeps_its_permit_to_the_end() -> None:
                 ours.send(bytes(65536))
         body = held.called("whole", start, **{"gunicorn.socket": ours})
         assert b"".join(body) == CONTENT
-        assert held.given_back == []
+        assert held.released == []
         body.close()
-        assert held.given_back == ALL
+        assert held.released == ALL

@@ -19,9 +19,9 @@ from opendify.protocols.openai.messages import Attachment, Message, parse_messag
 
 
 def continues(
-    heard: HistoryFingerprint, history: list[Message], follows: str | None = None
+    known: HistoryFingerprint, history: list[Message], follows: str | None = None
 ) -> bool:
-    return fingerprint.matches(heard, extend(HistoryFingerprint(), history), history, follows)
+    return fingerprint.matches(known, extend(HistoryFingerprint(), history), history, follows)
 
 
 def user(text: str, *attachments: Attachment) -> Message:
@@ -101,18 +101,18 @@ def test_a_conversation_is_not_continued_by_another_history(history: list[Messag
     ids=["sent again", "left out", "another", "wrapped"],
 )
 def test_a_file_counts_only_where_the_history_has_one(later: Message, fits: bool) -> None:
-    heard = extend(HistoryFingerprint(), [user("look", IMAGE), assistant("a cat")])
-    assert continues(heard, [later, assistant("a cat")]) is fits
+    known = extend(HistoryFingerprint(), [user("look", IMAGE), assistant("a cat")])
+    assert continues(known, [later, assistant("a cat")]) is fits
 
 
 def test_a_retrieval_prompt_is_followed_by_the_text_that_the_person_wrote() -> None:
     wrapped = (
         "### Task:\nRespond ...\n<context>\n<source id='1'>x</source>\n</context>\n\nwhat is it"
     )
-    heard = extend(HistoryFingerprint(), [user(wrapped), assistant("x")])
-    assert continues(heard, [user("what is it"), assistant("x")])
-    assert continues(heard, [user(wrapped), assistant("x")])
-    assert not continues(heard, [user("what else is it"), assistant("x")])
+    known = extend(HistoryFingerprint(), [user(wrapped), assistant("x")])
+    assert continues(known, [user("what is it"), assistant("x")])
+    assert continues(known, [user(wrapped), assistant("x")])
+    assert not continues(known, [user("what else is it"), assistant("x")])
 
 
 @pytest.mark.parametrize("tail", ["what is it", "<user_query>\nwhat is it\n</user_query>"])
@@ -129,16 +129,16 @@ def test_older_retrieval_prompts_are_understood_too(tail: str) -> None:
 def test_an_earlier_state_of_a_chat_that_repeats_itself_is_no_end_of_it(
     repeats: int, length: int
 ) -> None:
-    heard = extend(HistoryFingerprint(), [user("go on"), assistant("ok")] * repeats)
+    known = extend(HistoryFingerprint(), [user("go on"), assistant("ok")] * repeats)
     history = [user("go on"), assistant("ok")] * (length // 2)
-    assert continues(heard, history) is (length == 2 * repeats)
+    assert continues(known, history) is (length == 2 * repeats)
 
 
 def test_the_end_of_a_chat_that_repeats_itself_only_later_is_its_end() -> None:
-    heard = extend(
+    known = extend(
         HistoryFingerprint(), [*HISTORY, user("ok"), assistant("2"), user("ok"), assistant("2")]
     )
-    assert continues(heard, [user("ok"), assistant("2")])
+    assert continues(known, [user("ok"), assistant("2")])
 
 
 def test_exactly_as_many_messages_as_are_kept_are_the_end_of_a_longer_chat() -> None:
@@ -147,7 +147,7 @@ def test_exactly_as_many_messages_as_are_kept_are_the_end_of_a_longer_chat() -> 
 
 
 NAMED = [
-    # what was heard, the history, the answer that the turn follows, whether it is continued
+    # what was known, the history, the answer that the turn follows, whether it is continued
     pytest.param(HISTORY, HISTORY, "m2", True, id="the same answer"),
     pytest.param(HISTORY, HISTORY, "other", True, id="the same words in another branch"),
     pytest.param(HISTORY, [*HISTORY[:3], assistant("edited")], "m2", False, id="edited in place"),
@@ -167,9 +167,9 @@ NAMED = [
 def test_the_names_of_answers_tell_branches_apart(
     told: list[Message], history: list[Message], follows: str | None, continued: bool
 ) -> None:
-    heard = decode(extend(HistoryFingerprint(), told, "m2").encode())
-    assert heard is not None
-    assert continues(heard, history, follows) is continued
+    known = decode(extend(HistoryFingerprint(), told, "m2").encode())
+    assert known is not None
+    assert continues(known, history, follows) is continued
 
 
 @pytest.mark.parametrize("follows", ["m1", "", None])
@@ -214,11 +214,11 @@ def test_the_system_text_is_not_among_what_counts() -> None:
 
 def test_a_history_longer_than_what_is_kept_one_by_one_must_match_as_a_whole() -> None:
     long = [turn for i in range(40) for turn in (user(f"q{i}"), assistant(f"a{i}"))]
-    heard = extend(HistoryFingerprint(), long)
-    assert len(heard.items) == fingerprint.MAX_ITEMS
-    assert continues(heard, long)
-    assert continues(heard, long[-10:])
-    assert not continues(heard, [user("changed"), *long[1:]])
+    known = extend(HistoryFingerprint(), long)
+    assert len(known.items) == fingerprint.MAX_ITEMS
+    assert continues(known, long)
+    assert continues(known, long[-10:])
+    assert not continues(known, [user("changed"), *long[1:]])
 
 
 texts = st.text(max_size=12)
@@ -245,14 +245,14 @@ def test_digests_that_were_made_already_say_the_same(messages: list[Message]) ->
 
 @given(dialogues.filter(bool))
 def test_what_is_written_is_read_back(messages: list[Message]) -> None:
-    heard = extend(HistoryFingerprint(), messages)
-    assert decode(heard.encode()) == heard
+    known = extend(HistoryFingerprint(), messages)
+    assert decode(known.encode()) == known
 
 
 @given(st.text(max_size=40))
 def test_any_word_of_a_store_is_understood_or_nothing(word: str) -> None:
-    heard = decode(word)
-    assert heard is None or heard.encode() == word
+    known = decode(word)
+    assert known is None or known.encode() == word
 
 
 @given(dialogues.filter(bool))

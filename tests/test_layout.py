@@ -60,7 +60,7 @@ PURE = [
     "opendify.conversations.store.mutations",
     "opendify.conversations.keys",
 ]
-DOORS = {
+DOING_IO = {
     "httpx",
     "httpcore",
     "flask",
@@ -184,8 +184,8 @@ def foreign(name: str) -> set[str]:
     return {found.partition(".")[0] for found in imports(name) if found not in PATHS}
 
 
-def is_within(name: str, room: str) -> bool:
-    return name == room or (room != "opendify" and name.startswith(f"{room}."))
+def is_within(name: str, package: str) -> bool:
+    return name == package or (package != "opendify" and name.startswith(f"{package}."))
 
 
 PURE_MODULES = [name for name in PATHS if any(is_within(name, pure) for pure in PURE)]
@@ -200,7 +200,7 @@ def test_imports_point_down() -> None:
 
 @pytest.mark.parametrize("name", PURE_MODULES)
 def test_the_inside_does_no_io(name: str) -> None:
-    assert not foreign(name) & DOORS
+    assert not foreign(name) & DOING_IO
     assert not set(called(name)) & {"open", "print", "input", "exec", "eval", "__import__"}
     for found in ours(name):
         assert found in PURE_MODULES or found == "opendify", f"{name} imports {found}"
@@ -333,8 +333,8 @@ def test_importing_the_application_opens_nothing(tmp_path: Path, store: str) -> 
 
 
 def test_importing_the_packages_needs_no_configuration() -> None:
-    rooms = sorted(name for name in PATHS if name != "main" and not name.endswith("__main__"))
-    done = run_python(f"import {', '.join(rooms)}")
+    modules = sorted(name for name in PATHS if name != "main" and not name.endswith("__main__"))
+    done = run_python(f"import {', '.join(modules)}")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

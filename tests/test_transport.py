@@ -779,7 +779,7 @@ def test_the_pool_is_large_enough_for_all_connections_that_may_be_in_use(tmp_pat
     code = (
         "import main, gunicorn_config as g; from opendify.upstream import background_reader\n"
         "limits = main.HTTP_CLIENT_CONFIG['limits']\n"
-        "print('room', limits.max_connections - 2 * g.threads - background_reader.MAX_PENDING)"
+        "print('spare', limits.max_connections - 2 * g.threads - background_reader.MAX_PENDING)"
     )
     variables = free_variables("http://127.0.0.1:9/v1", GUNICORN_THREADS="300")
     done = subprocess.run(
@@ -791,7 +791,7 @@ def test_the_pool_is_large_enough_for_all_connections_that_may_be_in_use(tmp_pat
         timeout=60,
         check=True,
     )
-    assert int(done.stdout.rpartition("room")[2]) >= 16
+    assert int(done.stdout.rpartition("spare")[2]) >= 16
 
 
 def test_two_hundred_streams_at_once_have_a_connection_each(

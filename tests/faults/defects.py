@@ -47,7 +47,7 @@ _CAPACITY = "tests/faults/test_capacity.py"
 _WAITING = "tests/faults/test_waiting.py"
 _OF_THE_LOOP = "tests/test_stream_loop.py"
 _OF_TRANSPORT = "tests/test_transport.py"
-_OF_PLACES = "tests/faults/test_permits.py"
+_OF_PERMITS = "tests/faults/test_permits.py"
 _OF_OWNERS = "tests/test_chats_owned.py"
 _OF_ORIGINS = "tests/test_middleware_origins.py"
 
@@ -64,7 +64,7 @@ _KEYS = "Keys"
 _LOGS = "Logs"
 _FILES = "Files"
 _KEPT = "Store"
-_PLACES = "Concurrency"
+_PERMITS = "Concurrency"
 
 DEFECTS = [
     # --- never silent --------------------------------------------------------------------------
@@ -183,7 +183,7 @@ DEFECTS = [
     ),
     Defect(
         _NEVER_SILENT,
-        "What a caller has no place for in the loop is dropped",
+        "What a caller does not read in time is dropped by the loop",
         f"{_OF_THE_LOOP}::test_who_does_not_read_keeps_nobody_waiting_and_loses_nothing",
         "opendify.worker.write_buffer:WriteBuffer.try_send",
         Assigned("pending", "b''"),
@@ -949,7 +949,7 @@ DEFECTS = [
     ),
     Defect(
         _LOGS,
-        "What came in place of an answer of Dify is not in the log",
+        "What came instead of a response of Dify is not in the log",
         f"{_UPSTREAM}::test_what_is_not_dify_is_in_the_log_with_status_type_and_model",
         "opendify.upstream.causes:with_response_details",
         Replace(
@@ -1007,44 +1007,44 @@ DEFECTS = [
     ),
     # --- concurrency ---------------------------------------------------------------------------
     Defect(
-        _PLACES,
+        _PERMITS,
         "There is no cap",
         f"{_CAPACITY}::test_requests_without_a_permit_are_refused_at_once",
         "opendify.config.settings:_Reader.max_concurrent_streams",
         Assigned("streams", "threads - 1"),
     ),
     Defect(
-        _PLACES,
-        "Places are never free again",
+        _PERMITS,
+        "Permits are never released",
         f"{_CALLERS}::test_callers_that_do_not_read_keep_nobody_from_being_served",
         "opendify.limits.capacity:_PermitPool.release",
         Replace("self._free += 1", "pass"),
     ),
     Defect(
-        _PLACES,
+        _PERMITS,
         "The pool is smaller than the threads",
         f"{_CAPACITY}::test_the_pool_is_as_large_as_the_threads",
         "main:_max_connections",
         Assigned("_max_connections", "100"),
     ),
     Defect(
-        _PLACES,
-        "The place of a file is not given back",
-        f"{_OF_PLACES}::test_every_route_releases_what_it_holds",
+        _PERMITS,
+        "The permit of a file is not released",
+        f"{_OF_PERMITS}::test_every_route_releases_what_it_holds",
         "opendify.api.files:add_file_routes.file_content",
         Replace("resources.add_permit(capacity.acquire_file())", "capacity.acquire_file()"),
     ),
     Defect(
-        _PLACES,
-        "Files share the places of answers",
+        _PERMITS,
+        "Files share the permits of responses",
         "tests/test_limits_capacity.py::test_files_and_responses_do_not_take_permits_from_one_another",
         "opendify.limits.capacity:ServerCapacity.acquire_file",
         Condition(0, "True"),
     ),
     Defect(
-        _PLACES,
+        _PERMITS,
         "A run that its caller has left counts no more",
-        f"{_OF_PLACES}::test_a_run_whose_caller_left_before_its_first_token_counts_until_it_is_stopped",
+        f"{_OF_PERMITS}::test_a_run_whose_caller_left_before_its_first_token_counts_until_it_is_stopped",
         "opendify.api.responder:Responder.respond",
         Replace("lambda: turn.add_done_callback(run_permits.close)", "run_permits.close"),
     ),

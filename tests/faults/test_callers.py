@@ -362,7 +362,7 @@ def said_if_served(running: service.Service) -> str:
 
 
 def test_callers_that_do_not_read_keep_nobody_from_being_served(tmp_path_factory: Any) -> None:
-    """They may hold all the places for answers; health and the refusals still come."""
+    """They may hold all the permits for responses; health and the refusals still come."""
 
     def flood(request: Any) -> Iterator[bytes]:
         yield STREAM_HEAD
@@ -391,5 +391,5 @@ def test_callers_that_do_not_read_keep_nobody_from_being_served(tmp_path_factory
         assert httpx.get(f"{running.url}/healthz", timeout=5, trust_env=False).status_code == 200
         assert httpx.get(f"{running.url}/v1/models", timeout=5, trust_env=False).status_code == 200
         stack.close()
-        wait_for(lambda: said_if_served(running) == "All is well", what="a place")
+        wait_for(lambda: said_if_served(running) == "All is well", what="a permit")
     chaos.dify.close()

@@ -1,4 +1,4 @@
-"""More askers than places: each gets its answer or is told at once to come back."""
+"""More requests than permits: each is answered, or refused at once with the time to retry after."""
 
 import threading
 from collections.abc import Iterator

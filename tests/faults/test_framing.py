@@ -282,11 +282,11 @@ def test_requests_that_follow_a_chunked_one_are_answered(with_keys: service.Serv
     assert b"Connection: close" in answer
 
 
-# --- room --------------------------------------------------------------------------------------
+# --- memory --------------------------------------------------------------------------------------
 
 
 def test_bodies_that_are_held_back_shut_nobody_out(without_keys: service.Service) -> None:
-    """There is room for two of the largest, of 1 MB."""
+    """There is memory for two of the largest, of 1 MB."""
     data = json.dumps(question(GOOD, text="word " * 60_000)).encode()
     with contextlib.ExitStack() as stack:
         for _ in range(4):

@@ -1,6 +1,6 @@
-"""Whatever a request holds is given back, on every route and however its answer ends.
+"""Whatever a request holds is released, on every route and however its response ends.
 
-What is held is counted from outside: by requests that are refused when a place is missing, and by
+What is held is counted from outside: by requests that are refused when no permit is free, and by
 the descriptors and threads of the worker.
 """
 
@@ -47,9 +47,9 @@ PUBLIC = "https://ai.example.com"
 MADE = "/files/tools/0ccfe981-f968-4678-80ae-335266227dac.png"
 PICTURE = b"\x89PNG\r\n\x1a\n" + os.urandom(3_000_000)
 
-# Of each kind of place there are so few that the next request finds one that was kept.
-PLACES = 2
-TIMES = PLACES + 2
+# There are so few permits of each kind that a later request finds one that was kept.
+PERMITS = 2
+TIMES = PERMITS + 2
 
 SOCKET = "socket:[]"
 
@@ -99,17 +99,17 @@ def dify(dify: FakeDify) -> FakeDify:
 
 
 def variables(dify: FakeDify, **more: str) -> dict[str, str]:
-    models = {m: {"key": f"app-secret-{m}", "type": "chat", "max_streams": PLACES} for m in MODELS}
+    models = {m: {"key": f"app-secret-{m}", "type": "chat", "max_streams": PERMITS} for m in MODELS}
     return free_variables(
         dify.base,
         **{
             "MODEL_CONFIG": json.dumps(models),
             "GUNICORN_WORKERS": "1",
             "GUNICORN_THREADS": "6",
-            "MAX_CONCURRENT_STREAMS": str(PLACES),
+            "MAX_CONCURRENT_STREAMS": str(PERMITS),
             "OPENDIFY_API_KEYS": KEY,
             "OPENDIFY_ADMIN_KEYS": ADMIN,
-            "CALLER_MAX_STREAMS": str(PLACES),
+            "CALLER_MAX_STREAMS": str(PERMITS),
             "PUBLIC_BASE_URL": PUBLIC,
             **more,
         },
@@ -236,7 +236,7 @@ def walk(link: str) -> dict[str, list[Case]]:
 
 
 def read_whole(service: Service, case: Case) -> None:
-    """The place of the request before must be free by now, whatever that was."""
+    """The permits of the request before must be free by now, whatever that was."""
     with connected(service) as connection:
         connection.sendall(case.raw())
         received = receive_all(connection)
@@ -288,18 +288,20 @@ def descriptors(service: Service) -> list[str]:
 
 
 def check_all_is_free(service: Service, link: str) -> None:
-    """Each place can be had at once, as often as there are places."""
+    """All permits of each kind can be acquired at once."""
     for stream in (True, False):
-        wait_for(lambda stream=stream: ask(service, stream=stream).status_code == 200, 5, "a place")
+        wait_for(
+            lambda stream=stream: ask(service, stream=stream).status_code == 200, what="a permit"
+        )
     for _ in range(TIMES):
         assert ask(service, stream=True).status_code == 200
         assert httpx.get(service.url + link, trust_env=False, timeout=20).content == PICTURE
     with ExitStack() as stack:  # and all at the same time
-        for _ in range(PLACES):
+        for _ in range(PERMITS):
             connection = stack.enter_context(connected(service))
             connection.sendall(Case("POST", PATH, body=question("waits", True)).raw())
             assert b" 200 " in receive_until(connection, b"word")[:20]
-    wait_for(lambda: ask(service).status_code == 200, 5, "a place")
+    wait_for(lambda: ask(service).status_code == 200, what="a permit")
 
 
 def test_every_route_releases_what_it_holds(dify: FakeDify, app: Flask, tmp_path: Path) -> None:
@@ -327,7 +329,7 @@ def test_every_route_releases_what_it_holds(dify: FakeDify, app: Flask, tmp_path
             kind for kind in held if kind != SOCKET
         ]
         # Those to Dify that are idle are closed when the pool is used the next time.
-        assert left.count(SOCKET) <= held.count(SOCKET) + PLACES
+        assert left.count(SOCKET) <= held.count(SOCKET) + PERMITS
         assert service.threads() <= 6 + 8
         assert "Traceback" not in service.output()
 
@@ -370,14 +372,14 @@ def test_a_worker_that_retires_keeps_no_permit(dify: FakeDify, tmp_path: Path) -
             assert httpx.get(service.url + link, trust_env=False).content == PICTURE
         assert service.workers() != first
         with ExitStack() as stack:
-            streams = [stack.enter_context(connected(service)) for _ in range(PLACES)]
+            streams = [stack.enter_context(connected(service)) for _ in range(PERMITS)]
             for stream in streams:
                 stream.sendall(Case("POST", PATH, body=question("talks", True)).raw())
                 receive_until(stream, b"word")
             second = service.workers()
             service.process.send_signal(signal.SIGHUP)
             wait_for(lambda: set(service.workers()) - set(second), 20, "a fresh worker")
-        wait_for(lambda: len(dify.stopped()) == PLACES, 10, "the stops")
+        wait_for(lambda: len(dify.stopped()) == PERMITS, what="the stops")
         wait_for(lambda: not set(service.workers()) & set(second), 20, "the end of the old worker")
         check_all_is_free(service, link)
         assert service.stop() == 0
@@ -487,19 +489,19 @@ def test_a_run_whose_caller_left_before_its_first_token_counts_until_it_is_stopp
     with running(tmp_path, settings) as service:
         with connected(service) as connection:
             connection.sendall(Case("POST", PATH, body=question("waits", stream)).raw())
-            wait_for(dify.asked, 5, "the question")
+            wait_for(dify.asked, what="the question")
         time.sleep(1)
         for _ in range(8):
             refusal = ask(service, "waits", stream)
             assert refusal.status_code == (429 if limit == "caller" else 503)
             assert int(refusal.headers["Retry-After"]) > 0
         assert httpx.get(f"{service.url}/healthz", trust_env=False).status_code == 200
-        if limit == "model":  # the thread and its place are free for others
+        if limit == "model":  # the thread and its permit are free for others
             assert ask(service, other, stream).status_code == 200
         runs.speak.set()
-        wait_for(lambda: runs.stopped.is_set(), 5, "the stop")
+        wait_for(lambda: runs.stopped.is_set(), what="the stop")
         dify.answer = answer
-        wait_for(lambda: ask(service, "ends", stream).status_code == 200, 5, "the place")
+        wait_for(lambda: ask(service, "ends", stream).status_code == 200, what="the permit")
         assert runs.most == 1
 
 
@@ -540,7 +542,7 @@ class Reader:
 def test_slow_readers_of_files_take_no_permits_of_responses_and_are_disconnected(
     dify: FakeDify, tmp_path: Path
 ) -> None:
-    """20 kB/s is a slow mobile line, the others are callers who want to hold a place."""
+    """20 kB/s is a slow mobile line, the others are callers who want to hold a permit."""
     signal.alarm(2 * CASE_SECONDS)
     settings = variables(dify, GUNICORN_THREADS="16", MAX_CONCURRENT_STREAMS="12")
     with running(tmp_path, settings) as service, ExitStack() as stack:
@@ -548,7 +550,7 @@ def test_slow_readers_of_files_take_no_permits_of_responses_and_are_disconnected
         readers = [Reader(service, link, pace) for pace in (20_000, 5_000, 1_700)]
         for reader in readers:
             stack.callback(reader.close)
-        wait_for(lambda: all(reader.received for reader in readers), 10, "the files")
+        wait_for(lambda: all(reader.received for reader in readers), what="the first bytes")
         refusal = httpx.get(service.url + link, trust_env=False)
         assert (refusal.status_code, refusal.json()["error"]["code"]) == (503, "overloaded")
         assert int(refusal.headers["Retry-After"]) > 0
@@ -571,7 +573,7 @@ def test_responses_and_a_slow_reader_of_a_file_leave_a_thread_free(
         link = new_link(service)
         reader = Reader(service, link, 20_000)
         stack.callback(reader.close)
-        wait_for(lambda: reader.received, 10, "the file")
+        wait_for(lambda: reader.received, what="the first bytes")
         case = Case("POST", PATH, body=question("waits", stream=True))
         for _ in range(2):
             stream = stack.enter_context(connected(service))

@@ -207,8 +207,8 @@ CHATS = [{"X-OpenWebUI-Chat-Id": f"kept-{number}"} for number in range(12)]
 def test_a_killed_worker_takes_nothing_with_it_but_its_own_streams(
     dify: Chaos, gate: Gate, tmp_path: Path
 ) -> None:
-    places = {"GUNICORN_WORKERS": "2", "MAX_CONCURRENT_STREAMS": "6"}  # not enough in one worker
-    with started(tmp_path, dify, **places, **PATIENT) as running:
+    limits = {"GUNICORN_WORKERS": "2", "MAX_CONCURRENT_STREAMS": "6"}  # not enough in one worker
+    with started(tmp_path, dify, **limits, **PATIENT) as running:
         for chat in CHATS:
             assert ask(running, question("trailers"), chat).status == 200
         streams = opened_streams(running, dify, 8)
