@@ -171,7 +171,7 @@ def test_a_loop_gives_what_a_thread_gives(
 
 
 def anonymous(body: bytes) -> bytes:
-    """Without what is different where a stop sequence ends the answer before Dify has told it."""
+    """Without what is different where a stop sequence ends the answer before Dify has sent it."""
     return re.sub(rb'"(created|id|[a-z_]+_id)":("[^"]*"|\d+),?', b"", body)
 
 

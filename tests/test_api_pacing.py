@@ -16,7 +16,7 @@ PIECE = b"x" * 8192
 
 
 class Reader:
-    """Has room for a burst at once, then for ``pace`` bytes a second, but in the breaks."""
+    """Takes a burst at once, then for ``pace`` bytes a second, but in the breaks."""
 
     def __init__(self, pace: float, burst: int = 0, breaks: dict[int, float] | None = None) -> None:
         self.now = 0.0

@@ -1,4 +1,4 @@
-"""Background tasks and temporary chats, from the caller's request to what Dify hears."""
+"""Background tasks and temporary chats, from the caller's request to what Dify receives."""
 
 import json
 import socket
@@ -74,8 +74,8 @@ def content(response: Any) -> str:
 
 
 def untouched(talking: TalkingDify) -> bool:
-    """Whether no conversation that is left has heard a task."""
-    return not any("### Task:" in query for heard in talking.queries() for query in heard)
+    """Whether no conversation that is left has received a task."""
+    return not any("### Task:" in query for received in talking.queries() for query in received)
 
 
 @pytest.mark.parametrize(
@@ -384,7 +384,7 @@ def test_a_deletion_that_fails_spoils_no_answer(
     assert "app-secret" not in caplog.text
 
 
-def test_a_conversation_that_is_gone_already_is_no_trouble(
+def test_a_conversation_that_is_already_deleted_is_no_error(
     api: FlaskClient,
     dify: FakeDify,
     talking: TalkingDify,
@@ -524,10 +524,10 @@ def test_the_recorded_sessions_leave_no_task_in_any_conversation(
         wait_for(lambda: len(talking.deleted) == len(temporary) + len(runs))
         kept = {one.chat for one in requests} - {one.chat for one in temporary}
         assert mappings(started) == len(kept)
-    heard = [query for queries in talking.queries("ada") for query in queries]
-    assert not any("<chat_history>" in query for query in heard)
-    assert any(query.startswith("### Task:\nRespond to the user query") for query in heard)
-    assert not any("temp one" in query for query in heard)
+    received = [query for queries in talking.queries("ada") for query in queries]
+    assert not any("<chat_history>" in query for query in received)
+    assert any(query.startswith("### Task:\nRespond to the user query") for query in received)
+    assert not any("temp one" in query for query in received)
 
 
 def test_a_temporary_chat_left_before_the_first_token_is_deleted_in_dify(

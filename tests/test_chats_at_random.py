@@ -1,7 +1,7 @@
-"""Random chats of several people and clients, compared with what Dify's conversations have heard.
+"""Random chats of several people and clients, compared with what Dify's conversations contain.
 
 The history that a client sends is the truth. So whatever happens, a person's turn arrives in a
-conversation that has heard exactly that, or in a new one that is told it; no task ever does; and an
+conversation that contains exactly that, or in a new one that is sent it; no task ever does; and an
 ordinary next turn arrives where the last one was.
 """
 

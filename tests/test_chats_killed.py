@@ -1,4 +1,4 @@
-"""Chats go on where they were, or are told anew, when workers are killed: real ones, with -9."""
+"""Chats go on where they were, or in a new conversation, when workers are killed with -9."""
 
 import os
 import random

@@ -135,7 +135,7 @@ def test_the_user_may_be_named_by_a_header_too(api: FlaskClient, polite: Remembe
 def test_naming_a_conversation_does_not_prove_knowledge_of_all_of_it(
     api: FlaskClient, polite: RememberingDify, store: JsonFileStore
 ) -> None:
-    """An exchange in a conversation that has heard more, or what nobody knows, is not all of it."""
+    """An exchange in a conversation that contains more, or what nobody knows, is not all of it."""
     alice = Client(api)
     hers = alice.say("My PIN is 1234")
     (key,) = store.keys()
@@ -176,7 +176,7 @@ def claim(status: int, api: FlaskClient, id_: str, **headers: str) -> Any:
 
 
 def leave(api: FlaskClient, **fields: Any) -> str:
-    """Asks and leaves in the middle of the answer; the conversation that the caller was told."""
+    """Asks and leaves in the middle of the answer; returns the conversation that was named."""
     body = {"model": "tiny", "messages": said("one"), "stream": True, **fields}
     with api.post("/v1/chat/completions", json=body, buffered=False) as response:
         assert response.status_code == 200

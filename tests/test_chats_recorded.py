@@ -1,5 +1,5 @@
 """What a client got as an answer, and sends back as it does, continues the conversation: for every
-answer on record, streamed and whole, however a model has it told."""
+answer on record, streamed and whole, however a model has it rendered."""
 
 import json
 import re

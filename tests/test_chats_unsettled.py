@@ -1,5 +1,5 @@
 """A restart of Dify, a timeout or a killed worker costs no chat its conversation: before the next
-turn, Dify is asked whether it has heard the question."""
+turn, Dify is asked whether it has received the question."""
 
 import json
 import os

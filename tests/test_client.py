@@ -831,7 +831,7 @@ def test_a_caller_that_hangs_up_is_noticed(
     stream.close()
 
 
-def test_a_caller_that_says_more_has_not_hung_up(
+def test_a_caller_that_sends_more_has_not_disconnected(
     dify: FakeDify,
     client: DifyClient,
     model: Model,

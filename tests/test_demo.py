@@ -426,7 +426,7 @@ def test_a_workflow_takes_files_among_its_inputs(client: Callable[..., Client]) 
     assert "a.txt: document, text/plain, 5 bytes" in answer
 
 
-def test_the_inputs_of_a_form_are_said_back_and_others_dropped(
+def test_the_inputs_of_a_form_are_echoed_and_others_dropped(
     client: Callable[..., Client],
 ) -> None:
     answer = said(client("advanced-chat").stream("hi", inputs={"city": "Paris", "other": "x"}))

@@ -147,7 +147,7 @@ def test_exactly_as_many_messages_as_are_kept_are_the_end_of_a_longer_chat() -> 
 
 
 NAMED = [
-    # what was known, the history, the answer that the turn follows, whether it is continued
+    # what it contains, the history, the answer that the turn follows, whether it is continued
     pytest.param(HISTORY, HISTORY, "m2", True, id="the same answer"),
     pytest.param(HISTORY, HISTORY, "other", True, id="the same words in another branch"),
     pytest.param(HISTORY, [*HISTORY[:3], assistant("edited")], "m2", False, id="edited in place"),

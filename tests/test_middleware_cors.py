@@ -1,4 +1,4 @@
-"""Pages of other origins: what a browser is told."""
+"""Pages of other origins: which headers a browser gets."""
 
 from collections.abc import Iterator
 from typing import Any

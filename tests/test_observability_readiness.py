@@ -1,4 +1,4 @@
-"""Whether what is needed is there, as machines are told."""
+"""Health and readiness, as orchestrators ask for them."""
 
 import time
 from pathlib import Path
@@ -67,7 +67,7 @@ def test_what_is_excluded_must_be_known(api: FlaskClient) -> None:
     assert (response.status_code, response.json["error"]["param"]) == (400, "exclude")
 
 
-def test_one_app_out_of_order_turns_nobody_else_away(api: FlaskClient, dify: FakeDify) -> None:
+def test_one_broken_app_causes_no_refusals_for_others(api: FlaskClient, dify: FakeDify) -> None:
     talking = TalkingDify()
 
     def answer(request: Request) -> Steps:

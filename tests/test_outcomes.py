@@ -1,4 +1,4 @@
-"""How requests end, as the real service tells it in its log and its metrics."""
+"""How requests end, as the real service reports it in its log and its metrics."""
 
 import os
 import re

@@ -49,7 +49,7 @@ def send(app: Flask, one: Recorded, with_headers: bool) -> None:
 
 
 def check(arrival: Arrival) -> None:
-    """Each turn has come where its history was heard, and each task to a place of its own."""
+    """Each turn went to the conversation that has its history, and each task to one of its own."""
     if "<chat_history>" in arrival.query:
         assert arrival.is_new
         assert arrival.before == ()

@@ -1,4 +1,4 @@
-"""Reasoning told from the answer: what counts as a tag, how it is cut, and what is held back."""
+"""Reasoning and answer apart: what counts as a tag, how it is cut, and what is held back."""
 
 import json
 import re

@@ -196,7 +196,7 @@ CLOSING = {
 
 
 @pytest.mark.parametrize(("values", "closes"), CLOSING.values(), ids=CLOSING)
-def test_a_connection_ends_where_one_of_its_options_says_so(
+def test_the_connection_option_close_ends_the_connection(
     values: tuple[str, ...], closes: bool
 ) -> None:
     intake = new_intake()

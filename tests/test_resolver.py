@@ -379,7 +379,7 @@ def test_a_client_may_name_the_conversation_and_send_no_history(
     for text in ("two", "three"):
         client.messages = []
         assert client.say(text, metadata=metadata, conversation_id=first) == first
-    assert client.say("four", metadata=metadata) == first  # by the end of what was heard
+    assert client.say("four", metadata=metadata) == first  # by the end of what it contains
     assert len(memory.conversations) == 1
 
 

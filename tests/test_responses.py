@@ -121,7 +121,9 @@ def test_a_replaced_answer(dify: FakeDify, api: FlaskClient) -> None:
     assert whole["finish_reason"] == stream.finish_reason == "content_filter"
 
 
-def test_an_answer_that_is_replaced_at_once_is_said_once(dify: FakeDify, api: FlaskClient) -> None:
+def test_an_answer_that_is_replaced_at_once_is_rendered_once(
+    dify: FakeDify, api: FlaskClient
+) -> None:
     chat = Chat()
     dify.answer = lambda r: streamed(chat.event("message_replace", answer="Sorry."), chat.end())
     text, stream = both(api)

@@ -1,4 +1,4 @@
-"""The real service at its most talkative, with everything that can happen: nothing that is
+"""The real service at its most verbose log level, with everything that can happen: nothing that is
 anybody's secret is in what it writes."""
 
 import json

@@ -307,7 +307,7 @@ def test_requests_that_follow_each_other_are_kept_apart(serve: Serve, service: S
 
 
 @pytest.mark.parametrize("options", ["close", "keep-alive, close", "Upgrade,\tCLOSE, x"])
-def test_a_connection_is_closed_where_one_of_its_options_says_so(
+def test_a_connection_with_the_option_close_is_closed(
     serve: Serve, service: Service, options: str
 ) -> None:
     caller = serve.send(service, get("/a", f"Connection: {options}") + get("/b"))

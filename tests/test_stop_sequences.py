@@ -78,7 +78,7 @@ def test_nothing_follows_a_stop_sequence() -> None:
     assert cutter.close() == ""
 
 
-def test_a_very_long_stop_sequence_is_no_trouble() -> None:
+def test_a_very_long_stop_sequence_is_found() -> None:
     stop = "ab" * 5000
     assert cut_off([stop], ["x", stop[:-1], "c", stop, "y"]) == (f"x{stop[:-1]}c", True)
 

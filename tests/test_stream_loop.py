@@ -111,7 +111,7 @@ def test_streams_that_wait_for_dify_hold_no_thread(service: Service, dify: FakeD
         caller.close()
 
 
-def test_who_does_not_read_keeps_nobody_waiting_and_loses_nothing(
+def test_a_caller_that_does_not_read_delays_no_other_and_loses_nothing(
     service: Service, dify: FakeDify
 ) -> None:
     numbers = [f"{n:06d}" + "x" * 1000 for n in range(4000)]

@@ -414,7 +414,7 @@ def test_one_that_was_closed_does_not_stop_the_others_from_being_used(
 
 
 class Reader:
-    """A Dify that answers one question, and then does with the connection what it is told."""
+    """A Dify that answers one question, and then does with the connection what the test says."""
 
     def __init__(self, then: Callable[[socket.socket], None]) -> None:
         self._server = socket.create_server(("127.0.0.1", 0))
@@ -930,7 +930,7 @@ def test_what_is_no_http_is_a_protocol_error(dify: FakeDify, http: PooledClient)
 
 
 @pytest.mark.parametrize("url", ["ftp://dify/x", "dify/x", "unix:///x"])
-def test_other_schemes_are_not_spoken(http: PooledClient, url: str) -> None:
+def test_other_schemes_are_not_supported(http: PooledClient, url: str) -> None:
     with pytest.raises(httpx.UnsupportedProtocol):
         http.get(url)
 

@@ -1,4 +1,4 @@
-"""Writers on one folder, killed with -9 at random; then all that they had been told is looked for.
+"""Writers on one folder, killed with -9 at random; then all that they had reported is checked.
 
     python -m tests.crash.storm --chats 100000 --writers 5 --kills 450
 
@@ -92,7 +92,7 @@ class Writer:
         self.rest = b""
 
     def listen(self) -> bool:
-        """Take in what the writer told; False when it is dead and all is read."""
+        """Read what the writer reported; False when it is dead and all is read."""
         said = os.read(self.pipe, 1 << 16)
         *lines, self.rest = (self.rest + said).split(b"\n")
         self.told += lines
@@ -137,7 +137,7 @@ def run(folder: Path, chats: int, writers: int, kills: int, fold_every: int) -> 
 
 
 def verdict(folder: Path, told: list[bytes]) -> dict[str, Any]:
-    """Look for every number told, in a new store and in the file that people read."""
+    """Look for every number reported, in a new store and in the file that people read."""
     store = opened(folder)
     known = {key: mapping.conversation_id for key, mapping in store.entries()}
     store.close()

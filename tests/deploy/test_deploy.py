@@ -353,7 +353,7 @@ def test_update_names_fewer_images_again_when_they_are_not_used(host: Host) -> N
     ]
 
 
-def test_a_bad_update_gives_the_name_back_to_the_image_that_runs(host: Host) -> None:
+def test_a_bad_update_restores_the_tag_of_the_running_image(host: Host) -> None:
     host.deploy()
     host.change(behaviour={NEW: {"trial": "crash"}})
     host.archive()

@@ -138,12 +138,12 @@ def test_each_piece_arrives_before_the_next_is_sent(
     front: tuple[httpx.Client, list[Service]], dify: FakeDify
 ) -> None:
     client, _ = front
-    chat, heard = Chat(), [threading.Event() for _ in range(5)]
+    chat, received = Chat(), [threading.Event() for _ in range(5)]
 
     def steps() -> Iterator[object]:
         whole = streamed(*(chat.text(f"piece {n}") for n in range(5)), chat.end())
         yield whole[0]
-        for piece, event in zip(whole[1:6], heard, strict=True):
+        for piece, event in zip(whole[1:6], received, strict=True):
             yield piece
             assert event.wait(20), "nginx held a piece back"
         yield from whole[6:]
@@ -156,8 +156,8 @@ def test_each_piece_arrives_before_the_next_is_sent(
             told.append(line)
             for number in range(5):
                 if f"piece {number}" in line:
-                    heard[number].set()
-    assert all(event.is_set() for event in heard)
+                    received[number].set()
+    assert all(event.is_set() for event in received)
     assert [line for line in told if line][-1] == "data: [DONE]"
 
 

@@ -140,7 +140,7 @@ def test_status_reports_that_dify_or_the_store_is_unhealthy(host: Host) -> None:
     assert json.loads(host.run("status", "--json").stdout)["ready"] == "503"
 
 
-def test_a_service_from_an_older_image_is_not_called_sick(host: Host) -> None:
+def test_a_service_from_an_older_image_is_not_reported_as_unhealthy(host: Host) -> None:
     host.deploy()
     host.new_image()
     host.change(without_package=[OLD])
@@ -321,7 +321,7 @@ def test_an_archive_that_was_changed_is_refused(host: Host) -> None:
     host.run("restore", "nowhere.tar.gz", code=65)
 
 
-def test_data_that_makes_the_service_sick_is_taken_out_again(host: Host) -> None:
+def test_restored_data_that_makes_the_service_unhealthy_is_removed_again(host: Host) -> None:
     host.deploy()
     (data(host) / "kept").write_text("old")
     archive(host.folder / "b.tar.gz", **{"data/kept": b"new"})

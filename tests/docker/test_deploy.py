@@ -210,7 +210,7 @@ def test_a_deploy_that_is_cut_short(
         assert process.returncode == 130
     else:
         server.run("start")
-    # The engine may still restart a container that had been told to stop when deploy.sh was killed.
+    # The engine may still restart a container that was being stopped when deploy.sh was killed.
     wait_for(lambda: answers(server))
     assert fact("opendify", "{{.Config.Image}}") == "opendify:quick"
     assert docker("ps", "-a", "--filter", "label=opendify.managed=1", "-q").count("\n") == 0
@@ -250,7 +250,7 @@ def test_a_stop_lets_a_stream_end(server: Server, quick: str, dify: FakeDify) ->
     steps = [part for word in words for part in (word, 0.5)]
     deploy(server, dify)
     dify.answers.append(streamed(*steps, chat.end()))
-    heard: list[str] = []
+    received: list[str] = []
     begun = threading.Event()
 
     def listen() -> None:
@@ -258,7 +258,7 @@ def test_a_stop_lets_a_stream_end(server: Server, quick: str, dify: FakeDify) ->
         url = f"{server.url}/v1/chat/completions"
         with httpx.stream("POST", url, json=body, timeout=60, trust_env=False) as answer:
             for line in answer.iter_lines():
-                heard.append(line)
+                received.append(line)
                 if "w0" in line:
                     begun.set()
 
@@ -267,8 +267,8 @@ def test_a_stop_lets_a_stream_end(server: Server, quick: str, dify: FakeDify) ->
     assert begun.wait(30)
     server.run("stop")
     listener.join(30)
-    assert [line for line in heard if line][-1] == "data: [DONE]"
-    assert "w7" in "".join(heard) and "error" not in "".join(heard)
+    assert [line for line in received if line][-1] == "data: [DONE]"
+    assert "w7" in "".join(received) and "error" not in "".join(received)
     assert fact("opendify", "{{.State.ExitCode}}") == "0"
 
 

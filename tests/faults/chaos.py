@@ -315,7 +315,7 @@ REFUSALS = {
 }
 
 
-# --- what fails when text has been told --------------------------------------------------------
+# --- what fails after the first text ------------------------------------------------------------
 
 
 def _after_text(*steps: Step, **names: Any) -> Answering:

@@ -40,7 +40,7 @@ _CALLERS = "tests/faults/test_callers.py"
 _WEIGHTS = "tests/faults/test_bodies.py"
 _FRAMING = "tests/faults/test_framing.py"
 _BODY = f"{_CALLERS}::test_a_bad_body_is_refused -k "
-_HTTP = f"{_CALLERS}::test_what_is_no_good_http_is_refused_or_hung_up_on -k "
+_HTTP = f"{_CALLERS}::test_bad_http_is_refused_or_disconnected -k "
 _SECRETS = "tests/faults/test_secrets.py"
 _STORE = "tests/faults/test_store.py"
 _CAPACITY = "tests/faults/test_capacity.py"
@@ -184,7 +184,7 @@ DEFECTS = [
     Defect(
         _NEVER_SILENT,
         "What a caller does not read in time is dropped by the loop",
-        f"{_OF_THE_LOOP}::test_who_does_not_read_keeps_nobody_waiting_and_loses_nothing",
+        f"{_OF_THE_LOOP}::test_a_caller_that_does_not_read_delays_no_other_and_loses_nothing",
         "opendify.worker.write_buffer:WriteBuffer.try_send",
         Assigned("pending", "b''"),
     ),
@@ -704,7 +704,7 @@ DEFECTS = [
     Defect(
         _BAD,
         "The newcomer is refused where bodies are held back",
-        f"{_FRAMING}::test_bodies_that_are_held_back_shut_nobody_out",
+        f"{_FRAMING}::test_incomplete_bodies_do_not_block_others",
         "opendify.worker.connection_set:PendingConnections._advance",
         Argument("_reject", 0, "conn"),
     ),
@@ -746,7 +746,7 @@ DEFECTS = [
     Defect(
         _BAD,
         "Slow callers hold threads",
-        f"{_CALLERS}::test_slow_callers_keep_nobody_from_being_served -k half-a-head",
+        f"{_CALLERS}::test_slow_callers_do_not_block_others -k half-a-head",
         "gunicorn_config:",
         Replace(
             "worker_class, worker_connections = ('opendify.worker.worker.Worker', threads + 1000)",
@@ -756,7 +756,7 @@ DEFECTS = [
     Defect(
         _BAD,
         "A head may take for ever",
-        f"{_CALLERS}::test_a_caller_that_never_finishes_is_hung_up_on",
+        f"{_CALLERS}::test_a_caller_that_never_finishes_is_disconnected",
         "opendify.worker.connection:HEAD_TIMEOUT",
         Constant(15.0, 600.0),
     ),
@@ -1016,7 +1016,7 @@ DEFECTS = [
     Defect(
         _PERMITS,
         "Permits are never released",
-        f"{_CALLERS}::test_callers_that_do_not_read_keep_nobody_from_being_served",
+        f"{_CALLERS}::test_callers_that_do_not_read_do_not_block_others",
         "opendify.limits.capacity:_PermitPool.release",
         Replace("self._free += 1", "pass"),
     ),

@@ -248,7 +248,7 @@ BAD_HTTP = {
 
 
 @pytest.mark.parametrize("name", BAD_HTTP)
-def test_what_is_no_good_http_is_refused_or_hung_up_on(shared: service.Service, name: str) -> None:
+def test_bad_http_is_refused_or_disconnected(shared: service.Service, name: str) -> None:
     with connected(shared) as connection:
         with contextlib.suppress(ConnectionError):
             connection.sendall(BAD_HTTP[name])
@@ -320,7 +320,7 @@ SLOW = {
 
 
 @pytest.mark.parametrize("name", SLOW)
-def test_slow_callers_keep_nobody_from_being_served(narrow: service.Service, name: str) -> None:
+def test_slow_callers_do_not_block_others(narrow: service.Service, name: str) -> None:
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(connected(narrow)) for _ in range(DOZENS)]
         for connection in slow:
@@ -334,7 +334,7 @@ def test_slow_callers_keep_nobody_from_being_served(narrow: service.Service, nam
             time.sleep(0.1)
 
 
-def test_a_caller_that_never_finishes_is_hung_up_on(narrow: service.Service) -> None:
+def test_a_caller_that_never_finishes_is_disconnected(narrow: service.Service) -> None:
     """A head has 15 s, however it trickles."""
     with connected(narrow, timeout=40) as connection:
         connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nX-A: ")
@@ -361,7 +361,7 @@ def said_if_served(running: service.Service) -> str:
     return answer.said() if answer.status == 200 else ""
 
 
-def test_callers_that_do_not_read_keep_nobody_from_being_served(tmp_path_factory: Any) -> None:
+def test_callers_that_do_not_read_do_not_block_others(tmp_path_factory: Any) -> None:
     """They may hold all the permits for responses; health and the refusals still come."""
 
     def flood(request: Any) -> Iterator[bytes]:

@@ -285,7 +285,7 @@ def test_requests_that_follow_a_chunked_one_are_answered(with_keys: service.Serv
 # --- memory --------------------------------------------------------------------------------------
 
 
-def test_bodies_that_are_held_back_shut_nobody_out(without_keys: service.Service) -> None:
+def test_incomplete_bodies_do_not_block_others(without_keys: service.Service) -> None:
     """There is memory for two of the largest, of 1 MB."""
     data = json.dumps(question(GOOD, text="word " * 60_000)).encode()
     with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""A caller who leaves: Dify is told to stop, once, and nothing is held for the caller."""
+"""A caller who leaves: Dify is asked to stop, once, and nothing is held for the caller."""
 
 import json
 import socket

@@ -26,7 +26,7 @@ GOOD = Chat().says("All is well")
 
 
 class KeptAlive:
-    """A Dify whose first answer on a connection is good, and which then does as it is told."""
+    """A Dify whose first answer on a connection is good, and which then does what the test says."""
 
     def __init__(self, then: list[Steps]) -> None:
         self.then = then
@@ -43,7 +43,7 @@ class KeptAlive:
 
 
 class Fresh(KeptAlive):
-    """A Dify that does as it is told on new connections too."""
+    """A Dify that does what the test says on new connections too."""
 
     def _answer(self, request: Request) -> Steps:
         self._used.add(request.connection)

@@ -1,4 +1,4 @@
-"""What Dify, or the way to it, does wrong, and what the caller is told."""
+"""What Dify, or the way to it, does wrong, and the error that the caller gets."""
 
 import json
 import re
@@ -173,7 +173,7 @@ def secure_dify(
 
 @dataclass(frozen=True)
 class Way:
-    """How it is told: to the caller, and in the log as ``cause``."""
+    """How it is reported: to the caller, and in the log as ``cause``."""
 
     says: str
     cause: str
@@ -230,7 +230,7 @@ def lost(chaos: Chaos, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ser
 
 
 def plain_port(stack: ExitStack) -> int:
-    """A port of a server that answers in plain HTTP whatever it hears, as nginx does."""
+    """A port of a server that answers in plain HTTP whatever it receives, as nginx does."""
     listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
 
     def serve() -> None:

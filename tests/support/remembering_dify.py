@@ -79,7 +79,7 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Arrival:
-    """A question that has come: what its conversation had heard until then, and what is asked.
+    """A question that has come: what its conversation had received until then, and the question.
     ``trace`` is the mark that the caller gave it."""
 
     trace: str
@@ -94,8 +94,8 @@ class Arrival:
 class RememberingDify:
     """``reply`` makes the pieces of the answer to a question. ``trouble`` holds what goes wrong
     with the next questions: ``busy`` (refused), ``cut`` (in the middle of the answer), one of
-    NOT_TAKEN (a page of a gateway, and Dify has not heard the question) or one of them after
-    ``run `` (it has run, and the page came in the place of the answer). ``modes`` are those of the
+    NOT_TAKEN (a page of a gateway, and Dify has not received the question) or one of them after
+    ``run `` (it has run, and the page came instead of the answer). ``modes`` are those of the
     apps, by their keys; an app that is not there is a chat. ``clock`` gives epoch seconds."""
 
     reply: Callable[[str], list[str]]

@@ -64,7 +64,7 @@ def _annotations(chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _finish_reason(chunks: list[dict[str, Any]], error: dict[str, Any] | None) -> str | None:
-    """The one reason that is told, in the last chunk, where nothing failed."""
+    """The one finish reason, in the last chunk, where nothing failed."""
     reasons = [chunk["choices"][0]["finish_reason"] for chunk in chunks]
     if error is not None:
         assert not any(reasons)

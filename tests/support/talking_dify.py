@@ -56,7 +56,7 @@ class TalkingDify:
             return self._beside(request, path)
 
     def queries(self, user: str = "") -> list[list[str]]:
-        """What the conversations that are not deleted have heard."""
+        """The questions that the conversations that are not deleted have received."""
         return [c.queries for c in self.conversations.values() if not user or c.user == user]
 
     def _parameters(self) -> dict[str, Any]:
