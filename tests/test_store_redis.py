@@ -16,7 +16,7 @@ from hypothesis.stateful import rule
 
 from opendify.conversations import ConversationRecord, Stats
 from opendify.conversations.store.redis import RedisStore
-from opendify.storage.redis_connection import RedisConnection
+from opendify.storage.redis_connection import RETRY_SECONDS, RedisConnection
 from tests.support.chats import DAY, Chats, Clock
 from tests.support.profiles import examples
 from tests.support.redis_server import RedisServer
@@ -43,9 +43,11 @@ def server() -> Iterator[RedisServer]:
 def opened(clock: Clock) -> Iterator[Opener]:
     stores: list[RedisStore] = []
 
-    def make(url: str, **options: Any) -> RedisStore:
+    def make(url: str, retry_seconds: float = 0.2, **options: Any) -> RedisStore:
         chosen = {"clock": clock, "max_age_days": None, "max_entries": 1000} | options
-        stores.append(RedisStore(RedisConnection(url, "redis://shown:6379/0"), **chosen))
+        chosen["write_back_retry_seconds"] = retry_seconds
+        link = RedisConnection(url, "redis://shown:6379/0", retry_seconds)
+        stores.append(RedisStore(link, **chosen))
         return stores[-1]
 
     yield make
@@ -339,7 +341,7 @@ def test_closing_keeps_what_was_new_meanwhile(server: RedisServer, opened: Opene
 def test_a_silent_redis_delays_nothing_for_long(
     server: RedisServer, opened: Opener, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = opened(server.url)
+    store = opened(server.url, RETRY_SECONDS)
     store.put("a", "c1")
     server.pause()
     began = time.monotonic()

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = 1.0
 RESPONSE_TIMEOUT = 1.5
-_RETRY_SECONDS = 2.0
+RETRY_SECONDS = 2.0
 # More than there can be threads: exceeding it would look as if Redis were unreachable.
 _MAX_CONNECTIONS = 10_000
 
@@ -34,15 +34,16 @@ class RedisUnavailable(Exception):
 class RedisConnection:
     """The Redis connections of one process, opened when first needed.
 
-    A forked child opens its own. After a failure, every call raises at once for two seconds; then
-    one call probes whether Redis is back, so no request waits for it more than once. The outage and
-    the recovery are logged once each.
+    A forked child opens its own. After a failure, every call raises at once for ``retry_seconds``;
+    then one call probes whether Redis is back, so no request waits for it more than once. The
+    outage and the recovery are logged once each.
     """
 
-    def __init__(self, url: str, display_name: str) -> None:
+    def __init__(self, url: str, display_name: str, retry_seconds: float = RETRY_SECONDS) -> None:
         """``url`` may contain a password; ``display_name`` is what the log shows instead."""
         self._url = url
         self._display_name = display_name
+        self._retry_seconds = retry_seconds
         self._retry_at = 0.0
         self._unreachable = False
         self._rejects_writes = False
@@ -101,7 +102,7 @@ class RedisConnection:
             raise RedisUnavailable from error
         finally:
             if is_probe:
-                self._retry_at = time.monotonic() + _RETRY_SECONDS
+                self._retry_at = time.monotonic() + self._retry_seconds
         # Only a probe ends the outage: any other response may predate the failure.
         if is_probe:
             self._record_success(rejects_writes=self._rejects_writes)
@@ -134,7 +135,7 @@ class RedisConnection:
         with self._lock:
             if recoveries != self._recoveries:
                 return
-            self._retry_at = time.monotonic() + _RETRY_SECONDS
+            self._retry_at = time.monotonic() + self._retry_seconds
             is_new, self._unreachable = not self._unreachable, True
         if is_new:
             log.error(

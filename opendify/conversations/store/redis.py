@@ -44,13 +44,16 @@ class RedisStore:
         clock: Callable[[], float],
         max_age_days: float | None,
         max_entries: int,
+        write_back_retry_seconds: float = _WRITE_BACK_RETRY_SECONDS,
     ) -> None:
         """`clock` returns epoch seconds. Mappings not used for `max_age_days`, and the least
-        recently used ones beyond `max_entries`, are removed about once a minute."""
+        recently used ones beyond `max_entries`, are removed about once a minute. When writing what
+        is new meanwhile fails, it is tried again after `write_back_retry_seconds`."""
         self._redis = redis
         self._clock = clock
         self._max_age_days = max_age_days
         self._max_entries = max_entries
+        self._write_back_retry_seconds = write_back_retry_seconds
         self._cache = FallbackCache(_MAX_CACHED)
         self._write_back_at = 0.0
         self._expire_at = 0.0
@@ -196,7 +199,7 @@ class RedisStore:
                 self._redis.execute_write(partial(schema.change, keys=[key], mutation=mutation))
                 self._cache.mark_one_written(key, record)
         except RedisUnavailable:
-            self._write_back_at = time.monotonic() + _WRITE_BACK_RETRY_SECONDS
+            self._write_back_at = time.monotonic() + self._write_back_retry_seconds
         finally:
             self._write_back_lock.release()
 
