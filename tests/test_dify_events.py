@@ -388,12 +388,20 @@ def test_half_a_surrogate_pair_of_a_text_waits_for_the_other(event: bytes, escap
     assert told.text == json.loads(b'"' + escaped + b'"')
 
 
-NAMES = ["message", "agent_message", "message_file", "message_replace", "message_end", "error"]
 JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
+
+
+@given(value=JSON_VALUES, escaped=st.booleans())
+def test_a_value_is_decoded_as_python_would(value: Any, escaped: bool) -> None:
+    text = json.dumps({"event": "x", "value": value}, ensure_ascii=escaped)
+    assert repr(parse_payload(text.encode())) == repr(json.loads(text))
+
+
+NAMES = ["message", "agent_message", "message_file", "message_replace", "message_end", "error"]
 FIELDS = st.sampled_from(
     [
         "answer",

@@ -125,6 +125,7 @@ ONLY_IN = {
     "h11": {"opendify.upstream.transport.response_reader"},
     "socksio": {"opendify.upstream.transport.proxy"},
     "msgspec": {
+        "opendify.dify.decoding",
         "opendify.dify.events",
         "opendify.protocols.openai.json_object",
         "opendify.sse",

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from opendify.dify.decoding import decode, may_have_lone_surrogates, replace_lone_surrogates
+from opendify.dify.decoding import decode, replace_lone_surrogates
 from opendify.dify.events import (
     AgentStep,
     Event,
@@ -48,13 +48,11 @@ class NotAnEvent(ValueError):
 def parse_payload(raw: bytes) -> Payload:
     """The JSON object of one event. Raises NotAnEvent."""
     try:
-        payload = decode(raw)
+        payload = decode(raw, _replace_lone_surrogates)
     except ValueError as exc:
         raise NotAnEvent("not JSON") from exc
     if not isinstance(payload, dict) or not isinstance(payload.get("event"), str):
         raise NotAnEvent("no event name")
-    if may_have_lone_surrogates(raw):
-        return _replace_lone_surrogates(payload)
     return payload
 
 
@@ -129,15 +127,17 @@ def _was_uploaded(raw: Mapping[str, Any]) -> bool:
     )
 
 
-def _replace_lone_surrogates(payload: Payload) -> Payload:
+def _replace_lone_surrogates(payload: Any) -> Any:
     """Up to 1.8 Dify escapes non-ASCII characters, and a token may be half of a surrogate pair,
     which UTF-8 cannot encode. Only pieces of text keep lone surrogates: the next piece may hold the
     other half."""
-    cleaned: Payload = replace_lone_surrogates(payload)
-    if cleaned["event"] in _TEXT_EVENTS and isinstance(payload.get("answer"), str):
+    cleaned = replace_lone_surrogates(payload)
+    if not isinstance(cleaned, dict):
+        return cleaned
+    if cleaned.get("event") in _TEXT_EVENTS and isinstance(payload.get("answer"), str):
         cleaned["answer"] = payload["answer"]
     chunk = as_object(payload.get("data")).get("text")
-    if cleaned["event"] == "text_chunk" and isinstance(chunk, str):
+    if cleaned.get("event") == "text_chunk" and isinstance(chunk, str):
         cleaned["data"]["text"] = chunk
     return cleaned
 
