@@ -53,6 +53,9 @@ SECONDS_TO_NAME_A_RUN = 60.0
 # Dify 1.13 stores the partial answer of a stopped chat only if its stream is read to the end.
 SECONDS_AFTER_STOP = 2.0
 
+# The events that may hold the whole answer once more.
+_WITH_WHOLE_ANSWER = (RunFinished, MessageEnded)
+
 # What an event weighs besides its texts, so that endless empty events are too long as well.
 _SIZE_OF_OBJECT = 200
 
@@ -232,15 +235,12 @@ class DifyRun:
 
     def _handle_all(self, payloads: list[bytes], events: list[Event]) -> None:
         """Appends the events of the payloads to ``events``, up to the end of the response."""
-        for raw in payloads:
-            if self.has_ended or self._failure is not None:
-                return
-            if raw.strip():  # a gateway may write a ping as an event without data
-                self._handle_raw(raw, events)
-
-    def _handle_raw(self, raw: bytes, events: list[Event]) -> None:
         try:
-            self._handle(parse_payload(raw), len(raw), events)
+            for raw in payloads:
+                if self._state is RunState.FINISHED or self._failure is not None:
+                    return
+                if raw.strip():  # a gateway may write a ping as an event without data
+                    self._handle(parse_payload(raw), len(raw), events)
         except NotAnEvent as exc:
             self._fail(
                 errors.BadUpstreamResponse(f"Dify sent an event that is unreadable ({exc}).")
@@ -273,7 +273,10 @@ class DifyRun:
         self.has_run = True
         if self._state is RunState.SENT:
             self._state = RunState.RUNNING
-        if isinstance(event, RunFinished | MessageEnded) and length > self._client.max_answer:
+        if isinstance(event, Text):
+            events.append(event)
+            self._size += len(event.text) or _SIZE_OF_OBJECT
+        elif isinstance(event, _WITH_WHOLE_ANSWER) and length > self._client.max_answer:
             self._fail(_too_long(self._client.max_answer))
         elif event is not None:
             self._append(event, events)
@@ -319,7 +322,7 @@ class DifyRun:
 def _size(event: Event) -> int:
     """Roughly how many characters of an event stay in memory to the end of the response."""
     match event:
-        case Text() | Reasoning():
+        case Reasoning():
             return len(event.text) or _SIZE_OF_OBJECT
         case Replaced():
             return len(event.text)
