@@ -44,13 +44,15 @@ class ServiceAddress:
 def reject_cross_site_requests(app: Flask, authorizer: Authorizer, address: ServiceAddress) -> None:
     """Rejects cross-site requests, unless keys are required or the request has an admin key."""
 
+    is_local = is_loopback(address.host)
+
     @app.before_request
     def reject() -> None:
         if authorizer.needs_keys or request.endpoint in OPEN_ENDPOINTS or authorizer.is_admin():
             return
         environ = request.environ
         host = environ.get("HTTP_HOST", "")
-        if is_loopback(address.host) and not _is_trusted_host(host, address.public_base):
+        if is_local and not _is_trusted_host(host, address.public_base):
             raise errors.HostNotAllowed(_not_this_host(host))
         if request.method in _SAFE_METHODS or is_preflight():
             return
