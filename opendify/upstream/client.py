@@ -71,6 +71,8 @@ class DifyClient:
         max_answer: int = DEFAULT_MAX_ANSWER,
     ) -> None:
         self._http = http
+        # httpx would merge them anew for each request, at the cost of all else that it does.
+        self._headers = {**http.headers, "accept-encoding": "identity"}
         self._stream_timeout = httpx.Timeout(read_timeout, connect=CONNECT_TIMEOUT, pool=1.0)
         self.read_timeout = read_timeout
         self.max_answer = max_answer
@@ -92,9 +94,9 @@ class DifyClient:
         Dify's traces. Raises ClientDisconnected, ServerStopping, and DifyError when Dify cannot be
         reached.
         """
-        headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+        headers = {"content-type": "application/json", "accept": "text/event-stream"}
         if is_request_id(trace_id):
-            headers["X-Trace-Id"] = trace_id
+            headers["x-trace-id"] = trace_id
         request = self._request(
             model, "POST", path, self._stream_timeout, headers=headers, content=_encode(body)
         )
@@ -170,12 +172,11 @@ class DifyClient:
         headers: Mapping[str, str] = MappingProxyType({}),
         **content: Any,
     ) -> httpx.Request:
-        own = {"Authorization": f"Bearer {model.key}", "Accept-Encoding": "identity"}
-        return self._http.build_request(
+        return httpx.Request(
             method,
             _parse_url(f"{model.base}{path}"),
-            headers={**own, **headers},
-            timeout=timeout,
+            headers={**self._headers, "authorization": f"Bearer {model.key}", **headers},
+            extensions={"timeout": timeout.as_dict()},
             **content,
         )
 
