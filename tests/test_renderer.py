@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from opendify.config.models import Model
 from opendify.dify.events import (
     AgentStep,
+    AgentThought,
     Event,
     FileGenerated,
     HumanInputNeeded,
@@ -41,6 +42,10 @@ SIGNED = "timestamp=1&nonce=2&sign=3"
 CAT = FileGenerated("f", "image", f"/files/tools/{UUID}.png?{SIGNED}", "cat.png")
 CAT_IN_TEXT = f"![cat](https://other.host/files/tools/{UUID}.png?{SIGNED})"
 CAT_FILE = {"type": "image", "transfer_method": "tool_file", "url": CAT.url, "filename": "cat.png"}
+QUESTION_NOTE = (
+    "(Dify cannot continue the agent with your answer: it will begin again, and know this chat. "
+    "If it only repeats its question, its operator should remove the tool ask_human in Dify.)"
+)
 SHOWN_CAT = "![cat.png](our/cat.png)"
 
 
@@ -94,6 +99,10 @@ def chunk(text: str, node: str = "llm") -> Text:
     return Text(text, node, "text_chunk")
 
 
+def output(text: str, variable: str, node: str = "start") -> Text:
+    return Text(text, node, "text_chunk", variable)
+
+
 WORKFLOWS = [
     ("one text", run(outputs={"text": "Done"}), {}, "Done"),
     ("one number", run(outputs={"score": 0}), {}, "0"),
@@ -125,6 +134,63 @@ WORKFLOWS = [
         run(chunk("A1"), chunk("B1", "n"), chunk("A2"), outputs={"a": "A1A2", "b": "B1"}),
         {},
         "A1B1A2",
+    ),
+    (
+        "two outputs of one node are told once",
+        run(
+            output("A", "a"),
+            output("\n", "answer", "end"),
+            output("B", "b"),
+            outputs={"x": "A", "y": "B"},
+        ),
+        {},
+        "A\nB",
+    ),
+    (
+        "one variable that is two outputs",
+        run(
+            output("A", "a"),
+            output("\n", "answer", "end"),
+            output("A", "a"),
+            outputs={"x": "A", "y": "A"},
+        ),
+        {},
+        "A\nA",
+    ),
+    (
+        "a text and an object of one node",
+        run(
+            output("Hi", "text"),
+            output("\n", "answer", "end"),
+            output('{\n  "total": 3,\n  "city": "奥斯陆"\n}', "usage"),
+            outputs={"answer": "Hi", "usage": {"total": 3, "city": "奥斯陆"}},
+        ),
+        {},
+        'Hi\n{\n  "total": 3,\n  "city": "奥斯陆"\n}',
+    ),
+    (
+        "values of other types, as Dify streams them",
+        run(
+            output("True", "b"),
+            output("\n", "answer", "end"),
+            output("0.5", "f"),
+            output("\n", "answer", "end"),
+            output("- one\n- 2", "l"),
+            outputs={"b": True, "f": 0.5, "l": ["one", 2]},
+        ),
+        {},
+        "True\n0.5\n- one\n- 2",
+    ),
+    (
+        "a text with marked thoughts beside another output",
+        run(
+            output("<think>Hm</think>Hi", "text"),
+            output("\n", "answer", "end"),
+            output("<think>", "other"),
+            outputs={"t": "<think>Hm</think>Hi", "o": "<think>"},
+        ),
+        {},
+        "Hi\n",
     ),
     (
         "only the configured one beside streamed text",
@@ -506,6 +572,246 @@ def test_an_agent_shows_its_steps_and_repeats_nothing(
 ) -> None:
     rendered = render(events, mode="agent-chat", **settings)
     assert (rendered.text, rendered.reasoning) == (said, thought)
+
+
+def grown(thought: str, step: str = "1") -> AgentStep:
+    return AgentStep(step, thought, "", "", "")
+
+
+def called(tool: str, step: str, observation: str = "") -> AgentStep:
+    return AgentStep(step, "", tool, "{}", observation)
+
+
+NEW_AGENTS: list[tuple[str, list[Event], dict[str, str], str, str]] = [
+    (
+        "thoughts that grow",
+        [
+            grown("\n"),
+            grown("\nI am "),
+            grown("\nI am thinking."),
+            grown("\nI am thinking.\n"),
+            grown("", "2"),
+            spoken("\n\n"),
+            grown("", "2"),
+            spoken("Noon."),
+            Text("\n\nNoon."),
+            END,
+        ],
+        {},
+        "Noon.",
+        "I am thinking.",
+    ),
+    (
+        "thoughts before and after the use of a tool",
+        [
+            grown("First."),
+            grown("First.\n"),
+            grown("", "2"),
+            spoken("\n\nLet me look."),
+            called("clock", "3"),
+            called("clock", "3", "noon"),
+            grown("\nSecond.\n", "4"),
+            grown("", "5"),
+            spoken("\n\nIt is noon."),
+            Text("\n\nIt is noon."),
+            END,
+        ],
+        {},
+        "Let me look.\n\nIt is noon.",
+        "First.\nclock({})\n→ noon\nSecond.",
+    ),
+    (
+        "two thoughts in a row",
+        [grown("\nFirst.\n"), grown("\nSecond.", "2"), spoken("Noon."), Text("Noon."), END],
+        {},
+        "Noon.",
+        "First.\n\nSecond.",
+    ),
+    (
+        "thoughts that are not to be shown",
+        [grown("Hm"), called("clock", "2", "noon"), spoken("Noon."), Text("Noon."), END],
+        {"reasoning": "drop"},
+        "Noon.",
+        "clock({})\n→ noon\n",
+    ),
+    (
+        "thoughts among the text",
+        [grown("\nHm\n"), grown("", "2"), spoken("\n\nNoon."), Text("\n\nNoon."), END],
+        {"reasoning": "inline"},
+        "<think>\nHm\n</think>\n\nNoon.",
+        "",
+    ),
+    (
+        "a last round that says less than the text before it",
+        [spoken("All right, noon."), called("clock", "1", "x"), Text("noon."), END],
+        {},
+        "All right, noon.\n\nnoon.",
+        "clock({})\n→ x\n",
+    ),
+    (
+        "a last round of which a part was said",
+        [spoken("Look. "), called("clock", "1", "x"), spoken("No"), Text("Noon."), END],
+        {},
+        "Look. \n\nNoon.",
+        "clock({})\n→ x\n",
+    ),
+    (
+        "a last message that has all rounds",
+        [spoken("Look. "), called("clock", "1", "x"), spoken("Noon."), Text("Look. Noon."), END],
+        {},
+        "Look. \n\nNoon.",
+        "clock({})\n→ x\n",
+    ),
+    (
+        "nothing but a thought",
+        [grown("Hm"), END],
+        {},
+        "",
+        "Hm",
+    ),
+    (
+        "a question to a person",
+        [spoken("Let me ask."), called("ask_human", "1"), Text("May I?"), END],
+        {},
+        f"Let me ask.\n\nMay I?\n\n{QUESTION_NOTE}",
+        "ask_human({})\n",
+    ),
+    (
+        "a question that has an answer",
+        [called("ask_human", "1"), called("ask_human", "1", "yes"), spoken("Done."), END],
+        {},
+        "Done.",
+        "ask_human({})\n→ yes\n",
+    ),
+    (
+        "a question that has a form",
+        [called("ask_human", "1"), HumanInputNeeded("May I?", ("Yes",)), Paused(), END],
+        {},
+        "May I?\n\n(Yes)\n\n(waiting for human input in Dify)",
+        "ask_human({})\n",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("events", "settings", "said", "thought"),
+    [r[1:] for r in NEW_AGENTS],
+    ids=[r[0] for r in NEW_AGENTS],
+)
+def test_a_new_agent_thinks_apart_from_its_text(
+    events: list[Event], settings: dict[str, str], said: str, thought: str
+) -> None:
+    rendered = render(events, mode="agent", **settings)
+    assert (rendered.text, rendered.reasoning) == (said, thought)
+
+
+def logged(tool: str, tool_input: str = "", result: str = "", step: str = "c") -> AgentStep:
+    return AgentStep(step, "", tool, tool_input, result)
+
+
+AGENT_NODES: list[tuple[str, list[Event], dict[str, str], str]] = [
+    (
+        "arguments that come with the result",
+        [AgentThought("I look."), logged("weather"), logged("weather", "{1}", "cold"), END],
+        {},
+        "I look.\nweather({1})\n→ cold\n",
+    ),
+    (
+        "a call in progress",
+        [AgentThought("I look."), logged("weather")],
+        {},
+        "I look.\nweather",
+    ),
+    (
+        "a call without arguments",
+        [logged("clock"), logged("clock", "", "noon"), END],
+        {},
+        "clock\n→ noon\n",
+    ),
+    (
+        "two calls at once",
+        [
+            logged("weather", step="a"),
+            logged("clock", step="b"),
+            logged("weather", "{1}", "cold", step="a"),
+            logged("clock", "{2}", "noon", step="b"),
+            END,
+        ],
+        {},
+        "weather\nclock\nweather({1})\n→ cold\nclock({2})\n→ noon\n",
+    ),
+    (
+        "reasoning after a call",
+        [logged("weather"), Reasoning("Hm", "llm"), logged("weather", "{1}", "cold"), END],
+        {},
+        "weather\nHm\nweather({1})\n→ cold\n",
+    ),
+    (
+        "a thought that was said",
+        [Text("I look.", "agent"), AgentThought(" I look.\n"), logged("weather", "{1}"), END],
+        {},
+        "weather({1})\n",
+    ),
+    (
+        "steps off",
+        [AgentThought("I look."), logged("weather", "{1}"), END],
+        {"agent_steps": "off"},
+        "",
+    ),
+    (
+        "steps as progress",
+        [AgentThought("I look."), logged("weather"), logged("weather", "{1}", "cold"), END],
+        {"agent_steps": "progress", "progress": "reasoning"},
+        "I look.\nweather\nweather({1})\n→ cold\n",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("events", "settings", "thought"),
+    [r[1:] for r in AGENT_NODES],
+    ids=[r[0] for r in AGENT_NODES],
+)
+def test_an_agent_node_shows_its_steps(
+    events: list[Event], settings: dict[str, str], thought: str
+) -> None:
+    events = events if END in events else [*events, END]
+    assert render(events, mode="advanced-chat", **settings).reasoning == thought
+
+
+SEPARATE: list[tuple[str, list[Event], str]] = [
+    (
+        "line ends around it",
+        [Reasoning(t, "a") for t in ("\n", "\nI", " am\n\nA.", "\n")],
+        "I am\n\nA.",
+    ),
+    (
+        "the last piece after the text",
+        [Reasoning("\nHm\n", "a"), Text("Hi", "a"), Reasoning("", "a", is_final=True)],
+        "Hm",
+    ),
+    ("two nodes", [Reasoning("\nA\n", "a"), Reasoning("\nB\n", "b")], "A\n\nB"),
+    (
+        "a node that runs twice",
+        [Reasoning("\nA\n", "a"), Reasoning("", "a", is_final=True), Reasoning("\nB\n", "a")],
+        "A\n\nB",
+    ),
+    ("with the node", [Text("Hi", "a"), NodeFinished(None, "", "a", "\nHm\n")], "Hm"),
+    (
+        "with the node again",
+        [Reasoning("\nHm\n", "a"), Text("Hi", "a"), NodeFinished(None, "", "a", "\nHm\n")],
+        "Hm",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("events", "thought"), [row[1:] for row in SEPARATE], ids=[row[0] for row in SEPARATE]
+)
+def test_separate_reasoning_is_told_once_and_without_line_ends_around_it(
+    events: list[Event], thought: str
+) -> None:
+    assert render([*events, END], mode="advanced-chat").reasoning == thought
 
 
 NODE = NodeFinished(Usage(10, 5, 15), "stop")

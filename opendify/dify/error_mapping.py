@@ -20,6 +20,13 @@ _NO_VERSION = "Workflow not found with id"
 _APP_BUSY = "Too many requests. Please try again later"
 _RATE_LIMIT = re.compile(r"rate[ _-]?limit|too many requests|\b429\b", re.IGNORECASE)
 _TOO_LONG = re.compile(r"context[ _]length|maximum context|too long", re.IGNORECASE)
+_PROVIDER_KEY = re.compile(
+    r"incorrect (api[ _-]?key|model credentials)|invalid (api[ _-]?key|authentication|token)"
+    r"|invalid_api_key|api[ _-]?key\b[^.,]{0,40} (invalid|incorrect|expired|doesn't exist)"
+    r"|InvokeAuthorizationError|AuthenticationError|authentication fails|error code: 401",
+    re.IGNORECASE,
+)
+_UNANSWERED_QUESTION = "message history contains unprocessed tool calls"
 _APP_KEY = re.compile(r"\b(app|sk)-[\w.-]{4,}")
 _ADDRESS = re.compile(
     r"(?P<scheme>\b[a-z][a-z0-9+.-]{0,20}://)(?:[^\s/@'\"<>]*@)?(?P<url_host>\[[0-9a-f:.]+\]|[^\s/:?#'\"<>()\[\],;]+)"
@@ -34,6 +41,9 @@ _AUTH = {"unauthorized", "forbidden"}
 _WRONG_ROUTE = {"not_chat_app", "not_workflow_app", "not_completion_app", "app_unavailable"}
 _NOT_READY = {"provider_not_initialize", "model_currently_not_support", "agent_not_published"}
 _MODEL_FAILED = {"completion_request_error", "run_failed"}
+
+# What a Dify app of the mode "agent" answers before it has a model and has been published (1.16).
+_NO_MODEL = "model is required"
 
 # The format of Dify's own codes.
 _CODE = re.compile(r"[a-z][a-z0-9_]*")
@@ -144,7 +154,8 @@ def to_error(response: ErrorResponse, model: str) -> errors.DifyError:
     error = (
         (_by_foreign_response(response, model) if response.foreign else None)
         or _by_code(response, model, reason)
-        or _by_text(response, reason)
+        or _not_ready(response, model, reason)
+        or _by_text(response, model, reason)
         or _by_status(response, model, reason)
     )
     error.dify_code = response.code
@@ -171,14 +182,20 @@ def _by_code(response: ErrorResponse, model: str, reason: str) -> errors.DifyErr
             f"The Dify app of model '{model}' does not support this endpoint ({code}): its type "
             "differs from 'type' in MODEL_CONFIG, or it has never been published."
         )
-    if code in _NOT_READY or "not published" in response.message:
-        return errors.ModelNotReady(f"The Dify app of model '{model}' is not ready: {reason}")
     if code == "provider_quota_exceeded":
         return errors.QuotaExceeded(f"The quota of model '{model}' in Dify is used up: {reason}")
     return None
 
 
-def _by_text(response: ErrorResponse, reason: str) -> errors.DifyError | None:
+def _not_ready(response: ErrorResponse, model: str, reason: str) -> errors.DifyError | None:
+    if response.message == _NO_MODEL:
+        reason = "it has no model, or it has never been published."
+    elif response.code not in _NOT_READY and "not published" not in response.message:
+        return None
+    return errors.ModelNotReady(f"The Dify app of model '{model}' is not ready: {reason}")
+
+
+def _by_text(response: ErrorResponse, model: str, reason: str) -> errors.DifyError | None:
     if response.status == 429 or response.message.startswith(_APP_BUSY):
         return errors.RateLimited(reason or "Dify asks to slow down.")
     model_failed = response.code in _MODEL_FAILED or response.message.startswith("Run failed")
@@ -188,6 +205,18 @@ def _by_text(response: ErrorResponse, reason: str) -> errors.DifyError | None:
         return errors.RateLimited(reason)
     if _TOO_LONG.search(response.message):
         return errors.ContextTooLong(reason)
+    if _UNANSWERED_QUESTION in response.message:
+        return errors.ConversationNotFound(
+            f"This conversation with model '{model}' cannot go on: its agent has asked a person "
+            "(the tool ask_human) and waits for the answer, which Dify does not take from a chat. "
+            "Begin a new conversation. The operator of the app can take the tool from the agent."
+        )
+    if _PROVIDER_KEY.search(response.message):
+        return errors.ModelNotReady(
+            f"The provider of the language model of '{model}' rejected the key that Dify has for "
+            f"it ({reason}). The operator of Dify should correct it there, in Settings > Model "
+            "Provider; it is none of OpenDify's keys."
+        )
     return errors.RunFailed(reason or "The run failed, and Dify gave no reason.")
 
 

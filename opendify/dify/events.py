@@ -20,22 +20,25 @@ class Usage:
 
 
 class Text(msgspec.Struct, frozen=True, gc=False):
-    """The next piece of the answer. ``node`` is the graph node that wrote it, empty where Dify
-    does not send it; ``event`` is the name of Dify's event. A Struct because there is one per
-    token, and a frozen dataclass takes ten times as long to create."""
+    """The next piece of the answer. ``node`` and ``variable`` are the graph node that wrote it and
+    the output of the node that it is a piece of, empty where Dify does not send them; ``event`` is
+    the name of Dify's event. A Struct because there is one per token, and a frozen dataclass takes
+    ten times as long to create."""
 
     text: str
     node: str = ""
     event: str = "message"
+    variable: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Reasoning:
     """The next piece of the reasoning of a ``node``'s model (``reasoning_chunk``, Dify 1.15 and
-    later)."""
+    later). The last piece (``is_final``) is empty and follows the first piece of the text."""
 
     text: str
     node: str = ""
+    is_final: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +50,30 @@ class Replaced:
 
 @dataclass(frozen=True, slots=True)
 class AgentStep:
-    """A step of an agent. Sent two or three times with the same ``id``, each time with more
-    content; ``thought`` repeats text that was sent as the answer."""
+    """A step of an agent. Sent repeatedly with the same ``id``, each time with more content.
+
+    In the mode ``agent-chat``, ``thought`` repeats text that was sent as the answer; in the mode
+    ``agent`` it is the reasoning of the model, which is sent nowhere else.
+    """
 
     id: str
     thought: str
     tool: str
     tool_input: str
     observation: str
+
+    @property
+    def waits_for_person(self) -> bool:
+        """Whether this is a question to a person that has no answer (the tool ``ask_human`` of the
+        mode ``agent``)."""
+        return self.tool == "ask_human" and not self.observation
+
+
+@dataclass(frozen=True, slots=True)
+class AgentThought:
+    """A whole thought of an agent node (``agent_log``); it may repeat text of the answer."""
+
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +146,13 @@ class MessageEnded:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The response failed. ``status`` is the HTTP status that Dify assigns to the error."""
+    """The response failed. ``status`` is the HTTP status that Dify assigns to the error;
+    ``was_refused`` is true where nothing has run, because Dify refused the request."""
 
     status: int
     code: str
     message: str
+    was_refused: bool = False
 
 
 Event = (
@@ -139,6 +160,7 @@ Event = (
     | Reasoning
     | Replaced
     | AgentStep
+    | AgentThought
     | FileGenerated
     | NodeStarted
     | NodeFinished

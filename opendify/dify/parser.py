@@ -1,8 +1,10 @@
 """Parses the events of a response from Dify's JSON. No I/O.
 
-Recorded from Dify 1.11.4 and 1.13.2; names and fields of other releases are from Dify's source.
+Recorded from Dify 1.11.4, 1.13.2 and 1.16.1; names and fields of other releases are from Dify's
+source.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 from opendify.dify.decoding import decode, replace_lone_surrogates
 from opendify.dify.events import (
     AgentStep,
+    AgentThought,
     Event,
     Failed,
     FileGenerated,
@@ -66,7 +69,8 @@ def parse_event(payload: Payload) -> Event | None:
     if name in _TEXT_EVENTS:
         answer = payload.get("answer")
         if isinstance(answer, str):
-            return Text(answer, _node(payload), name)
+            node, variable = _source(payload)
+            return Text(answer, node, name, variable)
     parse = _PARSERS.get(name)
     return parse(payload) if parse else None
 
@@ -164,17 +168,47 @@ def _agent_thought(payload: Payload) -> Event:
 
 
 def _agent_log(payload: Payload) -> Event | None:
-    """A step of an agent node; only its tool calls have a label in a fixed format."""
+    """A tool call or a thought of an agent node. Its log has no fixed format: labels and data are
+    those of the strategies "function calling" and "ReAct" of Dify's official plugin."""
     data = as_object(payload.get("data"))
-    kind, _, tool = as_string(data.get("label")).partition(" ")
-    if kind != "CALL" or not tool:
-        return None
-    return AgentStep(as_string(data.get("id")), "", tool, "", as_string(data.get("error")))
+    label, content = as_string(data.get("label")), as_object(data.get("data"))
+    if label.startswith("CALL "):
+        return _logged_call(data, label.removeprefix("CALL "), content)
+    return _logged_thought(content) if label.endswith(" Thought") else None
+
+
+def _logged_call(data: Mapping[str, Any], tool: str, content: Mapping[str, Any]) -> Event:
+    output = content.get("output")
+    call = output if isinstance(output, dict) else content
+    result = call.get("tool_response") if call is output else output
+    return AgentStep(
+        as_string(data.get("id")),
+        "",
+        tool,
+        _as_text(call.get("tool_call_input") or call.get("tool_call_args")),
+        _as_text(result) or as_string(data.get("error")),
+    )
+
+
+def _logged_thought(content: Mapping[str, Any]) -> Event | None:
+    """The thought before a tool call. What the model says without one is the answer."""
+    if content.get("tool_name"):
+        thought = as_string(content.get("output"))
+    else:
+        thought = as_string(content.get("thought")) if "action_input" in content else ""
+    return AgentThought(thought) if thought.strip() else None
+
+
+def _as_text(value: Any) -> str:
+    if not value or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _text_chunk(payload: Payload) -> Event:
     data = as_object(payload.get("data"))
-    return Text(as_string(data.get("text")), _node(data), "text_chunk")
+    node, variable = _source(data)
+    return Text(as_string(data.get("text")), node, "text_chunk", variable)
 
 
 def _text_replace(payload: Payload) -> Event:
@@ -183,7 +217,11 @@ def _text_replace(payload: Payload) -> Event:
 
 def _reasoning_chunk(payload: Payload) -> Event:
     data = as_object(payload.get("data"))
-    return Reasoning(as_string(data.get("reasoning")), as_string(data.get("node_id")))
+    return Reasoning(
+        as_string(data.get("reasoning")),
+        as_string(data.get("node_id")),
+        data.get("is_final") is True,
+    )
 
 
 def _node_started(payload: Payload) -> Event:
@@ -213,13 +251,25 @@ def _workflow_finished(payload: Payload) -> Event:
     data = as_object(payload.get("data"))
     status = as_string(data.get("status"))
     if status in ("failed", "exception"):
-        return Failed(400, "run_failed", as_string(data.get("error")) or "the run failed")
+        reason = as_string(data.get("error")) or "the run failed"
+        return (
+            Failed(400, "invalid_param", reason, was_refused=True)
+            if _was_refused(data)
+            else Failed(400, "run_failed", reason)
+        )
     return RunFinished(
         status,
         as_count(data.get("total_tokens")),
         as_object(data.get("outputs")),
         as_string(data.get("error")),
     )
+
+
+def _was_refused(data: Mapping[str, Any]) -> bool:
+    """Whether Dify's worker refused the request of a chatflow or workflow: a missing input, an
+    unknown file (1.16). A graph that has begun has steps, a caller and an object of outputs."""
+    facts = tuple(data.get(name, ...) for name in ("outputs", "total_steps", "created_by"))
+    return facts == (None, 0, {})
 
 
 def _error(payload: Payload) -> Event:
@@ -248,13 +298,20 @@ _PARSERS = {
 }
 
 
-def _node(holder: Mapping[str, Any]) -> str:
-    selector = as_list(holder.get("from_variable_selector"))
-    return as_string(selector[0]) if selector else ""
+def _source(holder: Mapping[str, Any]) -> tuple[str, str]:
+    """The node and the variable that a piece of text is from."""
+    match holder.get("from_variable_selector"):
+        case [str(node), str(variable)]:
+            return node, variable
+        case [str(node), *path]:
+            return node, ".".join(map(as_string, path))
+    return "", ""
 
 
 def _usage(raw: Any) -> Usage | None:
     if not isinstance(raw, dict):
         return None
     prompt, completion = as_count(raw.get("prompt_tokens")), as_count(raw.get("completion_tokens"))
-    return Usage(prompt, completion, as_count(raw.get("total_tokens")) or prompt + completion)
+    # An agent node counts only the total.
+    completion = max(completion, as_count(raw.get("total_tokens")) - prompt)
+    return Usage(prompt, completion, prompt + completion)

@@ -67,10 +67,11 @@ class ReasoningParser:
             pass
         return pieces
 
-    def start_section(self) -> list[Piece]:
+    def start_section(self, *, is_after_reasoning: bool = False) -> list[Piece]:
         """Starts a new section (another node or another round), in which tags may occur again.
 
-        Returns what was held back of the previous section.
+        Blank lines at its start are removed if it ``is_after_reasoning`` that was sent apart from
+        it. Returns what was held back of the previous section.
         """
         pieces: list[Piece] = []
         if self._state in (_State.OPENED, _State.INSIDE):
@@ -78,7 +79,7 @@ class ReasoningParser:
         else:
             _add(pieces, self._pending, False)
         self._pending = ""
-        self._state = _State.START
+        self._state = _State.CLOSED if is_after_reasoning else _State.START
         return pieces
 
     def pause(self) -> list[Piece]:

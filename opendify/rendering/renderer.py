@@ -5,11 +5,13 @@ Streamed and non-streamed answers use the same renderer, so that they cannot dif
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from opendify.config.models import Model
 from opendify.dify.events import (
     AgentStep,
+    AgentThought,
     Event,
     FileGenerated,
     HumanInputNeeded,
@@ -26,7 +28,6 @@ from opendify.dify.events import (
 from opendify.rendering import citations, workflow_outputs
 from opendify.rendering.deltas import (
     Completion,
-    ReasoningDelta,
     Rendered,
     RenderedText,
     Reset,
@@ -35,9 +36,10 @@ from opendify.rendering.deltas import (
 from opendify.rendering.generated_files import GeneratedFiles
 from opendify.rendering.progress import Progress
 from opendify.rendering.reasoning import Piece, ReasoningParser, split
+from opendify.rendering.separate_reasoning import SeparateReasoning
 from opendify.rendering.surrogates import SurrogateJoiner
 from opendify.rendering.text_output import TextOutput
-from opendify.rendering.transcript import Transcript
+from opendify.rendering.transcript import Source, Transcript
 from opendify.rendering.usage import total_usage
 
 # Nodes that every graph contains and that are not worth showing.
@@ -45,6 +47,13 @@ _SILENT_NODES = ("start", "end", "answer")
 
 # Reasons for which Dify stops a run by itself: APP_MAX_EXECUTION_TIME and similar.
 _LIMIT_REASON = re.compile(r"\bmax|exceed|time ?out", re.IGNORECASE)
+
+# Dify 1.16 takes no answer to a question of an agent's: the next turn gets a new conversation, and
+# the agent is told the chat so far.
+_QUESTION_NOTE = (
+    "(Dify cannot continue the agent with your answer: it will begin again, and know this chat. "
+    "If it only repeats its question, its operator should remove the tool ask_human in Dify.)"
+)
 
 _NOTES = {
     "stopped": "(The run was stopped before its end.)",
@@ -64,13 +73,16 @@ class ResponseRenderer:
         self._mode = mode
         self._citation_form = citation_form
         self._surrogates = SurrogateJoiner()
-        self._parsers: dict[str, ReasoningParser] = {"": ReasoningParser()}
+        self._source: Source = ("", "")
+        self._parsers: dict[Source, ReasoningParser] = {self._source: ReasoningParser()}
+        self._separate_reasoning = SeparateReasoning()
         self._text = TextOutput(stops)
-        self._node = ""
+        self._begins_paragraph = False
         self._transcript = Transcript()
         self._reasoned_nodes: set[str] = set()
         self._has_agent_message = False
         self._was_replaced = False
+        self._has_form = False
         self._is_thinking_inline = False
         self._files = GeneratedFiles()
         self._progress = Progress(model)
@@ -96,20 +108,22 @@ class ResponseRenderer:
         match event:
             case Text():
                 return self._render_text(event)
-            case Reasoning(text, node):
-                self._reasoned_nodes.add(node)
-                return self._add_reasoning(text)
+            case Reasoning():
+                return self._render_reasoning(event)
             case Replaced(text):
                 return self._replace(text)
             case AgentStep():
                 return self._render_step(event)
+            case AgentThought():
+                return self._interrupt(self._progress.add_thought(event, self._transcript))
             case FileGenerated():
                 return [*self._files.add(event, self._text)]
             case NodeStarted(title, kind) if kind not in _SILENT_NODES:
-                return [*self._progress.add_line(title or kind)]
+                return self._interrupt(self._progress.add_line(title or kind))
             case NodeFinished():
                 return self._finish_node(event)
             case HumanInputNeeded(form, actions):
+                self._has_form = True
                 choices = f"\n\n({' / '.join(actions)})" if actions else ""
                 return self._add_paragraph(f"{form}{choices}".strip())
             case Paused():
@@ -137,51 +151,65 @@ class ResponseRenderer:
             deltas += self._emit(self._text.add_file(link))
         if self._run is not None and self._mode == "workflow":
             deltas += self._add_paragraph(_NOTES.get(self._run.status, ""))
+        if self._is_unanswered_question():
+            deltas += self._add_paragraph(_QUESTION_NOTE)
         deltas += self._cite(event.resources)
         deltas += self._progress.finish()
         self.completion.usage = total_usage(event.usage, self._node_usage, self._run)
         return deltas
 
     def _last_thought(self) -> str:
-        """The last thought of an agent that sent no text: it is the answer then."""
-        is_empty = not (
-            self._was_replaced or self.hit_stop_sequence or self._transcript.full_text().strip()
-        )
-        return self._progress.last_thought() if is_empty else ""
+        """The last thought of an agent that sent no text and used no tool after it: it is the
+        answer then."""
+        step = self._progress.last_step
+        if step is None or step.tool or self._was_replaced or self.hit_stop_sequence:
+            return ""
+        return "" if self._transcript.full_text().strip() else step.thought
+
+    def _is_unanswered_question(self) -> bool:
+        step = self._progress.last_step
+        return step is not None and step.waits_for_person and not self._has_form
 
     def _render_text(self, event: Text) -> list[Rendered]:
-        deltas = self._switch_to(event.node) if event.node != self._node else []
+        source = (event.node, event.variable)
+        deltas = self._switch_to(source) if source != self._source else []
         text = self._surrogates.feed(event.text)
         if event.event == "agent_message":
             self._has_agent_message = True
         elif self._has_agent_message and event.event == "message":
-            # The new agents of Dify 1.15 repeat the whole answer at the end.
+            # The mode ``agent`` (1.15 and later) ends with the whole text of its last round.
             new = self._transcript.new_text(text)
             if new is not None:
                 text = new
             else:  # the previous text described its work
                 self._has_agent_message = False
-                deltas += self._render_pieces(self._parser.start_section())
-                deltas += self._emit(self._text.begin_paragraph())
+                deltas += self._start_section()
+                self._begins_paragraph = True
         if text:
-            self._transcript.add(event.node, text)
+            self._transcript.add(source, text)
             deltas += self._render_model_text(text)
         return deltas
 
-    def _switch_to(self, node: str) -> list[Rendered]:
-        """Switches to another node. Parallel nodes alternate in mid-sentence, so each has its own
-        parser, and an open block of reasoning continues with the text of its node."""
+    def _switch_to(self, source: Source) -> list[Rendered]:
+        """Switches to text of another source. Parallel nodes alternate in mid-sentence, so each has
+        its own parser, and an open block of reasoning continues with the text of its node."""
         deltas = self._render_pieces(self._parser.pause())
-        self._node = node
-        self._parsers.setdefault(node, ReasoningParser())
+        self._source = source
+        self._parsers.setdefault(source, ReasoningParser())
         return deltas
 
     @property
     def _parser(self) -> ReasoningParser:
-        return self._parsers[self._node]
+        return self._parsers[self._source]
+
+    def _start_section(self) -> list[Rendered]:
+        is_after_reasoning = self._mode == "agent"
+        return self._render_pieces(
+            self._parser.start_section(is_after_reasoning=is_after_reasoning)
+        )
 
     def _render_model_text(self, text: str) -> list[Rendered]:
-        if self._model.reasoning == "inline":
+        if self._model.reasoning == "inline" and self._mode != "agent":
             return self._write(text)
         return self._render_pieces(self._parser.feed(text))
 
@@ -194,14 +222,16 @@ class ResponseRenderer:
         return deltas
 
     def _write(self, text: str) -> list[Rendered]:
-        if self._is_thinking_inline:
-            return self._end_inline_thinking() + self._emit(self._text.feed(text))
-        return self._emit(self._text.feed(text))
+        deltas = self._end_inline_thinking() if self._is_thinking_inline else []
+        if self._begins_paragraph:
+            self._begins_paragraph = False
+            deltas += self._emit(self._text.begin_paragraph())
+        return deltas + self._emit(self._text.feed(text))
 
     def _add_paragraph(self, paragraph: str) -> list[Rendered]:
         if not paragraph:
             return []
-        deltas = self._render_pieces(self._parser.start_section())
+        deltas = self._start_section()
         deltas += self._end_inline_thinking()
         deltas += self._emit(self._text.begin_paragraph())
         return deltas + self._emit(self._text.insert(paragraph))
@@ -214,8 +244,7 @@ class ResponseRenderer:
         if not text or self._model.reasoning == "drop":
             return []
         if self._model.reasoning == "split":
-            self._progress.note_reasoning(text)
-            return [ReasoningDelta(text)]
+            return [self._progress.add_reasoning(text)]
         opening = "" if self._is_thinking_inline else "<think>\n"
         self._is_thinking_inline = True
         return self._emit(self._text.insert(opening + text))
@@ -224,20 +253,41 @@ class ResponseRenderer:
         if not self._is_thinking_inline:
             return []
         self._is_thinking_inline = False
+        self._separate_reasoning.interrupt()
         return self._emit(self._text.insert("\n</think>\n\n"))
 
     def _replace(self, text: str) -> list[Rendered]:
         self.completion.finish_reason = "content_filter"
         self._was_replaced = True
         self._is_thinking_inline = False
-        self._parsers = {self._node: ReasoningParser()}
+        self._separate_reasoning.interrupt()
+        self._begins_paragraph = False
+        self._parsers = {self._source: ReasoningParser()}
         return [Reset(self._text.reset()), *self._write(text)]
 
     def _render_step(self, step: AgentStep) -> list[Rendered]:
-        deltas = (
-            self._render_pieces(self._parser.start_section()) if self._progress.is_new(step) else []
-        )
-        return deltas + self._progress.add_step(step, self._transcript)
+        deltas = self._start_section() if self._progress.is_new(step) else []
+        if self._mode == "agent":
+            deltas += self._add_reasoning(self._separate_reasoning.update(step.id, step.thought))
+            step = replace(step, thought="")
+        if step.tool:
+            self._transcript.begin_round()
+            self._begins_paragraph = self._mode == "agent"
+        return deltas + self._interrupt(self._progress.add_step(step, self._transcript))
+
+    def _render_reasoning(self, reasoning: Reasoning) -> list[Rendered]:
+        node = reasoning.node
+        self._reasoned_nodes.add(node)
+        text = self._separate_reasoning.add(node, reasoning.text)
+        if reasoning.is_final:
+            self._separate_reasoning.end(node)
+        return self._add_reasoning(text)
+
+    def _interrupt(self, deltas: list[Rendered]) -> list[Rendered]:
+        """Notes that lines of progress stand between two texts of reasoning."""
+        if deltas:
+            self._separate_reasoning.interrupt()
+        return deltas
 
     def _finish_node(self, node: NodeFinished) -> list[Rendered]:
         if node.usage is not None:
@@ -247,13 +297,14 @@ class ResponseRenderer:
             self.completion.finish_reason = "length" if is_length else "stop"
         if node.node not in self._transcript:
             return []
-        parser = self._parsers.get(node.node)  # None if its text was replaced
-        deltas = self._render_pieces(parser.start_section()) if parser else []
-        return (
-            deltas
-            if node.node in self._reasoned_nodes
-            else deltas + self._add_reasoning(node.reasoning)
-        )
+        deltas: list[Rendered] = []
+        for (name, _), parser in self._parsers.items():
+            if name == node.node:
+                deltas += self._render_pieces(parser.start_section())
+        if node.node not in self._reasoned_nodes:
+            deltas += self._add_reasoning(self._separate_reasoning.add(node.node, node.reasoning))
+            self._separate_reasoning.end(node.node)
+        return deltas
 
     def _finish_run(self, run: RunFinished) -> None:
         self._run = run
@@ -265,7 +316,7 @@ class ResponseRenderer:
         if self._run is None or self._was_replaced:
             return []
         deltas: list[Rendered] = []
-        streamed = self._transcript.node_texts()
+        streamed = self._transcript.texts()
         if self._mode == "workflow" or not streamed:
             known = {
                 *streamed,

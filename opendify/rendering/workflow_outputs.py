@@ -1,7 +1,7 @@
 """The text and files that the outputs of a run add to its streamed text. No I/O.
 
-A workflow streams only outputs that a model writes; all others arrive when it ends. The workflow
-names its outputs freely, and Dify does not say which of them were streamed.
+Dify 1.13 streams only outputs that a model writes, 1.16 all of them, with a line end in between.
+The workflow names its outputs freely, and Dify does not say which of them were streamed.
 """
 
 import json
@@ -21,7 +21,7 @@ def output_text(outputs: Mapping[str, Any], streamed: Collection[str], output_na
     new_outputs = {
         name: value
         for name, value in outputs.items()
-        if not (_is_empty(value) or _is_file(value) or _as_text(value).strip() in known)
+        if not (_is_empty(value) or _is_file(value) or not known.isdisjoint(_streamed_forms(value)))
     }
     if len(new_outputs) == 1:
         return _as_text(next(iter(new_outputs.values())))
@@ -46,6 +46,15 @@ def _is_file(value: Any) -> bool:
     if isinstance(value, list):
         return bool(value) and all(file_from(item) for item in value)
     return file_from(value) is not None
+
+
+def _streamed_forms(value: Any) -> set[str]:
+    """The texts as which Dify may have streamed a value: 1.16 writes an object as indented JSON, a
+    list as a list of Markdown, and all else as Python does."""
+    forms = {_as_text(value).strip(), str(value).strip()}
+    if isinstance(value, list):
+        forms.add("\n".join(f"- {item}" for item in value).strip())
+    return forms
 
 
 def _as_text(value: Any) -> str:

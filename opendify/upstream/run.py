@@ -14,6 +14,7 @@ from opendify.dify import endpoints
 from opendify.dify.error_mapping import ErrorResponse, to_error
 from opendify.dify.events import (
     AgentStep,
+    AgentThought,
     Event,
     Failed,
     FileGenerated,
@@ -80,7 +81,8 @@ class DifyRun:
 
     ``next_events`` returns its events; the last one is a MessageEnded. ``ids`` fills up as Dify
     sends them; ``started_at`` is the time (``time.monotonic``) of Dify's first event other than a
-    ping, and ``has_run`` is true once there was an event other than an error. Every run must be
+    ping, and ``has_run`` is true once there was an event other than an error, unless Dify has
+    refused the request. Every run must be
     closed, also one that failed: ``close`` stops a run that has not ended.
     """
 
@@ -283,6 +285,7 @@ class DifyRun:
 
     def _handle_failure(self, event: Failed) -> None:
         self._state = RunState.FINISHED
+        self.has_run = self.has_run and not event.was_refused
         response = ErrorResponse(event.status, event.code, event.message)
         self._failure = to_error(response, self._model.name)
         cause = f"Dify reports a failure with status {event.status}"
@@ -322,7 +325,7 @@ class DifyRun:
 def _size(event: Event) -> int:
     """Roughly how many characters of an event stay in memory to the end of the response."""
     match event:
-        case Reasoning():
+        case Text() | Reasoning() | AgentThought():
             return len(event.text) or _SIZE_OF_OBJECT
         case Replaced():
             return len(event.text)
