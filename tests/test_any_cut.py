@@ -49,10 +49,20 @@ SPLICED = [
     *({"event": "text_chunk", "data": {"text": text}} for text in TEXTS),
     {"event": "message_file", **FILE, "belongs_to": "assistant"},
     {"event": "message_file", "answer": "text, not a file"},
-    {"event": "reasoning_chunk", "data": {"reasoning": "Let me think", "node_id": "llm"}},
+    {"event": "reasoning_chunk", "data": {"reasoning": "\nLet me think\n", "node_id": "llm"}},
+    {"event": "reasoning_chunk", "data": {"reasoning": "", "node_id": "llm", "is_final": True}},
     {"event": "agent_thought", "id": "1", "thought": "T", "tool": "dalle3", "tool_input": "{}"},
     {"event": "agent_thought", "id": "1", "tool": "dalle3", "observation": "a picture"},
+    {"event": "agent_thought", "id": "3", "thought": "\nI wonder"},
+    {"event": "agent_thought", "id": "3", "thought": "\nI wonder why.\n"},
+    {"event": "agent_thought", "id": "4", "tool": "ask_human", "tool_input": "{}"},
     {"event": "agent_log", "data": {"id": "2", "label": "CALL weather", "status": "start"}},
+    {"event": "agent_log", "data": {"id": "2", "label": "CALL weather", "status": "success",
+        "data": {"output": {"tool_call_input": {"city": "Oslo"}, "tool_response": "12"}}}},
+    {"event": "agent_log", "data": {"id": "5", "label": "m Thought", "data": {
+        "output": "Let me look", "tool_name": "weather"}}},
+    {"event": "text_chunk", "data": {"text": "1", "from_variable_selector": ["start", "a"]}},
+    {"event": "text_chunk", "data": {"text": "\n", "from_variable_selector": ["end", "answer"]}},
     {"event": "node_started", "data": {"title": "Search", "node_type": "tool"}},
     {"event": "node_retry", "data": {"error": "boom", "retry_index": 1}},
     {"event": "iteration_next", "data": {"index": 1}},
@@ -62,13 +72,15 @@ SPLICED = [
     {"event": "workflow_finished", "data": {"status": "partial-succeeded", "outputs": {"p": FILE}}},
     {"event": "workflow_finished", "data": {"status": "succeeded", "outputs": {"a": 1, "b": "二"}}},
     {"event": "workflow_finished", "data": {"status": "failed", "error": "boom"}},
+    {"event": "workflow_finished", "data": {"status": "failed", "error": "no", "outputs": None,
+        "total_steps": 0, "created_by": {}}},
     {"event": "message_end", "files": [FILE], "metadata": {"retriever_resources": [
         {"document_name": "手册.pdf", "content": "p"}, {"title": "W", "url": "https://w.example"}]}},
     {"event": "error", "status": 400, "code": "invalid_param", "message": "boom"},
     {"event": "tts_message", "audio": "//8="},
     {"event": "from_the_future", "data": [1, {"answer": None}]},
 ]  # fmt: skip
-MODES = ("chat", "agent-chat", "advanced-chat", "completion", "workflow")
+MODES = ("chat", "agent-chat", "agent", "advanced-chat", "completion", "workflow")
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "inline": {"reasoning": "inline", "citations": "markdown", "progress": "reasoning"},

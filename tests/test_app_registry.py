@@ -21,12 +21,12 @@ from tests.support.fake_dify import (
     FakeDify,
     Request,
     Steps,
+    recorded_mode,
     recorded_names,
     recording,
     refused,
 )
 
-MODES = ("advanced-chat", "agent-chat", "completion", "workflow", "chat")
 INFOS = [name for name in recorded_names() if name.endswith("/info")]
 
 
@@ -55,6 +55,17 @@ def telling(**bodies: Any) -> Callable[[Request], Steps]:
     return answer
 
 
+def recorded_kinds(name: str) -> set[str]:
+    """The kinds of files that the recorded app was made to accept."""
+    version, app, _ = name.split("/")
+    if version != "1.16.1":
+        return {"image", "document"}
+    if app.startswith(("workflow", "flow-")):
+        return set()
+    kinds = {"image", "document", "audio"}
+    return kinds | {"video"} if recorded_mode(name) == "agent" else kinds
+
+
 @pytest.mark.parametrize("name", INFOS)
 def test_a_recorded_app_is_known(
     name: str, dify: FakeDify, model: Model, directory: AppRegistry
@@ -63,21 +74,27 @@ def test_a_recorded_app_is_known(
     dify.answer = telling(info=json.loads(info.body), parameters=json.loads(parameters.body))
     app = directory.app(model)
     kind = name.split("/")[1]
-    expected = next(mode for mode in MODES if kind.startswith(mode))
-    assert (app.mode, app.name) == (expected, json.loads(info.body)["name"])
+    assert (app.mode, app.name) == (recorded_mode(name), json.loads(info.body)["name"])
     assert app.files is not None
     assert app.files == app.message_files
-    assert app.files.kinds == {"image", "document"}
-    assert app.files.methods == {"local_file", "remote_url"}
-    assert (app.files.max_count, app.files.max_bytes["image"]) == (3, 10 * 1024 * 1024)
-    assert app.suggestions is (kind == "chat-sq")
+    assert app.files.kinds == recorded_kinds(name)
+    assert app.files.methods == ({"local_file", "remote_url"} if app.files.kinds else set())
+    assert (app.files.max_count, app.files.max_bytes["image"]) == (
+        3 if app.files.kinds else 0,
+        10 * 1024 * 1024,
+    )
+    with_suggestions = ("1.16.1/chat/info", "1.16.1/flow/info", "1.16.1/agent/info")
+    assert app.suggestions is (kind == "chat-sq" or name in with_suggestions)
     fields = {(one.name, one.kind, one.required, one.max_length) for one in app.form or ()}
     forms = {
         "chat-inputs": {("name", "text-input", True, 48)},
+        "1.16.1/completion": {("query", "paragraph", True, 0)},
         "completion": {("query", "paragraph", True, 4000)},
         "workflow": {("query", "paragraph", True, 4000)},
+        "workflow-hitl": {("query", "paragraph", True, 4000)},
     }
-    assert fields == forms.get(kind, set())
+    app_name = name.removesuffix("/info")
+    assert fields == (forms.get(app_name) or forms.get(kind, set()))
     assert directory.app(model) is app
     assert [r.path for r in dify.requests].count("/v1/info") == 1
 

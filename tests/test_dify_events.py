@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from opendify.dify.events import (
     AgentStep,
+    AgentThought,
     Event,
     Failed,
     FileGenerated,
@@ -49,11 +50,16 @@ def ended(metadata: Any) -> dict[str, Any]:
     return {"event": "message_end", **COMMON, "metadata": metadata, "files": None}
 
 
+def logged(label: str, **data: Any) -> dict[str, Any]:
+    told = {"id": "l", "label": label, "status": "success", "error": None, "data": data}
+    return {"event": "agent_log", **COMMON, "data": told}
+
+
 # The shapes of Dify 0.6 to 1.16, one row each.
 EVENTS = [
     pytest.param(
         {"event": "message", **COMMON, "answer": " I", "from_variable_selector": ["llm", "text"]},
-        Text(" I", "llm"),
+        Text(" I", "llm", variable="text"),
         id="message",
     ),
     pytest.param({"event": "message", **COMMON, "answer": ""}, Text(""), id="message of nothing"),
@@ -93,6 +99,16 @@ EVENTS = [
         ended({"usage": {"prompt_tokens": 3, "completion_tokens": 4}}),
         MessageEnded(Usage(3, 4, 7)),
         id="message_end, usage without a total",
+    ),
+    pytest.param(
+        ended({"usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 5}}),
+        MessageEnded(Usage(0, 5, 5)),
+        id="message_end, usage of an agent node",
+    ),
+    pytest.param(
+        ended({"usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 5}}),
+        MessageEnded(Usage(3, 4, 7)),
+        id="message_end, usage that does not add up",
     ),
     pytest.param(
         ended({"usage": {"prompt_tokens": "3", "completion_tokens": -4, "total_tokens": 1.5}}),
@@ -180,6 +196,45 @@ EVENTS = [
         AgentStep("l", "", "weather", "", ""),
         id="agent_log of a call",
     ),
+    pytest.param(
+        logged("CALL weather", output={"tool_call_input": {"city": "奥"}, "tool_response": "12"}),
+        AgentStep("l", "", "weather", '{"city": "奥"}', "12"),
+        id="agent_log of a call that has ended",
+    ),
+    pytest.param(
+        logged("CALL weather", tool_call_args='{"a": 1}', output=["12", "C"]),
+        AgentStep("l", "", "weather", '{"a": 1}', '["12", "C"]'),
+        id="agent_log of a call, as ReAct writes it",
+    ),
+    pytest.param(
+        {"event": "agent_log", "data": {"id": "l", "label": "CALL weather", "error": "It failed"}},
+        AgentStep("l", "", "weather", "", "It failed"),
+        id="agent_log of a call that failed",
+    ),
+    pytest.param(
+        logged("gpt Thought", output="I look.", tool_name="weather", tool_input=[]),
+        AgentThought("I look."),
+        id="agent_log of a thought before a call",
+    ),
+    pytest.param(
+        logged("gpt Thought", output="It is cold.", tool_name=""),
+        None,
+        id="agent_log of a thought that is the answer",
+    ),
+    pytest.param(
+        logged("gpt Thought", thought="I look.", action="weather", action_input={}),
+        AgentThought("I look."),
+        id="agent_log of a thought, as ReAct writes it",
+    ),
+    pytest.param(
+        logged("gpt Thought", thought="It is cold.", action="It is cold."),
+        None,
+        id="agent_log of a thought that may be the answer, as ReAct writes it",
+    ),
+    pytest.param(
+        logged("gpt Thought", thought=" ", action="x", action_input=""), None, id="no thought"
+    ),
+    pytest.param(logged("gpt Thought"), None, id="agent_log of a thought that begins"),
     pytest.param(
         {"event": "agent_log", **COMMON, "data": {"id": "l", "label": "ROUND 1"}},
         None,
@@ -276,6 +331,23 @@ EVENTS = [
         id="reasoning_chunk",
     ),
     pytest.param(
+        {
+            "event": "reasoning_chunk",
+            **COMMON,
+            "data": {"reasoning": "", "node_id": "llm", "is_final": True},
+        },
+        Reasoning("", "llm", is_final=True),
+        id="the last reasoning_chunk",
+    ),
+    pytest.param(
+        {
+            "event": "text_chunk",
+            "data": {"text": "3", "from_variable_selector": ["l1", "structured_output", "n"]},
+        },
+        Text("3", "l1", "text_chunk", "structured_output.n"),
+        id="text_chunk of a part of an output",
+    ),
+    pytest.param(
         finished("succeeded", outputs={"answer": "hi"}, total_tokens=15),
         RunFinished("succeeded", 15, {"answer": "hi"}),
         id="workflow_finished",
@@ -289,6 +361,16 @@ EVENTS = [
     ),
     pytest.param(
         finished("failed", error=None), Failed(400, "run_failed", "the run failed"), id="no reason"
+    ),
+    pytest.param(
+        finished("failed", error="x", outputs=None, total_steps=0, created_by={}),
+        Failed(400, "invalid_param", "x", was_refused=True),
+        id="workflow_finished, refused before it began",
+    ),
+    pytest.param(
+        finished("failed", error="x", outputs={}, total_steps=0, created_by={"id": "u"}),
+        Failed(400, "run_failed", "x"),
+        id="workflow_finished, failed before its first node has ended",
     ),
     pytest.param(
         finished("exception", error="x"), Failed(400, "run_failed", "x"), id="an exception"
@@ -470,23 +552,29 @@ def recorded_payloads(name: str) -> list[dict[str, Any]]:
 
 # How each recorded stream ends, by the events that decide it.
 ENDS = {
-    "chat": ("message_end",),
-    "agent-chat": ("message_end",),
+    "1.16.1/flow": ("message_end", "workflow_finished"),
     "1.13.2/advanced-chat": ("message_end", "workflow_finished"),
     "1.11.4/advanced-chat": ("workflow_finished", "message_end"),
 }
 
 
-@pytest.mark.parametrize("version", ["1.11.4", "1.13.2"])
-@pytest.mark.parametrize("app", ["chat", "agent-chat", "advanced-chat"])
-def test_the_recorded_answers_end_in_the_order_of_their_version(version: str, app: str) -> None:
-    payloads = recorded_payloads(f"{version}/{app}/stream_first")
+@pytest.mark.parametrize(
+    "app",
+    [
+        *(f"{v}/{app}" for v in ("1.11.4", "1.13.2") for app in ("chat", "agent-chat")),
+        "1.11.4/advanced-chat",
+        "1.13.2/advanced-chat",
+        *(f"1.16.1/{app}" for app in ("chat", "agent-chat", "agent", "flow")),
+    ],
+)
+def test_the_recorded_answers_end_in_the_order_of_their_version(app: str) -> None:
+    payloads = recorded_payloads(f"{app}/stream_first")
     deciding = [
         payload["event"]
         for payload in payloads
         if isinstance(parse_event(payload), MessageEnded | RunFinished | Failed)
     ]
-    assert tuple(deciding) == (ENDS.get(f"{version}/{app}") or ENDS[app])
+    assert tuple(deciding) == ENDS.get(app, ("message_end",))
 
 
 def test_every_event_on_record_is_understood_or_known_to_be_a_sign_of_life() -> None:
@@ -507,8 +595,11 @@ def test_every_event_on_record_is_understood_or_known_to_be_a_sign_of_life() -> 
         "node_started",
         "node_finished",
         "error",
+        "agent_log",
+        "human_input_required",
+        "workflow_paused",
     }
-    assert set(signs_of_life) == {"workflow_started"}
+    assert set(signs_of_life) == {"workflow_started", "agent_log"}  # rounds of an agent
 
 
 def test_an_answer_about_a_file_is_text_though_dify_1_11_calls_it_a_file() -> None:

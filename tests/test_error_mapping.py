@@ -127,6 +127,9 @@ ERRORS = [
         400, "run_failed", "[models] Bad Request Error, x", errors.RunFailed, id="a failed run"
     ),
     pytest.param(400, "invalid_param", "Run failed: x", errors.RunFailed, id="a failed node"),
+    pytest.param(
+        400, "invalid_param", "model is required", errors.ModelNotReady, id="an agent without model"
+    ),
     pytest.param(400, "run_failed", "", errors.RunFailed, id="a failed run without a reason"),
     pytest.param(
         400,
@@ -408,6 +411,43 @@ def test_an_ended_conversation_is_left_as_one_that_does_not_exist() -> None:
     assert type(error) is errors.ConversationNotFound
 
 
+PROVIDER_KEYS = [
+    "Incorrect API key provided",
+    "Incorrect model credentials provided, please check and try again. ",
+    "[openai] Error: Error code: 401 - {'error': {'code': 'invalid_api_key'}}",
+    "[models] Bad Request Error, PluginInvokeError: {'error_type': 'InvokeAuthorizationError'}",
+    "[models] Error: Authentication Fails (governor)",
+    "[models] Error: Invalid Authentication",
+    "[models] Error: Api key is invalid",
+]
+
+
+@pytest.mark.parametrize("message", PROVIDER_KEYS)
+@pytest.mark.parametrize(
+    ("code", "prefix"),
+    [("completion_request_error", ""), ("run_failed", ""), ("invalid_param", "Run failed: ")],
+)
+def test_a_wrong_key_of_a_model_provider_is_corrected_in_dify(
+    message: str, code: str, prefix: str
+) -> None:
+    error = to_error(ErrorResponse(400, code, prefix + message), "tiny")
+    assert type(error) is errors.ModelNotReady
+    assert "Settings > Model Provider" in error.message
+    assert message.strip() in error.message
+    assert "MODEL_CONFIG" not in error.message
+
+
+def test_an_agent_that_waits_for_a_person_is_left_as_a_conversation_that_has_ended() -> None:
+    said = (
+        "Cannot provide a new user prompt when the message history contains unprocessed tool calls."
+        " (agent_run_id=3b9cae40)"
+    )
+    error = to_error(ErrorResponse(400, "completion_request_error", said), "tiny")
+    assert type(error) is errors.ConversationNotFound
+    assert "ask_human" in error.message
+    assert "new conversation" in error.message
+
+
 SECRETS = [
     "The key app-aBcDeFgHiJkLmNoPqRsTuVwX is wrong",
     "Incorrect API key provided: sk-proj-1234567890abcdef.",
@@ -470,7 +510,8 @@ def test_any_answer_is_read(status: int, headers: dict[str, str], body: bytes) -
 
 
 RECORDED = [n for n in recorded_names() if recording(n).status >= 400]
-RECORDED_REFUSALS = {
+SOUNDS = ("mp3", "mpeg", "wav", "webm", "x_m4a")
+RECORDED_REFUSALS: dict[str, type[errors.DifyError]] = {
     "file_too_many": errors.RejectedByDify,
     "file_unknown_id": errors.RejectedByDify,
     "missing_inputs": errors.RejectedByDify,
@@ -484,6 +525,7 @@ RECORDED_REFUSALS = {
     "upload_too_large_image": errors.FileTooLargeForDify,
     "no_auth_header": errors.UpstreamAuthError,
     "wrong_key": errors.UpstreamAuthError,
+    "stream_conv_deleted": errors.ConversationNotFound,
     "stream_conv_of_other_user": errors.ConversationNotFound,
     "stream_conv_unknown": errors.ConversationNotFound,
     "block_conv_unknown": errors.ConversationNotFound,
@@ -498,15 +540,43 @@ RECORDED_REFUSALS = {
     "llm_fail_start_block": errors.RunFailed,
     "llm_fail_mid_block": errors.RunFailed,
     "llm_fail_ratelimit_block": errors.RateLimited,
+    "empty_query": errors.RejectedByDify,
+    "feedback_unknown_message": errors.BadUpstreamResponse,  # asked of no model
+    "stream_not_published": errors.ModelNotReady,
+    "stream_no_model": errors.ModelNotReady,
+    "agent-draft/stream_first": errors.ModelNotReady,
+    "completion/suggested": errors.UpstreamConfigError,
+    "flow-draft/parameters": errors.UpstreamConfigError,
+    "audio_to_text_mpeg": errors.FileTypeRefusedByDify,
+    "audio_to_text_webm": errors.FileTypeRefusedByDify,
+    "audio_to_text_x_m4a": errors.FileTypeRefusedByDify,
+    "text_to_audio": errors.RejectedByDify,
+    "form_submit": errors.RejectedByDify,
+    "form_submit_again": errors.RejectedByDify,
+    "form_submit_bad_action": errors.RejectedByDify,
+    "form_submit_bad_option": errors.RejectedByDify,
+    "form_submit_missing_input": errors.RejectedByDify,
+    "form_get_after_submit": errors.RejectedByDify,
+    "form_get_unknown": errors.BadUpstreamResponse,
+    "events_other_user": errors.BadUpstreamResponse,
+    # An app without speech to text refuses all sounds alike.
+    **{f"flow/audio_to_text_{kind}": errors.RejectedByDify for kind in SOUNDS},
 }
+
+
+def expected_refusal(name: str) -> type[errors.DifyError]:
+    """By app and case, or by case."""
+    _, case = name.split("/", 1)
+    return RECORDED_REFUSALS.get(case) or RECORDED_REFUSALS[case.rpartition("/")[2]]
 
 
 @pytest.mark.parametrize("name", RECORDED)
 def test_a_recorded_refusal_means_what_the_table_says(name: str) -> None:
     answer = recording(name)
     headers = {key.lower(): value for key, value in answer.headers.items()}
-    blocked = b"does not support blocking mode" in answer.body  # so agents answer every such call
-    kind = errors.RejectedByDify if blocked else RECORDED_REFUSALS[name.rpartition("/")[2]]
+    # So agents answer every call that does not stream.
+    blocked = re.search(b"does not support blocking|only supports streaming", answer.body)
+    kind = errors.RejectedByDify if blocked else expected_refusal(name)
     error = to_error(parse_error_response(answer.status, headers, answer.body), "tiny")
     assert type(error) is kind
 
@@ -516,6 +586,12 @@ RECORDED_FAILURES = {
     "llm_fail_start_stream": errors.RunFailed,
     "llm_fail_ratelimit_stream": errors.RateLimited,
     "stopped_stream": errors.RunFailed,  # one stopped before its second node "failed"
+    "stream_backend_has_no_sandbox": errors.RunFailed,
+    "stream_backend_refused": errors.RunFailed,
+    "turn_while_asking": errors.ConversationNotFound,
+    "empty_query": errors.RejectedByDify,
+    "file_unknown_id": errors.RejectedByDify,
+    "missing_required_input_stream": errors.RejectedByDify,
 }
 
 

@@ -19,6 +19,7 @@ from tests.support.fake_dify import (
     RECORDINGS,
     FakeDify,
     asked_path,
+    recorded_mode,
     recorded_names,
     recording,
     replayed,
@@ -37,9 +38,10 @@ NAMES = [name for name in recorded_names() if asked_path(name) in (*MODES, "/v1/
 
 
 def mode_of(name: str) -> str:
-    app = name.split("/")[1]
-    flow = "advanced-chat" if app.startswith("advanced-chat") else "chat"
-    return MODES.get(asked_path(name)) or ("agent-chat" if app == "agent-chat" else flow)
+    """The mode that asks the endpoint that was asked, which may not be the mode of the app."""
+    mode = recorded_mode(name)
+    is_chat = mode not in MODES.values()
+    return MODES.get(asked_path(name)) or (mode if is_chat else "chat")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def recorded_dify() -> Iterator[FakeDify]:
 @pytest.fixture(scope="module")
 def apis(http: httpx.Client, recorded_dify: FakeDify) -> Iterator[dict[bool, FlaskClient]]:
     """Applications with patience for a Dify that is slow, and without any for one that is dead."""
-    modes = ("chat", "agent-chat", "advanced-chat", "completion", "workflow")
+    modes = ("chat", "agent-chat", "agent", "advanced-chat", "completion", "workflow")
     models = {mode: Model(mode, "app-x", recorded_dify.base, type=mode) for mode in modes}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
@@ -88,13 +90,13 @@ def asserted_ids(answer: dict[str, Any], response: Any) -> None:
     assert ids.get("conversation_id") == response.headers.get("X-Dify-Conversation-Id")
     assert answer["id"] == f"chatcmpl-{ids.get('message_id') or ids['workflow_run_id']}"
     assert ids["task_id"]
-    assert 1_795_000_000 < answer["created"] < 1_796_000_000  # when it was recorded
+    assert 1_795_000_000 < answer["created"] < 1_797_000_000  # when it was recorded
 
 
 def test_every_recorded_question_has_a_row_and_every_row_a_recording() -> None:
     assert set(ROWS) == set(NAMES)
-    assert len(NAMES) > 300
-    assert {name.split("/")[0] for name in NAMES} == {"1.11.4", "1.13.2"}
+    assert len(NAMES) > 400
+    assert {name.split("/")[0] for name in NAMES} == {"1.11.4", "1.13.2", "1.16.1"}
 
 
 @pytest.mark.parametrize("name", NAMES)

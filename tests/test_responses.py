@@ -1,5 +1,6 @@
 """The rules of an answer, through the whole application: cut, replaced, failed, silent, paused."""
 
+import base64
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,10 +18,20 @@ from tests.support.fake_dify import (
     Steps,
     event,
     refused,
+    replayed,
     streamed,
 )
 from tests.support.streams import Streamed, read_stream
 
+FILES = {
+    "file_upload": {
+        "enabled": True,
+        "allowed_file_types": ["image"],
+        "allowed_file_upload_methods": ["local_file"],
+        "number_limits": 3,
+    }
+}
+PIXEL = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(60)).decode()
 NAMES = {"task_id": "t", "workflow_run_id": "r"}
 STARTED = event(event="workflow_started", data={"id": "r"}, **NAMES)
 
@@ -257,26 +268,86 @@ def test_an_app_that_became_another_is_asked_in_its_own_way(
     assert ask(api).json["choices"][0]["message"]["content"] == "Done"
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_conversation_that_dify_has_lost_is_replaced_whatever_dify_s_error_looks_like(
-    stream: bool, dify: FakeDify, api: FlaskClient
+def failed(status: int, code: str, message: str) -> dict[str, Any]:
+    return {"status": status, "code": code, "message": message}
+
+
+ENDED = failed(
+    400, "conversation_completed", "The conversation has ended. Please start a new conversation."
+)
+# The ways in which Dify tells that a conversation cannot be continued.
+LOST: dict[str, Steps] = {
+    "404": refused(404, failed(404, "not_found", "Conversation Not Exists.")),
+    "404 within a stream": streamed(
+        PING, event(event="error", **failed(404, "not_found", "Conversation Not Exists.")), FOREVER
+    ),
+    "ended": refused(400, ENDED),
+    "ended within a stream": streamed(event(event="error", **ENDED)),
+    "an agent that has asked a person": replayed("1.16.1/agent-ask2/turn_while_asking"),
+}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("way", LOST)
+def test_a_conversation_that_dify_does_not_continue_is_begun_anew_with_its_history(
+    way: str, stream: bool, dify: FakeDify, api: FlaskClient
 ) -> None:
-    """Dify 1.16 tells it within its 200, which earlier ones do with a status or not at all."""
     chat: dict[str, Any] = {"chat_id": "c-1", "user": "u"}
     first = ask(api, **chat).json["choices"][0]["message"]
     again = {"role": "user", "content": "And now?"}
     chat["messages"] = [{"role": "user", "content": "Hi"}, first, again]
-    lost = event(event="error", code="not_found", status=404, message="Conversation Not Exists.")
-    dify.answers = [streamed(PING, lost, FOREVER), Chat("new").says("Again")]
-    response = ask(api, stream, **chat)
-    text = (
-        read_stream(response.data).text
-        if stream
-        else response.json["choices"][0]["message"]["content"]
-    )
-    assert text == "Again"
+    dify.answers = [LOST[way], Chat("new").says("Again"), Chat("new").says("Once more")]
+    assert said(ask(api, stream, **chat), stream) == "Again"
+    chat["messages"] += [{"role": "assistant", "content": "Again"}, again]
+    assert said(ask(api, stream, **chat), stream) == "Once more"
     asked = [request.json["conversation_id"] for request in dify.asked()]
-    assert asked == ["", Chat().conversation_id, ""]
+    assert asked == ["", Chat().conversation_id, "", "new"]
+    told = dify.asked()[2].json["query"]
+    assert "Hi" in told
+    assert "Hello" in told
+    assert "And now?" in told
+
+
+def said(response: Any, stream: bool) -> str:
+    assert response.status_code == 200, response.data
+    if stream:
+        return read_stream(response.data).text
+    return str(response.json["choices"][0]["message"]["content"])
+
+
+def test_an_agent_that_has_asked_a_person_says_so_where_the_caller_chose_the_conversation(
+    dify: FakeDify, api: FlaskClient
+) -> None:
+    ask(api, user="u")
+    dify.answers = [LOST["an agent that has asked a person"]]
+    response = ask(api, user="u", dify={"conversation_id": Chat().conversation_id})
+    assert response.status_code == 404
+    assert response.json["error"]["code"] == "conversation_not_found"
+    assert "ask_human" in response.json["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_file_that_a_chatflow_has_lost_is_uploaded_again(
+    stream: bool, dify: FakeDify, api: FlaskClient
+) -> None:
+    """Dify 1.16 tells it within its 200, after the event that begins a run."""
+    uploads: list[Request] = []
+    refusal = replayed("1.16.1/flow/file_unknown_id")
+
+    def answer(request: Request) -> Steps:
+        path = request.path.partition("?")[0].removeprefix("/v1")
+        if path == "/files/upload":
+            uploads.append(request)
+            return refused(201, {"id": f"f-{len(uploads)}"})
+        is_new = path == "/chat-messages" and request.json["files"][0]["upload_file_id"] == "f-2"
+        return Chat().says("Seen") if is_new else app("advanced-chat", refusal, **FILES)(request)
+
+    dify.tells_of_its_app = True
+    dify.answer = answer
+    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}"}}
+    message = {"role": "user", "content": [{"type": "text", "text": "Look"}, image]}
+    assert said(ask(api, stream, messages=[message]), stream) == "Seen"
+    assert len(uploads) == 2
 
 
 ESCAPED = rb'data: {"event": "message", "task_id": "t", "answer": "\u4f60\u597d \ud83c\udf89"}'

@@ -72,6 +72,15 @@ def asked_path(name: str) -> str:
     return request["path"] if request["method"] == "POST" else ""
 
 
+def recorded_mode(name: str) -> str:
+    """The mode of the app that a recording is from."""
+    app = name.split("/")[1]
+    if app.startswith("flow"):
+        return "advanced-chat"
+    modes = ("advanced-chat", "agent-chat", "agent", "chat", "completion", "workflow")
+    return next(mode for mode in modes if app.startswith(mode))
+
+
 def recorded_streams() -> list[str]:
     """The names of all recordings of POST /chat-messages that asked for a stream."""
     names = []
