@@ -8,15 +8,17 @@ import threading
 import time
 
 from demo.apps import APPS, MAGIC
+from demo.release import Release
 from demo.server import DemoServer
 
 LOOK_EVERY = 0.25  # seconds
+RELEASES = {"1.13": Release.DIFY_1_13, "1.16": Release.DIFY_1_16}
 
 
 def main() -> None:
     arguments = _parser().parse_args()
     try:
-        server = DemoServer(arguments.port)
+        server = DemoServer(arguments.port, release=RELEASES[arguments.release])
     except OSError as error:
         sys.exit(f"The demo cannot listen on port {arguments.port}: {error.strerror}.")
     if arguments.parent is not None:
@@ -42,6 +44,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--port", type=int, default=0, help="0, the default, takes a free one")
+    parser.add_argument(
+        "--release", choices=RELEASES, default="1.16", help="the Dify to be; 1.16 by default"
+    )
     parser.add_argument("--parent", type=int, metavar="PID", help="end with this process")
     return parser
 

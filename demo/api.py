@@ -9,7 +9,7 @@ from demo.calls import Call, Refusal, Reply, Request
 from demo.shapes import Run
 from demo.state import Memory, Pace
 
-WELCOME = {"welcome": "Dify OpenAPI", "api_version": "v1", "server_version": "1.13.2"}
+WELCOME = {"welcome": "Dify OpenAPI", "api_version": "v1"}
 NOT_FOUND = Reply(404, b"<!doctype html>\n<title>404 Not Found</title>\n", "text/html")
 NO_KEY = "Authorization header must be provided and start with 'Bearer'"
 SIGNED = r"/files/(?:tools/([\w-]+)\.\w+|([\w-]+)/file-preview)"
@@ -22,7 +22,7 @@ def answer(request: Request, memory: Memory, pace: Pace) -> Reply | Run:
         if match and method == request.method:
             return handler(_call(request, memory, pace), *match.groups())
     if request.path in ("/v1", "/v1/"):
-        return Reply(200, WELCOME)
+        return Reply(200, {**WELCOME, "server_version": memory.release.value})
     match = re.fullmatch(SIGNED, request.path)
     return _signed_file(request, memory, match[1] or match[2]) if match else NOT_FOUND
 
@@ -31,9 +31,10 @@ def _call(request: Request, memory: Memory, pace: Pace) -> Call:
     scheme, _, key = request.authorization.partition(" ")
     if scheme != "Bearer":
         raise Refusal(401, "unauthorized", NO_KEY)
-    if key not in APPS:
+    app = APPS.get(key)
+    if app is None or (app.mode == "agent" and not memory.release.has_agents):
         raise Refusal(401, "unauthorized", "Access token is invalid")
-    return Call(request, key, APPS[key], memory, pace)
+    return Call(request, key, app, memory, pace)
 
 
 def _signed_file(request: Request, memory: Memory, file_id: str) -> Reply:

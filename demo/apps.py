@@ -1,4 +1,4 @@
-"""The five apps of the demo, and what they answer."""
+"""The apps of the demo, and what they answer."""
 
 import re
 import struct
@@ -33,7 +33,7 @@ class App:
 
     @property
     def is_chat(self) -> bool:
-        return self.mode in ("chat", "agent-chat", "advanced-chat")
+        return self.mode in ("chat", "agent-chat", "agent", "advanced-chat")
 
     @property
     def variables(self) -> dict[str, dict[str, Any]]:
@@ -63,6 +63,7 @@ ONE_CITY = ({"text-input": CITY},)
 APPS = {
     "app-demo-chat": App("chat", "Demo Chat", "Remembers the chat", hears=True, suggests=True),
     "app-demo-agent": App("agent-chat", "Demo Agent", "Looks at the clock first"),
+    "app-demo-new-agent": App("agent", "Demo New Agent", "The mode agent of Dify 1.16"),
     "app-demo-chatflow": App("advanced-chat", "Demo Chatflow", "Start, LLM, answer", ONE_CITY),
     "app-demo-completion": App("completion", "Demo Completion", "One text in, one out", ONE_TEXT),
     "app-demo-workflow": App("workflow", "Demo Workflow", "Text and files in", TEXT_AND_FILES),
@@ -83,6 +84,9 @@ def parameters(app: App) -> dict[str, Any]:
         moderation |= {"type": "", "configs": []}
         limits = {"enabled": True, "number_limits": 3, "detail": "high"}
         upload["image"] = {**limits, "transfer_methods": METHODS}
+    if app.mode == "agent":
+        moderation = {"enabled": False, "type": "", "config": {}}
+        upload["image"] = {"enabled": True}
     return {
         "opening_statement": f"Hello! I am {app.name}.",
         "suggested_questions": ["What can you do?"],

@@ -24,6 +24,14 @@ class Refusal(Exception):
         self.body = {"code": code, "message": message, "status": status}
 
 
+class Rejected(Refusal):
+    """What an app says of inputs and files that do not fit its form."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(400, "invalid_param", message)
+        self.message = message
+
+
 def invalid(message: str) -> Refusal:
     return Refusal(400, "invalid_param", message)
 

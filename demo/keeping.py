@@ -1,6 +1,7 @@
 """The endpoints around an answer: conversations, their messages, files, speech."""
 
 from demo.calls import Call, Refusal, Reply, invalid
+from demo.release import Release
 from demo.shapes import Event
 from demo.state import Conversation, File, Memory, Turn, new_id, now
 
@@ -23,7 +24,8 @@ def messages(call: Call) -> Reply:
     ids = [turn.id for turn in turns]
     end = ids.index(query["first_id"]) if query.get("first_id") in ids else len(turns)
     start = max(0, end - limit)
-    data = [_message(conversation, turn) for turn in turns[start:end]]
+    counts = call.memory.release is Release.DIFY_1_16
+    data = [_message(conversation, turn, counts=counts) for turn in turns[start:end]]
     return Reply(200, {"limit": limit, "has_more": start > 0, "data": data})
 
 
@@ -75,6 +77,7 @@ def upload(call: Call) -> Reply:
     call.memory.keep(file)
     described = {
         "id": file.id,
+        **({"reference": None} if call.memory.release is Release.DIFY_1_16 else {}),
         "name": file.name,
         "size": file.size,
         "extension": file.extension,
@@ -117,7 +120,17 @@ def _received(call: Call) -> File:
     return file
 
 
-def _message(conversation: Conversation, turn: Turn) -> Event:
+def _message(conversation: Conversation, turn: Turn, *, counts: bool) -> Event:
+    """A message as Dify lists it; 1.16 ``counts`` its tokens."""
+    usage = turn.usage
+    before = {
+        "message_tokens": usage.get("prompt_tokens", 0),
+        "answer_tokens": usage.get("completion_tokens", 0),
+        "provider_response_latency": usage.get("latency", 0.0),
+        "total_price": usage.get("total_price", "0"),
+        "currency": "USD",
+    }
+    after = {"total_tokens": usage.get("total_tokens", 0)}
     files = [{"id": file.id, "filename": file.name, "type": file.type} for file in turn.files]
     return {
         "id": turn.id,
@@ -131,9 +144,11 @@ def _message(conversation: Conversation, turn: Turn) -> Event:
         "created_at": turn.created_at,
         "agent_thoughts": [],
         "message_files": files,
+        **(before if counts else {}),
         "status": "error" if turn.error else "normal",
         "error": turn.error,
         "extra_contents": [],
+        **(after if counts else {}),
     }
 
 

@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 from demo import api, asking
 from demo.calls import Refusal, Reply, Request
 from demo.events import paced
+from demo.release import Release
 from demo.shapes import PING, Event, Run
 from demo.state import File, Memory, Pace
 
@@ -27,8 +28,10 @@ class DemoServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
 
-    def __init__(self, port: int = 0, pace: Pace | None = None) -> None:
-        self.memory = Memory()
+    def __init__(
+        self, port: int = 0, pace: Pace | None = None, release: Release = Release.DIFY_1_16
+    ) -> None:
+        self.memory = Memory(release)
         self.pace = pace or Pace()
         super().__init__((HOST, port), _Handler)
 
@@ -87,7 +90,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _reply(self, reply: Reply) -> None:
         body = reply.body
         if body is not None and not isinstance(body, bytes):
-            body = _encoded(body, spaced="charset" in reply.content_type)
+            is_answer = "charset" in reply.content_type
+            spaced = is_answer or self.server.memory.release.spaces_json
+            body = _encoded(body, spaced=spaced) + (b"" if is_answer else b"\n")
         self._start(reply.status, reply.content_type)
         if reply.status == 401:
             self.send_header("WWW-Authenticate", 'Bearer realm="api"')
@@ -116,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _start(self, status: int, content_type: str) -> None:
         self.send_response(status)
         self.send_header("Content-Type", content_type)
-        self.send_header("X-Version", "1.13.2")
+        self.send_header("X-Version", self.server.memory.release)
 
 
 def _frame(event: Event) -> bytes:
@@ -127,10 +132,10 @@ def _frame(event: Event) -> bytes:
 
 
 def _encoded(body: Any, *, spaced: bool) -> bytes:
-    """Blocking answers are plain ``json.dumps``; all others are compact, with ``\\/``."""
+    """Plain ``json.dumps``, or compact with ``\\/``: all but blocking answers in Dify 1.13."""
     if spaced:
         return json.dumps(body).encode()
-    return json.dumps(body, separators=(",", ":")).replace("/", "\\/").encode() + b"\n"
+    return json.dumps(body, separators=(",", ":")).replace("/", "\\/").encode()
 
 
 def _parse(headers: email.message.Message, body: bytes) -> tuple[dict[str, Any], File | None]:

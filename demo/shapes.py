@@ -1,4 +1,4 @@
-"""The fields of each event and answer, as Dify 1.13.2 was seen to send them."""
+"""The fields of each event and answer, as Dify 1.13.2 and 1.16.1 were seen to send them."""
 
 import time
 from dataclasses import dataclass, field
@@ -6,6 +6,7 @@ from typing import Any
 
 from demo import apps
 from demo.apps import App
+from demo.release import Release
 from demo.state import Conversation, File, Memory, Pace, Task, Turn, new_id, now
 
 Event = dict[str, Any]
@@ -28,6 +29,7 @@ class Run:
     id: str = field(default_factory=new_id)
     began: float = field(default_factory=time.monotonic)
     said: list[str] = field(default_factory=list)
+    was_refused: bool = False
 
     @property
     def stopped(self) -> bool:
@@ -43,7 +45,8 @@ class Run:
 
 
 def text(run: Run, token: str, name: str = "message") -> Event:
-    origin = ["llm", "text"] if run.app.is_flow else None
+    nowhere: list[str] | None = [] if _is_1_16(run) else None
+    origin = ["llm", "text"] if run.app.is_flow else nowhere
     return {**_head(run, name), "answer": token, "from_variable_selector": origin}
 
 
@@ -83,11 +86,39 @@ def error(run: Run, message: str) -> Event:
 
 def message_end(run: Run, drawn: list[Event]) -> Event:
     """Basic apps list the files of the *user* here, flows those of the answer."""
-    metadata = {"annotation_reply": None, "retriever_resources": run.turn.sources}
-    received = [_user_file(run, file) for file in run.turn.files] or None
-    files = drawn if run.app.is_flow else received
-    head = _head(run, "message_end")
-    return {**head, "metadata": {**metadata, "usage": usage(run)}, "files": files}
+    metadata: Event = {"annotation_reply": None, "retriever_resources": run.turn.sources}
+    if _is_1_16(run) and not run.app.is_flow:
+        del metadata["annotation_reply"]
+    metadata["usage"] = usage(run)
+    if _is_1_16(run):
+        metadata["reasoning"] = {}
+    received = [_user_file(run, file) for file in run.turn.files]
+    files = drawn if run.app.is_flow else (received or ([] if _is_1_16(run) else None))
+    return {**_head(run, "message_end"), "metadata": metadata, "files": files}
+
+
+def refusal(run: Run) -> list[Event]:
+    """The two events of a flow whose worker has refused the request (1.16)."""
+    ids = {"task_id": run.task.id, "workflow_run_id": run.task.id}
+    data: Event = {"id": run.task.id, "workflow_id": WORKFLOW_ID}
+    times = {"created_at": run.turn.created_at, "finished_at": now()}
+    begun = {"inputs": {}, "created_at": run.turn.created_at, "reason": "initial"}
+    ended: Event = {
+        "status": "failed",
+        "outputs": None,
+        "error": run.turn.error,
+        "elapsed_time": 0.0,
+        "total_tokens": 0,
+        "total_steps": 0,
+        "created_by": {},
+        **times,
+        "exceptions_count": 1,
+        "files": [],
+    }
+    return [
+        {"event": "workflow_started", **ids, "data": {**data, **begun}},
+        {"event": "workflow_finished", **ids, "data": {**data, **ended}},
+    ]
 
 
 def flow_event(run: Run, name: str, data: Event) -> Event:
@@ -179,6 +210,12 @@ def usage(run: Run) -> Event:
     asked = 0 if run.stopped else 20 + len(run.turn.query) // 4
     said = 0 if run.stopped else len(run.said)
     asked_price, said_price = asked * 2.5e-6, said * 1e-5
+    times: Event = {
+        "time_to_first_token": None if run.stopped else 0.05,
+        "time_to_generate": None if run.stopped else run.seconds,
+    }
+    if run.stopped and _is_1_16(run):
+        times = {}
     return {
         "prompt_tokens": asked,
         "prompt_unit_price": "2.50",
@@ -192,9 +229,12 @@ def usage(run: Run) -> Event:
         "total_price": _price(asked_price + said_price),
         "currency": "USD",
         "latency": run.seconds,
-        "time_to_first_token": None if run.stopped else 0.05,
-        "time_to_generate": None if run.stopped else run.seconds,
+        **times,
     }
+
+
+def _is_1_16(run: Run) -> bool:
+    return run.memory.release is Release.DIFY_1_16
 
 
 def draw(run: Run) -> File:

@@ -11,6 +11,8 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
+from demo.release import Release
+
 FILES_KEPT = 200
 ADDRESS_SECONDS = 300  # Dify's FILES_ACCESS_TIMEOUT: a signed address dies after this
 
@@ -57,6 +59,7 @@ class Turn:
     answer: str = ""
     error: str | None = None
     sources: list[dict[str, Any]] = field(default_factory=list)
+    usage: dict[str, Any] = field(default_factory=dict)
     id: str = field(default_factory=new_id)
     created_at: int = field(default_factory=now)
 
@@ -99,7 +102,8 @@ class Task:
 class Memory:
     """Conversations belong to (app, user), as in Dify; files to nobody."""
 
-    def __init__(self) -> None:
+    def __init__(self, release: Release = Release.DIFY_1_16) -> None:
+        self.release = release
         self.tasks: dict[str, Task] = {}
         self._secret = secrets.token_bytes(32)
         self._lock = threading.Lock()

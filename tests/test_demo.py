@@ -16,15 +16,19 @@ from typing import Any
 import httpx
 import pytest
 
+from demo.release import Release
 from demo.server import DemoServer
 from demo.state import Pace
 
 ROOT = Path(__file__).parent.parent
-RECORDINGS = ROOT / "tests" / "data" / "dify" / "1.13.2"
+RECORDINGS = ROOT / "tests" / "data" / "dify"
+NEWEST = Release.DIFY_1_16
+FOLDERS = {(NEWEST, "advanced-chat"): "flow"}
 AT_ONCE = Pace(token=0, silence=0.3, ping=0.1, linger=0)
 KEYS = {
     "chat": "app-demo-chat",
     "agent-chat": "app-demo-agent",
+    "agent": "app-demo-new-agent",
     "advanced-chat": "app-demo-chatflow",
     "completion": "app-demo-completion",
     "workflow": "app-demo-workflow",
@@ -34,6 +38,8 @@ STOPS = {"completion": "/completion-messages", "workflow": "/workflows/tasks"}
 TEXT = ("message", "agent_message", "text_chunk")
 OPEN = ("inputs", "outputs", "process_data", "tool_labels")  # maps whose names are the app's
 PNG = b"\x89PNG\r\n\x1a\n" + b"\r\n--not a boundary\r\n" + bytes(range(256))
+UNKNOWN = "11111111-2222-4333-8444-555555555555"
+IMAGE = {"type": "image", "transfer_method": "local_file", "upload_file_id": UNKNOWN}
 Event = dict[str, Any]
 
 
@@ -69,8 +75,8 @@ class Client:
 
 
 @contextmanager
-def serving(pace: Pace) -> Iterator[DemoServer]:
-    server = DemoServer(pace=pace)
+def serving(pace: Pace, release: Release = NEWEST) -> Iterator[DemoServer]:
+    server = DemoServer(pace=pace, release=release)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     try:
@@ -82,17 +88,25 @@ def serving(pace: Pace) -> Iterator[DemoServer]:
 
 
 @pytest.fixture(scope="module")
-def base() -> Iterator[str]:
-    with serving(AT_ONCE) as server:
-        yield server.base
+def bases() -> Iterator[dict[Release, str]]:
+    with (
+        serving(AT_ONCE, Release.DIFY_1_13) as older,
+        serving(AT_ONCE, Release.DIFY_1_16) as newest,
+    ):
+        yield {Release.DIFY_1_13: older.base, Release.DIFY_1_16: newest.base}
 
 
 @pytest.fixture
-def client(base: str) -> Iterator[Callable[..., Client]]:
+def base(bases: dict[Release, str]) -> str:
+    return bases[NEWEST]
+
+
+@pytest.fixture
+def client(bases: dict[Release, str]) -> Iterator[Callable[..., Client]]:
     made: list[Client] = []
 
-    def make(app: str, user: str = "u1") -> Client:
-        made.append(Client(base, app, user))
+    def make(app: str, user: str = "u1", release: Release = NEWEST) -> Client:
+        made.append(Client(bases[release], app, user))
         return made[-1]
 
     yield make
@@ -100,8 +114,29 @@ def client(base: str) -> Iterator[Callable[..., Client]]:
         one.http.close()
 
 
-def recording(app: str, case: str) -> Any:
-    return json.loads((RECORDINGS / app / f"{case}.json").read_text())
+def recording_path(release: Release, app: str, case: str) -> Path:
+    return RECORDINGS / release / FOLDERS.get((release, app), app) / f"{case}.json"
+
+
+def recording(release: Release, app: str, case: str) -> Any:
+    return json.loads(recording_path(release, app, case).read_text())
+
+
+def recorded(rows: list[Any]) -> list[Any]:
+    """The rows, which begin with app and case, for each release that has a recording of them."""
+    return [
+        pytest.param(release, *row, id=f"{release}-{row[0]}-{row[1]}")
+        for release in Release
+        for row in rows
+        if recording_path(release, row[0], row[1]).exists()
+    ]
+
+
+def each(apps: list[str], case: str) -> Any:
+    """Parametrizes by release and app."""
+    return pytest.mark.parametrize(
+        ("release", "app", "case"), recorded([(app, case) for app in apps])
+    )
 
 
 def parse(text: str) -> list[Event]:
@@ -133,9 +168,11 @@ def shape(value: Any) -> Any:
 
 
 def said(events: list[Event]) -> str:
+    """The text; the last message of a new agent repeats it."""
+    spoken = [event for event in events if event["event"] == "agent_message"] or events
     return "".join(
         event["data"]["text"] if event["event"] == "text_chunk" else event.get("answer", "")
-        for event in events
+        for event in spoken
     )
 
 
@@ -144,6 +181,7 @@ STREAMS = [
     ("chat", "think_stream", "/think"),
     ("chat", "llm_fail_mid_stream", "/error"),
     ("agent-chat", "stream_tool_call", "what time is it?"),
+    ("agent-chat", "tool_stream", "what time is it?"),
     ("advanced-chat", "stream_first", "Say hello"),
     ("advanced-chat", "llm_fail_mid_stream", "/error"),
     ("completion", "stream_first", "Say hello"),
@@ -153,67 +191,124 @@ STREAMS = [
 ]
 
 
-@pytest.mark.parametrize(("app", "case", "query"), STREAMS, ids=lambda value: value)
+@pytest.mark.parametrize(("release", "app", "case", "query"), recorded(STREAMS))
 def test_a_stream_has_the_events_and_fields_of_the_recording(
-    client: Callable[..., Client], app: str, case: str, query: str
+    client: Callable[..., Client], release: Release, app: str, case: str, query: str
 ) -> None:
-    ours = collapsed(client(app).stream(query))
-    theirs = collapsed(parse(recording(app, case)["response"]["body"]))
+    ours = collapsed(client(app, release=release).stream(query))
+    theirs = collapsed(parse(recording(release, app, case)["response"]["body"]))
     assert [event["event"] for event in ours] == [event["event"] for event in theirs]
     for mine, real in zip(ours, theirs, strict=True):
         assert shape(mine) == shape(real)
 
 
-def test_a_failing_agent_ends_with_the_recorded_error_event(client: Callable[..., Client]) -> None:
-    theirs = parse(recording("agent-chat", "llm_fail_mid_stream")["response"]["body"])
-    assert shape(client("agent-chat").stream("/error")[-1]) == shape(theirs[-1])
+FAILING = [("agent-chat", "llm_fail_mid_stream"), ("agent", "llm_fail_start_stream")]
 
 
-@pytest.mark.parametrize("app", ["chat", "completion"])
-def test_the_files_of_the_user_are_listed_at_the_end_of_a_basic_app(
-    client: Callable[..., Client], app: str
+@pytest.mark.parametrize(("release", "app", "case"), recorded(FAILING))
+def test_a_failing_agent_ends_with_the_recorded_error_event(
+    client: Callable[..., Client], release: Release, app: str, case: str
 ) -> None:
-    one = client(app)
+    theirs = parse(recording(release, app, case)["response"]["body"])
+    assert shape(client(app, release=release).stream("/error")[-1]) == shape(theirs[-1])
+
+
+def test_a_new_agent_sends_events_of_the_recorded_fields(client: Callable[..., Client]) -> None:
+    """Its text comes in batches of half a second, whose number says nothing."""
+    ours = client("agent").stream("/think")
+    theirs = parse(recording(NEWEST, "agent", "think_stream")["response"]["body"])
+    assert {event["event"]: shape(event) for event in ours if not event.get("tool")} == {
+        event["event"]: shape(event) for event in theirs
+    }
+    last_round = ours[-2]["answer"]
+    spoken = "".join(event["answer"] for event in ours if event["event"] == "agent_message")
+    assert spoken == f"Let me look at the clock. {last_round}"
+    thoughts = [event["thought"] for event in ours if event["event"] == "agent_thought"]
+    assert max(thoughts, key=len) == ("\nThe question has 6 characters. I shall say it back.\n")
+
+
+def test_dify_1_13_has_no_new_agents(client: Callable[..., Client]) -> None:
+    assert client("agent", release=Release.DIFY_1_13).http.get("/info").status_code == 401
+
+
+REFUSED: list[tuple[str, Event]] = [
+    ("query is required", {"inputs": {}, "query": ""}),
+    ("Invalid upload file", {"inputs": {}, "query": "hi", "files": [IMAGE]}),
+]
+
+
+@pytest.mark.parametrize(("reason", "fields"), REFUSED, ids=[row[0] for row in REFUSED])
+def test_a_flow_that_cannot_begin_is_a_run_that_has_failed(
+    client: Callable[..., Client], reason: str, fields: Event
+) -> None:
+    body = {**fields, "user": "u1", "response_mode": "streaming"}
+    answer = client("advanced-chat").http.post("/chat-messages", json=body)
+    theirs = parse(recording(NEWEST, "flow", "file_unknown_id")["response"]["body"])
+    assert shape(parse(answer.text)) == shape(theirs)
+    assert [shape(event) for event in parse(answer.text)] == [shape(event) for event in theirs]
+    assert parse(answer.text)[-1]["data"]["error"] == reason
+    before = client("advanced-chat", release=Release.DIFY_1_13)
+    assert before.http.post("/chat-messages", json=body).status_code == 400
+    blocking = client("advanced-chat").http.post(
+        "/chat-messages", json={**body, "response_mode": "blocking"}
+    )
+    assert (blocking.status_code, blocking.json()["message"]) == (400, reason)
+
+
+@each(["chat", "completion"], "file_local_image_stream")
+def test_the_files_of_the_user_are_listed_at_the_end_of_a_basic_app(
+    client: Callable[..., Client], release: Release, app: str, case: str
+) -> None:
+    one = client(app, release=release)
     uploaded = one.upload("red.png", PNG, "image/png").json()["id"]
     reference = {"type": "image", "transfer_method": "local_file", "upload_file_id": uploaded}
     ours = one.stream("see", files=[reference])
-    theirs = parse(recording(app, "file_local_image_stream")["response"]["body"])
+    theirs = parse(recording(release, app, case)["response"]["body"])
     assert shape(ours[-1]) == shape(theirs[-1])
 
 
 def test_the_inputs_of_a_flow_show_its_files(client: Callable[..., Client]) -> None:
-    one = client("workflow")
+    one = client("workflow", release=Release.DIFY_1_13)
     uploaded = one.upload("red.png", PNG, "image/png").json()["id"]
     reference = {"type": "image", "transfer_method": "local_file", "upload_file_id": uploaded}
     ours = one.stream("see", files=[reference])[1]["data"]["inputs"]
-    recorded = recording("workflow", "file_local_image_stream")["response"]["body"]
-    theirs = parse(recorded)[1]["data"]["inputs"]
+    theirs = recording(Release.DIFY_1_13, "workflow", "file_local_image_stream")["response"]
+    theirs = parse(theirs["body"])[1]["data"]["inputs"]
     assert list(ours) == list(theirs)
     assert shape(ours["sys.files"]) == shape(theirs["sys.files"])
 
 
-@pytest.mark.parametrize("app", ["chat", "advanced-chat", "completion", "workflow"])
+@each(["chat", "advanced-chat", "completion", "workflow"], "block_first")
 def test_a_blocking_answer_has_the_fields_and_spacing_of_the_recording(
-    client: Callable[..., Client], app: str
+    client: Callable[..., Client], release: Release, app: str, case: str
 ) -> None:
-    theirs = recording(app, "block_first")["response"]
-    ours = client(app).blocking("Say hello")
+    theirs = recording(release, app, case)["response"]
+    ours = client(app, release=release).blocking("Say hello")
     assert ours.headers["Content-Type"] == theirs["headers"]["Content-Type"]
     assert shape(ours.json()) == shape(json.loads(theirs["body"]))
     assert ours.text == json.dumps(ours.json())
 
 
-@pytest.mark.parametrize("app", ["chat", "advanced-chat", "completion", "workflow"])
-def test_a_blocking_failure_is_refused_as_recorded(client: Callable[..., Client], app: str) -> None:
-    theirs = recording(app, "llm_fail_mid_block")["response"]
-    ours = client(app).blocking("/error")
+@pytest.mark.parametrize(
+    ("release", "app", "case"),
+    recorded(
+        [
+            (app, case)
+            for app in ("chat", "advanced-chat", "completion", "workflow")
+            for case in ("llm_fail_mid_block", "llm_fail_start_block")
+        ]
+    ),
+)
+def test_a_blocking_failure_is_refused_as_recorded(
+    client: Callable[..., Client], release: Release, app: str, case: str
+) -> None:
+    theirs = recording(release, app, case)["response"]
+    ours = client(app, release=release).blocking("/error")
     assert ours.status_code == theirs["status"]
     assert shape(ours.json()) == shape(json.loads(theirs["body"]))
     assert ours.json().get("code") == json.loads(theirs["body"]).get("code")
 
 
-UNKNOWN = "11111111-2222-4333-8444-555555555555"
-IMAGE = {"type": "image", "transfer_method": "local_file", "upload_file_id": UNKNOWN}
 CHAT = {"inputs": {}, "query": "hi", "user": "u1", "response_mode": "streaming"}
 SHOWN = f"/messages?user=u1&conversation_id={UNKNOWN}"
 EXACT: list[tuple[str, str, str, Event | None]] = [
@@ -221,6 +316,17 @@ EXACT: list[tuple[str, str, str, Event | None]] = [
     ("chat/on_completion_endpoint", "POST", "/completion-messages", CHAT),
     ("chat/on_workflow_endpoint", "POST", "/workflows/run", CHAT),
     ("chat/stream_conv_unknown", "POST", "/chat-messages", {**CHAT, "conversation_id": UNKNOWN}),
+    ("chat/stream_conv_deleted", "POST", "/chat-messages", {**CHAT, "conversation_id": UNKNOWN}),
+    ("agent/stream_conv_deleted", "POST", "/chat-messages", {**CHAT, "conversation_id": UNKNOWN}),
+    (
+        "advanced-chat/stream_conv_deleted",
+        "POST",
+        "/chat-messages",
+        {**CHAT, "conversation_id": UNKNOWN},
+    ),
+    ("agent/block_first", "POST", "/chat-messages", {**CHAT, "response_mode": "blocking"}),
+    ("agent/suggested", "GET", f"/messages/{UNKNOWN}/suggested?user=u1", None),
+    ("chat/empty_query", "POST", "/chat-messages", {**CHAT, "query": ""}),
     ("chat/file_unknown_id", "POST", "/chat-messages", {**CHAT, "files": [IMAGE]}),
     ("chat/file_too_many", "POST", "/chat-messages", {**CHAT, "files": [IMAGE] * 4}),
     ("chat/conversation_delete_unknown", "DELETE", f"/conversations/{UNKNOWN}", {"user": "u1"}),
@@ -228,7 +334,6 @@ EXACT: list[tuple[str, str, str, Event | None]] = [
     ("chat/meta", "GET", "/meta?user=u1", None),
     ("chat/stop_task", "POST", f"/chat-messages/{UNKNOWN}/stop", {"user": "u1"}),
     ("agent-chat/block_first", "POST", "/chat-messages", {**CHAT, "response_mode": "blocking"}),
-    ("advanced-chat/suggested", "GET", f"/messages/{UNKNOWN}/suggested?user=u1", None),
     (
         "advanced-chat/block_conv_unknown",
         "POST",
@@ -245,28 +350,40 @@ EXACT: list[tuple[str, str, str, Event | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("case", "method", "path", "body"), EXACT, ids=[row[0] for row in EXACT])
+@pytest.mark.parametrize(
+    ("release", "app", "case", "method", "path", "body"),
+    recorded([(*row[0].split("/"), *row[1:]) for row in EXACT]),
+)
 def test_an_answer_is_the_recorded_one_to_the_letter(
-    client: Callable[..., Client], case: str, method: str, path: str, body: Event | None
+    client: Callable[..., Client],
+    release: Release,
+    app: str,
+    case: str,
+    method: str,
+    path: str,
+    body: Event | None,
 ) -> None:
-    app, _, name = case.partition("/")
-    theirs = recording(app, name)["response"]
-    ours = client(app).http.request(method, path, json=body)
+    theirs = recording(release, app, case)["response"]
+    ours = client(app, release=release).http.request(method, path, json=body)
     assert (ours.status_code, ours.text) == (theirs["status"], theirs["body"])
     for header, value in theirs["headers"].items():
         assert ours.headers[header] == value
 
 
 @pytest.mark.parametrize(
-    ("header", "case"),
-    [({"Authorization": "Bearer app-other"}, "wrong_key"), ({}, "no_auth_header")],
-    ids=["wrong", "none"],
+    ("release", "app", "case", "header"),
+    recorded(
+        [
+            ("chat", "wrong_key", {"Authorization": "Bearer app-other"}),
+            ("chat", "no_auth_header", {}),
+        ]
+    ),
 )
 def test_a_request_without_a_demo_key_is_refused_as_recorded(
-    base: str, header: dict[str, str], case: str
+    bases: dict[Release, str], release: Release, app: str, case: str, header: dict[str, str]
 ) -> None:
-    theirs = recording("chat", case)["response"]
-    ours = httpx.get(f"{base}/info", headers=header, trust_env=False)
+    theirs = recording(release, app, case)["response"]
+    ours = httpx.get(f"{bases[release]}/info", headers=header, trust_env=False)
     assert (ours.status_code, ours.text) == (theirs["status"], theirs["body"])
     assert ours.headers["WWW-Authenticate"] == theirs["headers"]["WWW-Authenticate"]
 
@@ -289,17 +406,19 @@ def test_a_wrong_body_is_refused(client: Callable[..., Client], body: Event, fie
     assert field in ours.json()["message"]
 
 
-@pytest.mark.parametrize("app", list(KEYS))
+@each(list(KEYS), "info")
 def test_info_and_parameters_have_the_recorded_fields(
-    client: Callable[..., Client], app: str
+    client: Callable[..., Client], release: Release, app: str, case: str
 ) -> None:
-    info = client(app).http.get("/info").json()
-    real = json.loads(recording(app, "info")["response"]["body"])
+    one = client(app, release=release)
+    info = one.http.get("/info").json()
+    real = json.loads(recording(release, app, case)["response"]["body"])
     assert (shape(info), info["mode"]) == (shape(real), real["mode"])
-    ours = client(app).http.get("/parameters").json()
-    theirs = json.loads(recording(app, "parameters")["response"]["body"])
+    ours = one.http.get("/parameters").json()
+    theirs = json.loads(recording(release, app, "parameters")["response"]["body"])
     assert set(ours) == set(theirs)
-    assert set(ours["file_upload"]) == set(theirs["file_upload"])
+    if theirs["file_upload"]["enabled"]:
+        assert set(ours["file_upload"]) == set(theirs["file_upload"])
     assert set(ours["sensitive_word_avoidance"]) == set(theirs["sensitive_word_avoidance"])
     assert ours["system_parameters"] == theirs["system_parameters"]
     assert ours["file_upload"]["allowed_file_types"] == ["image", "document", "audio", "video"]
@@ -315,7 +434,7 @@ def test_an_answer_comes_in_one_chunk_an_event(base: str) -> None:
         raw = b"".join(iter(lambda: connection.recv(65536), b""))
     headers, _, chunks = raw.partition(b"\r\n\r\n")
     assert b"Transfer-Encoding: chunked" in headers
-    assert b"X-Version: 1.13.2" in headers
+    assert b"X-Version: 1.16.1" in headers
     count = 0
     while True:
         size, _, chunks = chunks.partition(b"\r\n")
@@ -328,7 +447,7 @@ def test_an_answer_comes_in_one_chunk_an_event(base: str) -> None:
     assert count > 10
 
 
-@pytest.mark.parametrize("app", ["chat", "agent-chat", "advanced-chat"])
+@pytest.mark.parametrize("app", ["chat", "agent-chat", "agent", "advanced-chat"])
 def test_a_conversation_is_remembered(client: Callable[..., Client], app: str) -> None:
     one = client(app)
     first = one.stream("My name is Ada")
@@ -355,8 +474,8 @@ def test_a_conversation_is_listed_renamed_and_deleted(client: Callable[..., Clie
     query = {"user": "lister", "conversation_id": wanted}
 
     messages = one.http.get("/messages", params=query).json()
-    recorded = json.loads(recording("chat", "messages")["response"]["body"])
-    assert shape(messages) == shape(recorded)
+    theirs = json.loads(recording(NEWEST, "chat", "messages")["response"]["body"])
+    assert shape(messages) == shape(theirs)
     assert [item["query"] for item in messages["data"]] == ["First", "Second"]
     assert messages["data"][0]["answer"] == said(events)
     newest = one.http.get("/messages", params={**query, "limit": 1}).json()
@@ -368,11 +487,11 @@ def test_a_conversation_is_listed_renamed_and_deleted(client: Callable[..., Clie
 
     renamed = one.http.post(f"/conversations/{wanted}/name", json={"name": "N", "user": "lister"})
     assert shape(renamed.json()) == shape(
-        json.loads(recording("chat", "rename")["response"]["body"])
+        json.loads(recording(Release.DIFY_1_13, "chat", "rename")["response"]["body"])
     )
     listed = one.http.get("/conversations", params={"user": "lister", "limit": 20}).json()
     assert shape(listed) == shape(
-        json.loads(recording("chat", "conversations")["response"]["body"])
+        json.loads(recording(NEWEST, "chat", "conversations")["response"]["body"])
     )
     assert {item["id"]: item["name"] for item in listed["data"]} == {wanted: "N", other: "Another"}
 
@@ -381,17 +500,21 @@ def test_a_conversation_is_listed_renamed_and_deleted(client: Callable[..., Clie
     assert one.http.get("/messages", params=query).status_code == 404
 
 
-def test_an_upload_is_described_as_recorded(client: Callable[..., Client]) -> None:
-    ours = client("chat").upload("red.png", PNG, "image/png")
-    theirs = recording("chat", "upload_png")["response"]
+@each(["chat"], "upload_png")
+def test_an_upload_is_described_as_recorded(
+    client: Callable[..., Client], release: Release, app: str, case: str
+) -> None:
+    ours = client(app, release=release).upload("red.png", PNG, "image/png")
+    theirs = recording(release, app, case)["response"]
     assert ours.status_code == theirs["status"]
     assert shape(ours.json()) == shape(json.loads(theirs["body"]))
     assert (ours.json()["size"], ours.json()["extension"]) == (len(PNG), "png")
 
 
 def test_a_picture_that_is_too_large_is_refused_as_recorded(client: Callable[..., Client]) -> None:
-    theirs = recording("chat", "upload_too_large_image")["response"]
-    ours = client("chat").upload("a.png", bytes(10 * 2**20 + 1), "image/png")
+    older = Release.DIFY_1_13
+    theirs = recording(older, "chat", "upload_too_large_image")["response"]
+    ours = client("chat", release=older).upload("a.png", bytes(10 * 2**20 + 1), "image/png")
     assert (ours.status_code, ours.text) == (theirs["status"], theirs["body"])
 
 
@@ -435,7 +558,7 @@ def test_the_inputs_of_a_form_are_echoed_and_others_dropped(
 
 
 def picture_addresses(app: str, events: list[Event]) -> list[str]:
-    if app in ("chat", "agent-chat", "completion"):
+    if app in ("chat", "agent-chat", "agent", "completion"):
         return [event["url"] for event in events if "url" in event]
     return [file["url"] for file in events[-1]["data"]["files"]]
 
@@ -453,7 +576,7 @@ def test_a_generated_picture_can_be_fetched_by_its_signed_address(
     assert httpx.get(origin + address.partition("?")[0], trust_env=False).status_code == 403
 
 
-@pytest.mark.parametrize("app", ["chat", "agent-chat", "advanced-chat", "completion"])
+@pytest.mark.parametrize("app", ["chat", "agent-chat", "agent", "advanced-chat", "completion"])
 def test_sources_come_with_the_end_of_the_message(client: Callable[..., Client], app: str) -> None:
     events = client(app).stream("prove it /sources")
     (end,) = [event for event in events if event["event"] == "message_end"]
@@ -474,9 +597,9 @@ def test_a_silence_is_filled_with_pings(client: Callable[..., Client], app: str)
     assert names[1:first_word].count("ping") >= 2 or names[:first_word].count("ping") >= 2
 
 
-@pytest.mark.parametrize("app", list(KEYS))
-def test_a_stopped_stream_ends_as_recorded(app: str) -> None:
-    with serving(Pace(token=0.05, silence=60, ping=10, linger=0)) as server:
+@each([app for app in KEYS if app != "agent"], "stopped_stream")
+def test_a_stopped_stream_ends_as_recorded(release: Release, app: str, case: str) -> None:
+    with serving(Pace(token=0.05, silence=60, ping=10, linger=0), release) as server:
         one = Client(server.base, app)
         events: list[Event] = []
         with one.http.stream("POST", one.route, json=one.body("hi")) as answer:
@@ -486,7 +609,7 @@ def test_a_stopped_stream_ends_as_recorded(app: str) -> None:
                 if [event["event"] in TEXT for event in events].count(True) == 2:
                     stop(one, events[-1]["task_id"])
         one.http.close()
-    theirs = parse(recording(app, "stopped_stream")["response"]["body"])
+    theirs = parse(recording(release, app, case)["response"]["body"])
     expected = [event for event in collapsed(theirs) if event["event"] != "ping"]
     assert [shape(event) for event in collapsed(events)] == [shape(event) for event in expected]
 

@@ -16,7 +16,7 @@ from tests.support.service import Service, running
 from tests.support.streams import Streamed, read_stream
 from tests.test_demo import AT_ONCE, KEYS, serving
 
-CHATS = ("chat", "agent-chat", "advanced-chat")
+CHATS = ("chat", "agent-chat", "agent", "advanced-chat")
 PNG, PDF, WAV = picture(), b"%PDF-1.7\n" + bytes(500), b"RIFF\x24\0\0\0WAVEfmt " + bytes(700)
 PUBLIC = "https://ai.example.com"
 
