@@ -26,12 +26,20 @@ class Attachment:
 @dataclass(frozen=True, slots=True)
 class Message:
     """One message. ``role`` is ``system``, ``developer``, ``user``, ``assistant``, ``tool`` or
-    ``function``; ``text`` is its text parts joined with line breaks."""
+    ``function``; ``text`` is its text parts joined with line breaks. ``unusable`` are the kinds, as
+    of ``Attachment``, of files that are mentioned only: an earlier message may hold files whose
+    addresses mean something to its client alone."""
 
     role: str
     text: str
     attachments: tuple[Attachment, ...] = ()
     name: str = ""
+    unusable: tuple[str, ...] = ()
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether it holds neither text nor a file."""
+        return not (self.attachments or self.unusable or self.text.strip())
 
 
 @dataclass(frozen=True, slots=True)
