@@ -3,6 +3,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from opendify.auth.api_keys import ApiKeys, parse_keys
 from opendify.config.accounts import Limits
 from opendify.config.dotenv import check_certificates, load_environment, read_file
+from opendify.config.history_words import CHINESE, ENGLISH, WordsByLanguage
 from opendify.config.models import (
     SETTINGS,
     Model,
@@ -168,6 +170,7 @@ NUMBERS = {
     "MAPPING_MAX_AGE_DAYS": (0, 36500),
     "MAPPING_MAX_ENTRIES": (1, 10_000_000),
     "FILE_CACHE_MB": (1, 1_000_000),
+    "HISTORY_MAX_CHARS": (0, 10_000_000),
 }
 
 
@@ -213,6 +216,15 @@ BAD = [
     pytest.param("ALL_PROXY", "socks4://x:1", "ALL_PROXY must be the address", id="SOCKS 4"),
     pytest.param("ALL_PROXY", "http://x:port", "ALL_PROXY must be the address", id="no port"),
     pytest.param("ALL_PROXY", "http://[::1", "ALL_PROXY must be the address", id="half a host"),
+    pytest.param("HISTORY_WORDS", "pt", "HISTORY_WORDS must be auto, en, zh", id="a language"),
+    pytest.param("HISTORY_WORDS", "{", "HISTORY_WORDS is not valid JSON", id="words, no JSON"),
+    pytest.param("HISTORY_WORDS", "{}", "HISTORY_WORDS must be a JSON object", id="no words"),
+    pytest.param(
+        "HISTORY_WORDS", '{"user":""}', "HISTORY_WORDS: 'user' must be a text", id="no word"
+    ),
+    pytest.param(
+        "HISTORY_WORDS", '{"x":"y"}', "HISTORY_WORDS has an unknown text 'x'", id="another word"
+    ),
     pytest.param("MODEL_CONFIG", "", "MODEL_CONFIG is not set", id="no models"),
     pytest.param("MODEL_CONFIG", "{", "MODEL_CONFIG is not valid JSON", id="no JSON"),
     pytest.param("MODEL_CONFIG", "{'a':'b'}", "MODEL_CONFIG is not valid JSON", id="Python"),
@@ -234,6 +246,9 @@ def test_a_bad_value_is_named_with_its_remedy(name: str, value: str, problem: st
     assert all(line.startswith((name, "MODEL_CONFIG", "DIFY_API_BASE")) for line in found)
 
 
+IN_CHINESE = replace(CHINESE, user="Usuário:")
+IN_ENGLISH = replace(ENGLISH, user="Usuário:")
+
 MODELS = [
     pytest.param("app-k", {"key": "app-k"}, id="a key"),
     pytest.param({"key": "app-k"}, {"key": "app-k"}, id="an object"),
@@ -243,6 +258,20 @@ MODELS = [
     pytest.param({"key": "k", "inputs": {"a": [1]}}, {"inputs": {"a": [1]}}, id="inputs"),
     pytest.param({"key": "k", "system": "input:rules"}, {"system": "input:rules"}, id="system"),
     pytest.param({"key": "k", "history": "drop"}, {"history": "drop"}, id="history"),
+    pytest.param({"key": "k"}, {"history": "", "history_max_chars": 100_000}, id="no history"),
+    pytest.param(
+        {"key": "k", "history_max_chars": 0}, {"history_max_chars": 0}, id="history_max_chars"
+    ),
+    pytest.param(
+        {"key": "k", "history_words": "zh"},
+        {"history_words": WordsByLanguage(CHINESE, CHINESE)},
+        id="history_words",
+    ),
+    pytest.param(
+        {"key": "k", "history_words": {"user": " Usuário: "}},
+        {"history_words": WordsByLanguage(IN_CHINESE, IN_ENGLISH)},
+        id="history_words of one's own",
+    ),
     pytest.param(
         {
             "key": "k",
@@ -261,6 +290,22 @@ MODELS = [
         id="every name that is reserved",
     ),
 ]
+
+
+def test_the_history_is_the_same_for_all_models_that_say_nothing_else() -> None:
+    config = {"a": "k", "b": {"key": "k", "history_max_chars": 5, "history_words": "en"}}
+    environ = {
+        **GOOD,
+        "MODEL_CONFIG": json.dumps(config),
+        "HISTORY_MAX_CHARS": "7",
+        "HISTORY_WORDS": ' {"user": "Usuário:"} ',
+    }
+    models = load_settings(environ).models
+    assert (models["a"].history_max_chars, models["b"].history_max_chars) == (7, 5)
+    assert models["a"].history_words == WordsByLanguage(IN_CHINESE, IN_ENGLISH)
+    assert models["b"].history_words == WordsByLanguage(ENGLISH, ENGLISH)
+    environ["HISTORY_WORDS"] = "ZH"
+    assert load_settings(environ).models["a"].history_words == WordsByLanguage(CHINESE, CHINESE)
 
 
 def test_the_tasks_of_a_model_may_be_given_to_another() -> None:
@@ -347,6 +392,35 @@ BAD_MODELS = [
     pytest.param({"a": {"key": KEY, "system": "x"}}, "'system' must be one of", id="system"),
     pytest.param({"a": {"key": KEY, "system": "input:"}}, "input:<name>", id="an input, no name"),
     pytest.param({"a": {"key": KEY, "history": ["x"]}}, "'history' must be one of", id="history"),
+    pytest.param(
+        {"a": {"key": KEY, "history_max_chars": -1}},
+        "'history_max_chars' must be a whole number from 0 to 10000000",
+        id="history_max_chars",
+    ),
+    pytest.param(
+        {"a": {"key": KEY, "history_max_chars": True}}, "'history_max_chars' must be", id="a bool"
+    ),
+    pytest.param(
+        {"a": {"key": KEY, "history_words": "pt"}},
+        "'history_words' must be auto, en, zh, or an object",
+        id="a language that is not known",
+    ),
+    pytest.param(
+        {"a": {"key": KEY, "history_words": ["zh"]}}, "'history_words' must be auto", id="a list"
+    ),
+    pytest.param(
+        {"a": {"key": KEY, "history_words": {"usr": "x"}}},
+        "'history_words' has an unknown text 'usr'; known are history_heading, ",
+        id="a text that is not known",
+    ),
+    pytest.param(
+        {"a": {"key": KEY, "history_words": {"user": " "}}},
+        "'history_words': 'user' must be a text of 1 to 500 characters",
+        id="a blank text",
+    ),
+    pytest.param(
+        {"a": {"key": KEY, "history_words": {"user": 5}}}, "'user' must be a text", id="no text"
+    ),
     pytest.param({"a": {"key": KEY, "tasks": "model:"}}, "model:<name>", id="tasks"),
     pytest.param({"a": {"key": KEY, "max_streams": 0}}, "'max_streams' must be", id="max_streams"),
     pytest.param({"a": {"key": KEY, "max_streams": True}}, "'max_streams' must be", id="true"),
@@ -371,6 +445,8 @@ def test_the_settings_of_a_model_are_those_of_the_product() -> None:
         "output",
         "system",
         "history",
+        "history_max_chars",
+        "history_words",
         "continuity",
         "conversation_ids",
         "tasks",

@@ -5,12 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opendify.chat import dify_request
-from opendify.chat.dify_request import MAX_HISTORY_CHARACTERS, Prompt
+from opendify.chat.dify_request import Prompt
 from opendify.chat.form_inputs import TemplateVars
+from opendify.config.history_words import parse_history_words
 from opendify.config.models import Model
-from opendify.dify.apps import App
+from opendify.dify.apps import App, FormField
 from opendify.files.attachments import PreparedFiles
-from opendify.protocols.base import Message
+from opendify.protocols.base import Attachment, DifyOptions, Message
 from tests.support.bodies import to_prompt as parse_prompt
 
 CONTINUE = "Please continue your last answer exactly where it stopped."
@@ -19,33 +20,167 @@ ASKED = Message("user", "What is a fish?")
 ANSWERED = Message("assistant", "An animal.")
 ASKED_AGAIN = Message("user", "And a bird?")
 CHAT = [SYSTEM, ASKED, ANSWERED, ASKED_AGAIN]
+CHATBOT = App("chat")
+
+TITLE = Message("system", "Make a title.")
+GREET = Message("developer", "Greet the user.")
+EMPTY = Message("assistant", "")
+SENT_AGAIN = Message("user", "Please.")
+CAT = Attachment("image", url="https://cdn.example/cat.jpg")
+DOG = Attachment("image", url="https://cdn.example/dog.jpg")
+PICTURE = Message("user", "", (CAT,))
+CALLED = Message("assistant", "")
+RESULT = Message("tool", "4", name="add")
+
+
+def prompt(
+    turn: str,
+    *messages: Message,
+    system: str = "",
+    history: tuple[Message, ...] = (),
+    **more: Any,
+) -> Prompt:
+    return Prompt(system, history, turn, messages=messages, **more)
+
+
+TOLD = (ASKED, ANSWERED)
+CONTINUED = prompt(CONTINUE, history=TOLD, is_continuation=True)
 
 DIALOGUES = [
-    pytest.param([ASKED], Prompt("", (), "What is a fish?"), id="one question"),
-    pytest.param(CHAT, Prompt("Be brief.", (ASKED, ANSWERED), "And a bird?"), id="a chat"),
+    pytest.param([ASKED], prompt("What is a fish?", ASKED), id="one question"),
+    pytest.param(
+        CHAT,
+        prompt("And a bird?", ASKED_AGAIN, system="Be brief.", history=TOLD),
+        id="a chat",
+    ),
     pytest.param(
         [SYSTEM, ASKED, Message("developer", "Be kind.")],
-        Prompt("Be brief.\n\nBe kind.", (), "What is a fish?"),
+        prompt("What is a fish?", ASKED, system="Be brief.\n\nBe kind."),
         id="system and developer, wherever they stand",
     ),
     pytest.param(
-        [Message("system", ""), ASKED], Prompt("", (), "What is a fish?"), id="an empty system"
+        [Message("system", ""), ASKED], prompt("What is a fish?", ASKED), id="an empty system"
+    ),
+    pytest.param([ASKED, ANSWERED], CONTINUED, id="continue your answer"),
+    pytest.param([ASKED, ANSWERED, EMPTY], CONTINUED, id="continue your answer, with a place"),
+    pytest.param([Message("user", " ")], prompt("", Message("user", " ")), id="blanks"),
+    pytest.param([PICTURE], prompt("", PICTURE, attachments=(CAT,)), id="only a file"),
+    pytest.param(
+        [Message("user", " x ")], prompt(" x ", Message("user", " x ")), id="blanks around the text"
+    ),
+    # Several messages in a row
+    pytest.param(
+        [ASKED, ASKED_AGAIN],
+        prompt("What is a fish?\n\nAnd a bird?", ASKED, ASKED_AGAIN),
+        id="two questions in a row",
     ),
     pytest.param(
-        [ASKED, ANSWERED], Prompt("", (ASKED, ANSWERED), CONTINUE), id="continue your answer"
+        [ASKED, ANSWERED, ASKED_AGAIN, SYSTEM, SENT_AGAIN],
+        prompt("And a bird?\n\nPlease.", ASKED_AGAIN, SENT_AGAIN, system="Be brief.", history=TOLD),
+        id="two questions in a row, with an instruction between them",
     ),
     pytest.param(
-        [ASKED, Message("tool", "4", name="add")],
-        Prompt("", (ASKED,), "Tool result (add): 4"),
+        [ASKED, PICTURE],
+        prompt("What is a fish?", ASKED, PICTURE, attachments=(CAT,)),
+        id="a text and then a picture",
+    ),
+    pytest.param(
+        [PICTURE, Message("user", "", (DOG,)), ASKED],
+        prompt(
+            "What is a fish?", PICTURE, Message("user", "", (DOG,)), ASKED, attachments=(CAT, DOG)
+        ),
+        id="pictures and then a text",
+    ),
+    pytest.param(
+        [ASKED, Message("user", " "), Message("user", "")],
+        prompt("What is a fish?", ASKED, Message("user", " "), Message("user", "")),
+        id="blank ones are left out of the question",
+    ),
+    # Results of tools
+    pytest.param(
+        [ASKED, CALLED, RESULT],
+        prompt("Tool result (add): 4", RESULT, history=(ASKED, CALLED)),
         id="the result of a tool",
     ),
     pytest.param(
-        [ASKED, Message("function", "4")],
-        Prompt("", (ASKED,), "Tool result (tool): 4"),
+        [ASKED, CALLED, RESULT, Message("tool", "", name="sub"), ASKED_AGAIN],
+        prompt(
+            "Tool result (add): 4\n\nAnd a bird?",
+            RESULT,
+            Message("tool", "", name="sub"),
+            ASKED_AGAIN,
+            history=(ASKED, CALLED),
+        ),
+        id="the results of tools, and a question",
+    ),
+    pytest.param(
+        [ASKED, CALLED, Message("tool", "", name="add")],
+        prompt("Tool result (add): ", Message("tool", "", name="add"), history=(ASKED, CALLED)),
+        id="a tool that returned nothing",
+    ),
+    pytest.param(
+        [ASKED, CALLED, Message("function", "4")],
+        prompt("Tool result (tool): 4", Message("function", "4"), history=(ASKED, CALLED)),
         id="the result of a function without a name",
     ),
-    pytest.param([Message("user", " ")], Prompt("", (), ""), id="only a file"),
-    pytest.param([Message("user", " x ")], Prompt("", (), " x "), id="blanks around the text"),
+    pytest.param(
+        [ASKED, CALLED, Message("tool", "", name="draw", unusable=("image",))],
+        prompt(
+            "Tool result (draw): [image]",
+            Message("tool", "", name="draw", unusable=("image",)),
+            history=(ASKED, CALLED),
+        ),
+        id="the picture of a tool that cannot be sent",
+    ),
+    # A place for the answer to come
+    pytest.param([ASKED, EMPTY], prompt("What is a fish?", ASKED), id="an empty answer at the end"),
+    pytest.param(
+        [ASKED, ANSWERED, ASKED_AGAIN, EMPTY, Message("assistant", " \n")],
+        prompt("And a bird?", ASKED_AGAIN, history=TOLD),
+        id="several of them",
+    ),
+    pytest.param(
+        [ASKED, EMPTY, SYSTEM],
+        prompt("What is a fish?", ASKED, system="Be brief."),
+        id="an instruction behind an empty answer",
+    ),
+    pytest.param(
+        [ASKED, EMPTY, ASKED_AGAIN],
+        prompt("And a bird?", ASKED_AGAIN, history=(ASKED, EMPTY)),
+        id="an empty answer in the middle",
+    ),
+    # Instructions that ask
+    pytest.param(
+        [SYSTEM, ASKED, ANSWERED, TITLE],
+        prompt("Make a title.", system="Be brief.", history=TOLD, is_auxiliary=True),
+        id="an instruction after the answer",
+    ),
+    pytest.param(
+        [ASKED, ANSWERED, TITLE, Message("system", " "), GREET, EMPTY],
+        prompt("Make a title.\n\nGreet the user.", history=TOLD, is_auxiliary=True),
+        id="instructions after the answer",
+    ),
+    pytest.param(
+        [ASKED, ANSWERED, Message("user", ""), TITLE],
+        prompt("Make a title.", Message("user", ""), history=TOLD, is_auxiliary=True),
+        id="an instruction after an empty question",
+    ),
+    pytest.param(
+        [ANSWERED, TITLE],
+        prompt("Make a title.", history=(ANSWERED,), is_auxiliary=True),
+        id="an instruction after a greeting",
+    ),
+    pytest.param(
+        [SYSTEM, Message("system", "Be kind."), GREET],
+        prompt("Greet the user.", system="Be brief.\n\nBe kind."),
+        id="only instructions",
+    ),
+    pytest.param([GREET, Message("system", "")], prompt("Greet the user."), id="only one"),
+    pytest.param(
+        [ASKED, ANSWERED, TITLE, ASKED_AGAIN],
+        prompt("And a bird?", ASKED_AGAIN, system="Make a title.", history=TOLD),
+        id="an instruction before the question",
+    ),
 ]
 
 
@@ -64,17 +199,18 @@ def asked(
     *messages: Message,
     conversation_id: str = "",
     settings: dict[str, Any] | None = None,
+    app: App = CHATBOT,
     **fields: Any,
 ) -> dict[str, Any]:
     prompt = parse_prompt({"model": "tiny", "messages": raw(*messages), **fields})
     model = Model("tiny", "app-x", "http://dify/v1", **(settings or {}))
-    dialogue = dify_request.to_prompt(prompt.messages)
+    dialogue = dify_request.to_prompt(prompt.messages, model.history_words)
     facts = TemplateVars("u", system=dialogue.system)
     question = dify_request.to_dify_request(
         prompt.options,
         dialogue,
         model,
-        App("chat"),
+        app,
         facts,
         conversation_id,
         PreparedFiles(),
@@ -219,7 +355,7 @@ HISTORIES = st.lists(
 def test_every_earlier_message_with_text_is_in_the_transcript_in_order(
     history: list[Message],
 ) -> None:
-    body = asked(*history, ASKED_AGAIN)
+    body = asked(*history, ANSWERED, ASKED_AGAIN)
     position = 0
     for message in history:
         if message.text.replace("\0", "").strip():
@@ -230,18 +366,168 @@ def test_every_earlier_message_with_text_is_in_the_transcript_in_order(
 
 def test_of_a_long_history_the_oldest_messages_go() -> None:
     history = [Message("user", f"{number} " + "x" * 1000) for number in range(100)]
-    query = asked(*history, ASKED_AGAIN)["query"]
+    query = asked(*history, ANSWERED, ASKED_AGAIN, settings={"history_max_chars": 32_000})["query"]
     assert "User: 99 x" in query
     assert "User: 69 x" in query
     assert "User: 1 x" not in query
-    assert len(query) < MAX_HISTORY_CHARACTERS + 500
+    assert len(query) < 32_500
+
+
+def test_as_many_characters_of_the_history_are_told_as_the_operator_allows() -> None:
+    history = [ASKED, ANSWERED]
+    for max_chars in range(len(TRANSCRIPT) + 2):
+        query = asked(*history, ASKED_AGAIN, settings={"history_max_chars": max_chars})["query"]
+        told = query.partition("The conversation so far:\n\n")[2].partition("\n\nThe user now")[0]
+        assert len(told) <= max_chars
+        assert TRANSCRIPT.endswith(told)
+        assert (told == TRANSCRIPT) is (max_chars >= len(TRANSCRIPT))
+        assert query.endswith("And a bird?")
+    assert asked(*history, ASKED_AGAIN, settings={"history_max_chars": 0})["query"] == "And a bird?"
 
 
 def test_of_one_long_message_the_end_stays() -> None:
-    long = Message("user", "old " + "x" * 2 * MAX_HISTORY_CHARACTERS + " new")
+    long = Message("user", "old " + "x" * 200_000 + " new")
     query = asked(long, ANSWERED, ASKED_AGAIN)["query"]
     assert "An animal." in query
-    assert len(query) < MAX_HISTORY_CHARACTERS + 500
-    alone = asked(long, ASKED_AGAIN)["query"]
+    assert len(query) < 100_500
+    alone = asked(Message("user", "Hi"), Message("assistant", long.text), ASKED_AGAIN)["query"]
     assert " new" in alone
     assert "old" not in alone
+
+
+def test_files_of_earlier_messages_are_named_by_their_kind() -> None:
+    history = [
+        Message("user", "look at this", (CAT,)),
+        Message("assistant", "Nice."),
+        Message("user", "", (DOG, Attachment("file", file_id="f")), unusable=("audio",)),
+        Message("assistant", "I see.", unusable=("video",)),
+    ]
+    query = dify_request.to_prompt([*history, ASKED_AGAIN])
+    body = to_body(query)
+    assert body["query"] == (
+        "The conversation so far:\n\n"
+        "User: [image] look at this\n\n"
+        "Assistant: Nice.\n\n"
+        "User: [image] [file] [audio]\n\n"
+        "Assistant: [video] I see.\n\n"
+        "The user now says:\n\nAnd a bird?"
+    )
+
+
+def to_body(dialogue: Prompt, app: App = CHATBOT, **settings: Any) -> dict[str, Any]:
+    request = dify_request.to_dify_request(
+        DifyOptions(),
+        dialogue,
+        Model("tiny", "app-x", "http://dify/v1", **settings),
+        app,
+        TemplateVars("u", system=dialogue.system),
+        "",
+        PreparedFiles(),
+        "Look at these.",
+    )
+    return dict(request.body)
+
+
+# --- the language of the frame --------------------------------------------------------------------
+
+FISH = Message("user", "什么是鱼？")
+FISH_IS = Message("assistant", "一种动物。")
+BIRD = Message("user", "那鸟呢？")
+IN_CHINESE = "此前的对话：\n\n用户：什么是鱼？\n\n助手：一种动物。\n\n用户现在说：\n\n"
+
+
+def test_a_question_in_chinese_has_a_frame_in_chinese() -> None:
+    assert asked(FISH, FISH_IS, BIRD)["query"] == f"{IN_CHINESE}那鸟呢？"
+    assert asked(FISH, FISH_IS)["query"] == f"{IN_CHINESE}请从上一个回答中断的地方继续。"
+    assert asked(FISH, FISH_IS, conversation_id="c")["query"] == "请从上一个回答中断的地方继续。"
+    summarize = Message("system", "请总结对话。")
+    assert asked(ASKED, ANSWERED, summarize)["query"].startswith("此前的对话：\n\n用户：What")
+    assert asked(FISH, CALLED, RESULT, conversation_id="c")["query"] == "工具返回（add）：4"
+    pictures = dify_request.to_prompt([Message("user", "什么", (CAT,)), FISH_IS, BIRD])
+    assert "用户：[图片] 什么" in to_body(pictures)["query"]
+
+
+@pytest.mark.parametrize("text", ["And a bird?", "東京都の鳥は？", "새는 뭐예요?", "А птица?"])
+def test_any_other_question_has_one_in_english(text: str) -> None:
+    query = asked(FISH, FISH_IS, Message("user", text))["query"]
+    assert query.startswith("The conversation so far:\n\nUser: 什么是鱼？")
+
+
+@pytest.mark.parametrize("text", ["?", "👍", "123", ""])
+def test_a_question_without_words_is_in_the_language_of_the_one_before(text: str) -> None:
+    for question, answer, start in ((FISH, FISH_IS, "此前的"), (ASKED, ANSWERED, "The conv")):
+        chat = [question, answer, Message("user", text, (CAT,))]
+        assert to_body(dify_request.to_prompt(chat))["query"].startswith(start)
+
+
+OWN = {"user": "Usuário:", "assistant": "Assistente:", "history_heading": "A conversa até agora:"}
+WORDS = [
+    pytest.param("zh", ASKED_AGAIN, "此前的对话：\n\n用户：What", id="always Chinese"),
+    pytest.param("en", BIRD, "The conversation so far:\n\nUser: What", id="always English"),
+    pytest.param("auto", BIRD, "此前的对话：\n\n用户：What", id="of the question"),
+    pytest.param(OWN, BIRD, "A conversa até agora:\n\nUsuário: What", id="the operator's own"),
+]
+
+
+@pytest.mark.parametrize(("value", "question", "start"), WORDS)
+def test_the_words_of_the_frame_are_the_operator_s_choice(
+    value: Any, question: Message, start: str
+) -> None:
+    settings = {"history_words": parse_history_words(value, "x")}
+    assert asked(ASKED, ANSWERED, question, settings=settings)["query"].startswith(start)
+
+
+def test_a_tool_may_be_named_in_the_operator_s_own_words() -> None:
+    words = parse_history_words({"tool": "Resultado de {name}:"}, "x")
+    messages = [ASKED, CALLED, RESULT]
+    assert dify_request.to_prompt(messages, words).turn == "Resultado de add: 4"
+
+
+# --- apps without a memory ------------------------------------------------------------------------
+
+FORM = (FormField("query", "paragraph", True),)
+WITHOUT_MEMORY = [App("workflow", form=FORM), App("completion", form=FORM)]
+
+
+@pytest.mark.parametrize("app", WITHOUT_MEMORY, ids=lambda app: app.mode)
+def test_an_app_without_memory_gets_the_turn_alone(app: App) -> None:
+    assert asked(*CHAT, app=app)["inputs"] == {"query": "Be brief.\n\nAnd a bird?"}
+
+
+@pytest.mark.parametrize("app", WITHOUT_MEMORY, ids=lambda app: app.mode)
+def test_an_app_without_memory_gets_the_history_where_the_operator_says_so(app: App) -> None:
+    told = asked(*CHAT, app=app, settings={"history": "query"})["inputs"]
+    assert told == {"query": f"Be brief.\n\n{FRAMED}"}
+    inputs = asked(*CHAT, app=app, settings={"history": "input:before"})["inputs"]
+    assert inputs == {"query": "Be brief.\n\nAnd a bird?", "before": TRANSCRIPT}
+
+
+@pytest.mark.parametrize("app", WITHOUT_MEMORY, ids=lambda app: app.mode)
+def test_an_app_without_memory_gets_the_history_that_it_is_asked_about(app: App) -> None:
+    for last in ([], [TITLE]):
+        query = asked(ASKED, ANSWERED, *last, app=app)["inputs"]["query"]
+        assert query.startswith(f"The conversation so far:\n\n{TRANSCRIPT}\n\nThe user now says:")
+        drop = asked(ASKED, ANSWERED, *last, app=app, settings={"history": "drop"})
+        assert TRANSCRIPT not in drop["inputs"]["query"]
+
+
+@pytest.mark.parametrize("max_length", range(60, 150, 3))
+def test_of_the_history_goes_into_an_input_what_fits(max_length: int) -> None:
+    form = (FormField("query", "paragraph", True, max_length=max_length),)
+    settings = {"history": "query", "history_words": parse_history_words("zh", "x")}
+    query = asked(*CHAT, app=App("workflow", form=form), settings=settings)["inputs"]["query"]
+    assert len(query) <= max_length
+    whole = f"Be brief.\n\n{FRAMED_IN_CHINESE}"
+    assert query == whole if len(whole) <= max_length else query.endswith("And a bird?")
+
+
+FRAMED_IN_CHINESE = (
+    "此前的对话：\n\n用户：What is a fish?\n\n助手：An animal.\n\n用户现在说：\n\nAnd a bird?"
+)
+
+
+def test_of_the_history_goes_into_an_input_of_its_own_what_fits() -> None:
+    form = (FormField("before", "text-input", False, max_length=12),)
+    settings = {"history": "input:before"}
+    body = asked(*CHAT, app=App("advanced-chat", form=form), settings=settings)
+    assert body["inputs"] == {"before": TRANSCRIPT[-12:]}

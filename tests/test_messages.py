@@ -163,6 +163,81 @@ def test_the_order_of_messages_stays() -> None:
     assert [m.text for m in parse_messages([*raw, user("c")])] == ["s", "a", "b", "c"]
 
 
+ANSWER = {"role": "assistant", "content": "b"}
+RELATIVE = {"type": "image_url", "image_url": {"url": "/api/v1/files/x/content"}}
+BLOB = {"type": "image_url", "image_url": {"url": "blob:http://x/y"}}
+
+EARLIER = [
+    pytest.param([text("see"), RELATIVE], "see", ("image",), id="a relative address"),
+    pytest.param([text("see"), BLOB], "see", ("image",), id="a blob"),
+    pytest.param(
+        [{"type": "image_url", "image_url": {"url": "data:image/png,abc"}}],
+        "",
+        ("image",),
+        id="data that is not base64",
+    ),
+    pytest.param([{"type": "input_image"}], "", ("image",), id="no address"),
+    pytest.param([{"type": "input_audio", "input_audio": {}}], "", ("audio",), id="no audio"),
+    pytest.param([{"type": "video_url", "video_url": "x"}], "", ("video",), id="no video"),
+    pytest.param([{"type": "file", "file": {}}], "", ("file",), id="no file"),
+    pytest.param([{"type": "image", "source": {}}], "", ("image",), id="a picture of another API"),
+    pytest.param([text("see"), {"type": "document"}], "see", ("file",), id="an unknown type"),
+    pytest.param([{"type": ["image"]}, {}], "", ("file", "file"), id="no type"),
+    pytest.param([{"type": "memo", "text": "a"}, text("b")], "a\nb", (), id="an unknown text"),
+    pytest.param(["a", text("b"), {"type": "text"}, None, 5], "a\nb", (), id="no parts"),
+    pytest.param(None, "", (), id="null"),
+    pytest.param({}, "", (), id="an object"),
+]
+
+
+@pytest.mark.parametrize("role", ["user", "tool"])
+@pytest.mark.parametrize(("content", "expected", "unusable"), EARLIER)
+def test_of_an_earlier_message_the_usable_part_is_enough(
+    content: Any, expected: str, unusable: tuple[str, ...], role: str
+) -> None:
+    messages = parse_messages([{"role": role, "content": content}, ANSWER, user("next")])
+    assert messages[0] == Message(role, expected, unusable=unusable)
+    with pytest.raises(InvalidRequest):
+        parse_messages([user("a"), ANSWER, user(content)])
+
+
+def test_of_an_answer_and_of_a_tool_s_result_the_usable_part_is_always_enough() -> None:
+    answer = {"role": "assistant", "content": [text("here"), RELATIVE]}
+    assert parse_messages([user("a"), answer, user("b")])[1] == Message(
+        "assistant", "here", unusable=("image",)
+    )
+    assert parse_messages([user("a"), answer])[1].text == "here"
+    result = {"role": "tool", "content": [{"type": "resource", "x": 1}, {"type": "image_url"}]}
+    assert parse_messages([user("a"), result, user("b")])[1] == Message(
+        "tool", "", unusable=("file", "image")
+    )
+
+
+def test_a_large_file_of_an_earlier_message_is_not_decoded() -> None:
+    broken = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "*" * 10_000}}
+    earlier = parse_messages([user([broken]), ANSWER, user("next")])[0]
+    assert earlier.attachments == (Attachment("image", data="*" * 10_000, media_type="image/png"),)
+
+
+ASKING = [
+    pytest.param([{"role": "system", "content": "x"}], id="an instruction"),
+    pytest.param([{"role": "developer", "content": [text("x")]}], id="an instruction in parts"),
+    pytest.param([user("a"), ANSWER, {"role": "system", "content": "x"}], id="one after an answer"),
+    pytest.param([user("a"), user("")], id="an empty message after the question"),
+    pytest.param([user(""), user("a")], id="an empty message before it"),
+    pytest.param([user("a"), {"role": "assistant", "content": None}], id="an answer of null"),
+    pytest.param([user("a"), {"role": "assistant", "content": []}], id="an answer of no parts"),
+    pytest.param([user("a"), {"role": "assistant", "content": [text("")]}], id="of an empty part"),
+    pytest.param([user("a"), {"role": "assistant"}], id="without content"),
+    pytest.param([user("a"), ANSWER], id="an answer to be continued"),
+]
+
+
+@pytest.mark.parametrize("raw", ASKING)
+def test_messages_that_ask_something_are_taken(raw: list[dict[str, Any]]) -> None:
+    assert len(parse_messages(raw)) == len(raw)
+
+
 REFUSED = [
     pytest.param(None, "messages", id="absent"),
     pytest.param([], "messages", id="empty"),
@@ -219,13 +294,57 @@ REFUSED = [
     pytest.param(
         [user([{"type": "file", "file": []}])], "messages[0].content[0].file", id="a list of files"
     ),
-    pytest.param([{"role": "system", "content": "x"}], "messages", id="nobody asks"),
+    pytest.param([{"role": "system", "content": " "}], "messages", id="nobody asks"),
+    pytest.param(
+        [{"role": "system", "content": "x"}, {"role": "assistant", "content": "x"}],
+        "messages",
+        id="only an instruction and an answer",
+    ),
     pytest.param([{"role": "assistant", "content": "x"}], "messages", id="only an answer"),
     pytest.param([user("")], "messages", id="an empty question"),
     pytest.param([user(" \n\t")], "messages", id="a question of blanks"),
     pytest.param([user("\0")], "messages", id="a question of NUL"),
     pytest.param([user([])], "messages", id="a question of no parts"),
-    pytest.param([user("a"), user("")], "messages", id="the last question is empty"),
+    pytest.param([user(" "), user([])], "messages", id="all questions are empty"),
+    pytest.param(
+        [user("a"), ANSWER, user("")], "messages", id="the question after an answer is empty"
+    ),
+    pytest.param(
+        [user("a"), {"role": "assistant", "content": ""}, user("")],
+        "messages",
+        id="the question after an empty answer is empty",
+    ),
+    pytest.param([{"role": "assistant", "content": ""}], "messages", id="only an empty answer"),
+    pytest.param(
+        [user("a"), ANSWER, user([RELATIVE]), user("b")],
+        "messages[2].content[0].image_url",
+        id="a picture of the turn, in a message of its own",
+    ),
+    pytest.param(
+        [user("a"), ANSWER, user([{"type": "document"}]), {"role": "assistant", "content": ""}],
+        "messages[2].content[0]",
+        id="a part of the turn, before an empty answer",
+    ),
+    pytest.param(
+        [{"role": "system", "content": None}, user("a"), ANSWER, user("b")],
+        "messages[0].content",
+        id="an instruction that is null",
+    ),
+    pytest.param(
+        [{"role": "developer", "content": [{"type": "memo"}]}, user("a"), ANSWER, user("b")],
+        "messages[0].content[0]",
+        id="an instruction in an unknown part",
+    ),
+    pytest.param(
+        [user("a"), ANSWER, {"role": "tool", "content": 4}],
+        "messages[2].content",
+        id="the result of a tool that is a number",
+    ),
+    pytest.param(
+        [user("a"), ANSWER, {"role": "robot", "content": "x"}, ANSWER, user("b")],
+        "messages[2]",
+        id="an earlier message of an unknown role",
+    ),
 ]
 
 

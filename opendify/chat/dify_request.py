@@ -1,33 +1,47 @@
 """Builds the request to Dify from the client's messages and the app's metadata. No I/O."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from opendify.chat import form_inputs
+from opendify.chat import form_inputs, history_frame
+from opendify.config.history_words import ENGLISH, HistoryWords, WordsByLanguage
 from opendify.config.models import Model
 from opendify.dify import endpoints
 from opendify.dify.apps import App
 from opendify.files.attachments import PreparedFiles
 from opendify.files.input_placement import place_files
 from opendify.protocols.base import Attachment, DifyOptions, Message
+from opendify.protocols.turns import INSTRUCTION_ROLES, Turn, split_turn
 
-# Limit for the history that is sent to a new conversation; the oldest messages are dropped first.
-MAX_HISTORY_CHARACTERS = 32_000
-
-_CONTINUE = "Please continue your last answer exactly where it stopped."
-_SPEAKERS = {"user": "User", "assistant": "Assistant"}
+_INPUT = "input:"
+_WORDS = WordsByLanguage()
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The messages of a request, split into the current turn and what came before. ``turn`` is
-    empty where the user sent only files."""
+    """The messages of a request, split into the current turn and what came before.
+
+    ``turn`` is the text of the turn, empty where the user sent only files. ``messages`` are the
+    client's messages that make up the turn, without system messages: none where an answer is to be
+    continued (``is_continuation``), which is then the last message of ``history``.
+    ``is_auxiliary``: the client asks something about the chat, outside of it. ``words`` are in the
+    language of the question.
+    """
 
     system: str
     history: tuple[Message, ...]
     turn: str
     attachments: tuple[Attachment, ...] = ()
+    messages: tuple[Message, ...] = ()
+    is_auxiliary: bool = False
+    is_continuation: bool = False
+    words: HistoryWords = ENGLISH
+
+    @property
+    def is_about_history(self) -> bool:
+        """Whether the turn means nothing without the earlier messages."""
+        return self.is_auxiliary or self.is_continuation
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +52,42 @@ class DifyRequest:
     body: Mapping[str, Any]
 
 
-def to_prompt(messages: Sequence[Message]) -> Prompt:
-    """Splits the messages; the last one is the current turn.
+def to_prompt(messages: Sequence[Message], words: WordsByLanguage = _WORDS) -> Prompt:
+    """Splits the messages into the current turn and what came before; they must ask something.
 
     Clients that offer *continue* send a history that ends with an assistant message: Dify is then
-    asked to continue it. Only the files of the last message are new.
+    asked to continue it. Only the files of the turn are new.
     """
-    system = "\n\n".join(m.text for m in messages if m.role in ("system", "developer") and m.text)
-    spoken = without_system(messages)
-    last = spoken[-1]
-    if last.role == "assistant":
-        return Prompt(system, spoken, _CONTINUE)
-    turn = last.text if last.role == "user" else _line(last)
-    return Prompt(system, spoken[:-1], turn.strip() and turn, last.attachments)
+    turn = split_turn(messages)
+    chosen = history_frame.choose_words(words, _texts_of_the_user(turn))
+    if turn.is_continuation:
+        text = chosen.continue_answer
+    else:
+        texts = (_asked_text(message, chosen) for message in turn.asked)
+        text = "\n\n".join(text for text in texts if text.strip())
+    return Prompt(
+        system="\n\n".join(message.text for message in turn.instructions),
+        history=turn.history,
+        turn=text,
+        attachments=tuple(file for message in turn.asked for file in message.attachments),
+        messages=turn.messages,
+        is_auxiliary=turn.is_auxiliary,
+        is_continuation=turn.is_continuation,
+        words=chosen,
+    )
 
 
-def without_system(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """The messages without those of the roles ``system`` and ``developer``."""
-    return tuple(m for m in messages if m.role not in ("system", "developer"))
+def _texts_of_the_user(turn: Turn) -> Iterator[str]:
+    """What tells the language of the question, best first."""
+    for message in reversed((*turn.history, *turn.asked)):
+        if message.role == "user" or message.role in INSTRUCTION_ROLES:
+            yield message.text
+
+
+def _asked_text(message: Message, words: HistoryWords) -> str:
+    if message.role in ("tool", "function"):
+        return history_frame.spoken(message, words)
+    return message.text
 
 
 def to_dify_request(
@@ -76,11 +108,13 @@ def to_dify_request(
     """
     prompt = _with_files(prompt, prepared, files_only_query)
     filled = _fill_inputs(options, model, variables)
-    if prompt.system and model.system.startswith("input:"):
-        filled[model.system.removeprefix("input:")] = prompt.system
-    takes_history = model.history.startswith("input:") and not conversation_id
-    if takes_history and (transcript := _transcript(prompt.history, MAX_HISTORY_CHARACTERS)):
-        filled[model.history.removeprefix("input:")] = transcript
+    if prompt.system and model.system.startswith(_INPUT):
+        filled[model.system.removeprefix(_INPUT)] = prompt.system
+    if model.history.startswith(_INPUT) and not conversation_id:
+        name = model.history.removeprefix(_INPUT)
+        max_chars = _max_length(app, name) or model.history_max_chars
+        if history := _transcript(prompt, model, max_chars):
+            filled[name] = history
     files = [*prepared.files, *options.files]
     path = endpoints.run_path(app.mode, options.workflow_id)
     if app.mode == "workflow":
@@ -104,7 +138,7 @@ def ignored_inputs(options: DifyOptions, model: Model) -> tuple[str, ...]:
 
 def to_query(prompt: Prompt, model: Model, prepared: PreparedFiles, files_only_query: str) -> str:
     """The ``query`` that ``to_dify_request`` sends to an existing conversation."""
-    return _query(_with_files(prompt, prepared, files_only_query), model, "any")
+    return _query(_with_files(prompt, prepared, files_only_query), model, "any", "")
 
 
 def _fill_inputs(
@@ -130,8 +164,9 @@ def _chat_body(
     files: list[Any],
     conversation_id: str,
 ) -> dict[str, Any]:
+    history = "" if conversation_id else _history(prompt, model, app)
     body = _with_inputs(app, filled, files) | {
-        "query": _query(prompt, model, conversation_id),
+        "query": _query(prompt, model, conversation_id, history),
         "conversation_id": conversation_id,
         # Generating a name costs a call of the app's model, and in Dify 1.11 a second of delay.
         "auto_generate_name": options.auto_generate_name,
@@ -168,45 +203,37 @@ def _with_inputs(app: App, filled: dict[str, Any], files: list[Any]) -> dict[str
 
 def _fitting_query(prompt: Prompt, model: Model, app: App, name: str) -> str:
     """The query, with as much history as fits into the input."""
-    limit = next((one.max_length for one in app.form or () if one.name == name), 0)
-    max_characters = max(0, limit - len(prompt.system) - len(prompt.turn) - 100) if limit else None
-    return _query(prompt, model, "", max_characters)
+    limit = _max_length(app, name)
+    if not limit:
+        return _query(prompt, model, "", _history(prompt, model, app))
+    shortest = len(_query(prompt, model, "", "-")) - 1
+    return _query(prompt, model, "", _history(prompt, model, app, max(0, limit - shortest)))
 
 
-def _query(
-    prompt: Prompt, model: Model, conversation_id: str, max_characters: int | None = None
-) -> str:
+def _max_length(app: App, name: str) -> int:
+    """How long an input of the app may be; 0 where that is not limited."""
+    return next((field.max_length for field in app.form or () if field.name == name), 0)
+
+
+def _query(prompt: Prompt, model: Model, conversation_id: str, history: str) -> str:
     parts = []
     if prompt.system and (
         model.system == "every" or (model.system == "first" and not conversation_id)
     ):
         parts.append(prompt.system)
-    if model.history == "query" and not conversation_id:
-        max_characters = (
-            MAX_HISTORY_CHARACTERS
-            if max_characters is None
-            else min(max_characters, MAX_HISTORY_CHARACTERS)
-        )
-        if transcript := _transcript(prompt.history, max_characters):
-            parts += ["The conversation so far:", transcript, "The user now says:"]
+    if history:
+        parts += [prompt.words.history_heading, history, prompt.words.question_heading]
     return "\n\n".join([*parts, prompt.turn])
 
 
-def _transcript(history: Sequence[Message], max_characters: int) -> str:
-    lines: list[str] = []
-    for message in reversed(history):
-        if not message.text.strip():
-            continue
-        line = _line(message)
-        max_characters -= len(line) + 2
-        if max_characters < 0:
-            if not lines and max_characters + len(line) > 0:
-                lines.append(line[-(max_characters + len(line)) :])
-            break
-        lines.append(line)
-    return "\n\n".join(reversed(lines))
+def _history(prompt: Prompt, model: Model, app: App, max_chars: int | None = None) -> str:
+    """The earlier messages that stand in the query of a new conversation."""
+    # Apps without a memory are made for single texts: one that translates would translate these.
+    takes_history = endpoints.has_conversations(app.mode) or prompt.is_about_history
+    place = model.history or ("query" if takes_history else "drop")
+    return _transcript(prompt, model, max_chars) if place == "query" else ""
 
 
-def _line(message: Message) -> str:
-    speaker = _SPEAKERS.get(message.role) or f"Tool result ({message.name or 'tool'})"
-    return f"{speaker}: {message.text}"
+def _transcript(prompt: Prompt, model: Model, max_chars: int | None = None) -> str:
+    limits = [model.history_max_chars, *([] if max_chars is None else [max_chars])]
+    return history_frame.transcript(prompt.history, prompt.words, min(limits))

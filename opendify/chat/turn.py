@@ -74,7 +74,7 @@ class ChatTurn:
         self._context = context
         self._services = services
         self._app = app
-        self._dify_prompt = dify_request.to_prompt(prompt.messages)
+        self._dify_prompt = dify_request.to_prompt(prompt.messages, model.history_words)
         self._is_throwaway = is_throwaway
         self._may_retry = True
         self._is_open = False
@@ -180,11 +180,9 @@ class ChatTurn:
         self.usage = usage
         if is_cut:
             return
-        last = dify_request.without_system(self.prompt.messages)[-1]
-        if last.role == "assistant":
-            exchange = [Message("assistant", last.text + text)]
-        else:
-            exchange = [last, Message("assistant", text)]
+        prompt = self._dify_prompt
+        begun = [message.text for message in prompt.history[-1:] if prompt.is_continuation]
+        exchange = [*prompt.messages, Message("assistant", "".join([*begun, text]))]
         self._conversation.commit(exchange, self.ids.message_id)
 
     def close(self) -> None:
@@ -328,7 +326,10 @@ class ChatTurn:
     def _new_resolver(self) -> ConversationResolver:
         context, model = self._context, self._model
         is_recorded = endpoints.has_conversations(self._app.mode) and not self._is_throwaway
-        is_continued = is_recorded and model.continuity != "always-new"
+        # What is asked about a chat, outside of it, is not remembered as a part of it.
+        is_continued = (
+            is_recorded and model.continuity != "always-new" and not self._dify_prompt.is_auxiliary
+        )
         return ConversationResolver(
             self._services.conversations,
             self._services.locks,
@@ -349,8 +350,9 @@ class ChatTurn:
         """The client's id of the response before this turn; where a response is to be continued,
         the id of that response itself."""
         context = self._context
-        is_continuation = dify_request.without_system(self.prompt.messages)[-1].role == "assistant"
-        return context.answer_id or None if is_continuation else context.parent_answer_id
+        if self._dify_prompt.is_continuation:
+            return context.answer_id or None
+        return context.parent_answer_id
 
     def _find_conversation(self) -> str:
         if not endpoints.has_conversations(self._app.mode):

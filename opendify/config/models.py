@@ -7,7 +7,12 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
+from opendify.config.history_words import WordsByLanguage, parse_history_words
 from opendify.config.parsing import InvalidValue, parse_object, parse_positive
+
+# About 25,000 tokens of English, or 70,000 of Chinese, which the models of today take.
+DEFAULT_HISTORY_MAX_CHARS = 100_000
+MAX_HISTORY_MAX_CHARS = 10_000_000
 
 APP_TYPES = ("chat", "agent-chat", "agent", "advanced-chat", "completion", "workflow")
 
@@ -26,6 +31,9 @@ _CHOICES = {
 }
 
 
+_NO_DEFAULTS: Mapping[str, Any] = {}
+
+
 @dataclass(frozen=True, slots=True)
 class Model:
     """One model: its app and settings, named as in MODEL_CONFIG."""
@@ -38,7 +46,9 @@ class Model:
     text_input: str = ""
     output: str = ""
     system: str = "first"
-    history: str = "query"
+    history: str = ""  # as is usual for apps of its mode
+    history_max_chars: int = DEFAULT_HISTORY_MAX_CHARS
+    history_words: WordsByLanguage = field(default_factory=WordsByLanguage)
     continuity: str = "auto"
     conversation_ids: str = "own"
     reasoning: str = "split"
@@ -50,12 +60,17 @@ class Model:
 
 
 def parse_models(
-    text: str, default_base: str, problems: list[str], callers_bring_keys: bool = False
+    text: str,
+    default_base: str,
+    problems: list[str],
+    callers_bring_keys: bool = False,
+    defaults: Mapping[str, Any] = _NO_DEFAULTS,
 ) -> dict[str, Model]:
     """The models of MODEL_CONFIG; problems are added to ``problems``.
 
     ``default_base`` is DIFY_API_BASE, for models without a ``base``. With ``callers_bring_keys``,
-    models have no key, so that none can be used in place of the caller's.
+    models have no key, so that none can be used in place of the caller's. ``defaults`` are the
+    other fields of models that do not set them.
     """
     try:
         raw = parse_object(text, "model", """'{"my-model":"app-..."}', on one line""")
@@ -65,7 +80,7 @@ def parse_models(
     models = {}
     for name, entry in raw.items():
         try:
-            models[name] = _parse_model(name, entry, default_base, callers_bring_keys)
+            models[name] = _parse_model(name, entry, default_base, callers_bring_keys, defaults)
         except InvalidValue as exc:
             problems.append(f"MODEL_CONFIG: {exc}")
     problems += _task_problems(models, set(raw))
@@ -104,7 +119,13 @@ def _task_problems(models: Mapping[str, Model], names: set[str]) -> list[str]:
     return problems
 
 
-def _parse_model(name: str, entry: Any, default_base: str, callers_bring_keys: bool) -> Model:
+def _parse_model(
+    name: str,
+    entry: Any,
+    default_base: str,
+    callers_bring_keys: bool,
+    defaults: Mapping[str, Any],
+) -> Model:
     if not name.strip() or name != name.strip() or not name.isprintable():
         raise InvalidValue(
             "a model name is empty, or has spaces around it or control characters in it"
@@ -117,7 +138,7 @@ def _parse_model(name: str, entry: Any, default_base: str, callers_bring_keys: b
         raise InvalidValue(
             f"model '{name}' has an unknown setting '{unknown[0]}'; known are {', '.join(SETTINGS)}"
         )
-    values = {}
+    values = dict(defaults)
     for setting, value in settings.items():
         values[setting] = SETTINGS[setting](value, f"model '{name}', setting '{setting}'")
     base = values.pop("base", default_base)
@@ -165,6 +186,13 @@ def _text(value: Any, where: str) -> str:
     return value
 
 
+def _history_max_chars(value: Any, where: str) -> int:
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not is_whole or not 0 <= value <= MAX_HISTORY_MAX_CHARS:
+        raise InvalidValue(f"{where} must be a whole number from 0 to {MAX_HISTORY_MAX_CHARS}")
+    return int(value)
+
+
 def _choice(value: Any, where: str) -> str:
     pattern = _CHOICES[where.rsplit("'", 2)[1]]
     if not isinstance(value, str) or not re.fullmatch(pattern, value):
@@ -182,6 +210,8 @@ SETTINGS: dict[str, Callable[[Any, str], Any]] = {
     "output": _text,
     "system": _choice,
     "history": _choice,
+    "history_max_chars": _history_max_chars,
+    "history_words": parse_history_words,
     "continuity": _choice,
     "conversation_ids": _choice,
     "tasks": _choice,

@@ -15,8 +15,15 @@ from opendify.config.accounts import (
     parse_origins,
 )
 from opendify.config.ca_files import read_authorities
-from opendify.config.models import Model, parse_base, parse_models
-from opendify.config.parsing import InvalidValue
+from opendify.config.history_words import WordsByLanguage, parse_history_words
+from opendify.config.models import (
+    DEFAULT_HISTORY_MAX_CHARS,
+    MAX_HISTORY_MAX_CHARS,
+    Model,
+    parse_base,
+    parse_models,
+)
+from opendify.config.parsing import InvalidValue, parse_object
 from opendify.config.redis_url import parse_store_url
 from opendify.config.secret_files import resolve_secret_files
 
@@ -199,9 +206,15 @@ class _Reader:
 
     def models(self) -> dict[str, Model]:
         base = self._base()
+        defaults = {
+            "history_max_chars": self.number(
+                "HISTORY_MAX_CHARS", DEFAULT_HISTORY_MAX_CHARS, 0, MAX_HISTORY_MAX_CHARS
+            ),
+            "history_words": self._history_words(),
+        }
         models: dict[str, Model] = {}
         if config := self._environ.get("MODEL_CONFIG", "").strip():
-            models = parse_models(config, base, self._problems, self.callers_bring_keys())
+            models = parse_models(config, base, self._problems, self.callers_bring_keys(), defaults)
         elif not self._environ.get("MODEL_CONFIG_FILE", "").strip():
             self._problems.append(
                 "MODEL_CONFIG is not set. It names your models and their Dify keys, "
@@ -213,6 +226,17 @@ class _Reader:
                 "like DIFY_API_BASE=https://dify.example.com/v1"
             )
         return models
+
+    def _history_words(self) -> WordsByLanguage:
+        name, example = "HISTORY_WORDS", """'{"user":"Usuário:","assistant":"Assistente:"}'"""
+        text = self._environ.get(name, "").strip()
+        try:
+            is_object = text.startswith("{")
+            value = parse_object(text, "text", example) if is_object else text.lower() or "auto"
+            return parse_history_words(value, "")
+        except InvalidValue as exc:
+            self._problems.append(f"{name}{exc}".rstrip(".") + ".")
+            return WordsByLanguage()
 
     def _base(self) -> str:
         value = self._environ.get("DIFY_API_BASE", "").strip()

@@ -1,12 +1,19 @@
 """The messages of a chat: roles, text and attachments, checked and flattened. No I/O."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from opendify.errors import InvalidRequest
 from opendify.protocols.base import Attachment, Message
+from opendify.protocols.turns import INSTRUCTION_ROLES, split_turn, turn_start
 
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+ROLES = (*INSTRUCTION_ROLES, "user", "assistant", "tool", "function")
+
+# Their parts have the forms of many services and programs, and no person could correct them.
+_UNCHECKED_ROLES = ("assistant", "tool", "function")
+_MEDIA_KINDS = ("image", "audio", "video")
+_TEXT_TYPES = ("text", "refusal", "input_text", "output_text")
 
 
 # Each is read several times; a longer chat would hold up everybody else.
@@ -14,26 +21,42 @@ MAX_MESSAGES = 10_000
 
 
 def parse_messages(raw: Any) -> tuple[Message, ...]:
-    """Checks the ``messages`` of a request. Raises InvalidRequest, which names the message."""
+    """Checks the ``messages`` of a request. Raises InvalidRequest, which names the message.
+
+    The content of the turn and of the instructions must be usable. Of earlier messages, whose files
+    are not sent to Dify again, the usable part is enough: a client may keep its own form of them.
+    """
     if not isinstance(raw, list) or not raw:
         raise InvalidRequest("'messages' must be a non-empty array.", param="messages")
     if len(raw) > MAX_MESSAGES:
         raise InvalidRequest(
             f"'messages' may hold up to {MAX_MESSAGES} messages.", param="messages"
         )
-    messages = tuple([_parse_message(item, index) for index, item in enumerate(raw)])
-    asked = next((message for message in reversed(messages) if message.role == "user"), None)
-    if asked is None:
-        raise InvalidRequest(
-            "'messages' must hold a message with the role 'user': Dify answers a question.",
-            param="messages",
-        )
-    if not asked.text.strip() and not asked.attachments:
-        raise InvalidRequest("The last message of the user is empty.", param="messages")
+    parsed = [_parse_message(item, index) for index, item in enumerate(raw)]
+    messages = tuple([message for message, _ in parsed])
+    start = turn_start(messages)
+    for index, (message, problem) in enumerate(parsed):
+        if problem and (message.role in INSTRUCTION_ROLES or index >= start):
+            raise problem
+    _check_asked(messages)
     return messages
 
 
-def _parse_message(raw: Any, index: int) -> Message:
+def _check_asked(messages: tuple[Message, ...]) -> None:
+    turn = split_turn(messages)
+    if turn.asked or turn.is_continuation:
+        return
+    if any(message.role == "user" for message in messages):
+        raise InvalidRequest("The last message of the user is empty.", param="messages")
+    raise InvalidRequest(
+        "'messages' must hold a message with the role 'user', or an instruction with the role "
+        "'system' or 'developer': Dify answers a question.",
+        param="messages",
+    )
+
+
+def _parse_message(raw: Any, index: int) -> tuple[Message, InvalidRequest | None]:
+    """A message, and what is wrong with its content. Raises InvalidRequest where it is none."""
     if not isinstance(raw, dict):
         path = f"messages[{index}]"
         raise InvalidRequest(f"'{path}' must be an object with 'role' and 'content'.", param=path)
@@ -43,27 +66,63 @@ def _parse_message(raw: Any, index: int) -> Message:
         raise InvalidRequest(f"'{path}.role' must be one of {', '.join(ROLES)}.", param=path)
     name = name if isinstance(name, str) else ""
     if isinstance(content, str):
-        return Message(role, content.replace("\0", ""), (), name)
-    texts, attachments = _parse_parts(content, f"messages[{index}].content", role)
-    return Message(role, "\n".join(texts).replace("\0", ""), tuple(attachments), name)
+        return Message(role, content.replace("\0", ""), (), name), None
+    parts = _parse_parts(content, f"messages[{index}].content", role)
+    text = "\n".join(parts.texts).replace("\0", "")
+    message = Message(role, text, tuple(parts.attachments), name, tuple(parts.unusable))
+    return message, parts.problem
 
 
-def _parse_parts(raw: Any, path: str, role: str) -> tuple[list[str], list[Attachment]]:
-    if raw is None and role not in ("user", "system", "developer"):
-        return [], []
+@dataclass(slots=True)
+class _Parts:
+    """The parts of a message; ``unusable`` are the kinds of files that cannot be used, and
+    ``problem`` is the first thing that is wrong."""
+
+    texts: list[str] = field(default_factory=list)
+    attachments: list[Attachment] = field(default_factory=list)
+    unusable: list[str] = field(default_factory=list)
+    problem: InvalidRequest | None = None
+
+
+def _parse_parts(raw: Any, path: str, role: str) -> _Parts:
+    parts = _Parts()
     if not isinstance(raw, list):
-        raise InvalidRequest(f"'{path}' must be a string or an array of parts.", param=path)
-    texts: list[str] = []
-    attachments: list[Attachment] = []
+        if raw is not None or role in ("user", *INSTRUCTION_ROLES):
+            parts.problem = InvalidRequest(
+                f"'{path}' must be a string or an array of parts.", param=path
+            )
+        return parts
     for index, part in enumerate(raw):
         if role == "assistant" and not _is_known(part):
             continue  # thoughts and tool calls of other services, which are not asked again
-        parsed = _parse_part(part, f"{path}[{index}]")
+        try:
+            parsed = _parse_part(part, f"{path}[{index}]")
+        except InvalidRequest as exc:
+            if role not in _UNCHECKED_ROLES:
+                # With its traceback, it would hold on to the content of the request.
+                parts.problem = parts.problem or exc.with_traceback(None)
+            _keep_usable(part, parts)
+            continue
         if isinstance(parsed, str):
-            texts.append(parsed)
+            parts.texts.append(parsed)
         else:
-            attachments.append(parsed)
-    return texts, attachments
+            parts.attachments.append(parsed)
+    return parts
+
+
+def _keep_usable(raw: Any, parts: _Parts) -> None:
+    """Adds the text of a part that is not valid, or the mention of its file."""
+    text = raw.get("text") if isinstance(raw, dict) else raw
+    if isinstance(text, str):
+        parts.texts.append(text)
+    elif isinstance(raw, dict) and raw.get("type") not in _TEXT_TYPES:
+        parts.unusable.append(_kind(raw.get("type")))
+
+
+def _kind(part_type: Any) -> str:
+    """The kind of file that a type of part stands for, also one of another API."""
+    name = part_type if isinstance(part_type, str) else ""
+    return next((kind for kind in _MEDIA_KINDS if kind in name), "file")
 
 
 def _parse_part(raw: Any, path: str) -> str | Attachment:
