@@ -1,3 +1,4 @@
+import re
 from typing import Any
 
 import pytest
@@ -199,13 +200,13 @@ def asked(
     *messages: Message,
     conversation_id: str = "",
     settings: dict[str, Any] | None = None,
-    app: App = CHATBOT,
+    chat_id: str = "",
     **fields: Any,
 ) -> dict[str, Any]:
     prompt = parse_prompt({"model": "tiny", "messages": raw(*messages), **fields})
     model = Model("tiny", "app-x", "http://dify/v1", **(settings or {}))
-    dialogue = dify_request.to_prompt(prompt.messages, model.history_words)
-    facts = TemplateVars("u", system=dialogue.system)
+    dialogue = dify_request.to_prompt(prompt.messages)
+    facts = TemplateVars("u", chat_id=chat_id, system=dialogue.system)
     question = dify_request.to_dify_request(
         prompt.options,
         dialogue,
@@ -338,6 +339,25 @@ def test_the_fields_of_dify_pass_through() -> None:
     assert body["files"] == files
     assert (body["workflow_id"], body["trace_id"]) == ("w", "t")
     assert body["auto_generate_name"] is True
+
+
+SESSIONS = [
+    pytest.param("", None, id="no chat"),
+    pytest.param("79d6c649-f362-421d", "79d6c649-f362-421d", id="a plain id"),
+    pytest.param("x" * 128, "x" * 128, id="the longest id"),
+]
+
+
+@pytest.mark.parametrize(("chat_id", "session"), SESSIONS)
+def test_the_runs_of_a_chat_are_one_session_of_traces(chat_id: str, session: str | None) -> None:
+    assert asked(ASKED, chat_id=chat_id).get("trace_session_id") == session
+
+
+@given(st.text(min_size=1))
+def test_any_other_chat_is_named_by_a_digest(chat_id: str) -> None:
+    session = asked(ASKED, chat_id=chat_id)["trace_session_id"]
+    assert re.fullmatch("[A-Za-z0-9_-]{1,128}", session)
+    assert session != asked(ASKED, chat_id=chat_id + "x")["trace_session_id"]
 
 
 def test_fields_of_openai_do_not_pass_through() -> None:

@@ -1,6 +1,8 @@
 """Builds the request to Dify from the client's messages and the app's metadata. No I/O."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,8 +16,13 @@ from opendify.files.input_placement import place_files
 from opendify.protocols.base import Attachment, DifyOptions, Message
 from opendify.protocols.turns import INSTRUCTION_ROLES, Turn, split_turn
 
-_INPUT = "input:"
-_WORDS = WordsByLanguage()
+# Limit for the history that is sent to a new conversation; the oldest messages are dropped first.
+MAX_HISTORY_CHARACTERS = 32_000
+
+_TRACE_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
+_CONTINUE = "Please continue your last answer exactly where it stopped."
+_SPEAKERS = {"user": "User", "assistant": "Assistant"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +133,16 @@ def to_dify_request(
     body |= {"user": variables.user, "response_mode": "streaming"}
     if options.trace_id:
         body["trace_id"] = options.trace_id
+    if variables.chat_id:
+        # Dify after 1.16 groups its traces by it; earlier ones ignore unknown fields.
+        body["trace_session_id"] = _trace_session(variables.chat_id)
     return DifyRequest(path, body)
+
+
+def _trace_session(chat_id: str) -> str:
+    """The name of a chat in traces, in the characters that Dify takes in ``trace_id``."""
+    is_plain = _TRACE_NAME.fullmatch(chat_id)
+    return chat_id if is_plain else hashlib.sha256(chat_id.encode("utf-8", "replace")).hexdigest()
 
 
 def ignored_inputs(options: DifyOptions, model: Model) -> tuple[str, ...]:
