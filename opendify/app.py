@@ -259,8 +259,14 @@ def _add_routes(
     app: Flask, settings: Settings, components: Components, clock: Callable[[], float]
 ) -> None:
     authorizer, capacity = components.authorizer, components.capacity
-    user_secret = settings.openwebui_jwt_secret
-    responder = Responder(components.chat, authorizer, capacity, user_secret, clock)
+    responder = Responder(
+        components.chat,
+        authorizer,
+        capacity,
+        settings.id_headers,
+        settings.openwebui_jwt_secret,
+        clock,
+    )
     add_chat_completions(app, responder)
     add_model_routes(app, components.registry, authorizer)
     add_file_routes(app, components.file_proxy, capacity)

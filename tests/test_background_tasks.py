@@ -581,6 +581,7 @@ def test_only_users_with_a_token_of_open_webui_are_served(
 
         for refused_one in (
             post(X_OpenWebUI_User_Id="ada"),
+            post(X_User_Id="ada"),
             post(X_OpenWebUI_User_Jwt=token(SECRET[::-1], 300)),
             post(X_OpenWebUI_User_Jwt=token(SECRET, -300)),
         ):
@@ -589,6 +590,7 @@ def test_only_users_with_a_token_of_open_webui_are_served(
             assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_user_token")
         assert not talking.runs
         genuine = {"X_OpenWebUI_User_Jwt": token(SECRET, 300), "X_OpenWebUI_User_Id": "eve"}
+        genuine["X_User_Id"] = "eve"
         assert post(**genuine).status_code == 200
         assert talking.runs[0]["user"] == "ada"
         assert httpx.get(f"{started.url}/v1/models", trust_env=False).status_code == 200

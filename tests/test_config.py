@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from opendify.auth.api_keys import ApiKeys, parse_keys
 from opendify.config.accounts import Limits
 from opendify.config.dotenv import check_certificates, load_environment, read_file
-from opendify.config.history_words import CHINESE, ENGLISH, WordsByLanguage
+from opendify.config.id_headers import IdHeaders
 from opendify.config.models import (
     SETTINGS,
     Model,
@@ -69,6 +69,17 @@ def test_two_variables_are_enough() -> None:
         publish_address="",
         server_port=5000,
         openwebui_jwt_secret="",
+        id_headers=IdHeaders(
+            chat=(
+                "HTTP_X_CHAT_ID",
+                "HTTP_X_CONVERSATION_ID",
+                "HTTP_X_SESSION_ID",
+                "HTTP_X_THREAD_ID",
+            ),
+            user=("HTTP_X_USER_ID",),
+            message=("HTTP_X_MESSAGE_ID",),
+            parent=(),
+        ),
         max_concurrent_streams=112,
         max_answer_chars=16 * 1024 * 1024,
         ca_certificates="",
@@ -235,7 +246,45 @@ BAD = [
     pytest.param(
         "MODEL_CONFIG", '{"a":"k","a":"l"}', "the name 'a' occurs twice", id="a name twice"
     ),
+    pytest.param(
+        "CHAT_ID_HEADERS", "X Chat", "CHAT_ID_HEADERS must be names of headers", id="a blank"
+    ),
+    pytest.param(
+        "CHAT_ID_HEADERS", "X_Chat_Id", "In them are letters, digits and '-' only", id="underlines"
+    ),
+    pytest.param(
+        "USER_ID_HEADERS", "X-User: a", "USER_ID_HEADERS must be names of headers", id="a value"
+    ),
+    pytest.param(
+        "USER_ID_HEADERS", "authorization", "must not name authorization", id="a secret header"
+    ),
+    pytest.param("PARENT_ID_HEADERS", "Cookie", "must not name Cookie", id="cookies"),
+    pytest.param("MESSAGE_ID_HEADERS", "é", "MESSAGE_ID_HEADERS must be names", id="an accent"),
 ]
+
+
+ID_HEADERS = [
+    ("X-Chat, x-talk-id", ("HTTP_X_CHAT", "HTTP_X_TALK_ID")),
+    (" X-Chat ,, ", ("HTTP_X_CHAT",)),
+    ("none", ()),
+    ("None", ()),
+]
+
+
+@pytest.mark.parametrize(("value", "names"), ID_HEADERS)
+def test_the_headers_with_ids_can_be_named(value: str, names: tuple[str, ...]) -> None:
+    for variable, field in (
+        ("CHAT_ID_HEADERS", "chat"),
+        ("USER_ID_HEADERS", "user"),
+        ("MESSAGE_ID_HEADERS", "message"),
+        ("PARENT_ID_HEADERS", "parent"),
+    ):
+        headers = load_settings({**GOOD, variable: value}).id_headers
+        assert getattr(headers, field) == names
+
+
+def test_an_empty_list_of_headers_is_the_usual_one() -> None:
+    assert load_settings({**GOOD, "USER_ID_HEADERS": " "}) == load_settings(GOOD)
 
 
 @pytest.mark.parametrize(("name", "value", "problem"), BAD)

@@ -45,6 +45,7 @@ PURE = [
     "opendify.config.history_words",
     "opendify.config.models",
     "opendify.config.proxies",
+    "opendify.config.id_headers",
     "opendify.config.settings",
     "opendify.config.redis_url",
     "opendify.config.accounts",

@@ -8,77 +8,28 @@ from werkzeug.datastructures import EnvironHeaders, Headers
 
 from opendify.errors import InvalidUserToken
 from opendify.protocols import openwebui
-from opendify.protocols.base import ChatPrompt
-from tests.support.bodies import to_prompt
-
-
-def request(**fields: Any) -> ChatPrompt:
-    body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], **fields}
-    return to_prompt(body)
-
 
 CHATS = [
-    pytest.param({}, {}, "", id="told nowhere"),
-    pytest.param({"X-OpenWebUI-Chat-Id": "h"}, {}, "h", id="in its header"),
-    pytest.param({"x-openwebui-chat-id": "h"}, {}, "h", id="in lower case"),
-    pytest.param({"X-OPENWEBUI-CHAT-ID": "h"}, {}, "h", id="in upper case"),
-    pytest.param({"X-OpenWebUI-Chat-Id": " h "}, {}, "h", id="with blanks"),
-    pytest.param({}, {"metadata": {"chat_id": "m"}}, "m", id="in metadata"),
-    pytest.param({}, {"chat_id": "b"}, "b", id="in the body"),
-    pytest.param(
-        {"X-OpenWebUI-Chat-Id": "h"},
-        {"metadata": {"chat_id": "m"}, "chat_id": "b"},
-        "h",
-        id="the header before the body",
-    ),
-    pytest.param({"X-OpenWebUI-Chat-Id": " "}, {"chat_id": "b"}, "b", id="an empty header is none"),
+    pytest.param({}, "", id="told nowhere"),
+    pytest.param({"X-OpenWebUI-Chat-Id": "h"}, "h", id="in its header"),
+    pytest.param({"x-openwebui-chat-id": "h"}, "h", id="in lower case"),
+    pytest.param({"X-OPENWEBUI-CHAT-ID": "h"}, "h", id="in upper case"),
+    pytest.param({"X-OpenWebUI-Chat-Id": " h "}, "h", id="with blanks"),
+    pytest.param({"X-OpenWebUI-Chat-Id": " "}, "", id="an empty header"),
+    pytest.param({"X-OpenWebUI-Chat-Id": "{{CHAT_ID}}"}, "", id="a template"),
 ]
 
 
-@pytest.mark.parametrize(("headers", "fields", "expected"), CHATS)
-def test_the_chat_is_found(headers: dict[str, str], fields: dict[str, Any], expected: str) -> None:
-    assert openwebui.chat_id(request(**fields), Headers(headers)) == expected
+@pytest.mark.parametrize(("headers", "expected"), CHATS)
+def test_the_chat_is_found(headers: dict[str, str], expected: str) -> None:
+    assert openwebui.chat_id(Headers(headers)) == expected
 
 
-USERS = [
-    pytest.param({}, {}, "", id="told nowhere"),
-    pytest.param({}, {"user": "u"}, "u", id="user"),
-    pytest.param({"X-OpenWebUI-User-Id": "h"}, {}, "h", id="the header"),
-    pytest.param({"x-openwebui-USER-id": " h "}, {}, "h", id="the header in any case"),
-    pytest.param({}, {"metadata": {"user_id": "m"}}, "m", id="metadata"),
-    pytest.param({}, {"safety_identifier": "s"}, "s", id="safety_identifier"),
-    pytest.param(
-        {"X-OpenWebUI-User-Id": "h"},
-        {"user": "u", "metadata": {"user_id": "m"}, "safety_identifier": "s"},
-        "u",
-        id="user before all",
-    ),
-    pytest.param(
-        {"X-OpenWebUI-User-Id": "h"},
-        {"metadata": {"user_id": "m"}, "safety_identifier": "s"},
-        "h",
-        id="then the header",
-    ),
-    pytest.param(
-        {}, {"metadata": {"user_id": "m"}, "safety_identifier": "s"}, "m", id="then metadata"
-    ),
-    pytest.param(
-        {"X-OpenWebUI-User-Id": ""},
-        {"user": "", "metadata": {"user_id": " "}, "safety_identifier": "s"},
-        "s",
-        id="empty ones are none",
-    ),
-    pytest.param({}, {"metadata": {"user_id": 5}}, "5", id="a number"),
-    pytest.param({"X-OpenWebUI-User-Id": "\xc3\xa0"}, {}, "\xc3\xa0", id="UTF-8 as Latin-1"),
-    pytest.param({}, {"metadata": {"user_id": {}}}, "", id="a user id that is no name"),
-]
-
-
-@pytest.mark.parametrize(("headers", "fields", "expected"), USERS)
-def test_the_person_is_found(
-    headers: dict[str, str], fields: dict[str, Any], expected: str
-) -> None:
-    assert openwebui.identify_user(request(**fields), Headers(headers), "", 0).id == expected
+def test_the_user_is_found() -> None:
+    headers = Headers({"x-openwebui-USER-id": " h ", "X-OpenWebUI-User-Role": " admin "})
+    assert (openwebui.user_id(headers), openwebui.role(headers)) == ("h", "admin")
+    headers = Headers({"X-OpenWebUI-User-Id": "\xc3\xa0"})
+    assert (openwebui.user_id(headers), openwebui.role(headers)) == ("\xc3\xa0", "")
 
 
 @pytest.mark.parametrize(
@@ -127,10 +78,10 @@ def token(secret: str = SECRET, algorithm: str = "HS256", **claims: Any) -> str:
     return jwt.encode(told, secret, algorithm=algorithm)
 
 
-def person(value: str, **fields: Any) -> openwebui.Person:
+def person(value: str) -> tuple[str, str]:
     headers = Headers({"x-openwebui-user-jwt": value, "X-OpenWebUI-User-Id": "eve"})
     headers["X-OpenWebUI-User-Role"] = "admin"
-    return openwebui.identify_user(request(**fields), headers, SECRET, NOW)
+    return openwebui.verified_user(headers, SECRET, NOW)
 
 
 BELIEVED = [
@@ -146,9 +97,8 @@ BELIEVED = [
 
 
 @pytest.mark.parametrize(("claims", "expected"), BELIEVED)
-def test_the_token_names_the_user(claims: dict[str, Any], expected: tuple[str, str]) -> None:
-    found = person(token(**claims), user="eve", metadata={"user_id": "eve"})
-    assert (found.id, found.role) == expected
+def test_the_token_tells_the_person(claims: dict[str, Any], expected: tuple[str, str]) -> None:
+    assert person(token(**claims)) == expected
 
 
 REFUSED = [
@@ -177,7 +127,7 @@ REFUSED = [
 @pytest.mark.parametrize(("value", "message"), REFUSED)
 def test_without_a_valid_token_nobody_is_believed(value: str, message: str) -> None:
     with pytest.raises(InvalidUserToken, match=message) as caught:
-        person(value, user="eve", metadata={"user_id": "eve"})
+        person(value)
     assert caught.value.status == 401
     assert SECRET not in caught.value.message
     assert not value.strip() or value == "ada" or value not in caught.value.message
@@ -186,20 +136,14 @@ def test_without_a_valid_token_nobody_is_believed(value: str, message: str) -> N
 @given(st.text())
 def test_any_text_that_is_no_token_is_refused(value: str) -> None:
     with pytest.raises(InvalidUserToken):
-        openwebui.identify_user(request(), {"X-OpenWebUI-User-Jwt": value}, SECRET, NOW)
+        openwebui.verified_user({"X-OpenWebUI-User-Jwt": value}, SECRET, NOW)
 
 
 @given(st.lists(st.binary(max_size=60), min_size=1, max_size=4))
 def test_any_bytes_in_the_form_of_a_token_are_refused(parts: list[bytes]) -> None:
     value = ".".join(jwt.utils.base64url_encode(part).decode() for part in parts)
     with pytest.raises(InvalidUserToken):
-        openwebui.identify_user(request(), {"X-OpenWebUI-User-Jwt": value}, SECRET, NOW)
-
-
-def test_the_role_is_that_of_the_header_where_nobody_vouches() -> None:
-    headers = Headers({"x-openwebui-user-role": " admin "})
-    assert openwebui.identify_user(request(), headers, "", NOW).role == "admin"
-    assert openwebui.identify_user(request(), Headers(), "", NOW).role == ""
+        openwebui.verified_user({"X-OpenWebUI-User-Jwt": value}, SECRET, NOW)
 
 
 NAMES = [

@@ -666,6 +666,35 @@ def test_a_conversation_belongs_to_one_chat_of_one_user_model_and_key(
     assert ids == ["", "", "c-1"]
 
 
+NAMES_OF_A_CHAT = [
+    pytest.param({"X-Chat-Id": "CHAT"}, {}, id="X-Chat-Id"),
+    pytest.param({"X-Conversation-Id": "CHAT"}, {}, id="X-Conversation-Id"),
+    pytest.param({"X-Session-Id": "CHAT"}, {}, id="X-Session-Id"),
+    pytest.param({}, {"chatId": "CHAT"}, id="chatId"),
+    pytest.param({}, {"conversation": {"id": "CHAT"}}, id="conversation"),
+    pytest.param({}, {"session_id": "CHAT"}, id="session_id"),
+]
+
+
+@pytest.mark.parametrize(("headers", "fields"), NAMES_OF_A_CHAT)
+def test_a_chat_is_told_by_the_names_of_other_clients(
+    api: FlaskClient, remembering: FakeDify, headers: dict[str, str], fields: dict[str, Any]
+) -> None:
+    """Two chats that say the same are two, and each stays in its own conversation."""
+
+    def ask(chat: str, messages: list[dict[str, str]]) -> None:
+        own = json.loads(json.dumps([headers, fields]).replace("CHAT", chat))
+        post(api, own[0], **{**own[1], "messages": messages})
+
+    for messages in (HI, MORE):
+        for chat in ("one", "two"):
+            ask(chat, messages)
+    ids = [request.json["conversation_id"] for request in remembering.asked()]
+    assert ids == ["", "", "c-1", "c-2"]
+    sessions = [request.json["trace_session_id"] for request in remembering.asked()]
+    assert sessions == ["one", "two", "one", "two"]
+
+
 def test_a_task_neither_makes_nor_uses_a_mapping(
     api: FlaskClient, remembering: FakeDify, store: JsonFileStore
 ) -> None:

@@ -1,6 +1,5 @@
 """Responds to requests of every protocol: limits, the caller, and the response, streamed or not."""
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -17,9 +16,10 @@ from opendify.api.resources import Resources, current_resources
 from opendify.api.streaming_response import StreamingResponse
 from opendify.chat.context import RequestContext
 from opendify.chat.service import HOLD_SECONDS, ChatService, Turn
+from opendify.config.id_headers import IdHeaders
 from opendify.limits.capacity import ServerCapacity
 from opendify.observability.record import CLIENT_DISCONNECTED, Record
-from opendify.protocols import openwebui
+from opendify.protocols import client_ids
 from opendify.protocols.base import ChatPrompt
 from opendify.protocols.openai.chat_request import nameable
 from opendify.protocols.openai.json_object import JsonObject
@@ -28,9 +28,6 @@ from opendify.streaming import BLOCKING, ResumableBody
 from opendify.upstream.cancellation import Cancellation
 
 log = logging.getLogger(__name__)
-
-MAX_NAME = 255
-DEFAULT_USER = "default_user"
 
 # This many bytes may be sent together with the end of a stream, after which its slot is free.
 _MAX_TAIL_BYTES = 4 * 1024
@@ -43,7 +40,8 @@ _STREAM_HEADERS = {
 
 
 class Responder:
-    """``user_secret`` is the secret of Open WebUI's user tokens: if set, a valid token is required.
+    """``id_headers`` are the headers in which clients other than Open WebUI send their ids.
+    ``user_secret`` is the secret of Open WebUI's user tokens: if set, a valid token is required.
     ``now`` returns epoch seconds."""
 
     def __init__(
@@ -51,12 +49,14 @@ class Responder:
         service: ChatService,
         authorizer: Authorizer,
         capacity: ServerCapacity,
+        id_headers: IdHeaders,
         user_secret: str,
         now: Callable[[], float],
     ) -> None:
         self._service = service
         self._authorizer = authorizer
         self._capacity = capacity
+        self._id_headers = id_headers
         self._user_secret = user_secret
         self._now = now
 
@@ -129,26 +129,24 @@ class Responder:
 
     def _caller(self, prompt: ChatPrompt) -> RequestContext:
         environ, identity = request.environ, self._authorizer.principal()
-        headers = openwebui.OpenWebUiHeaders(environ)
-        person = openwebui.identify_user(prompt, headers, self._user_secret, self._now())
-        user = _limit_length(person.id) or DEFAULT_USER
-        chat_id = _limit_length(openwebui.chat_id(prompt, headers))
+        ids = client_ids.identify(prompt, environ, self._id_headers, self._user_secret, self._now())
         return RequestContext(
             name=identity.name,
             models=identity.models,
-            user=user,
-            chat_id=chat_id,
-            is_temporary_chat=openwebui.is_temporary(chat_id),
+            user=ids.user,
+            chat_id=ids.chat_id,
+            is_temporary_chat=ids.is_temporary_chat,
             cancellation=Cancellation(
                 _descriptor(environ, "gunicorn.socket"), _descriptor(environ, "opendify.ending")
             ),
-            role=person.role,
-            in_open_webui=bool(headers),
-            task=openwebui.task(headers),
+            role=ids.role,
+            in_open_webui=ids.in_open_webui,
+            sends_whole_history=ids.sends_whole_history,
+            task=ids.task,
             trace_id=current_record().id,
-            answer_id=openwebui.answer_id(headers),
-            parent_answer_id=openwebui.parent_answer_id(headers),
-            is_named_user=user != DEFAULT_USER,
+            answer_id=ids.answer_id,
+            parent_answer_id=ids.parent_answer_id,
+            is_named_user=ids.is_named_user,
         )
 
 
@@ -183,8 +181,3 @@ def _descriptor(environ: Mapping[str, Any], name: str) -> int | None:
     provide it."""
     found = environ.get(name)
     return found.fileno() if found is not None else None
-
-
-def _limit_length(name: str) -> str:
-    name = name.replace("\0", "")
-    return name if len(name) <= MAX_NAME else hashlib.sha256(name.encode()).hexdigest()

@@ -20,7 +20,8 @@ class RequestContext:
 
     ``name`` identifies the API key without containing it. ``models`` are the models that the caller
     may use. ``chat_id`` is empty for a request outside any chat; ``is_temporary_chat`` is true
-    where the client itself does not store the chat. ``is_named_user`` is false where all callers
+    where the client itself does not store the chat, ``sends_whole_history`` where it is known to
+    send all messages of the chat each time. ``is_named_user`` is false where all callers
     without a user share one name. ``cancellation`` ends waits early. ``task`` is the background
     task that the request's header names. ``trace_id`` names the request in Dify's traces.
     ``answer_id`` is the client's id of the answer, and ``parent_answer_id`` that of the answer
@@ -34,6 +35,7 @@ class RequestContext:
     cancellation: Cancellation
     role: str = ""
     in_open_webui: bool = False
+    sends_whole_history: bool = False
     task: str = ""
     trace_id: str = ""
     answer_id: str = ""

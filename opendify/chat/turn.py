@@ -393,7 +393,7 @@ def _min_exchanges(context: RequestContext) -> int:
     not by a mere "Thanks!".
     """
     if context.chat_id:
-        return 0 if context.in_open_webui else 1
+        return 0 if context.sends_whole_history else 1
     return 2 if context.is_named_user else 0
 
 

@@ -15,15 +15,9 @@ from opendify.config.accounts import (
     parse_origins,
 )
 from opendify.config.ca_files import read_authorities
-from opendify.config.history_words import WordsByLanguage, parse_history_words
-from opendify.config.models import (
-    DEFAULT_HISTORY_MAX_CHARS,
-    MAX_HISTORY_MAX_CHARS,
-    Model,
-    parse_base,
-    parse_models,
-)
-from opendify.config.parsing import InvalidValue, parse_object
+from opendify.config.id_headers import IdHeaders, load_id_headers
+from opendify.config.models import Model, parse_base, parse_models
+from opendify.config.parsing import InvalidValue
 from opendify.config.redis_url import parse_store_url
 from opendify.config.secret_files import resolve_secret_files
 
@@ -99,6 +93,7 @@ class Settings:
     publish_address: str
     server_port: int
     openwebui_jwt_secret: str = field(repr=False)
+    id_headers: IdHeaders
 
     @property
     def reachable_host(self) -> str:
@@ -175,6 +170,7 @@ def load_settings(
         publish_address=environ.get("PUBLISH_ADDRESS", "").strip().strip("[]"),
         server_port=reader.number("SERVER_PORT", 5000, 1, 65535),
         openwebui_jwt_secret=reader.jwt_secret(),
+        id_headers=load_id_headers(environ, problems),
     )
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))

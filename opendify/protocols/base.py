@@ -58,8 +58,9 @@ class DifyOptions:
 class ChatPrompt:
     """A chat request, independent of the client's API.
 
-    ``user`` and ``chat_id`` are those of the body, empty where it has none; ``fallback_user`` is
-    used where nothing else names the user. ``has_tools`` is true also for an empty list of tools.
+    ``user``, ``chat_id`` and ``task`` are those of the body, empty where it has none;
+    ``fallback_user`` is used where nothing else names the user. ``has_tools`` is true also for an
+    empty list of tools.
     """
 
     model: str
@@ -69,5 +70,6 @@ class ChatPrompt:
     user: str = ""
     fallback_user: str = ""
     chat_id: str = ""
+    task: str = ""
     has_tools: bool = False
     options: DifyOptions = DifyOptions()

@@ -10,13 +10,11 @@ default).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jwt
 
 from opendify.errors import InvalidUserToken
-from opendify.protocols.base import ChatPrompt
 
 _TEMPORARY_PREFIXES = ("temporary:", "local:")  # local: before the chats had a socket's id
 
@@ -65,17 +63,9 @@ class OpenWebUiHeaders:
         return str(self._values.get(f"HTTP_{key.upper().replace('-', '_')}", default))
 
 
-@dataclass(frozen=True, slots=True)
-class Person:
-    """The user's id and role (``admin``, ``user``); each is "" where unknown."""
-
-    id: str
-    role: str
-
-
-def chat_id(prompt: ChatPrompt, headers: Headers) -> str:
-    """The client's id of the chat, or ""."""
-    return _filled_in(headers, "X-OpenWebUI-Chat-Id") or prompt.chat_id
+def chat_id(headers: Headers) -> str:
+    """Open WebUI's id of the chat, or ""."""
+    return _filled_in(headers, "X-OpenWebUI-Chat-Id")
 
 
 def is_temporary(chat_id: str) -> bool:
@@ -83,12 +73,20 @@ def is_temporary(chat_id: str) -> bool:
     return chat_id.startswith(_TEMPORARY_PREFIXES)
 
 
-def identify_user(prompt: ChatPrompt, headers: Headers, secret: str, now: float) -> Person:
-    """The user of a request. With a ``secret``, only a token signed with it is accepted; ``now``
-    is in epoch seconds. Raises InvalidUserToken."""
-    if secret:
-        return _from_jwt(_value(headers, "X-OpenWebUI-User-Jwt"), secret, now)
-    return Person(_user_id(prompt, headers), _value(headers, "X-OpenWebUI-User-Role"))
+def verified_user(headers: Headers, secret: str, now: float) -> tuple[str, str]:
+    """The id and role of the user in the token of a request, which must be signed with the
+    ``secret``; ``now`` is in epoch seconds. Raises InvalidUserToken."""
+    return _from_jwt(_value(headers, "X-OpenWebUI-User-Jwt"), secret, now)
+
+
+def user_id(headers: Headers) -> str:
+    """The user's id; "" where it is not sent."""
+    return _value(headers, "X-OpenWebUI-User-Id")
+
+
+def role(headers: Headers) -> str:
+    """The user's role (``admin``, ``user``); "" where it is not sent."""
+    return _value(headers, "X-OpenWebUI-User-Role")
 
 
 def task(headers: Headers) -> str:
@@ -121,11 +119,7 @@ def _value(headers: Headers, name: str) -> str:
     return headers.get(name, "").strip(" \t")
 
 
-def _user_id(prompt: ChatPrompt, headers: Headers) -> str:
-    return prompt.user or _value(headers, "X-OpenWebUI-User-Id") or prompt.fallback_user
-
-
-def _from_jwt(token: str, secret: str, now: float) -> Person:
+def _from_jwt(token: str, secret: str, now: float) -> tuple[str, str]:
     if not token:
         raise InvalidUserToken(_NOT_SENT)
     claims = _verified(token, secret)
@@ -134,7 +128,7 @@ def _from_jwt(token: str, secret: str, now: float) -> Person:
     id_, role = claims["sub"], claims.get("role")
     if not isinstance(id_, str) or not id_.strip():
         raise InvalidUserToken(_NOT_GENUINE)
-    return Person(id_.strip(), role.strip() if isinstance(role, str) else "")
+    return id_.strip(), role.strip() if isinstance(role, str) else ""
 
 
 def _verified(token: str, secret: str) -> Mapping[str, Any]:

@@ -838,6 +838,13 @@ DEFECTS = [
     ),
     Defect(
         _ISOLATION,
+        "A header names the user where a token is required",
+        "tests/test_client_ids.py::test_with_a_secret_only_the_token_names_the_user",
+        "opendify.protocols.client_ids:_person",
+        Condition(0, "False"),
+    ),
+    Defect(
+        _ISOLATION,
         "A background task reaches a model that its caller may not use",
         "tests/test_background_tasks.py::"
         "test_a_task_does_not_reach_a_model_that_the_caller_may_not_use",

@@ -12,6 +12,7 @@ from typing import Any
 
 from opendify.errors import InvalidRequest
 from opendify.protocols.base import ChatPrompt, DifyOptions, Message
+from opendify.protocols.client_ids import OTHER_CHAT_FIELDS, other_chat_id
 from opendify.protocols.openai import chat_response
 from opendify.protocols.openai.chat_stream import ChatStreamWriter
 from opendify.protocols.openai.json_object import JsonObject, parse_nested
@@ -103,6 +104,7 @@ _OBEYED = _OPTIONS | {
     "metadata",
     "chat_id",
     "stop",
+    *OTHER_CHAT_FIELDS,
 }
 _KNOWN = _OBEYED | _IGNORED
 
@@ -139,7 +141,10 @@ def parse_chat_request(body: JsonObject) -> ChatRequest:
         stop=_parse_stop(body.get("stop")),
         user=_name(body, "user"),
         fallback_user=_metadata_user(metadata) or _name(body, "safety_identifier"),
-        chat_id=_name(metadata, "chat_id", "metadata.") or _name(body, "chat_id"),
+        chat_id=_name(metadata, "chat_id", "metadata.")
+        or _name(body, "chat_id")
+        or other_chat_id(body),
+        task=_task(metadata),
         has_tools=_is_given(body, "tools"),
         options=_parse_options(body, metadata),
     )
@@ -231,6 +236,11 @@ def _metadata_user(metadata: Mapping[str, Any]) -> str:
     user = metadata.get("user_id")
     is_name = isinstance(user, str | int | float) and not isinstance(user, bool)
     return str(user).strip() if is_name else ""
+
+
+def _task(metadata: Mapping[str, Any]) -> str:
+    task = metadata.get("task")
+    return task.strip() if isinstance(task, str) else ""
 
 
 def _metadata_inputs(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
