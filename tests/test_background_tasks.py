@@ -18,7 +18,9 @@ from flask.testing import FlaskClient
 from opendify.chat import background_tasks
 from opendify.config.models import Model
 from opendify.conversations.store.json_file import JsonFileStore
+from tests.support import clients
 from tests.support.application import make_settings, open_app
+from tests.support.clients import ANSWER, QUESTION
 from tests.support.fake_dify import FakeDify, refused
 from tests.support.openwebui import Recorded, recorded, task_body, task_prompt
 from tests.support.ports import free_port
@@ -43,6 +45,12 @@ def talking(dify: FakeDify) -> TalkingDify:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A title without a first turn is given up soon."""
     monkeypatch.setattr(background_tasks, "SECONDS_FOR_FIRST_TURN", 0.3)
+
+
+@pytest.fixture
+def running_tasks(models: dict[str, Model]) -> None:
+    """The app answers its background tasks itself."""
+    models["tiny"] = replace(models["tiny"], tasks="throwaway")
 
 
 def turn(*said: str, model: str = "tiny", **more: Any) -> dict[str, Any]:
@@ -107,7 +115,7 @@ def test_no_task_reaches_the_conversation_of_a_person(
     told = {"X_OpenWebUI_Task": kind} if header else {}
     said = content(ask(api, task_body(kind, stream=streamed), **told))
     runs = [run for run in talking.runs if "### Task:" in json.dumps(run)]
-    is_local = setting == "local" or (not setting and mode not in ("chat", "completion"))
+    is_local = setting in ("", "local")
     assert len(runs) == (0 if is_local else 1)
     assert list(store.entries()) == before
     assert len(before) == (1 if mode in CHATS else 0)
@@ -134,7 +142,9 @@ def test_a_task_that_comes_before_the_first_turn_does_not_begin_the_conversation
     assert talking.queries() == [["Hi"]]
 
 
-def test_a_task_never_goes_where_the_request_points(api: FlaskClient, talking: TalkingDify) -> None:
+def test_a_task_never_goes_where_the_request_points(
+    api: FlaskClient, running_tasks: None, talking: TalkingDify
+) -> None:
     ask(api, turn("Hi"))
     (mine,) = talking.conversations
     body = task_body("tags_generation", conversation_id=mine, auto_generate_name=True)
@@ -363,7 +373,7 @@ def test_where_dify_is_away_a_local_answer_still_comes(
 
 
 def test_a_task_that_fails_leaves_nothing_behind(
-    api: FlaskClient, dify: FakeDify, talking: TalkingDify
+    api: FlaskClient, running_tasks: None, dify: FakeDify, talking: TalkingDify
 ) -> None:
     failed = {"event": "error", "status": 400, "code": "completion_request_error", "message": "x"}
     talking.say = lambda query: [f"data: {json.dumps(failed)}\n\n".encode()]
@@ -376,7 +386,7 @@ def test_a_task_that_fails_leaves_nothing_behind(
 
 
 def test_a_deletion_that_fails_spoils_no_answer(
-    api: FlaskClient, talking: TalkingDify, caplog: pytest.LogCaptureFixture
+    api: FlaskClient, running_tasks: None, talking: TalkingDify, caplog: pytest.LogCaptureFixture
 ) -> None:
     talking.refuses_all_but_runs = True
     assert content(ask(api, task_body("tags_generation"))) == "Answer 1"
@@ -386,6 +396,7 @@ def test_a_deletion_that_fails_spoils_no_answer(
 
 def test_a_conversation_that_is_already_deleted_is_no_error(
     api: FlaskClient,
+    running_tasks: None,
     dify: FakeDify,
     talking: TalkingDify,
     caplog: pytest.LogCaptureFixture,
@@ -394,6 +405,159 @@ def test_a_conversation_that_is_already_deleted_is_no_error(
     dify.answer = lambda r: refused(404, gone) if r.method == "DELETE" else talking(r)
     assert content(ask(api, task_body("tags_generation"))) == "Answer 1"
     assert "could not" not in caplog.text
+
+
+OTHER_CLIENTS = [
+    pytest.param(clients.nextchat_title(), id="NextChat"),
+    pytest.param(clients.librechat_title(), id="LibreChat"),
+    pytest.param(clients.lobechat_title(), id="LobeChat"),
+    pytest.param(clients.cherry_studio_title(), id="Cherry Studio"),
+    pytest.param(clients.chatbox_title(), id="Chatbox"),
+    pytest.param(clients.chatbox_title(stream=True), id="Chatbox, streamed"),
+]
+
+
+def ask_plainly(api: FlaskClient, body: dict[str, Any], **headers: str) -> Any:
+    """As a client asks that sends no headers of Open WebUI."""
+    told = {name.replace("_", "-"): value for name, value in headers.items()}
+    response = api.post("/v1/chat/completions", json=body, headers=told, buffered=True)
+    assert response.status_code == 200, response.text
+    response.close()
+    return response
+
+
+@pytest.mark.parametrize("body", OTHER_CLIENTS)
+@pytest.mark.parametrize("mode", CHATS)
+def test_a_title_of_another_client_neither_runs_nor_ends_the_conversation(
+    api: FlaskClient, store: JsonFileStore, talking: TalkingDify, mode: str, body: dict[str, Any]
+) -> None:
+    talking.mode = mode
+    ask_plainly(api, turn(QUESTION))
+    before = list(store.entries())
+    assert content(ask_plainly(api, body)) == QUESTION
+    assert list(store.entries()) == before
+    ask_plainly(api, turn(QUESTION, "Answer 1", "And tea?"))
+    assert talking.queries() == [[QUESTION, "And tea?"]]
+
+
+@pytest.mark.parametrize("body", OTHER_CLIENTS)
+def test_a_title_of_another_client_is_the_name_of_dify_where_the_chat_is_known(
+    api: FlaskClient, talking: TalkingDify, body: dict[str, Any]
+) -> None:
+    told = {"X_Conversation_Id": "c1", "X_User_Id": "ada"}
+    by_user = {"user": body["user"]} if "user" in body else {}
+    ask_plainly(api, turn(QUESTION, **by_user), **told)
+    assert content(ask_plainly(api, body, **told)) == "A fine name"
+    talking.name = None
+    assert content(ask_plainly(api, body, **told)) == QUESTION
+
+
+@pytest.mark.parametrize("body", OTHER_CLIENTS)
+def test_a_title_of_another_client_can_be_run_aside(
+    api: FlaskClient, running_tasks: None, talking: TalkingDify, body: dict[str, Any]
+) -> None:
+    assert content(ask_plainly(api, body)) == "Answer 1"
+    assert not talking.conversations
+    assert len(talking.deleted) == 1
+
+
+@pytest.mark.parametrize("system", ["first", "drop"])
+@pytest.mark.parametrize("history", ["query", "drop"])
+def test_a_summary_for_the_memory_of_nextchat_is_made_by_the_app(
+    api: FlaskClient,
+    models: dict[str, Model],
+    store: JsonFileStore,
+    talking: TalkingDify,
+    system: str,
+    history: str,
+) -> None:
+    models["tiny"] = replace(models["tiny"], system=system, history=history)
+    ask_plainly(api, turn(QUESTION))
+    assert content(ask_plainly(api, clients.nextchat_summary())) == "Answer 1"
+    ((asked,),) = (one.queries for one in talking.deleted.values())
+    assert asked.endswith(clients.NEXTCHAT_SUMMARY)
+    assert f"User: {QUESTION}\n\nAssistant: {ANSWER}" in asked
+    assert talking.queries() == [[QUESTION]]
+    assert len(list(store.entries())) == 1
+
+
+def test_a_translation_is_made_by_the_app_with_its_instruction(
+    api: FlaskClient, models: dict[str, Model], talking: TalkingDify
+) -> None:
+    models["tiny"] = replace(models["tiny"], system="drop")
+    body = clients.system_and_user(clients.LOBE_TRANSLATION, QUESTION, stream=True)
+    assert content(ask_plainly(api, body)) == "Answer 1"
+    (query,) = (run["query"] for run in talking.runs)
+    assert query == f"{clients.LOBE_TRANSLATION}\n\n{QUESTION}"
+    assert not talking.conversations
+
+
+def test_the_task_in_the_body_counts_as_the_one_in_the_header(
+    api: FlaskClient, talking: TalkingDify
+) -> None:
+    ask(api, turn("Hi"))
+    body = turn("Some words", metadata={"task": "tags_generation", "chat_id": "c1"})
+    assert content(ask_plainly(api, body)) == '{"tags":[]}'
+    assert talking.queries() == [["Hi"]]
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("mode", CHATS)
+def test_a_model_that_keeps_nothing_leaves_nothing_and_knows_what_it_is_told(
+    api: FlaskClient,
+    models: dict[str, Model],
+    store: JsonFileStore,
+    talking: TalkingDify,
+    mode: str,
+    streamed: bool,
+) -> None:
+    talking.mode = mode
+    models["tiny"] = replace(models["tiny"], keep=False)
+    assert content(ask(api, turn("One", stream=streamed))) == "Answer 1"
+    ask(api, turn("One", "Answer 1", "Two", stream=streamed))
+    first, second = (c.queries for c in talking.deleted.values())
+    assert first == ["One"]
+    assert "User: One" in second[0] and second[0].endswith("Two")
+    assert not talking.conversations
+    assert not list(store.entries())
+
+
+def test_a_second_name_of_the_app_takes_the_titles_of_a_client(
+    api: FlaskClient, models: dict[str, Model], talking: TalkingDify
+) -> None:
+    """NextChat's compressModel, LibreChat's titleModel ..., with any prompt, and one that is
+    recognised is run too: that is what the model is there for."""
+    models["org/model"] = replace(models["org/model"], key=models["tiny"].key, keep=False)
+    ask_plainly(api, turn(QUESTION))
+    own = turn(QUESTION, "Answer 1", "A title in my own words, please", model="org/model")
+    assert content(ask_plainly(api, own)) == "Answer 1"
+    known = {**clients.librechat_title(), "model": "org/model"}
+    assert content(ask_plainly(api, known)) == "Answer 1"
+    assert len(talking.deleted) == 2
+    ask_plainly(api, turn(QUESTION, "Answer 1", "And tea?"))
+    assert talking.queries() == [[QUESTION, "And tea?"]]
+
+
+def test_a_model_that_keeps_nothing_continues_no_conversation_of_dify(
+    api: FlaskClient, models: dict[str, Model], talking: TalkingDify
+) -> None:
+    models["tiny"] = replace(models["tiny"], keep=False)
+    body = turn("Hi", conversation_id="840fe2ff-0f44-4254-b205-c3a4da2d6b8b")
+    response = api.post("/v1/chat/completions", json=body, buffered=True)
+    assert response.status_code == 400
+    error = response.json["error"]
+    assert error["param"] == "conversation_id"
+    assert "'keep'" in error["message"] and "'tiny'" in error["message"]
+    assert not talking.runs
+
+
+def test_of_a_task_without_a_chat_the_history_stays_where_continuity_is_off(
+    api: FlaskClient, models: dict[str, Model], talking: TalkingDify
+) -> None:
+    models["tiny"] = replace(models["tiny"], continuity="off", tasks="throwaway")
+    ask_plainly(api, clients.nextchat_title())
+    ((asked,),) = (one.queries for one in talking.deleted.values())
+    assert f"User: {QUESTION}" in asked
 
 
 TEMPORARY = {"X_OpenWebUI_Chat_Id": "temporary:ElSHthyP8UPrB3UtAAAJ"}
@@ -453,8 +617,10 @@ SECRET = "a secret of at least 32 characters"
 
 
 @contextmanager
-def service(folder: Path, dify: FakeDify, **variables: str) -> Iterator[Service]:
-    config = json.dumps({"tiny": "app-secret-key"})
+def service(
+    folder: Path, dify: FakeDify, tasks: str = "local", **variables: str
+) -> Iterator[Service]:
+    config = json.dumps({"tiny": {"key": "app-secret-key", "tasks": tasks}})
     told = {"DIFY_API_BASE": dify.base, "MODEL_CONFIG": config, "GUNICORN_WORKERS": "2"}
     with running(folder, {**told, **variables}) as started:
         yield started
@@ -504,7 +670,7 @@ def test_the_recorded_sessions_leave_no_task_in_any_conversation(
 ) -> None:
     talking.mode = mode
     requests = recorded()
-    with service(tmp_path, dify) as started:
+    with service(tmp_path, dify, "throwaway" if mode == "chat" else "local") as started:
         answers: list[httpx.Response] = []
         for chat in dict.fromkeys(one.chat for one in requests):
             threads = [
@@ -547,7 +713,7 @@ def test_a_task_whose_caller_left_is_deleted_in_dify(
     tmp_path: Path, dify: FakeDify, talking: TalkingDify
 ) -> None:
     talking.say = lambda query: [30.0]
-    with service(tmp_path, dify) as started:
+    with service(tmp_path, dify, "throwaway") as started:
         leave(started, task_body("tags_generation"), 0.5)
         wait_for(lambda: len(talking.deleted) == 1)
         assert not talking.conversations

@@ -125,7 +125,10 @@ class Talks(RuleBasedStateMachine):
         self.workers = [self.worker(), self.worker()]
 
     def worker(self) -> Flask:
-        models = {name: Model(name, key, self.dify.base) for name, key in KEYS.items()}
+        models = {
+            name: Model(name, key, self.dify.base, tasks="" if key in MODES else "throwaway")
+            for name, key in KEYS.items()
+        }
         address = self.redis.url if self.redis is not None else ""
         settings = make_settings(models, self.folder / "data", conversation_store=address)
         return self.stack.enter_context(open_app(settings, self.http))

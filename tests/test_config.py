@@ -307,20 +307,7 @@ MODELS = [
     pytest.param({"key": "k", "inputs": {"a": [1]}}, {"inputs": {"a": [1]}}, id="inputs"),
     pytest.param({"key": "k", "system": "input:rules"}, {"system": "input:rules"}, id="system"),
     pytest.param({"key": "k", "history": "drop"}, {"history": "drop"}, id="history"),
-    pytest.param({"key": "k"}, {"history": "", "history_max_chars": 100_000}, id="no history"),
-    pytest.param(
-        {"key": "k", "history_max_chars": 0}, {"history_max_chars": 0}, id="history_max_chars"
-    ),
-    pytest.param(
-        {"key": "k", "history_words": "zh"},
-        {"history_words": WordsByLanguage(CHINESE, CHINESE)},
-        id="history_words",
-    ),
-    pytest.param(
-        {"key": "k", "history_words": {"user": " Usuário: "}},
-        {"history_words": WordsByLanguage(IN_CHINESE, IN_ENGLISH)},
-        id="history_words of one's own",
-    ),
+    pytest.param({"key": "k", "keep": False}, {"keep": False}, id="keep"),
     pytest.param(
         {
             "key": "k",
@@ -329,6 +316,7 @@ MODELS = [
             "output": "text",
             "continuity": "off",
             "tasks": "local",
+            "keep": True,
             "reasoning": "drop",
             "agent_steps": "off",
             "progress": "status",
@@ -471,6 +459,13 @@ BAD_MODELS = [
         {"a": {"key": KEY, "history_words": {"user": 5}}}, "'user' must be a text", id="no text"
     ),
     pytest.param({"a": {"key": KEY, "tasks": "model:"}}, "model:<name>", id="tasks"),
+    pytest.param({"a": {"key": KEY, "keep": "no"}}, "'keep' must be true or false", id="keep"),
+    pytest.param({"a": {"key": KEY, "keep": 0}}, "'keep' must be true or false", id="keep, 0"),
+    pytest.param(
+        {"a": {"key": KEY, "keep": False, "continuity": "auto"}},
+        "with 'keep' false no conversation is continued: remove one of them",
+        id="continuity without keep",
+    ),
     pytest.param({"a": {"key": KEY, "max_streams": 0}}, "'max_streams' must be", id="max_streams"),
     pytest.param({"a": {"key": KEY, "max_streams": True}}, "'max_streams' must be", id="true"),
     pytest.param({"a": {"key": KEY, "output": ""}}, "'output' must be", id="output"),
@@ -499,6 +494,7 @@ def test_the_settings_of_a_model_are_those_of_the_product() -> None:
         "continuity",
         "conversation_ids",
         "tasks",
+        "keep",
         "reasoning",
         "agent_steps",
         "progress",

@@ -75,7 +75,8 @@ def play(
 ) -> list[Arrival]:
     memory = RememberingDify(reply, {"app": mode})
     dify = FakeDify(memory, tells_of_its_app=True)
-    models = {"tiny": Model("tiny", "app", dify.base)}
+    tasks = "throwaway" if mode == "chat" else ""
+    models = {"tiny": Model("tiny", "app", dify.base, tasks=tasks)}
     with (
         tempfile.TemporaryDirectory() as place,
         ThreadPoolExecutor(len(RECORDED)) as pool,

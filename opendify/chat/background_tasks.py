@@ -1,7 +1,7 @@
 """Answers background tasks without touching the conversation of the chat that they belong to.
 
 A task runs in a throwaway conversation, or is answered here without a run: with what Dify's API
-knows about the chat, else with an empty answer in the requested shape.
+knows about the chat, else with the default answer of the task.
 """
 
 import logging
@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from opendify import errors
-from opendify.chat import task_detection
+from opendify.chat import client_tasks, tasks
 from opendify.chat.context import RequestContext, Services
+from opendify.chat.tasks import Task
 from opendify.chat.turn import ChatTurn, owner_of
 from opendify.config.models import Model
 from opendify.dify import conversation_api, endpoints
@@ -108,24 +109,24 @@ class BackgroundTasks:
 
     def start(
         self,
-        kind: str,
+        task: Task,
         prompt: ChatPrompt,
         model: Model,
         answering: Model,
         context: RequestContext,
     ) -> ChatTurn | StaticTurn:
-        """The response to a task of this kind; ``answering`` is the ``answering_model`` of
-        ``model``. Raises ClientDisconnected, CallerError and DifyError."""
-        policy = model.tasks
-        if not policy:
-            mode = self._services.app_registry.app(model).mode
-            policy = task_detection.policy("", kind, mode)
-        elif policy.startswith(_MODEL_PREFIX) and answering is model:
-            # A person waits to read a merged answer; the other tasks serve the client alone.
-            policy = "throwaway" if kind == task_detection.MERGED_ANSWER else "local"
-        log.info("a background task model=%s kind=%s by=%s", model.name, kind, policy)
+        """The response to a task; ``answering`` is the ``answering_model`` of ``model``. Raises
+        ClientDisconnected, CallerError and DifyError."""
+        policy = tasks.policy(model, task)
+        if policy.startswith(_MODEL_PREFIX) and answering is model:
+            policy = tasks.default_policy(model, task)
+        log.info("a background task model=%s kind=%s by=%s", model.name, task.kind, policy)
         if policy == "local":
-            return StaticTurn(prompt, model, self._answer(kind, prompt, model, context))
+            return StaticTurn(prompt, model, self._answer(task, model, context))
+        if answering.history == "drop":  # a task is about the messages before it
+            answering = replace(answering, history="query")
+        if task.asks_in_system:
+            prompt = replace(prompt, messages=client_tasks.as_question(prompt.messages))
         options = replace(prompt.options, conversation_id="", auto_generate_name=False)
         prompt = replace(prompt, options=options)
         return ChatTurn.start(prompt, answering, context, self._services, is_throwaway=True)
@@ -141,29 +142,27 @@ class BackgroundTasks:
                 caller_name,
             )
 
-    def _answer(self, kind: str, prompt: ChatPrompt, model: Model, context: RequestContext) -> str:
+    def _answer(self, task: Task, model: Model, context: RequestContext) -> str:
         content: str | list[str] = ""
         if context.chat_id and not context.is_temporary_chat:
             try:
-                content = self._ask_dify(kind, model, context)
+                content = self._ask_dify(task.kind, model, context)
             except errors.OpenDifyError as exc:
                 log.info(
                     "Dify has no answer to a task model=%s kind=%s code=%s",
                     model.name,
-                    kind,
+                    task.kind,
                     exc.code,
                 )
-        if content:
-            return task_detection.answer(kind, content)
-        return task_detection.empty_answer(kind, prompt.messages[-1].text)
+        return task.answer(content)
 
     def _ask_dify(self, kind: str, model: Model, context: RequestContext) -> str | list[str]:
-        if kind not in (task_detection.TITLE, task_detection.FOLLOW_UPS):
+        if kind not in (tasks.TITLE, tasks.FOLLOW_UPS):
             return ""
         app = self._services.app_registry.app(model)
         if not endpoints.has_conversations(app.mode):
             return ""
-        if kind == task_detection.TITLE:
+        if kind == tasks.TITLE:
             return self._title(model, context)
         return self._follow_ups(model, app, context)
 

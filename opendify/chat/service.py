@@ -8,6 +8,7 @@ from opendify import errors
 from opendify.chat import task_detection
 from opendify.chat.background_tasks import BackgroundTasks, StaticTurn
 from opendify.chat.context import RequestContext, Services
+from opendify.chat.tasks import Task
 from opendify.chat.turn import ChatTurn
 from opendify.config.models import Model
 from opendify.protocols.base import ChatPrompt
@@ -29,11 +30,11 @@ KEEP_ALIVE_SECONDS = 10.0
 @dataclass(frozen=True, slots=True)
 class Route:
     """The requested model, the model whose app answers (for a background task possibly another
-    one), and the kind of background task, "" for a turn of a chat."""
+    one), and the background task; None for a turn of a chat."""
 
     model: Model
     answering_model: Model
-    task: str
+    task: Task | None
 
 
 def find_model(name: str, models: Mapping[str, Model]) -> Model:
@@ -70,11 +71,17 @@ class ChatService:
     def start(self, route: Route, prompt: ChatPrompt, context: RequestContext) -> Turn:
         """Sends the request to Dify. The returned turn must be closed. Raises ClientDisconnected,
         CallerError and DifyError."""
-        if route.task:
+        if route.task is not None:
             return self._background_tasks.start(
                 route.task, prompt, route.model, route.answering_model, context
             )
-        is_throwaway = context.is_temporary_chat
+        if prompt.options.conversation_id and not route.model.keep:
+            raise errors.InvalidRequest(
+                f"The model '{route.model.name}' keeps no conversations (its setting 'keep' is "
+                "false): leave out 'conversation_id', or ask another model.",
+                param="conversation_id",
+            )
+        is_throwaway = context.is_temporary_chat or not route.model.keep
         return ChatTurn.start(
             prompt, route.model, context, self._services, is_throwaway=is_throwaway
         )

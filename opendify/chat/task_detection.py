@@ -1,34 +1,39 @@
-"""Detects background tasks: requests that serve Open WebUI itself and not a user. No I/O.
+"""Detects background tasks: requests that serve the client itself and not a user. No I/O.
 
 Open WebUI also uses the model of a chat to generate the chat's title, tags, follow-up questions,
 search queries and the like, with the id of that chat. The header ``X-OpenWebUI-Task`` names the
-task if the connection sends it; else a task is detected by its shape (recorded with Open WebUI
-0.12): not streamed, without ``tools``, and a single user message that starts with ``### Task:`` and
+task if the connection sends it, ``metadata.task`` of the body if a filter or a pipe passes it on;
+else a task is detected by its shape (recorded with Open WebUI 0.12): not streamed, without
+``tools``, and apart from system messages a single user message that starts with ``### Task:`` and
 contains the chat in a block. A user's turn with a file starts with ``### Task:`` too, but its first
 block is the ``<context>`` to answer from.
+
+The tasks of other clients are in ``client_tasks``.
 """
 
-import json
 import re
-from typing import Any
 
+from opendify.chat import client_tasks
+from opendify.chat.tasks import (
+    COMPACTION,
+    FOLLOW_UPS,
+    MERGED_ANSWER,
+    QUERIES,
+    TITLE,
+    UNKNOWN,
+    Task,
+)
 from opendify.protocols.base import ChatPrompt
 
-TITLE = "title_generation"
-FOLLOW_UPS = "follow_up_generation"
-MERGED_ANSWER = "moa_response_generation"
-COMPACTION = "context_compaction"
-UNKNOWN = "task"
-
 # The answer to each task is a JSON object with this one key; the second item is its empty value.
-_SHAPES: dict[str, tuple[str, str | list[str]]] = {
+_SHAPES: dict[str, tuple[str, str | tuple[str, ...]]] = {
     TITLE: ("title", ""),
-    "tags_generation": ("tags", []),
-    FOLLOW_UPS: ("follow_ups", []),
-    "query_generation": ("queries", []),
+    "tags_generation": ("tags", ()),
+    FOLLOW_UPS: ("follow_ups", ()),
+    QUERIES: ("queries", ()),
     "autocomplete_generation": ("text", ""),
     "image_prompt_generation": ("prompt", ""),
-    "function_calling": ("tool_calls", []),
+    "function_calling": ("tool_calls", ()),
 }
 _PLAIN_KINDS = ("emoji_generation", MERGED_ANSWER, COMPACTION)
 _KINDS_BY_KEY = {key: kind for kind, (key, _) in _SHAPES.items()}
@@ -42,46 +47,42 @@ _CONTEXT = "<context>"
 _COMPACTION_HEADING = "\n### Messages Being Compacted:\n"
 
 
-def detect(chat: ChatPrompt, header_task: str) -> str:
-    """The kind of background task, by Open WebUI's name; "" for a chat turn.
+def detect(chat: ChatPrompt, header_task: str) -> Task | None:
+    """The background task that a request is; None for a turn of a chat.
 
     ``header_task`` is the value of the request's header, empty where there is none. A header that
-    still contains its template (``{{TASK}}``, before Open WebUI 0.10) is ignored.
+    still contains its template (``{{TASK}}``, before Open WebUI 0.10) is ignored. So is a name in
+    the body that is none of Open WebUI's: applications have a ``metadata.task`` of their own.
     """
     task = header_task.strip()
     if task and not task.startswith("{{"):
-        return task if task in _SHAPES or task in _PLAIN_KINDS else UNKNOWN
-    if chat.stream or chat.has_tools or len(chat.messages) != 1:
+        return _task(task if _is_known(task) else UNKNOWN, chat)
+    if _is_known(chat.task):
+        return _task(chat.task, chat)
+    kind = _kind_by_form(chat)
+    return _task(kind, chat) if kind else client_tasks.find(chat)
+
+
+def _is_known(task: str) -> bool:
+    return task in _SHAPES or task in _PLAIN_KINDS
+
+
+def _task(kind: str, chat: ChatPrompt) -> Task:
+    """The task of this kind; the form of the answer to an unknown one is read off its prompt."""
+    shape = _kind_by_key(chat.messages[-1].text) if kind == UNKNOWN else kind
+    return Task(kind, *_SHAPES.get(shape, ("", "")))
+
+
+def _kind_by_form(chat: ChatPrompt) -> str:
+    if chat.stream or chat.has_tools:
         return ""
-    (message,) = chat.messages
+    *before, message = chat.messages
     prompt = message.text.lstrip()
     if message.role != "user" or message.attachments or not prompt.startswith(_START):
         return ""
+    if any(one.role not in ("system", "developer") for one in before):
+        return ""
     return _kind(prompt)
-
-
-def policy(setting: str, kind: str, mode: str) -> str:
-    """How a task is answered: ``throwaway``, ``local`` or ``model:<name>``.
-
-    The model's ``setting`` takes precedence; ``mode`` is that of its app. Runs of agents and graphs
-    have side effects and costs, so by default they are not started for a title. The merged answer
-    of several models, however, is one that a user waits for.
-    """
-    if setting:
-        return setting
-    return "throwaway" if mode in ("chat", "completion") or kind == MERGED_ANSWER else "local"
-
-
-def empty_answer(kind: str, prompt: str) -> str:
-    """An empty answer in the format that the task requires."""
-    if kind == UNKNOWN:
-        kind = _kind_by_shape(prompt)
-    return _to_json(*_SHAPES[kind]) if kind in _SHAPES else ""
-
-
-def answer(kind: str, content: str | list[str]) -> str:
-    """The answer to a title or follow-up task."""
-    return _to_json(_SHAPES[kind][0], content)
 
 
 def _kind(prompt: str) -> str:
@@ -90,10 +91,10 @@ def _kind(prompt: str) -> str:
         return COMPACTION if _COMPACTION_HEADING in prompt and _CONTEXT not in prompt else ""
     if _CONTEXT in before:
         return ""
-    return _kind_by_shape(prompt)
+    return _kind_by_key(prompt)
 
 
-def _kind_by_shape(prompt: str) -> str:
+def _kind_by_key(prompt: str) -> str:
     """The kind by the key of the requested JSON object. The chat itself is skipped: it may contain
     any text."""
     before, _, after = _around_history(prompt)
@@ -107,7 +108,3 @@ def _around_history(prompt: str) -> tuple[str, str, str]:
     before, start, rest = prompt.partition(_HISTORY_START)
     history, end, after = rest.rpartition(_HISTORY_END)
     return (before, start + history + end, after) if end else (prompt, "", "")
-
-
-def _to_json(key: str, content: Any) -> str:
-    return json.dumps({key: content}, ensure_ascii=False, separators=(",", ":"))

@@ -371,7 +371,8 @@ class ChatTurn:
             self._dify_prompt, self._model, self._prepared, services.files_only_query
         )
         found = self._conversation.resolve(deadline, self._is_cancelled, probe, query)
-        if not found and not context.chat_id and self._model.continuity == "off":
+        is_alone = not found and not context.chat_id and not self._is_throwaway
+        if is_alone and self._model.continuity == "off":
             self._dify_prompt = replace(self._dify_prompt, history=())
         return found
 

@@ -56,6 +56,7 @@ class Model:
     progress: str = "off"
     citations: str = "auto"
     tasks: str = ""
+    keep: bool = True
     max_streams: int = 0  # 0: no limit for this model
 
 
@@ -141,6 +142,7 @@ def _parse_model(
     values = dict(defaults)
     for setting, value in settings.items():
         values[setting] = SETTINGS[setting](value, f"model '{name}', setting '{setting}'")
+    _check_continuity(name, values)
     base = values.pop("base", default_base)
     if callers_bring_keys:
         values["key"] = ""
@@ -155,6 +157,14 @@ def _parse_model(
         raise InvalidValue(f"model '{name}' has no 'key'")
     names = {model_field.name for model_field in fields(Model)}
     return Model(name, base=base, **{k: v for k, v in values.items() if k in names})
+
+
+def _check_continuity(name: str, values: Mapping[str, Any]) -> None:
+    if values.get("keep") is False and "continuity" in values:
+        raise InvalidValue(
+            f"model '{name}' has 'continuity', but with 'keep' false no conversation is continued: "
+            "remove one of them"
+        )
 
 
 def _key(value: Any, where: str) -> str:
@@ -186,11 +196,10 @@ def _text(value: Any, where: str) -> str:
     return value
 
 
-def _history_max_chars(value: Any, where: str) -> int:
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if not is_whole or not 0 <= value <= MAX_HISTORY_MAX_CHARS:
-        raise InvalidValue(f"{where} must be a whole number from 0 to {MAX_HISTORY_MAX_CHARS}")
-    return int(value)
+def _boolean(value: Any, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidValue(f"{where} must be true or false")
+    return value
 
 
 def _choice(value: Any, where: str) -> str:
@@ -215,6 +224,7 @@ SETTINGS: dict[str, Callable[[Any, str], Any]] = {
     "continuity": _choice,
     "conversation_ids": _choice,
     "tasks": _choice,
+    "keep": _boolean,
     "reasoning": _choice,
     "agent_steps": _choice,
     "progress": _choice,
