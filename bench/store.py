@@ -15,7 +15,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from opendify.conversations import ConversationRecord, JsonFileStore
+from opendify.conversations import ChatRecord, ConversationRecord, JsonFileStore, Update
 from opendify.conversations.store.compactor import Compactor
 from opendify.conversations.store.snapshot import read_snapshot, write_snapshot
 
@@ -43,13 +43,17 @@ def measure(folder: Path, entries: int) -> tuple[float, ...]:
     folder.mkdir(mode=0o700)
     now = int(time.time())
     write_snapshot(
-        path, {key_of(n): ConversationRecord(conversation_of(n), now, now) for n in range(entries)}
+        path,
+        {
+            key_of(n): ChatRecord((ConversationRecord(conversation_of(n), now, now),))
+            for n in range(entries)
+        },
     )
     store = JsonFileStore(folder, clock=time.time, max_age_days=None, max_entries=10**8)
 
     def put() -> None:
         for number in range(entries, entries + NEW):
-            store.put(key_of(number), conversation_of(number))
+            store.put(key_of(number), conversation_of(number), Update(""))
 
     def get() -> None:
         for number in range(LOOKUPS):

@@ -9,15 +9,19 @@ from typing import Any
 import pytest
 import redis
 
-from opendify.conversations import ConversationRecord, JsonFileStore
+from opendify.conversations import ChatRecord, ConversationRecord, JsonFileStore, Update
 from opendify.conversations.store.redis import RedisStore
 from opendify.storage.redis_connection import RedisConnection
+from tests.support.chats import MOST_BRANCHES, conversations_of, one_branch
 from tests.support.redis_server import RedisServer
 from tests.support.service import ROOT, environment
 
 MANY = {
-    f'["-","tiny","user {n}","聊天 {n}"]': ConversationRecord(
-        f"c{n}", n, n + 1, f"heard {n}" * (n % 2)
+    f'["-","tiny","user {n}","聊天 {n}"]': ChatRecord(
+        tuple(
+            ConversationRecord(f"c{n}" + "-older" * b, n, n + 8 - b, f"digest {n}" * (n % 2), "r")
+            for b in range(n % MOST_BRANCHES + 1)
+        )
     )
     for n in range(1234)
 }
@@ -63,7 +67,7 @@ def test_everything_goes_there_and_back(
     )
     store = in_redis(redis_url)
     assert dict(store.entries()) == MANY
-    assert store.owner("c7") == '["-","tiny","user 7","聊天 7"]'
+    assert store.owners("c7-older") == ['["-","tiny","user 7","聊天 7"]']
     store.close()
     assert (file_store / "data/conversation_mappings.json").read_bytes() == before
     empty = tmp_path_factory.mktemp("empty")
@@ -74,25 +78,73 @@ def test_everything_goes_there_and_back(
     assert copied == json.loads(before)
 
 
-def test_a_second_time_copies_only_what_is_news(file_store: Path, redis_url: str) -> None:
+def test_a_second_time_copies_only_what_is_new(file_store: Path, redis_url: str) -> None:
     transfer(file_store, "--from", "file", "--to", redis_url)
     first, second = list(MANY)[:2]
+    newer_there, newer_here = one_branch("c0", 0, 99_999, "there"), one_branch("c1", 1, 99_999)
     there = in_redis(redis_url)
-    there.adopt({first: ConversationRecord("newer there", 1, 99_999)})
+    there.adopt({first: newer_there}, overwrite=True)
     here = JsonFileStore(file_store / "data", **OPTIONS)
-    here.adopt({second: ConversationRecord("newer here", 1, 99_999)})
+    here.adopt({second: newer_here}, overwrite=True)
     here.close()
     again = transfer(file_store, "--from", "file", "--to", redis_url)
     assert "1234 mappings" in again.stdout
     assert " 1 copied" in again.stdout
     assert "1233 were already there" in again.stdout
-    expected = {**MANY, first: ConversationRecord("newer there", 1, 99_999)}
-    expected[second] = ConversationRecord("newer here", 1, 99_999)
-    assert dict(there.entries()) == expected
+    merged = ChatRecord((*newer_here.branches, *MANY[second].branches[1:]))
+    assert dict(there.entries()) == {**MANY, first: newer_there, second: merged}
     overwritten = transfer(file_store, "--from", "file", "--to", redis_url, "--overwrite")
-    assert " 1 copied" in overwritten.stdout
+    assert " 2 copied" in overwritten.stdout
     assert there.get(first) == MANY[first]
+    assert there.get(second) == newer_here
     there.close()
+
+
+@pytest.mark.parametrize("way", ["into Redis", "into the file"])
+def test_the_branches_of_a_chat_on_both_sides_are_merged(
+    tmp_path: Path, redis_url: str, way: str
+) -> None:
+    key = '["-","tiny","anna","chat"]'
+    both, only = ConversationRecord("both", 1, 30, "s"), ConversationRecord("only there", 1, 20)
+    of_file = JsonFileStore(tmp_path / "data", **OPTIONS)
+    of_redis = in_redis(redis_url)
+    source, target = (of_file, of_redis) if way == "into Redis" else (of_redis, of_file)
+    source.adopt({key: ChatRecord((both, ConversationRecord("from", 1, 10, "", "reason", "sys")))})
+    target.adopt({key: ChatRecord((only, ConversationRecord("both", 1, 15, "t")))})
+    of_file.close()
+    places = ("file", redis_url) if way == "into Redis" else (redis_url, "file")
+    for copied in (1, 0):
+        done = transfer(tmp_path, "--from", places[0], "--to", places[1])
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f": {copied} copied to" in done.stdout
+        assert target.get(key) == ChatRecord(
+            (both, only, ConversationRecord("from", 1, 10, "", "reason", "sys"))
+        )
+        assert conversations_of(source.get(key)) == ["both", "from"]
+    assert [target.owners(branch) for branch in ("both", "only there", "from")] == [[key]] * 3
+    target.put(key, "later", Update(""))
+    again = transfer(tmp_path, "--from", places[0], "--to", places[1], "--overwrite")
+    assert ": 1 copied to" in again.stdout
+    assert conversations_of(target.get(key)) == ["both", "from"]
+    assert target.owners("later") == []
+    for store in (of_file, of_redis):
+        store.close()
+
+
+def test_a_file_of_an_earlier_release_is_copied_with_one_branch_for_each_chat(
+    tmp_path: Path, redis_url: str
+) -> None:
+    old = {"dify_conversation_id": "c1", "created_at": 1.5, "last_used": 2}
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/conversation_mappings.json").write_text(
+        json.dumps({"a": old, "b": old | {"heard": "h"}, "c": old | {"history_digest": "h"}})
+    )
+    assert transfer(tmp_path, "--from", "file", "--to", redis_url).returncode == 0
+    store = in_redis(redis_url)
+    with_digest = one_branch("c1", 1, 2, "h")
+    expected = {"a": one_branch("c1", 1, 2), "b": with_digest, "c": with_digest}
+    assert dict(store.entries()) == expected
+    store.close()
 
 
 def test_the_settings_of_the_environment_and_the_env_file_count(

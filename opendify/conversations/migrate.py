@@ -26,9 +26,9 @@ _NO_LIMIT = sys.maxsize
 
 _DESCRIPTION = """\
 Copies the conversations of the chats from one store to another: from the JSON file
-into Redis, or back. The source is not changed. A chat that was used later in the
-target is not overwritten, so a copy can be repeated, also while OpenDify runs; what
-OpenDify writes to the old store meanwhile is copied by the next run.
+into Redis, or back. The source is not changed. The branches of a chat that the target
+has too are merged, and what was used later counts, so a copy can be repeated, also while
+OpenDify runs; what OpenDify writes to the old store meanwhile is copied by the next run.
 
 A store is one of
   file           the JSON file in DATA_DIR (environment or .env)
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="overwrite chats that were used later in the target too",
+        help="replace the chats that the target has too",
     )
     return parser
 
@@ -130,7 +130,7 @@ def _copy(source: StoreLocation, target: StoreLocation, overwrite: bool) -> None
     )
 
 
-def _batches(entries: Iterator[tuple[str, records.ConversationRecord]]) -> Iterator[Entries]:
+def _batches(entries: Iterator[tuple[str, records.ChatRecord]]) -> Iterator[Entries]:
     while batch := dict(islice(entries, _BATCH)):
         yield batch
 

@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from opendify.conversations import JsonFileStore
+from opendify.conversations import JsonFileStore, Update
 from opendify.conversations.store.compactor import Compactor
 
 MOVED_EVERY = 7
+BRANCHED_EVERY = 5
 
 
 def opened(folder: Path) -> JsonFileStore:
@@ -36,6 +37,11 @@ def conversation_of(number: int) -> str:
     return f"conversation-of-{number:020d}"
 
 
+def branch_of(number: int) -> str:
+    """The conversation of the second branch that some chats have."""
+    return f"branch-of-{number:020d}"
+
+
 def write(folder: Path, numbers: range, told: int, fold_every: int) -> None:
     """Put one chat after the other, and tell each number when the store has returned."""
     stopping: list[int] = []
@@ -47,11 +53,15 @@ def write(folder: Path, numbers: range, told: int, fold_every: int) -> None:
     for number in numbers:
         if stopping:
             break
-        store.put(key_of(number), conversation_of(number))
+        store.put(key_of(number), conversation_of(number), Update(""))
         os.write(told, b"p%d\n" % number)
         if number % MOVED_EVERY == 0:
-            store.move(key_of(number), f"moved {number}", conversation_of(number), "heard")
+            update = Update("digest", "end-of-history")
+            store.move(key_of(number), f"moved {number}", conversation_of(number), update)
             os.write(told, b"m%d\n" % number)
+        elif number % BRANCHED_EVERY == 0:
+            store.put(key_of(number), branch_of(number), Update("digest", "other-history"))
+            os.write(told, b"b%d\n" % number)
         if random.randrange(fold_every) == 0:
             store._compactor.compact()
     while not stopping:
@@ -139,20 +149,31 @@ def run(folder: Path, chats: int, writers: int, kills: int, fold_every: int) -> 
 def verdict(folder: Path, told: list[bytes]) -> dict[str, Any]:
     """Look for every number reported, in a new store and in the file that people read."""
     store = opened(folder)
-    known = {key: mapping.conversation_id for key, mapping in store.entries()}
+    known = {key: [b.conversation_id for b in chat.branches] for key, chat in store.entries()}
     store.close()
     raw = json.loads((folder / "conversation_mappings.json").read_bytes())
-    in_file = {key: entry["dify_conversation_id"] for key, entry in raw.items()}
+    in_file = {
+        branch["dify_conversation_id"]
+        for entry in raw.values()
+        for branch in (entry, *entry.get("branches", []))
+    }
     lost = wrong = missing = 0
-    moved = {int(line[1:]) for line in told if line.startswith(b"m")}
+    moved, branched = (
+        {int(line[1:]) for line in told if line.startswith(kind)} for kind in (b"m", b"b")
+    )
     for number in {int(line[1:]) for line in told}:
         keys = {key_of(number), f"moved {number}"}
         if number in moved and key_of(number) in known:
             wrong += 1
-        found = {known[key] for key in keys if key in known}
-        lost += not found
-        wrong += bool(found - {conversation_of(number)})
-        missing += not any(key in in_file for key in keys)
+        found = [conversation for key in keys for conversation in known.get(key, [])]
+        expected = {conversation_of(number)} | (
+            {branch_of(number)} if number in branched else set()
+        )
+        lost += not expected.issubset(found)
+        # The second branch may have been written by one that was killed before it told.
+        wrong += bool(set(found) - {conversation_of(number), branch_of(number)})
+        wrong += len(found) != len(set(found))
+        missing += not expected <= in_file
     (journal,) = folder.glob("*.jsonl")
     report = {"folds": int(journal.suffixes[0][1:]) - 1, "entries": len(known)}
     return report | {"lost": lost, "wrong": wrong, "not_in_the_file": missing}

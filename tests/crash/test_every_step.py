@@ -11,15 +11,18 @@ from typing import Any
 
 import pytest
 
-from opendify.conversations import JsonFileStore
+from opendify.conversations import JsonFileStore, Update
 from opendify.conversations.store.compactor import Compactor
+from tests.support.chats import conversations_of
 
 CALLS = [
     "open", "write", "pread", "replace", "rename", "unlink", "listdir",
     "mkdir", "chmod", "stat", "fstat", "access",
 ]  # fmt: skip
 
-Known = dict[str, str]
+UNKNOWN = Update("")
+
+Known = dict[str, list[str]]
 Hook = Callable[[str, tuple[Any, ...]], None]
 
 
@@ -64,7 +67,7 @@ def opened(folder: Path, sync: bool = False) -> JsonFileStore:
 
 
 def known_by(store: JsonFileStore) -> Known:
-    return {key: mapping.conversation_id for key, mapping in store.entries()}
+    return {key: conversations_of(chat) for key, chat in store.entries()}
 
 
 def known_in(folder: Path) -> Known:
@@ -77,16 +80,24 @@ def known_in(folder: Path) -> Known:
 
 def history(store: JsonFileStore) -> Iterator[tuple[Callable[[], object], Known]]:
     """Steps, and what is known after each; closing folds, and the next step opens again."""
+    long, one, two = "long " * 300, Update("one"), Update("two")
     known: Known = {}
-    yield lambda: store.put("a", "c1"), (known := known | {"a": "c1"})
-    yield lambda: store.put("b", "c2"), (known := known | {"b": "c2"})
+    yield lambda: store.put("a", "c1", one), (known := known | {"a": ["c1"]})
+    yield lambda: store.put("b", "c2", one), (known := known | {"b": ["c2"]})
+    yield lambda: store.put("a", "c5", one), (known := known | {"a": ["c5", "c1"]})
+    yield lambda: store.update_if("a", "c1", "one", two), (known := known | {"a": ["c1", "c5"]})
     yield store.close, known
-    yield lambda: store.move("a", "d", "c1", "heard"), (known := {"b": "c2", "d": "c1"})
-    yield lambda: store.put("long " * 300, "c3"), (known := known | {"long " * 300: "c3"})
+    yield (
+        lambda: store.move("a", "d", "c1", two),
+        (known := known | {"a": ["c5"], "d": ["c1"]}),
+    )
+    yield lambda: store.put(long, "c3", one), (known := known | {long: ["c3"]})
+    yield lambda: store.forget("a", "c5"), (known := {k: v for k, v in known.items() if k != "a"})
     yield store.close, known
-    yield lambda: store.forget("b", "c2"), (known := {k: v for k, v in known.items() if k != "b"})
-    yield lambda: store.put("a", "c4"), (known | {"a": "c4"})
-    yield store.close, (known | {"a": "c4"})
+    yield lambda: store.move("b", "d", "c2", two), (known := {long: ["c3"], "d": ["c2", "c1"]})
+    yield lambda: store.remove_conversation("c2"), (known := known | {"d": ["c1"]})
+    yield lambda: store.put("a", "c4", one), (known := known | {"a": ["c4"]})
+    yield store.close, known
 
 
 def test_whoever_is_killed_at_any_moment_leaves_all_that_was_said(
@@ -126,14 +137,14 @@ def test_whoever_is_killed_at_any_moment_leaves_all_that_was_said(
 def test_what_others_say_during_a_fold_is_kept(tmp_path: Path, kernel: Kernel) -> None:
     folder = tmp_path / "data"
     store, other = opened(folder), opened(folder)
-    said: Known = {"a": "c1"}
+    said: Known = {"a": ["c1"]}
     kept: list[bool] = []
-    store.put("a", "c1")
+    store.put("a", "c1", UNKNOWN)
 
     def speak(name: str, _: tuple[Any, ...]) -> None:
         key = f"before call {len(said)}, {name}"
-        said[key] = "c2"
-        other.put(key, "c2")
+        said[key] = ["c2"]
+        other.put(key, "c2", UNKNOWN)
         kept.append(not other._map._state.unwritten)
 
     kernel.before = speak
@@ -191,7 +202,7 @@ def test_a_disk_that_fails_at_any_moment_costs_nothing_in_the_end(
 
 def folds(store: JsonFileStore, times: int) -> None:
     for time in range(times):
-        store.put(f"fold {time}", "c2")
+        store.put(f"fold {time}", "c2", UNKNOWN)
         store.close()
 
 
@@ -205,19 +216,19 @@ def test_who_reads_while_others_write_and_fold_misses_nothing(
     while at <= calls:
         folder = tmp_path / f"folded-at-{at}"
         reader, other = opened(folder), opened(folder)
-        other.put("a", "c1")
+        other.put("a", "c1", UNKNOWN)
         folds(other, 1)
-        other.put("b", "c1")
+        other.put("b", "c1", UNKNOWN)
         if not fresh:
-            assert known_by(reader)["b"] == "c1"
-            other.put("c", "c1")
+            assert known_by(reader)["b"] == ["c1"]
+            other.put("c", "c1", UNKNOWN)
         said, calls = known_by(other), 0
 
         def act(_: str, __: tuple[Any, ...], at: int = at, other: JsonFileStore = other) -> None:
             nonlocal calls
             calls += 1
             if calls == at:
-                other.put("during", "c3")
+                other.put("during", "c3", UNKNOWN)
                 folds(other, times)
 
         kernel.before = act
@@ -242,12 +253,12 @@ def test_what_is_used_while_others_are_cleaned_up_stays(
         for _ in range(2)
     )
     for key in ("used", "unused", "third", "fourth", "fifth"):
-        cleaner.put(key, "c1")
+        cleaner.put(key, "c1", UNKNOWN)
         now += 86400
 
     def use(_: str, arguments: tuple[Any, ...]) -> None:
         if str(arguments[0]).endswith("mappings.lock"):
-            other.touch("used")
+            other.put("used", "c1", UNKNOWN)
 
     kernel.before = use
     if why == "too old":
@@ -267,7 +278,7 @@ def test_a_full_disk_that_takes_half_a_line_costs_no_mapping(tmp_path: Path) -> 
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         for number in range(30):
-            store.put(f"chat {number}", "c")
+            store.put(f"chat {number}", "c", UNKNOWN)
             assert store.stats().count == number + 1
         written = known_in(folder)
         assert 0 < len(written) < 30

@@ -20,10 +20,11 @@ ROOT = Path(__file__).parents[2]
 HEAD = """
     import logging, os, sys, threading, time
     from pathlib import Path
-    from opendify.conversations import JsonFileStore
+    from opendify.conversations import JsonFileStore, Update
     from opendify.conversations.store.compactor import Compactor
 
     Compactor.TICK_SECONDS = 0.05
+    UNKNOWN = Update("")
     logging.basicConfig(format="%(levelname)s %(message)s")
     folder = Path(sys.argv[1])
     store = JsonFileStore(folder, clock=time.time, max_age_days=None, max_entries=10**5)
@@ -66,7 +67,8 @@ def test_five_processes_put_two_hundred_chats_into_the_file(tmp_path: Path) -> N
         print("ready", flush=True)
         sys.stdin.readline()
         threads = [
-            threading.Thread(target=store.put, args=(f"{sys.argv[2]}-{n}", "c")) for n in range(40)
+            threading.Thread(target=store.put, args=(f"{sys.argv[2]}-{n}", "c", UNKNOWN))
+            for n in range(40)
         ]
         for thread in threads: thread.start()
         for thread in threads: thread.join()
@@ -103,7 +105,7 @@ def test_making_a_store_opens_nothing_and_children_share_what_they_write(tmp_pat
         children = []
         for number in range(3):
             if (child := os.fork()) == 0:
-                store.put(f"chat {number}", "c")
+                store.put(f"chat {number}", "c", UNKNOWN)
                 store.close()
                 os._exit(0)
             children.append(child)
@@ -119,17 +121,17 @@ def test_making_a_store_opens_nothing_and_children_share_what_they_write(tmp_pat
 def test_a_store_in_use_survives_a_fork(tmp_path: Path) -> None:
     """Also when another thread of the parent holds its locks at that moment."""
     script = """
-        store.put("parent, before", "c")
+        store.put("parent, before", "c", UNKNOWN)
         ledger = store._map
         ledger._write_lock.acquire(), ledger._memory_lock.acquire()
         if (child := os.fork()) == 0:
-            store.put("child", "c")
+            store.put("child", "c", UNKNOWN)
             assert store.get("parent, before") is not None
             time.sleep(1)  # its own keeper brings the file up to date
             assert "child" in (folder / "conversation_mappings.json").read_text()
             os._exit(0)
         ledger._write_lock.release(), ledger._memory_lock.release()
-        store.put("parent, after", "c")
+        store.put("parent, after", "c", UNKNOWN)
         assert os.waitpid(child, 0)[1] == 0
         print(sorted(key for key, _ in store.entries()))
         store.close()
@@ -151,7 +153,12 @@ def test_in_a_read_only_folder_what_is_there_is_known_and_what_is_new_is_in_memo
     reachable: Path,
 ) -> None:
     """Root, who may write anywhere, becomes nobody."""
-    finish(start("store.put('known', 'c1'); store.close(); store.put('late', 'c1')", reachable))
+    finish(
+        start(
+            "store.put('known', 'c1', UNKNOWN); store.close(); store.put('late', 'c1', UNKNOWN)",
+            reachable,
+        )
+    )
     for path in (*reachable.iterdir(), reachable):
         path.chmod(0o555)
         if os.geteuid() == 0:
@@ -160,7 +167,7 @@ def test_in_a_read_only_folder_what_is_there_is_known_and_what_is_new_is_in_memo
         if os.geteuid() == 0:
             os.setgroups([]), os.setgid(65534), os.setuid(65534)
         for number in range(5):
-            store.put(f"chat {number}", "c2")
+            store.put(f"chat {number}", "c2", UNKNOWN)
             time.sleep(0.1)
         print(sorted(key for key, _ in store.entries()))
         store.close()
@@ -182,7 +189,7 @@ def test_on_a_full_disk_answers_go_on_and_nothing_is_lost_once_there_is_space(
         _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
         for number in range(200):
-            store.put(f"chat {number}", "c")
+            store.put(f"chat {number}", "c", UNKNOWN)
             assert store.stats().count == number + 1
         store.close()
         assert store.stats().count == 200

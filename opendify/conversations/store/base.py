@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from typing import Protocol
 
-from opendify.conversations.store.records import ConversationRecord, Entries, Stats
+from opendify.conversations.store.mutations import Update
+from opendify.conversations.store.records import ChatRecord, Entries, Stats
 
 
 class ConversationStore(Protocol):
-    """Maps chats to Dify conversations. Keys are opaque here.
+    """Maps chats to their Dify conversations. Keys are opaque here.
 
     Several threads, processes and instances may share the stored mappings. No method raises because
     the backend fails: that is logged, and responses still go out.
@@ -23,30 +24,32 @@ class ConversationStore(Protocol):
         """False while only the memory of this process answers."""
         ...
 
-    def get(self, key: str) -> ConversationRecord | None: ...
+    def get(self, key: str) -> ChatRecord | None: ...
 
-    def put(self, key: str, conversation_id: str, history_digest: str = "") -> None:
-        """Map a chat to a conversation, used now."""
+    def put(self, key: str, conversation_id: str, update: Update) -> None:
+        """Make the conversation the branch of the chat that was used last. Where a chat has too
+        many branches, the least recently used is dropped."""
 
-    def touch(self, key: str) -> None:
-        """Record that a chat was used, at most once an hour."""
+    def update_if(
+        self, key: str, conversation_id: str, expected_digest: str, update: Update
+    ) -> bool:
+        """Update a branch, used now; False if it has another history digest, or does not exist."""
+        ...
 
     def forget(self, key: str, conversation_id: str) -> None:
-        """Remove the mapping, unless the chat is in another conversation by now."""
+        """Remove a branch; a chat without branches is removed."""
 
-    def move(self, old_key: str, new_key: str, conversation_id: str, history_digest: str) -> bool:
-        """Move the conversation to another chat; False if the first one does not have it."""
+    def move(self, old_key: str, new_key: str, conversation_id: str, update: Update) -> bool:
+        """Move a branch to another chat, used now; False if the first chat does not have it. With
+        the same key twice it is only updated."""
         ...
 
     def adopt(self, newcomers: Entries, overwrite: bool = False) -> int:
-        """Import records unchanged, including their times; returns how many.
+        """Import records unchanged, including their times; returns how many changed something.
 
-        An existing record that was used later is kept, unless `overwrite`.
+        The branches of a chat that exists already are merged: of the same conversation, the record
+        that was used later counts. With `overwrite`, the imported chat replaces it.
         """
-        ...
-
-    def owner(self, conversation_id: str) -> str | None:
-        """The key that has the conversation; the smallest if there are several."""
         ...
 
     def owners(self, conversation_id: str) -> list[str]:
@@ -59,16 +62,16 @@ class ConversationStore(Protocol):
         """All keys, unordered."""
         ...
 
-    def entries(self, limit: int | None = None) -> Iterator[tuple[str, ConversationRecord]]:
+    def entries(self, limit: int | None = None) -> Iterator[tuple[str, ChatRecord]]:
         """The current keys and records, most recently used first."""
         ...
 
     def cleanup(self, max_age_days: float) -> int:
-        """Remove the mappings not used for `max_age_days`; returns how many."""
+        """Remove the chats not used for `max_age_days`; returns how many."""
         ...
 
     def remove_conversation(self, conversation_id: str) -> list[str]:
-        """Remove every mapping to the conversation; returns their keys."""
+        """Remove the conversation from every chat; returns their keys."""
         ...
 
     def close(self) -> None:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from opendify.config.redis_url import redact_url
-from opendify.conversations.locks.files import FileTurnLocks, TurnLocks
-from opendify.conversations.locks.redis import RedisTurnLocks
+from opendify.conversations.locks.files import FileLocks, Locks
+from opendify.conversations.locks.redis import RedisLocks
 from opendify.conversations.store.base import ConversationStore
 from opendify.conversations.store.json_file import JsonFileStore
 from opendify.conversations.store.redis import RedisStore
@@ -25,7 +25,7 @@ def new_store_and_locks(
     clock: Callable[[], float],
     max_age_days: float | None,
     max_entries: int,
-) -> tuple[ConversationStore, TurnLocks]:
+) -> tuple[ConversationStore, Locks]:
     """The store and its locks, in Redis, or in the folder where ``redis`` is None.
 
     Nothing is opened before the first use.
@@ -35,6 +35,6 @@ def new_store_and_locks(
         store = JsonFileStore(
             folder, clock=clock, max_age_days=max_age_days, max_entries=max_entries
         )
-        return store, FileTurnLocks(folder)
+        return store, FileLocks(folder)
     store = RedisStore(redis, clock=clock, max_age_days=max_age_days, max_entries=max_entries)
-    return store, RedisTurnLocks(redis)
+    return store, RedisLocks(redis)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from itertools import islice
 
 from opendify.conversations.store.mutations import Mutation
-from opendify.conversations.store.records import ConversationRecord, Entries, Patch
+from opendify.conversations.store.records import ChatRecord, Entries, Patch
 
 
 class FallbackCache:
@@ -18,14 +18,14 @@ class FallbackCache:
     def __init__(self, max_size: int) -> None:
         self._max_size = max_size
         self._lock = threading.Lock()
-        self._seen: OrderedDict[str, ConversationRecord] = OrderedDict()
-        self._unwritten: OrderedDict[str, ConversationRecord] = OrderedDict()
+        self._seen: OrderedDict[str, ChatRecord] = OrderedDict()
+        self._unwritten: OrderedDict[str, ChatRecord] = OrderedDict()
 
-    def get(self, key: str) -> ConversationRecord | None:
+    def get(self, key: str) -> ChatRecord | None:
         with self._lock:
             return self._unwritten.get(key) or self._seen.get(key)
 
-    def unwritten(self, key: str) -> ConversationRecord | None:
+    def unwritten(self, key: str) -> ChatRecord | None:
         """The record, if it is not written yet."""
         return self._unwritten.get(key)
 
@@ -38,7 +38,7 @@ class FallbackCache:
         with self._lock:
             return {**self._seen, **self._unwritten}
 
-    def remember(self, key: str, record: ConversationRecord | None) -> None:
+    def remember(self, key: str, record: ChatRecord | None) -> None:
         """Cache the stored record of a chat; None removes it."""
         with self._lock:
             self._set(self._seen, key, record)
@@ -60,7 +60,7 @@ class FallbackCache:
                 self._unwritten.pop(key, None)
                 self._set(self._seen, key, record)
 
-    def mark_one_written(self, key: str, record: ConversationRecord) -> None:
+    def mark_one_written(self, key: str, record: ChatRecord) -> None:
         """This record no longer has to be written, unless a newer one waits by now."""
         with self._lock:
             if self._unwritten.get(key) is record:
@@ -69,9 +69,9 @@ class FallbackCache:
 
     def _set(
         self,
-        records: OrderedDict[str, ConversationRecord],
+        records: OrderedDict[str, ChatRecord],
         key: str,
-        record: ConversationRecord | None,
+        record: ChatRecord | None,
     ) -> None:
         if record is None:
             records.pop(key, None)

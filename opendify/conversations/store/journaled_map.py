@@ -9,7 +9,7 @@ from pathlib import Path
 from opendify.conversations.store.journal import Journal, JournalCompacted, delete_journals
 from opendify.conversations.store.loading import load
 from opendify.conversations.store.memory import Memory
-from opendify.conversations.store.records import ConversationRecord, Entries, Patch
+from opendify.conversations.store.records import ChatRecord, Entries, Patch
 from opendify.conversations.store.snapshot import write_snapshot
 from opendify.storage.data_dir import DataDir, sync_and_close
 
@@ -54,7 +54,7 @@ class JournaledMap:
         `retry_writes`."""
         return self._failing
 
-    def get(self, key: str) -> ConversationRecord | None:
+    def get(self, key: str) -> ChatRecord | None:
         with self._memory_lock:
             self._refresh_if_stale()
             return self._state.entries.get(key)
@@ -77,7 +77,7 @@ class JournaledMap:
         with self._write_lock:
             return self._change(mutation)
 
-    def remove(self, condition: Callable[[ConversationRecord], bool]) -> list[str]:
+    def remove(self, condition: Callable[[ChatRecord], bool]) -> list[str]:
         """Remove the entries that satisfy the condition; returns their keys."""
         # Searched outside the locks, and checked again inside.
         matching = [key for key, record in self.copy().items() if condition(record)]

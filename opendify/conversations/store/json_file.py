@@ -7,9 +7,9 @@ from pathlib import Path
 from opendify.conversations.store import mutations
 from opendify.conversations.store.compactor import DAY, Compactor
 from opendify.conversations.store.journaled_map import JournaledMap
-from opendify.conversations.store.mutations import Mutation
+from opendify.conversations.store.mutations import Mutation, Update
 from opendify.conversations.store.records import (
-    ConversationRecord,
+    ChatRecord,
     Entries,
     Patch,
     Stats,
@@ -20,7 +20,8 @@ _CLOSE_TIMEOUT = 5.0
 
 
 class JsonFileStore:
-    """Chats and their Dify conversations, in `conversation_mappings.json` in a folder.
+    """Chats and their Dify conversations, in `conversation_mappings.json` in a folder; see
+    `ConversationStore`.
 
     Several processes, several instances and many threads may share the folder. Nothing is opened
     before the first use, and a forked child opens its own files. Keys are opaque here. A mapping
@@ -58,46 +59,31 @@ class JsonFileStore:
         """Whether the folder was usable when it was last tried."""
         return not self._map.is_failing
 
-    def get(self, key: str) -> ConversationRecord | None:
+    def get(self, key: str) -> ChatRecord | None:
         self._compactor.start()
         return self._map.get(key)
 
-    def put(self, key: str, conversation_id: str, history_digest: str = "") -> None:
-        """Map a chat to a conversation, used now."""
-        self._change(mutations.put(key, conversation_id, history_digest, self._clock()))
+    def put(self, key: str, conversation_id: str, update: Update) -> None:
+        self._change(mutations.put(key, conversation_id, update, self._clock()))
 
-    def touch(self, key: str) -> None:
-        """Record that a chat was used, at most once an hour."""
-        mutation = mutations.touch(key, self._clock())
-        record = self.get(key)
-        if record is not None and mutation({key: record}):
-            self._change(mutation)
+    def update_if(
+        self, key: str, conversation_id: str, expected_digest: str, update: Update
+    ) -> bool:
+        now = self._clock()
+        mutation = mutations.update_if(key, conversation_id, expected_digest, update, now)
+        return bool(self._change(mutation))
 
     def forget(self, key: str, conversation_id: str) -> None:
-        """Remove the mapping, unless the chat is in another conversation by now."""
-        self._change(mutations.forget(key, conversation_id))
+        self._change(mutations.forget([key], conversation_id))
 
-    def move(self, old_key: str, new_key: str, conversation_id: str, history_digest: str) -> bool:
-        """Move the conversation to another chat; False if the first one does not have it."""
-        return bool(
-            self._change(
-                mutations.move(old_key, new_key, conversation_id, history_digest, self._clock())
-            )
-        )
+    def move(self, old_key: str, new_key: str, conversation_id: str, update: Update) -> bool:
+        mutation = mutations.move(old_key, new_key, conversation_id, update, self._clock())
+        return bool(self._change(mutation))
 
     def adopt(self, newcomers: Entries, overwrite: bool = False) -> int:
-        """Import records unchanged, including their times; returns how many.
-
-        An existing record that was used later is kept, unless `overwrite`.
-        """
         return len(self._change(mutations.adopt(newcomers, overwrite)))
 
-    def owner(self, conversation_id: str) -> str | None:
-        """The key that has the conversation; the smallest if there are several."""
-        return next(iter(self.owners(conversation_id)), None)
-
     def owners(self, conversation_id: str) -> list[str]:
-        """All keys that have the conversation, sorted."""
         self._compactor.start()
         return self._map.owners(conversation_id)
 
@@ -107,25 +93,23 @@ class JsonFileStore:
         return Stats(len(created), min(created, default=None), max(created, default=None))
 
     def keys(self) -> list[str]:
-        """All keys, unordered."""
         self._compactor.start()
         return list(self._map.copy())
 
-    def entries(self, limit: int | None = None) -> Iterator[tuple[str, ConversationRecord]]:
-        """The current keys and records, most recently used first."""
+    def entries(self, limit: int | None = None) -> Iterator[tuple[str, ChatRecord]]:
         self._compactor.start()
         entries = self._map.copy()
         count = len(entries) if limit is None else limit
         return iter(heapq.nlargest(count, entries.items(), key=_last_used))
 
     def cleanup(self, max_age_days: float) -> int:
-        """Remove the mappings not used for `max_age_days`; returns how many."""
         before = self._clock() - max_age_days * DAY
-        return len(self._remove(lambda record: record.last_used < before))
+        self._compactor.start()
+        return len(self._map.remove(lambda record: record.last_used < before))
 
     def remove_conversation(self, conversation_id: str) -> list[str]:
-        """Remove every mapping to the conversation; returns their keys."""
-        return self._remove(lambda record: record.conversation_id == conversation_id)
+        keys = self.owners(conversation_id)
+        return list(self._change(mutations.forget(keys, conversation_id))) if keys else []
 
     def close(self) -> None:
         """Write the snapshot and close everything; a later use opens it again."""
@@ -159,10 +143,6 @@ class JsonFileStore:
         self._compactor.start()
         return self._map.change(mutation)
 
-    def _remove(self, condition: Callable[[ConversationRecord], bool]) -> list[str]:
-        self._compactor.start()
-        return self._map.remove(condition)
 
-
-def _last_used(item: tuple[str, ConversationRecord]) -> int:
+def _last_used(item: tuple[str, ChatRecord]) -> int:
     return item[1].last_used

@@ -4,91 +4,120 @@ A mutation is a function that derives a patch from the newest entries. It may be
 times, and only the last result counts. ``now`` is in epoch seconds.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
-from opendify.conversations.store.records import ConversationRecord, Entries, Patch
+from opendify.conversations.store.records import (
+    ChatRecord,
+    ConversationRecord,
+    Entries,
+    Patch,
+    merge,
+)
 
 Mutation: TypeAlias = Callable[[Entries], Patch]
 
-_MIN_TOUCH_SECONDS = 3600
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What changes in a branch. ``reason`` and ``system_digest`` stay as they are where None."""
+
+    history_digest: str
+    reason: str | None = None
+    system_digest: str | None = None
 
 
-def put(key: str, conversation_id: str, history_digest: str, now: float) -> Mutation:
-    """Map a chat to a conversation."""
+def put(key: str, conversation_id: str, update: Update, now: float) -> Mutation:
+    """Make the conversation the branch of the chat that was used last."""
 
     def mutate(entries: Entries) -> Patch:
-        old = entries.get(key)
-        new = _updated_record(old, conversation_id, history_digest, now)
-        return {key: new} if old is None or _needs_write(old, new) else {}
+        chat = entries.get(key)
+        old = chat.branch(conversation_id) if chat else None
+        return {key: _with_branch(chat, _updated(old, conversation_id, update, now))}
 
     return mutate
 
 
-def touch(key: str, now: float) -> Mutation:
-    """Record that a chat was used, at most once an hour."""
-
-    def mutate(entries: Entries) -> Patch:
-        old = entries.get(key)
-        if old is None:
-            return {}
-        new = _updated_record(old, old.conversation_id, old.history_digest, now)
-        return {key: new} if _needs_write(old, new) else {}
-
-    return mutate
-
-
-def forget(key: str, conversation_id: str) -> Mutation:
-    """Remove the mapping, unless the chat is in another conversation by now."""
-    return lambda entries: {key: None} if _maps_to(entries, key, conversation_id) else {}
-
-
-def move(
-    old_key: str, new_key: str, conversation_id: str, history_digest: str, now: float
+def update_if(
+    key: str, conversation_id: str, expected_digest: str, update: Update, now: float
 ) -> Mutation:
-    """Move the conversation, if the first chat has it."""
+    """Update a branch, if it has the expected history digest."""
 
     def mutate(entries: Entries) -> Patch:
-        if not _maps_to(entries, old_key, conversation_id):
+        chat = entries.get(key)
+        old = chat.branch(conversation_id) if chat else None
+        if chat is None or old is None or old.history_digest != expected_digest:
             return {}
+        return {key: chat.with_branch(_updated(old, conversation_id, update, now))}
+
+    return mutate
+
+
+def forget(keys: Sequence[str], conversation_id: str) -> Mutation:
+    """Remove the conversation from these chats."""
+
+    def mutate(entries: Entries) -> Patch:
+        chats = ((key, entries.get(key)) for key in keys)
         return {
-            old_key: None,
-            new_key: _updated_record(entries[old_key], conversation_id, history_digest, now),
+            key: chat.without(conversation_id)
+            for key, chat in chats
+            if chat and chat.branch(conversation_id)
+        }
+
+    return mutate
+
+
+def move(old_key: str, new_key: str, conversation_id: str, update: Update, now: float) -> Mutation:
+    """Move a branch to another chat, or update it where both are the same."""
+
+    def mutate(entries: Entries) -> Patch:
+        chat = entries.get(old_key)
+        old = chat.branch(conversation_id) if chat else None
+        if chat is None or old is None:
+            return {}
+        branch = _updated(old, conversation_id, update, now)
+        if old_key == new_key:
+            return {old_key: chat.with_branch(branch)}
+        return {
+            old_key: chat.without(conversation_id),
+            new_key: _with_branch(entries.get(new_key), branch),
         }
 
     return mutate
 
 
 def adopt(newcomers: Entries, overwrite: bool) -> Mutation:
-    """Import records unchanged; an existing record that was used later is kept, unless
-    ``overwrite``."""
+    """Import records unchanged. The branches of a chat that exists already are merged with them;
+    with ``overwrite``, the newcomer replaces it."""
 
     def mutate(entries: Entries) -> Patch:
-        def should_import(key: str, newcomer: ConversationRecord) -> bool:
+        def adopted(key: str, newcomer: ChatRecord) -> ChatRecord:
             old = entries.get(key)
-            if old is None:
-                return True
-            return old != newcomer and (overwrite or old.last_used <= newcomer.last_used)
+            return newcomer if old is None or overwrite else merge(old, newcomer)
 
-        return {key: record for key, record in newcomers.items() if should_import(key, record)}
+        merged = {key: adopted(key, newcomer) for key, newcomer in newcomers.items()}
+        return {key: record for key, record in merged.items() if record != entries.get(key)}
 
     return mutate
 
 
-def _updated_record(
-    old: ConversationRecord | None, conversation_id: str, history_digest: str, now: float
+def _with_branch(chat: ChatRecord | None, branch: ConversationRecord) -> ChatRecord:
+    return chat.with_branch(branch) if chat else ChatRecord((branch,))
+
+
+def _updated(
+    old: ConversationRecord | None, conversation_id: str, update: Update, now: float
 ) -> ConversationRecord:
+    def chosen(new: str | None, previous: str) -> str:
+        return previous if new is None else new
+
     seconds = int(now)
-    created_at = old.created_at if old and old.conversation_id == conversation_id else seconds
-    return ConversationRecord(conversation_id, created_at, seconds, history_digest)
-
-
-def _needs_write(old: ConversationRecord, new: ConversationRecord) -> bool:
-    return new.last_used - old.last_used >= _MIN_TOUCH_SECONDS or (
-        (old.conversation_id, old.history_digest) != (new.conversation_id, new.history_digest)
+    return ConversationRecord(
+        conversation_id,
+        old.created_at if old else seconds,
+        seconds,
+        update.history_digest,
+        chosen(update.reason, old.reason if old else ""),
+        chosen(update.system_digest, old.system_digest if old else ""),
     )
-
-
-def _maps_to(entries: Entries, key: str, conversation_id: str) -> bool:
-    record = entries.get(key)
-    return record is not None and record.conversation_id == conversation_id

@@ -10,7 +10,8 @@ class Owners:
         # Nearly all conversations have one key. A set for each would take 200 bytes more.
         self._keys: dict[str, str | set[str]] = {}
         for key, record in entries.items():
-            self._add(record.conversation_id, key)
+            for branch in record.branches:
+                self._add(branch.conversation_id, key)
 
     def keys_of(self, conversation_id: str) -> list[str]:
         """The keys that have the conversation, sorted."""
@@ -23,10 +24,10 @@ class Owners:
         """Update the index for a patch that is about to be applied to the entries."""
         for key, new in patch.items():
             old = entries.get(key)
-            if old is not None:
-                self._drop(old.conversation_id, key)
-            if new is not None:
-                self._add(new.conversation_id, key)
+            for branch in old.branches if old else ():
+                self._drop(branch.conversation_id, key)
+            for branch in new.branches if new else ():
+                self._add(branch.conversation_id, key)
 
     def _add(self, conversation_id: str, key: str) -> None:
         keys = self._keys.setdefault(conversation_id, key)

@@ -10,9 +10,9 @@ from opendify.conversations.store import mutations
 from opendify.conversations.store import redis_schema as schema
 from opendify.conversations.store.compactor import DAY
 from opendify.conversations.store.fallback_cache import FallbackCache
-from opendify.conversations.store.mutations import Mutation
+from opendify.conversations.store.mutations import Mutation, Update
 from opendify.conversations.store.records import (
-    ConversationRecord,
+    ChatRecord,
     Entries,
     Patch,
     Stats,
@@ -69,7 +69,7 @@ class RedisStore:
         """Whether Redis was usable when it was last tried."""
         return self._redis.available
 
-    def get(self, key: str) -> ConversationRecord | None:
+    def get(self, key: str) -> ChatRecord | None:
         self._write_back(_WRITE_BACK_BATCH)
         if unwritten := self._cache.unwritten(key):
             return unwritten
@@ -80,32 +80,25 @@ class RedisStore:
         self._cache.remember(key, record)
         return record
 
-    def put(self, key: str, conversation_id: str, history_digest: str = "") -> None:
-        """Map a chat to a conversation, used now."""
-        self._change([key], mutations.put(key, conversation_id, history_digest, self._clock()))
+    def put(self, key: str, conversation_id: str, update: Update) -> None:
+        self._change([key], mutations.put(key, conversation_id, update, self._clock()))
         self._expire_if_due()
 
-    def touch(self, key: str) -> None:
-        """Record that a chat was used, at most once an hour."""
-        mutation = mutations.touch(key, self._clock())
-        record = self.get(key)
-        if record is not None and mutation({key: record}):
-            self._change([key], mutation)
+    def update_if(
+        self, key: str, conversation_id: str, expected_digest: str, update: Update
+    ) -> bool:
+        now = self._clock()
+        mutation = mutations.update_if(key, conversation_id, expected_digest, update, now)
+        return bool(self._change([key], mutation))
 
     def forget(self, key: str, conversation_id: str) -> None:
-        """Remove the mapping, unless the chat is in another conversation by now."""
-        self._change([key], mutations.forget(key, conversation_id))
+        self._change([key], mutations.forget([key], conversation_id))
 
-    def move(self, old_key: str, new_key: str, conversation_id: str, history_digest: str) -> bool:
-        """Move the conversation to another chat; False if the first one does not have it."""
-        mutation = mutations.move(old_key, new_key, conversation_id, history_digest, self._clock())
+    def move(self, old_key: str, new_key: str, conversation_id: str, update: Update) -> bool:
+        mutation = mutations.move(old_key, new_key, conversation_id, update, self._clock())
         return bool(self._change(list(dict.fromkeys((old_key, new_key))), mutation))
 
     def adopt(self, newcomers: Entries, overwrite: bool = False) -> int:
-        """Import records unchanged, including their times; returns how many.
-
-        An existing record that was used later is kept, unless `overwrite`.
-        """
         keys = list(newcomers)
         count = 0
         for start in range(0, len(keys), schema.BATCH):
@@ -113,10 +106,6 @@ class RedisStore:
             mutation = mutations.adopt({key: newcomers[key] for key in batch}, overwrite)
             count += len(self._change(batch, mutation))
         return count
-
-    def owner(self, conversation_id: str) -> str | None:
-        """The key that has the conversation; the smallest if there are several."""
-        return next(iter(self.owners(conversation_id)), None)
 
     def owners(self, conversation_id: str) -> list[str]:
         """All keys that have the conversation, sorted; while Redis is unreachable, those in the
@@ -137,14 +126,12 @@ class RedisStore:
             return Stats(len(created), min(created, default=None), max(created, default=None))
 
     def keys(self) -> list[str]:
-        """All keys, unordered."""
         try:
             return self._redis.execute(schema.all_keys)
         except RedisUnavailable:
             return list(self._cache.all())
 
-    def entries(self, limit: int | None = None) -> Iterator[tuple[str, ConversationRecord]]:
-        """The current keys and records, most recently used first."""
+    def entries(self, limit: int | None = None) -> Iterator[tuple[str, ChatRecord]]:
         try:
             return iter(self._redis.execute(lambda client: list(schema.newest(client, limit))))
         except RedisUnavailable:
@@ -152,17 +139,14 @@ class RedisStore:
             return iter(sorted(cached, key=lambda item: item[1].last_used, reverse=True)[:limit])
 
     def cleanup(self, max_age_days: float) -> int:
-        """Remove the mappings not used for `max_age_days`; returns how many."""
         return self._remove_unused_since(self._clock() - max_age_days * DAY)
 
     def remove_conversation(self, conversation_id: str) -> list[str]:
-        """Remove every mapping to the conversation; returns their keys."""
-
-        def remove(client: Client) -> list[str]:
-            keys = schema.keys_of(client, conversation_id)
-            return schema.remove(client, keys, lambda m: m.conversation_id == conversation_id)
-
-        return self._remove(remove)
+        try:
+            keys = self._redis.execute(lambda client: schema.keys_of(client, conversation_id))
+        except RedisUnavailable:
+            return []
+        return list(self._change(keys, mutations.forget(keys, conversation_id))) if keys else []
 
     def close(self) -> None:
         """Write pending changes and close the connections; a later use opens them again."""
@@ -245,4 +229,4 @@ class RedisStore:
 
     def _cached_keys(self, conversation_id: str) -> list[str]:
         cached = self._cache.all().items()
-        return [key for key, record in cached if record.conversation_id == conversation_id]
+        return [key for key, record in cached if record.branch(conversation_id)]

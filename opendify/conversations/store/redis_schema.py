@@ -2,7 +2,7 @@
 
     opendify:chat:<key>           one record, as it is in the JSON file
     opendify:used                 all keys, sorted by last use
-    opendify:created              all keys, sorted by the creation of their conversations
+    opendify:created              all keys, sorted by the creation of their first conversations
     opendify:conversation:<id>    the keys that have the conversation
 
 A server with eviction may remove any of them. The first is authoritative; the others are indexes.
@@ -15,7 +15,7 @@ from redis.exceptions import WatchError
 
 from opendify.conversations.store.mutations import Mutation
 from opendify.conversations.store.records import (
-    ConversationRecord,
+    ChatRecord,
     Entries,
     Patch,
     Stats,
@@ -70,9 +70,7 @@ def change(client: Client, keys: list[str], mutation: Mutation) -> Change:
     raise WatchError("other clients keep changing the same chats")
 
 
-def remove(
-    client: Client, keys: list[str], condition: Callable[[ConversationRecord], bool]
-) -> list[str]:
+def remove(client: Client, keys: list[str], condition: Callable[[ChatRecord], bool]) -> list[str]:
     """Remove the records that satisfy the condition; returns their keys."""
 
     def mutate(entries: Entries) -> Patch:
@@ -85,18 +83,14 @@ def remove(
 def keys_of(client: Client, conversation_id: str) -> list[str]:
     """The keys that have the conversation."""
     known = sorted(map(_decode, client.smembers(_conversation(conversation_id))))
-    return [
-        key
-        for key, record in read(client, known).items()
-        if record.conversation_id == conversation_id
-    ]
+    return [key for key, record in read(client, known).items() if record.branch(conversation_id)]
 
 
 def all_keys(client: Client) -> list[str]:
     return [_decode(raw) for raw in client.zrange(_USED, 0, -1)]
 
 
-def newest(client: Client, limit: int | None) -> Iterator[tuple[str, ConversationRecord]]:
+def newest(client: Client, limit: int | None) -> Iterator[tuple[str, ChatRecord]]:
     """The mappings, most recently used first."""
     if limit == 0:
         return
@@ -128,12 +122,14 @@ def stats(client: Client) -> Stats:
     return Stats(count, *(int(found[0][1]) if found else None for found in (oldest, newest)))
 
 
-def _queue_write(
-    pipe: Client, key: str, old: ConversationRecord | None, new: ConversationRecord | None
-) -> None:
+def _queue_write(pipe: Client, key: str, old: ChatRecord | None, new: ChatRecord | None) -> None:
     member = _encode(key)
-    if old is not None and (new is None or new.conversation_id != old.conversation_id):
-        pipe.srem(_conversation(old.conversation_id), member)
+    before, after = (
+        {branch.conversation_id for branch in chat.branches} if chat else set()
+        for chat in (old, new)
+    )
+    for conversation_id in before - after:
+        pipe.srem(_conversation(conversation_id), member)
     if new is None:
         pipe.delete(_chat(key))
         pipe.zrem(_USED, member)
@@ -142,7 +138,9 @@ def _queue_write(
         pipe.set(_chat(key), to_json(new))
         pipe.zadd(_USED, {member: _score(new.last_used)})
         pipe.zadd(_CREATED, {member: _score(new.created_at)})
-        pipe.sadd(_conversation(new.conversation_id), member)
+        # All of them: a server with eviction may have removed any.
+        for conversation_id in after:
+            pipe.sadd(_conversation(conversation_id), member)
 
 
 def _parsed(keys: list[str], found: list[bytes | None]) -> Entries:
