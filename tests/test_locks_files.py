@@ -1,11 +1,10 @@
-"""The turns of one chat: one after the other, wherever they come in, and nobody else waits."""
+"""Locks by name: one holder at a time, and free when a holder is killed."""
 
 import fcntl
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,31 +13,29 @@ from pathlib import Path
 import pytest
 import redis
 
-from opendify.conversations.locks.files import FileTurnLocks, TurnLock, TurnLocks
-from opendify.conversations.locks.redis import LEASE_SECONDS, RedisTurnLocks
+from opendify.conversations.locks.files import FileLocks, Lock, Locks
+from opendify.conversations.locks.redis import LEASE_SECONDS, RedisLocks
 from opendify.storage.redis_connection import RedisConnection
 from tests.support.redis_server import RedisServer
 from tests.support.service import ROOT
 from tests.support.waiting import wait_for
 
-LONG = 30.0
-
 MAKE = """
 import sys, threading, time
 from pathlib import Path
-from opendify.conversations.locks.files import FileTurnLocks
-from opendify.conversations.locks.redis import LEASE_SECONDS, RedisTurnLocks
+from opendify.conversations.locks.files import FileLocks
+from opendify.conversations.locks.redis import LEASE_SECONDS, RedisLocks
 from opendify.storage.redis_connection import RedisConnection
 folder, address = sys.argv[1:]
 def new_locks(lease=LEASE_SECONDS):
     if address:
-        return RedisTurnLocks(RedisConnection(address, "Redis"), lease)
-    return FileTurnLocks(Path(folder))
+        return RedisLocks(RedisConnection(address, "Redis"), lease)
+    return FileLocks(Path(folder))
 """
 
 HOLDER = """
 locks = new_locks(lease=1.5)
-assert locks.acquire("held", time.monotonic() + 30, lambda: False)
+assert locks.try_acquire("held")
 print("held", flush=True)
 time.sleep(120)
 """
@@ -50,8 +47,8 @@ locks = new_locks()
 number = Path(folder) / "number"
 def add():
     for _ in range(10):
-        lock = locks.acquire("chat", time.monotonic() + 50, lambda: False)
-        assert lock is not None
+        while not (lock := locks.try_acquire("chat")):
+            time.sleep(0.001)
         before = int(number.read_text())
         time.sleep(0.001)
         number.write_text(str(before + 1))
@@ -62,7 +59,7 @@ for thread in threads: thread.join()
 """
 
 
-made: list[RedisTurnLocks] = []
+made: list[RedisLocks] = []
 
 
 @pytest.fixture(autouse=True)
@@ -75,8 +72,8 @@ def released() -> Iterator[None]:
     made.clear()
 
 
-def redis_locks(url: str, lease: float = LEASE_SECONDS) -> RedisTurnLocks:
-    made.append(RedisTurnLocks(RedisConnection(url, "Redis"), lease))
+def redis_locks(url: str, lease: float = LEASE_SECONDS) -> RedisLocks:
+    made.append(RedisLocks(RedisConnection(url, "Redis"), lease))
     return made[-1]
 
 
@@ -88,22 +85,14 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
 
 
 @pytest.fixture
-def locks(place: tuple[str, str]) -> TurnLocks:
+def locks(place: tuple[str, str]) -> Locks:
     return new_locks(place)
 
 
-def new_locks(place: tuple[str, str]) -> TurnLocks:
+def new_locks(place: tuple[str, str]) -> Locks:
     if place[1]:
         return redis_locks(place[1])
-    return FileTurnLocks(Path(place[0]))
-
-
-def stays() -> bool:
-    return False
-
-
-def acquired(locks: TurnLocks, key: str, seconds: float = 0) -> TurnLock | None:
-    return locks.acquire(key, time.monotonic() + seconds, stays)
+    return FileLocks(Path(place[0]))
 
 
 def left(place: tuple[str, str]) -> list[str]:
@@ -122,7 +111,7 @@ def started(place: tuple[str, str], program: str) -> subprocess.Popen[bytes]:
 
 @pytest.fixture
 def holder(place: tuple[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Another process that holds the turn of the chat ``held``."""
+    """Another process that holds the lock ``held``."""
     with started(place, HOLDER) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"held\n"
@@ -130,54 +119,39 @@ def holder(place: tuple[str, str]) -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
-def test_a_turn_waits_until_the_earlier_one_releases_the_lock(locks: TurnLocks) -> None:
-    first = locks.acquire("chat", time.monotonic(), stays)
+def test_a_lock_has_one_holder(locks: Locks) -> None:
+    first = locks.try_acquire("one")
     assert first is not None
-    assert locks.acquire("chat", time.monotonic() + 0.05, stays) is None
-    with ThreadPoolExecutor(1) as others:
-        waiting = others.submit(locks.acquire, "chat", time.monotonic() + LONG, stays)
-        time.sleep(0.1)
-        assert not waiting.done()
-        first.release()
-        second = waiting.result(LONG)
+    assert locks.try_acquire("one") is None
+    first.release()
+    second = locks.try_acquire("one")
     assert second is not None
     first.release()
-    assert locks.acquire("chat", time.monotonic(), stays) is None
+    assert locks.try_acquire("one") is None
     second.release()
 
 
-def test_no_other_chat_waits(locks: TurnLocks, holder: subprocess.Popen[bytes]) -> None:
+def test_other_locks_are_free(locks: Locks, holder: subprocess.Popen[bytes]) -> None:
     for number in range(20):
-        lock = locks.acquire(f"chat {number}", time.monotonic(), stays)
+        lock = locks.try_acquire(f"chat {number}")
         assert lock is not None
-    assert locks.acquire("held", time.monotonic(), stays) is None
+    assert locks.try_acquire("held") is None
 
 
-def test_who_hangs_up_waits_no_longer(locks: TurnLocks, holder: subprocess.Popen[bytes]) -> None:
-    gone = threading.Event()
-    asked: list[float] = []
-
-    def is_gone() -> bool:
-        asked.append(time.monotonic())
-        return gone.is_set()
-
-    with ThreadPoolExecutor(1) as others:
-        waiting = others.submit(locks.acquire, "held", time.monotonic() + LONG, is_gone)
-        time.sleep(0.5)
-        gone.set()
-        assert waiting.result(5) is None
-    assert 5 < len(asked) < 30  # often enough to notice, and not a busy loop
-
-
-def test_the_lock_of_a_killed_process_becomes_free(
-    place: tuple[str, str], locks: TurnLocks, holder: subprocess.Popen[bytes]
+def test_the_lock_of_a_killed_holder_is_free_soon(
+    place: tuple[str, str], locks: Locks, holder: subprocess.Popen[bytes]
 ) -> None:
-    assert acquired(locks, "held", 0.1) is None
-    holder.kill()
-    holder.wait()
-    lock = acquired(locks, "held", LONG if place[1] else 0)  # in Redis once its lease is over
-    assert lock is not None
-    lock.release()
+    assert locks.try_acquire("held") is None
+    holder.send_signal(signal.SIGKILL)
+    found: list[Lock | None] = []
+
+    def is_free() -> bool:
+        found.append(locks.try_acquire("held"))
+        return found[-1] is not None
+
+    wait_for(is_free, 3 * LEASE_SECONDS)
+    assert found[-1] is not None
+    found[-1].release()
     assert left(place) == []
 
 
@@ -194,10 +168,10 @@ def test_two_processes_of_four_threads_never_hold_a_lock_at_once(place: tuple[st
         assert left(place) == []
 
 
-def test_a_turn_is_released_once_however_often_and_from_wherever(
-    place: tuple[str, str], locks: TurnLocks
+def test_a_lock_is_released_once_however_often_and_from_wherever(
+    place: tuple[str, str], locks: Locks
 ) -> None:
-    lock = acquired(locks, "chat")
+    lock = locks.try_acquire("chat")
     assert lock is not None
     with ThreadPoolExecutor(8) as others:
         for done in [others.submit(lock.release) for _ in range(50)]:
@@ -206,14 +180,14 @@ def test_a_turn_is_released_once_however_often_and_from_wherever(
         lock.release()
         os.fstat(reused.fileno())
     assert left(place) == []
-    again = acquired(locks, "chat")
+    again = locks.try_acquire("chat")
     lock.release()
     assert again is not None
-    assert acquired(locks, "chat") is None
+    assert locks.try_acquire("chat") is None
 
 
-def test_the_name_of_a_lock_reveals_nothing(place: tuple[str, str], locks: TurnLocks) -> None:
-    assert acquired(locks, '["-","tiny","anna","secret chat \ud800"]')
+def test_the_name_of_a_lock_reveals_nothing(place: tuple[str, str], locks: Locks) -> None:
+    assert locks.try_acquire('["-","tiny","anna","secret chat \ud800"]')
     (name,) = left(place)
     assert "anna" not in name
     assert "chat" not in name
@@ -228,20 +202,20 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def file_locks(tmp_path: Path) -> FileTurnLocks:
-    return FileTurnLocks(tmp_path / "data")
+def file_locks(tmp_path: Path) -> FileLocks:
+    return FileLocks(tmp_path / "data")
 
 
 @pytest.mark.parametrize("place", ["file"], indirect=True)
 def test_what_a_killed_holder_left_is_removed_by_the_next_process(
-    holder: subprocess.Popen[bytes], folder: Path, file_locks: FileTurnLocks
+    holder: subprocess.Popen[bytes], folder: Path, file_locks: FileLocks
 ) -> None:
     (path,) = folder.iterdir()
     (folder / path.name[::-1]).touch()
     (folder / "notes.txt").touch()
     holder.kill()
     holder.wait()
-    lock = acquired(file_locks, "chat", LONG)
+    lock = file_locks.try_acquire("chat")
     assert lock is not None
     lock.release()
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
@@ -249,87 +223,85 @@ def test_what_a_killed_holder_left_is_removed_by_the_next_process(
 
 @pytest.mark.parametrize("place", ["file"], indirect=True)
 def test_the_sweep_leaves_the_locks_of_the_living(
-    holder: subprocess.Popen[bytes], file_locks: FileTurnLocks
+    holder: subprocess.Popen[bytes], file_locks: FileLocks
 ) -> None:
-    assert acquired(file_locks, "chat", LONG) is not None
-    assert acquired(file_locks, "held", 0.1) is None
+    assert file_locks.try_acquire("chat") is not None
+    assert file_locks.try_acquire("held") is None
 
 
-def test_lock_files_are_their_owners_alone(folder: Path, file_locks: FileTurnLocks) -> None:
-    assert acquired(file_locks, "chat")
+def test_lock_files_are_their_owners_alone(folder: Path, file_locks: FileLocks) -> None:
+    assert file_locks.try_acquire("chat")
     (path,) = folder.iterdir()
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
     assert path.parent.parent.stat().st_mode & 0o777 == 0o700
 
 
-def test_disk_errors_let_every_turn_proceed_and_are_logged_once(
-    tmp_path: Path, file_locks: FileTurnLocks, caplog: pytest.LogCaptureFixture
+def test_while_the_disk_fails_every_lock_counts_as_acquired_which_is_logged_once(
+    tmp_path: Path, file_locks: FileLocks, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "data").write_text("a file where the folder should be")
     for _ in range(3):
-        lock = acquired(file_locks, "chat", LONG)
+        lock = file_locks.try_acquire("chat")
         assert lock is not None
         lock.release()
     assert [record.levelname for record in caplog.records] == ["ERROR"]
     assert str(tmp_path / "data" / "locks") in caplog.text
     (tmp_path / "data").unlink()
-    assert acquired(file_locks, "chat") is not None
-    assert acquired(file_locks, "chat") is None
+    assert file_locks.try_acquire("chat") is not None
+    assert file_locks.try_acquire("chat") is None
 
 
 def test_a_folder_that_is_removed_meanwhile_is_made_again(
-    folder: Path, file_locks: FileTurnLocks
+    folder: Path, file_locks: FileLocks
 ) -> None:
-    lock = acquired(file_locks, "chat")
+    lock = file_locks.try_acquire("chat")
     assert lock is not None
     for path in folder.iterdir():
         path.unlink()
     folder.rmdir()
     lock.release()
-    assert acquired(file_locks, "chat") is not None
+    assert file_locks.try_acquire("chat") is not None
     assert len(list(folder.iterdir())) == 1
 
 
-def test_a_file_that_others_made_anew_is_not_removed(
-    folder: Path, file_locks: FileTurnLocks
-) -> None:
-    lock = acquired(file_locks, "chat")
+def test_a_file_that_others_made_anew_is_not_removed(folder: Path, file_locks: FileLocks) -> None:
+    lock = file_locks.try_acquire("chat")
     assert lock is not None
     (path,) = folder.iterdir()
     path.unlink()
-    other = acquired(file_locks, "chat")
+    other = file_locks.try_acquire("chat")
     assert other is not None
     lock.release()
-    assert acquired(file_locks, "chat") is None
+    assert file_locks.try_acquire("chat") is None
     other.release()
     assert list(folder.iterdir()) == []
 
 
 def test_a_file_that_is_removed_between_opening_and_locking_is_no_lock(
-    file_locks: FileTurnLocks, monkeypatch: pytest.MonkeyPatch
+    file_locks: FileLocks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = acquired(file_locks, "chat")
+    first = file_locks.try_acquire("chat")
     assert first is not None
     ordinary = fcntl.flock
-    others: list[TurnLock | None] = []
+    others: list[Lock | None] = []
 
     def let_another_be_faster(descriptor: int, operation: int) -> None:
         if not others:
             others.append(None)
             first.release()
-            others.append(acquired(file_locks, "chat"))
+            others.append(file_locks.try_acquire("chat"))
         ordinary(descriptor, operation)
 
     monkeypatch.setattr(fcntl, "flock", let_another_be_faster)
-    assert acquired(file_locks, "chat") is None
+    assert file_locks.try_acquire("chat") is None
     assert others[1] is not None
     others[1].release()
-    assert acquired(file_locks, "chat") is not None
+    assert file_locks.try_acquire("chat") is not None
 
 
-def test_a_forked_child_does_not_go_on_holding_a_turn(file_locks: FileTurnLocks) -> None:
-    lock = acquired(file_locks, "chat")
+def test_a_forked_child_does_not_keep_the_lock_of_its_parent(file_locks: FileLocks) -> None:
+    lock = file_locks.try_acquire("chat")
     assert lock is not None
     child = os.fork()
     if child == 0:
@@ -337,7 +309,7 @@ def test_a_forked_child_does_not_go_on_holding_a_turn(file_locks: FileTurnLocks)
         os._exit(0)
     try:
         lock.release()
-        assert acquired(file_locks, "chat") is not None
+        assert file_locks.try_acquire("chat") is not None
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -346,21 +318,21 @@ def test_a_forked_child_does_not_go_on_holding_a_turn(file_locks: FileTurnLocks)
 # In Redis
 
 
-def test_the_lock_of_a_turn_that_takes_longer_than_the_lease_is_kept(redis_url: str) -> None:
+def test_a_lock_that_is_held_longer_than_its_lease_is_kept(redis_url: str) -> None:
     locks, other = (redis_locks(redis_url, lease=0.3) for _ in range(2))
-    held = [acquired(locks, f"chat {number}") for number in range(5)]
+    held = [locks.try_acquire(f"chat {number}") for number in range(5)]
     for _ in range(4):
         time.sleep(0.3)
-        assert acquired(other, "chat 0") is None
+        assert other.try_acquire("chat 0") is None
     for lock in held:
         assert lock is not None
         lock.release()
-    assert all(acquired(other, f"chat {number}") for number in range(5))
+    assert all(other.try_acquire(f"chat {number}") for number in range(5))
 
 
 def test_a_lock_that_somebody_else_has_by_now_is_left_alone(redis_url: str) -> None:
     locks = redis_locks(redis_url)
-    lock = acquired(locks, "chat")
+    lock = locks.try_acquire("chat")
     assert lock is not None
     (name,) = left(("", redis_url))
     with redis.Redis.from_url(redis_url) as client:
@@ -369,20 +341,20 @@ def test_a_lock_that_somebody_else_has_by_now_is_left_alone(redis_url: str) -> N
         assert client.get(name) == b"of another"
 
 
-def test_every_turn_proceeds_while_redis_is_unreachable(caplog: pytest.LogCaptureFixture) -> None:
+def test_every_lock_counts_as_acquired_while_redis_is_away(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     server = RedisServer()
     locks = redis_locks(server.url)
-    first = acquired(locks, "chat")
+    first = locks.try_acquire("chat")
     server.kill()
-    with ThreadPoolExecutor(1) as others:
-        waiting = others.submit(acquired, locks, "chat", LONG)
-        second = waiting.result(5)
+    second = locks.try_acquire("chat")
     assert first is not None
     assert second is not None
     for lock in (first, second):
         lock.release()
     assert [record.levelname for record in caplog.records] == ["ERROR"]
-    assert "not serialized" in caplog.text
+    assert "Redis" in caplog.text
     server.start()
-    wait_for(lambda: acquired(locks, "chat") is None)
+    wait_for(lambda: locks.try_acquire("chat") is None)
     server.close()

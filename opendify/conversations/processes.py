@@ -1,23 +1,23 @@
-"""Which of the processes that share the turn locks are alive.
+"""Which of the processes that share the locks are alive.
 
-Each process holds a lock named after itself from its first turn until it ends. The kernel releases
+Each process holds a lock named after itself from its first turn until it ends: the turns that it
+runs are marked with its id, and go on while it lives. The kernel releases
 the lock of a killed process; in Redis it expires with its lease.
 """
 
 import secrets
 import threading
-import time
 
-from opendify.conversations.locks.files import TurnLock, TurnLocks
+from opendify.conversations.locks.files import Lock, Locks
 from opendify.storage.fork import after_fork_in_child
 
 
 class ProcessRegistry:
     """This process's id, and whether the process of another id is alive."""
 
-    def __init__(self, locks: TurnLocks) -> None:
+    def __init__(self, locks: Locks) -> None:
         self._locks = locks
-        self._lock: TurnLock | None
+        self._lock: Lock | None
         self._reset()
         after_fork_in_child(self._reset)
 
@@ -38,8 +38,8 @@ class ProcessRegistry:
             lock.release()
         return lock is None
 
-    def _try_acquire(self, id_: str) -> TurnLock | None:
-        return self._locks.acquire(f"process {id_}", time.monotonic(), lambda: False)
+    def _try_acquire(self, id_: str) -> Lock | None:
+        return self._locks.try_acquire(f"process {id_}")
 
     def _reset(self) -> None:
         """Also after a fork: a child is a process of its own."""

@@ -140,8 +140,9 @@ class RedisConnection:
         if is_new:
             log.error(
                 "%s cannot be used (%s). Until it can, each worker knows only the chats that it "
-                "has seen, chats may start new conversations, simultaneous turns of one chat are "
-                "not serialized, and each worker counts the requests of callers by itself.",
+                "has seen, chats may start new conversations, simultaneous turns of one chat may "
+                "get into one conversation, and each worker counts the requests of callers by "
+                "itself.",
                 self._display_name,
                 _reason(error),
             )
@@ -155,7 +156,7 @@ class RedisConnection:
             log.error(
                 "%s refuses to store conversations (%s). Until it accepts them, new ones are only "
                 "in the memory of their worker and are lost at a restart, and simultaneous turns "
-                "of one chat are not serialized.",
+                "of one chat may get into one conversation.",
                 self._display_name,
                 _reason(error),
             )

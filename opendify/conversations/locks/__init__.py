@@ -1,1 +1,1 @@
-"""Locks that serialize the turns of a chat, across processes and machines."""
+"""Named locks across processes and machines."""

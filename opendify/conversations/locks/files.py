@@ -1,7 +1,6 @@
-"""Serializes the turns of a chat across threads, processes and instances.
+"""Named locks that processes and instances which share a folder hold, usually until they end.
 
-The lock of a chat is a file in `locks/` in the data folder. The kernel releases it when its holder
-is killed.
+A lock is a file in `locks/` in the data folder. The kernel releases it when its holder is killed.
 """
 
 import fcntl
@@ -9,45 +8,37 @@ import hashlib
 import logging
 import os
 import threading
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Protocol, TypeVar
-
-T = TypeVar("T")
+from typing import Protocol
 
 log = logging.getLogger(__name__)
 
-MIN_PAUSE, MAX_PAUSE = 0.002, 0.05
 _NAME_LENGTH = 32
 _MAX_SWEPT = 10_000
 
 
-class TurnLock(Protocol):
-    """The acquired lock of a chat; whoever acquired it must release it."""
+class Lock(Protocol):
+    """An acquired lock."""
 
     def release(self) -> None:
-        """Let the next turn start. May be called repeatedly, and from any thread."""
+        """May be called repeatedly, and from any thread."""
 
 
-class TurnLocks(Protocol):
-    """The locks of all chats."""
+class Locks(Protocol):
+    """Locks by name."""
 
-    def acquire(
-        self, key: str, deadline: float, caller_gone: Callable[[], bool]
-    ) -> TurnLock | None:
-        """Wait for the lock of the chat `key`; None when it was not acquired.
+    def try_acquire(self, name: str) -> Lock | None:
+        """The lock of this name; None while somebody else holds it.
 
-        That is when `deadline`, a time of `time.monotonic`, has passed or `caller_gone()` is true,
-        which is polled several times a second. A failure of the locks themselves is never raised:
-        it is logged once, and the lock counts as acquired.
+        A failure of the locks themselves is never raised: it is logged once, and the lock counts as
+        acquired.
         """
         ...
 
 
-class FileTurnLocks:
+class FileLocks:
     """Locks for processes that share a folder. Nothing is opened before the first use."""
 
     def __init__(self, data_folder: Path) -> None:
@@ -55,16 +46,14 @@ class FileTurnLocks:
         self._failure_logged = False
         self._swept = False
 
-    def acquire(
-        self, key: str, deadline: float, caller_gone: Callable[[], bool]
-    ) -> TurnLock | None:
-        path = f"{self._folder}/{lock_name(key)}"
+    def try_acquire(self, name: str) -> Lock | None:
+        path = f"{self._folder}/{digest(name)}"
         try:
             self._sweep()
-            lock = poll(lambda: _try_lock(path), deadline, caller_gone)
+            lock = _try_lock(path)
         except OSError as error:
             self._log_failure(error)
-            return FileTurnLock(path, -1, None)
+            return FileLock(path, -1, None)
         self._failure_logged = False
         return lock
 
@@ -82,14 +71,15 @@ class FileTurnLocks:
         if not self._failure_logged:
             self._failure_logged = True
             log.error(
-                "Turns of one chat cannot be serialized in %s (%s). Simultaneous turns may start "
-                "two conversations, until there is space and this user may write there.",
+                "Processes cannot tell in %s which of them are alive (%s). A turn that a killed "
+                "process left may be counted as running, until there is space and this user may "
+                "write there.",
                 self._folder,
                 error,
             )
 
 
-class FileTurnLock:
+class FileLock:
     """A locked file and its status, removed on release; no lock if the descriptor is negative."""
 
     def __init__(self, path: str, descriptor: int, status: os.stat_result | None) -> None:
@@ -110,34 +100,19 @@ class FileTurnLock:
         _unlock(descriptor)
 
 
-def lock_name(key: str) -> str:
-    """The name of the lock of a chat; reveals nothing about the chat."""
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:_NAME_LENGTH]
+def digest(name: str) -> str:
+    """The name as files and keys have it; reveals nothing of it."""
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:_NAME_LENGTH]
 
 
-def poll(
-    attempt: Callable[[], T | None], deadline: float, caller_gone: Callable[[], bool]
-) -> T | None:
-    """The first result of ``attempt`` that is not None; None after the deadline or once the caller
-    has gone."""
-    pause = MIN_PAUSE
-    while (result := attempt()) is None:
-        remaining = deadline - time.monotonic()
-        if remaining <= 0 or caller_gone():
-            return None
-        time.sleep(min(pause, remaining))
-        pause = min(pause * 2, MAX_PAUSE)
-    return result
-
-
-def _try_lock(path: str) -> FileTurnLock | None:
+def _try_lock(path: str) -> FileLock | None:
     """The file at the path, locked; None while another process holds it. Raises OSError."""
     descriptor = _open(path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         status = os.fstat(descriptor)
         if _is_at(path, status):
-            return FileTurnLock(path, descriptor, status)
+            return FileLock(path, descriptor, status)
     except BlockingIOError:
         pass
     except OSError:

@@ -1,14 +1,13 @@
-"""Turn locks in a Redis server, for instances that share no folder.
+"""Locks in a Redis server, for instances that share no folder.
 
-A lock is a key `opendify:lock:<hash of the chat>` with a random value that only its holder knows
+A lock is a key `opendify:lock:<hash of the name>` with a random value that only its holder knows
 and a short lifetime that the holder renews, so the lock of a machine that died is free soon.
 """
 
 import secrets
-from collections.abc import Callable
 from contextlib import suppress
 
-from opendify.conversations.locks.files import TurnLock, lock_name, poll
+from opendify.conversations.locks.files import Lock, digest
 from opendify.storage.lease_renewal import LeaseRenewer
 from opendify.storage.redis_connection import RedisConnection, RedisUnavailable
 
@@ -28,26 +27,24 @@ return 0
 """
 
 
-class RedisTurnLocks:
-    """Locks for processes that share a Redis server; see `TurnLocks`. While it is unreachable,
+class RedisLocks:
+    """Locks for processes that share a Redis server; see `Locks`. While it is unreachable,
     which the connection logs, every lock counts as acquired."""
 
     def __init__(self, redis: RedisConnection, lease: float = LEASE_SECONDS) -> None:
         """`lease` is the lifetime of a lock in seconds, if it is not renewed."""
         self._redis = redis
         self._lease = lease
-        self._leases: LeaseRenewer[RedisTurnLock] = LeaseRenewer(lease, self._renew)
+        self._leases: LeaseRenewer[RedisLock] = LeaseRenewer(lease, self._renew)
 
-    def acquire(
-        self, key: str, deadline: float, caller_gone: Callable[[], bool]
-    ) -> TurnLock | None:
-        lock = RedisTurnLock(self, f"opendify:lock:{lock_name(key)}", secrets.token_hex(16))
-        if not poll(lambda: self._try_acquire(lock) or None, deadline, caller_gone):
+    def try_acquire(self, name: str) -> Lock | None:
+        lock = RedisLock(self, f"opendify:lock:{digest(name)}", secrets.token_hex(16))
+        if not self._acquire(lock):
             return None
         self._leases.add(lock)
         return lock
 
-    def release(self, lock: "RedisTurnLock") -> None:
+    def release(self, lock: "RedisLock") -> None:
         """Free a lock, unless somebody else holds it by now."""
         if not self._leases.discard(lock):
             return
@@ -56,7 +53,7 @@ class RedisTurnLocks:
                 lambda client: client.eval(_RELEASE_SCRIPT, 1, lock.name, lock.token)
             )
 
-    def _try_acquire(self, lock: "RedisTurnLock") -> bool:
+    def _acquire(self, lock: "RedisLock") -> bool:
         milliseconds = int(self._lease * 1000)
         try:
             return bool(
@@ -67,7 +64,7 @@ class RedisTurnLocks:
         except RedisUnavailable:
             return True
 
-    def _renew(self, lock: "RedisTurnLock") -> None:
+    def _renew(self, lock: "RedisLock") -> None:
         milliseconds = int(self._lease * 1000)
         with suppress(RedisUnavailable):
             self._redis.execute(
@@ -75,10 +72,10 @@ class RedisTurnLocks:
             )
 
 
-class RedisTurnLock:
+class RedisLock:
     """A lock, held until it is released."""
 
-    def __init__(self, locks: RedisTurnLocks, name: str, token: str) -> None:
+    def __init__(self, locks: RedisLocks, name: str, token: str) -> None:
         self.name = name
         self.token = token
         self._locks = locks
