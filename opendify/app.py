@@ -34,6 +34,7 @@ from opendify.chat.service import ChatService
 from opendify.config.proxies import proxies_for
 from opendify.config.settings import Settings
 from opendify.conversations.admin import ConversationAdmin
+from opendify.conversations.processes import ProcessRegistry
 from opendify.conversations.store.base import ConversationStore
 from opendify.conversations.store.factory import new_redis_connection, new_store_and_locks
 from opendify.files.file_cache import FileCache
@@ -155,7 +156,7 @@ def _create_components(
 ) -> Components:
     data = Path(settings.data_dir)
     redis = new_redis_connection(settings.conversation_store)
-    own_store, turn_locks = new_store_and_locks(
+    own_store, locks = new_store_and_locks(
         redis,
         data,
         clock=clock,
@@ -177,7 +178,7 @@ def _create_components(
         registry,
         conversations,
         Uploads(client),
-        turn_locks,
+        ProcessRegistry(locks),
         file_proxy,
         now=clock,
         files_only_query=settings.files_only_query,

@@ -10,12 +10,20 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from opendify.conversations import ConversationRecord, ConversationStore, JsonFileStore
+from opendify.conversations import (
+    ChatRecord,
+    ConversationRecord,
+    ConversationStore,
+    JsonFileStore,
+    Update,
+)
 from opendify.conversations.store.redis import RedisStore
 from opendify.storage.redis_connection import RedisConnection
 from tests.conftest import KEY
 from tests.support import schemas
+from tests.support.chats import conversations_of, one_branch
 from tests.support.fake_dify import FakeDify, head, refused
+from tests.support.remembering_dify import RememberingDify
 
 ADMIN = {"Authorization": "Bearer admin-secret"}
 ONE = "11111111-1111-4111-8111-111111111111"
@@ -50,10 +58,10 @@ def key(model: str, user: str, chat: str) -> str:
 def chats(store: ConversationStore) -> None:
     store.adopt(
         {
-            key("tiny", "anna", "chat 1"): ConversationRecord(ONE, 10, 40, "heard-secret"),
-            key("tiny", "ben", "聊天"): ConversationRecord("c2", 20, 30),
-            key("org/model", "anna", "chat 1"): ConversationRecord("c3", 30, 20),
-            "an earlier chat": ConversationRecord("c4", 5, 10),
+            key("tiny", "anna", "chat 1"): one_branch(ONE, 10, 40, "digest-secret", "first-turn"),
+            key("tiny", "ben", "聊天"): one_branch("c2", 20, 30),
+            key("org/model", "anna", "chat 1"): one_branch("c3", 30, 20),
+            "an earlier chat": one_branch("c4", 5, 10),
         }
     )
 
@@ -121,7 +129,7 @@ class TestWithoutAdminKeys:
             if single:
                 assert error_of(response) == (403, "admin_keys_not_set")
                 assert "OPENDIFY_ADMIN_KEYS" in response.json["error"]["message"]
-                assert store.owner(ONE) is not None
+                assert store.owners(ONE)
             else:
                 assert response.status_code == 200
                 assert "mappings" not in response.json
@@ -142,16 +150,26 @@ def test_the_counts_have_the_four_fields_and_more(
     }
 
 
-def shown(*parts: str | None, conversation: str, created_at: int, last_used: int) -> dict[str, Any]:
+def branch(
+    conversation: str, created_at: int, last_used: int, reason: str | None = None
+) -> dict[str, Any]:
+    return {
+        "dify_conversation_id": conversation,
+        "created_at": created_at,
+        "last_used": last_used,
+        "reason": reason,
+    }
+
+
+def shown(*parts: str | None, branches: list[dict[str, Any]]) -> dict[str, Any]:
     names = ("caller", "model", "user", "chat_id")
-    times = {"created_at": created_at, "last_used": last_used}
-    return {**dict(zip(names, parts, strict=True)), "dify_conversation_id": conversation, **times}
+    return {**dict(zip(names, parts, strict=True)), **branches[0], "branches": branches}
 
 
-ANNA = shown("-", "tiny", "anna", "chat 1", conversation=ONE, created_at=10, last_used=40)
-BEN = shown("-", "tiny", "ben", "聊天", conversation="c2", created_at=20, last_used=30)
-OTHER = shown("-", "org/model", "anna", "chat 1", conversation="c3", created_at=30, last_used=20)
-EARLIER = shown(None, None, None, "an earlier chat", conversation="c4", created_at=5, last_used=10)
+ANNA = shown("-", "tiny", "anna", "chat 1", branches=[branch(ONE, 10, 40, "first-turn")])
+BEN = shown("-", "tiny", "ben", "聊天", branches=[branch("c2", 20, 30)])
+OTHER = shown("-", "org/model", "anna", "chat 1", branches=[branch("c3", 30, 20)])
+EARLIER = shown(None, None, None, "an earlier chat", branches=[branch("c4", 5, 10)])
 
 
 @pytest.mark.parametrize(
@@ -173,7 +191,104 @@ def test_mappings_are_listed(
     response = api.get(MAPPINGS, query_string=query, headers=ADMIN)
     assert response.json["mappings"] == expected
     assert response.json["mapping_count"] == 4
-    assert "heard" not in response.text
+    assert "digest" not in response.text
+
+
+@pytest.fixture
+def branched(store: ConversationStore) -> str:
+    """The key of a chat that was edited and regenerated."""
+    edited = key("tiny", "anna", "edited")
+    store.adopt(
+        {
+            edited: ChatRecord(
+                (
+                    ConversationRecord("b3", 30, 90, "digest-secret", "whole-history", "system"),
+                    ConversationRecord("b1", 10, 50, "digest-secret", "end-of-history"),
+                    ConversationRecord(ONE, 20, 40, "", "other-history"),
+                    ConversationRecord("b0", 15, 35),
+                )
+            )
+        }
+    )
+    return edited
+
+
+@pytest.mark.parametrize("query", [{"chat_id": "edited"}, {"limit": "1"}])
+def test_a_chat_is_listed_with_its_branches_and_why_their_last_turns_went_there(
+    api: FlaskClient, chats: None, branched: str, query: dict[str, str]
+) -> None:
+    response = api.get(MAPPINGS, query_string=query, headers=ADMIN)
+    branches = [
+        branch("b3", 30, 90, "whole-history"),
+        branch("b1", 10, 50, "end-of-history"),
+        branch(ONE, 20, 40, "other-history"),
+        branch("b0", 15, 35),
+    ]
+    assert response.json["mappings"] == [shown("-", "tiny", "anna", "edited", branches=branches)]
+    assert response.json["mapping_count"] == 5
+    assert "digest" not in response.text
+
+
+def ask(api: FlaskClient, *texts: str) -> str:
+    """One turn of a chat; returns its conversation."""
+    roles = ("user", "assistant")
+    messages = [{"role": roles[n % 2], "content": text} for n, text in enumerate(texts)]
+    body = {"model": "tiny", "metadata": {"chat_id": "edited"}, "messages": messages}
+    response = api.post("/v1/chat/completions", json=body)
+    assert response.status_code == 200, response.text
+    return str(response.json["dify"]["conversation_id"])
+
+
+def test_the_list_shows_what_turns_did(
+    api: FlaskClient, store: ConversationStore, dify: FakeDify
+) -> None:
+    dify.answer = RememberingDify(lambda query: ["re ", query])
+    first = ask(api, "one")
+    assert ask(api, "one", "re one", "two") == first
+    edited = ask(api, "one", "re one", "two, edited")
+    assert edited != first
+    (chat,) = api.get(MAPPINGS, query_string={"chat_id": "edited"}, headers=ADMIN).json["mappings"]
+    told = [(found["dify_conversation_id"], found["reason"]) for found in chat["branches"]]
+    assert told == [(edited, "other-history"), (first, "whole-history")]
+    assert (chat["dify_conversation_id"], chat["reason"]) == told[0]
+
+
+def test_removing_a_branch_leaves_the_others(
+    api: FlaskClient, store: ConversationStore, branched: str
+) -> None:
+    for conversation, left in (
+        (ONE, ["b3", "b1", "b0"]),
+        ("b3", ["b1", "b0"]),
+        ("b0", ["b1"]),
+        ("b1", []),
+    ):
+        response = api.delete(f"{MAPPINGS}/{conversation}", headers=ADMIN)
+        assert (response.status_code, response.json["removed_count"]) == (200, 1)
+        assert conversations_of(store.get(branched)) == left
+        listed = api.get(MAPPINGS, query_string={"chat_id": "edited"}, headers=ADMIN)
+        found = [b["dify_conversation_id"] for m in listed.json["mappings"] for b in m["branches"]]
+        assert found == left
+        again = api.delete(f"{MAPPINGS}/{conversation}", headers=ADMIN)
+        assert error_of(again) == (404, "mapping_not_found")
+
+
+def test_a_conversation_of_several_chats_is_removed_from_all_of_them(
+    api: FlaskClient, store: ConversationStore, chats: None, branched: str
+) -> None:
+    response = api.delete(f"{MAPPINGS}/{ONE}", headers=ADMIN)
+    assert (response.status_code, response.json["removed_count"]) == (200, 2)
+    assert store.get(key("tiny", "anna", "chat 1")) is None
+    assert conversations_of(store.get(branched)) == ["b3", "b1", "b0"]
+
+
+def test_a_branch_that_is_not_the_latest_is_deleted_in_dify_too(
+    api: FlaskClient, store: ConversationStore, branched: str, dify: FakeDify
+) -> None:
+    dify.answer = lambda request: [head(204, "Content-Length: 0")]
+    response = api.delete(f"{MAPPINGS}/b1?dify=true", headers=ADMIN)
+    assert (response.status_code, response.json["dify"]) == (200, "deleted")
+    assert [request.path for request in dify.requests] == ["/v1/conversations/b1"]
+    assert conversations_of(store.get(branched)) == ["b3", ONE, "b0"]
 
 
 @pytest.mark.parametrize("limit", ["", "0", "-1", "1.5", "x", "10001", "1" * 5000, "²"])
@@ -189,7 +304,7 @@ def test_a_mapping_is_removed(
     response = api.delete(f"{MAPPINGS}/{ONE}", headers=ADMIN)
     assert (response.status_code, response.json["removed_count"]) == (200, 1)
     assert response.json["dify"] == "kept"
-    assert store.owner(ONE) is None
+    assert store.owners(ONE) == []
     assert store.stats().count == 3
     assert dify.requests == []
     again = api.delete(f"{MAPPINGS}/{ONE}", headers=ADMIN)
@@ -221,7 +336,7 @@ def test_a_conversation_is_deleted_in_dify_too(
     dify.answer = lambda request: answer
     response = api.delete(f"{MAPPINGS}/{ONE}?dify=true", headers=ADMIN)
     assert (response.status_code, response.json["dify"]) == (200, outcome)
-    assert store.owner(ONE) is None
+    assert store.owners(ONE) == []
     (request,) = dify.requests
     assert (request.method, request.path) == ("DELETE", f"/v1/conversations/{ONE}")
     assert request.json == {"user": "anna"}
@@ -234,13 +349,13 @@ def test_what_dify_does_not_delete_is_kept_here_too(
     dify.answer = lambda request: refused(401, {"code": "unauthorized", "message": "no"})
     response = api.delete(f"{MAPPINGS}/{ONE}?dify=true", headers=ADMIN)
     assert error_of(response) == (502, "upstream_auth_error")
-    assert store.owner(ONE) is not None
+    assert store.owners(ONE)
 
 
 def test_what_is_not_known_in_dify_is_not_deleted_there(
     api: FlaskClient, store: ConversationStore, chats: None, dify: FakeDify
 ) -> None:
-    store.adopt({key("a model of old", "anna", "x"): ConversationRecord("c5", 1, 1)})
+    store.adopt({key("a model of old", "anna", "x"): one_branch("c5", 1, 1)})
     for conversation in ("c4", "c5"):
         response = api.delete(f"{MAPPINGS}/{conversation}?dify=true", headers=ADMIN)
         assert error_of(response) == (400, "invalid_request")
@@ -255,7 +370,7 @@ def test_a_wrong_flag_deletes_nothing(
 ) -> None:
     response = api.delete(f"{MAPPINGS}/{ONE}?dify={flag}", headers=ADMIN)
     assert error_of(response) == (400, "invalid_request")
-    assert store.owner(ONE) is not None
+    assert store.owners(ONE)
 
 
 @pytest.mark.parametrize("path", [f"{MAPPINGS}/a/b", f"{MAPPINGS}/..%2f..", f"{MAPPINGS}/%00"])
@@ -281,7 +396,7 @@ def test_a_wrong_age_is_refused(
 def test_cleanup_removes_what_is_old(
     api: FlaskClient, store: ConversationStore, chats: None, body: Any
 ) -> None:
-    store.put("new", "c9")
+    store.put("new", "c9", Update(""))
     response = api.post(CLEANUP, json=body, headers=ADMIN)
     assert response.json["removed_count"] == 4
     assert response.json["max_age_days"] == (body or {}).get("max_age_days", 30)
@@ -320,10 +435,14 @@ TAMPERED = [
 def test_half_a_surrogate_pair_in_the_store_hides_nothing(
     api: FlaskClient, store: ConversationStore, chats: None, tampered: str
 ) -> None:
-    store.adopt({tampered: ConversationRecord("c\udfff5", 1, 100)})
+    half = "c\udfff5"
+    older = ConversationRecord("\ud8006", 1, 90, half, half, half)
+    store.adopt({tampered: ChatRecord((ConversationRecord(half, 1, 100, half, half, half), older))})
     counts = api.get(MAPPINGS, headers=ADMIN)
     assert (counts.status_code, counts.json["mapping_count"]) == (200, 5)
     listed = api.get(f"{MAPPINGS}?limit=10", headers=ADMIN)
     assert listed.status_code == 200
     ids = [entry["dify_conversation_id"] for entry in listed.json["mappings"]]
     assert ids == ["c?5", ONE, "c2", "c3", "c4"]
+    branches = listed.json["mappings"][0]["branches"]
+    assert [found["dify_conversation_id"] for found in branches] == ["c?5", "?6"]

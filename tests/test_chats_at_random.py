@@ -1,8 +1,8 @@
 """Random chats of several people and clients, compared with what Dify's conversations contain.
 
 The history that a client sends is the truth. So whatever happens, a person's turn arrives in a
-conversation that contains exactly that, or in a new one that is sent it; no task ever does; and an
-ordinary next turn arrives where the last one was.
+conversation that contains exactly that, or in a new one that is sent it; no task ever does; and a
+turn whose history some branch of its chat contains arrives there, in no new conversation.
 """
 
 import json
@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,7 +38,8 @@ from werkzeug.test import TestResponse
 
 from opendify.chat import background_tasks
 from opendify.config.models import Model
-from opendify.conversations import ConversationStore, JsonFileStore
+from opendify.conversations import ConversationStore, JsonFileStore, Update
+from opendify.conversations.store.records import MAX_BRANCHES
 from opendify.conversations.store.redis import RedisStore
 from opendify.storage.redis_connection import RedisConnection
 from opendify.upstream import conversation_probe
@@ -48,6 +50,7 @@ from tests.support.redis_server import RedisServer
 from tests.support.remembering_dify import NOT_TAKEN, Arrival, RememberingDify, Said
 
 WORDS = ["a", "b", "go on", "think", "new"]
+STAMP, FOOTER = "[12:00] ", "\n\n-- the assistant"
 KEYS = {"tiny": "app-1", "org/model": "app-2"}
 MODES = {"app-2": "advanced-chat"}  # its tasks are answered without a run
 
@@ -65,7 +68,9 @@ def reply(query: str) -> list[str]:
 @dataclass
 class Talk:
     """A chat as its client has it. ``window`` is how many messages of it are sent, 0 for all.
-    ``parents`` are the client's names of the answers in it, where it sends them."""
+    ``answers`` are the client's names of the answers in it. Before a question that it sends, a
+    filter puts ``stamp``, and below an answer that it shows, ``footer``. ``left`` are the branches
+    of the chat that it has left: their messages, and the names of their answers."""
 
     user: str
     model: str
@@ -74,7 +79,16 @@ class Talk:
     names_answers: bool
     said: list[Said] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
-    conversation_id: str = ""
+    stamp: str = ""
+    footer: str = ""
+    left: list[tuple[list[Said], list[str]]] = field(default_factory=list)
+
+    def take_back(self) -> None:
+        """Removes the last exchange."""
+        self.said.pop()
+        self.answers.pop()
+        while self.said and self.said[-1][0] == "user":
+            self.said.pop()
 
     def history(self) -> list[Said]:
         return self.said[-self.window :] if self.window else list(self.said)
@@ -121,6 +135,8 @@ class Talks(RuleBasedStateMachine):
         self.dify = FakeDify(self.memory, tells_of_its_app=True)
         self.expected: dict[str, Expected] = {}
         self.seen = 0
+        self.unsure: set[str] = set()  # conversations in which a turn has not come to its end
+        self.last_names: dict[str, str] = {}  # the client's name of the last answer of each
         self.stack = ExitStack()
         self.workers = [self.worker(), self.worker()]
 
@@ -149,7 +165,11 @@ class Talks(RuleBasedStateMachine):
 
     @initialize(target=talks)
     def begin(self) -> Any:
-        return multiple(Talk("ada", "tiny", "first", 0, False), Talk("ada", "tiny", "", 0, False))
+        return multiple(
+            Talk("ada", "tiny", "first", 0, False),
+            Talk("ada", "tiny", "second", 0, True, stamp=STAMP, footer=FOOTER),
+            Talk("ada", "tiny", "", 0, False),
+        )
 
     @rule(
         target=talks,
@@ -158,47 +178,114 @@ class Talks(RuleBasedStateMachine):
         chat_id=st.sampled_from(["chat", "other", "other", ""]),
         window=st.sampled_from([0, 0, 4]),
         names_answers=st.booleans(),
+        stamp=st.sampled_from(["", "", STAMP]),
+        footer=st.sampled_from(["", "", FOOTER]),
     )
     def new_talk(
-        self, user: str, model: str, chat_id: str, window: int, names_answers: bool
+        self,
+        user: str,
+        model: str,
+        chat_id: str,
+        window: int,
+        names_answers: bool,
+        stamp: str,
+        footer: str,
     ) -> Talk:
         # A client names each of its chats anew; the same name for two would be one chat.
         number = f"-{uuid.uuid4().hex}" if chat_id == "other" else ""
-        return Talk(user, model, chat_id and f"{chat_id}{number}", window, names_answers)
+        name = chat_id and f"{chat_id}{number}"
+        return Talk(user, model, name, window, names_answers, stamp=stamp, footer=footer)
 
     @rule(talk=talks, text=st.sampled_from(WORDS), stream=st.booleans(), who=st.integers(0, 1))
     def turn(self, talk: Talk, text: str, stream: bool, who: int) -> None:
-        arrival = self.say(talk, text, stream, who)
-        if talk.conversation_id in self.memory.conversations and talk.chat_id and not talk.window:
-            assert talk.chat_id == "chat" or arrival.conversation_id == talk.conversation_id
-        talk.conversation_id = arrival.conversation_id
+        self.say(talk, text, stream, who)
 
     @rule(talk=talks, stream=st.booleans(), who=st.integers(0, 1))
     def regenerate(self, talk: Talk, stream: bool, who: int) -> None:
-        if len(talk.said) >= 2:
-            self.edit(talk, talk.said[-2][1], 2, stream, who)
+        if talk.said:
+            self.edit(talk, talk.said[-2][1], 1, stream, who)
 
     @rule(
         talk=talks,
         text=st.sampled_from(WORDS),
-        back=st.sampled_from([2, 4]),
+        back=st.sampled_from([1, 2]),
         stream=st.booleans(),
         who=st.integers(0, 1),
     )
     def edit(self, talk: Talk, text: str, back: int, stream: bool, who: int) -> None:
-        if len(talk.said) >= back:
-            del talk.said[-back:]
-            del talk.answers[-back // 2 :]
-            talk.conversation_id = self.say(talk, text, stream, who).conversation_id
+        """Takes back as many exchanges."""
+        if len(talk.answers) >= back:
+            talk.left.append((list(talk.said), list(talk.answers)))
+            for _ in range(back):
+                talk.take_back()
+            self.say(talk, text, stream, who)
+
+    @rule(
+        talk=talks,
+        which=st.integers(0, 3),
+        text=st.sampled_from(WORDS),
+        stream=st.booleans(),
+        who=st.integers(0, 1),
+    )
+    def go_back(self, talk: Talk, which: int, text: str, stream: bool, who: int) -> None:
+        """Goes on in a branch that was left."""
+        if talk.left:
+            now = talk.said, talk.answers
+            talk.said, talk.answers = talk.left.pop(-1 - which % len(talk.left))
+            talk.left.append((list(now[0]), list(now[1])))
+            self.say(talk, text, stream, who)
+
+    @rule(
+        talk=talks,
+        texts=st.lists(st.sampled_from(WORDS), min_size=2, max_size=3),
+        keeps=st.booleans(),
+        who=st.integers(0, 1),
+    )
+    def turn_in_parts(self, talk: Talk, texts: list[str], keeps: bool, who: int) -> None:
+        """Several messages in a row; some clients show them as one afterwards."""
+        name, fitting = uuid.uuid4().hex, self.fitting(talk)
+        history = talk.history()
+        stamped = [f"{talk.stamp}{text}" for text in texts]
+        body = self.body(talk, history, "\n\n".join(stamped), stream=True)
+        body["messages"][-1:] = [{"role": "user", "content": text} for text in stamped]
+        body["messages"].append({"role": "assistant", "content": ""})  # the place of the answer
+        content = text_of(self.post(body, talk.headers(name), who).data).strip()
+        arrival = self.memory.arrivals[-1]
+        assert arrival.conversation_id in fitting or not fitting
+        shown = texts if keeps else ["\n\n".join(texts)]
+        talk.said += [("user", text) for text in shown]
+        talk.said.append(("assistant", self.shown(talk, content)))
+        talk.answers.append(name)
+        self.last_names[arrival.conversation_id] = name
+
+    @rule(talk=talks, who=st.integers(0, 1))
+    def instruct(self, talk: Talk, who: int) -> None:
+        """An instruction behind the last answer, whose answer the client does not keep."""
+        if talk.said and talk.chat_id:
+            trace = uuid.uuid4().hex
+            history = talk.history()
+            messages = [{"role": role, "content": text} for role, text in history]
+            messages.append({"role": "system", "content": "Summarize it"})
+            body = {"model": talk.model, "messages": messages, "trace_id": trace}
+            self.expected[trace] = Expected(talk, tuple(history), "Summarize it")
+            assert self.post(body, talk.headers(uuid.uuid4().hex), who).status_code == 200
+            assert self.memory.arrivals[-1].is_new
+
+    @rule(talk=talks, text=st.sampled_from(WORDS), who=st.integers(0, 1))
+    def ask_beside(self, talk: Talk, text: str, who: int) -> None:
+        """A request of the client's own, in the name of the chat, that no rule recognizes."""
+        if talk.chat_id and talk.said:
+            beside = Talk(talk.user, talk.model, talk.chat_id, 0, False)
+            assert self.say(beside, f"Name this: {text}", False, who).is_new
 
     @rule(talk=talks, stream=st.booleans(), who=st.integers(0, 1))
     def more_concise(self, talk: Talk, stream: bool, who: int) -> None:
         """The old answer and the wish for a shorter one go, the shorter one stays."""
         if talk.said and talk.said[-1][1]:
             self.say(talk, "More Concise", stream, who)
-            talk.said[-3:] = talk.said[-1:]
-            talk.answers[-2:] = talk.answers[-1:]
-            talk.conversation_id = ""
+            shorter, name = talk.said[-1], talk.answers[-1]
+            talk.take_back()
+            talk.said[-1], talk.answers[-1] = shorter, name
 
     @rule(talk=talks, stream=st.booleans(), who=st.integers(0, 1))
     def continue_answer(self, talk: Talk, stream: bool, who: int) -> None:
@@ -207,13 +294,13 @@ class Talks(RuleBasedStateMachine):
             name = talk.answers[-1]
             content = self.ask(talk, history, "", talk.headers(name), stream, who)
             talk.said[-1] = ("assistant", talk.said[-1][1] + content)
-            talk.conversation_id = self.memory.arrivals[-1].conversation_id
 
     @rule(talk=talks, text=st.sampled_from(WORDS))
     def change_an_answer(self, talk: Talk, text: str) -> None:
-        if talk.said and talk.said[-1] != ("assistant", text):
+        """An answer with a name may be shown as anything: no filter is told from an edit."""
+        is_recognized = talk.names_answers and talk.chat_id
+        if talk.said and talk.said[-1] != ("assistant", text) and not is_recognized:
             talk.said[-1] = ("assistant", text)
-            talk.conversation_id = ""
 
     @rule(talk=talks, text=st.sampled_from(WORDS), who=st.integers(0, 1), keeps=st.booleans())
     def stop(self, talk: Talk, text: str, who: int, keeps: bool) -> None:
@@ -231,12 +318,12 @@ class Talks(RuleBasedStateMachine):
         response.close()
         talk.said += [("user", text), ("assistant", content)] if keeps else []
         talk.answers += [name] if keeps else []
-        talk.conversation_id = ""
+        self.unsure.add(self.memory.arrivals[-1].conversation_id)
 
     @rule(talk=talks, text=st.sampled_from(WORDS), who=st.integers(0, 1), trouble=st.just("cut"))
     def break_off(self, talk: Talk, text: str, who: int, trouble: str) -> None:
         self.fail(talk, text, who, trouble)
-        talk.conversation_id = ""
+        self.unsure.add(self.memory.arrivals[-1].conversation_id)
 
     @rule(talk=talks, text=st.sampled_from(WORDS), who=st.integers(0, 1))
     def refuse(self, talk: Talk, text: str, who: int) -> None:
@@ -260,14 +347,16 @@ class Talks(RuleBasedStateMachine):
         if is_killed:
             self.forget_how_turns_ended()
         if has_run:
-            talk.conversation_id = ""
+            self.unsure.add(self.memory.arrivals[-1].conversation_id)
 
     def forget_how_turns_ended(self) -> None:
         """As a worker leaves them that is killed in the middle of turns."""
         store = self.store()
-        for key, mapping in list(store.entries()):
-            heard = mapping.history_digest.replace("-failed/", f"-{uuid.uuid4().hex[:16]}/")
-            store.put(key, mapping.conversation_id, heard)
+        for key, chat in list(store.entries()):
+            for branch in reversed(chat.branches):
+                id_ = uuid.uuid4().hex[:16]
+                update = Update(branch.history_digest.replace("-failed/", f"-{id_}/"))
+                store.put(key, branch.conversation_id, update)
         store.close()
 
     @rule(talk=talks, words=st.tuples(st.sampled_from(WORDS), st.sampled_from(WORDS)))
@@ -275,15 +364,15 @@ class Talks(RuleBasedStateMachine):
         """Two turns of one chat; the client keeps the second."""
         history = talk.history()
         contents = ["", ""]
+        names = [uuid.uuid4().hex, uuid.uuid4().hex]
 
         def ask(which: int) -> None:
-            name = uuid.uuid4().hex
-            contents[which] = self.ask(talk, history, words[which], talk.headers(name), True, which)
+            headers = talk.headers(names[which])
+            contents[which] = self.ask(talk, history, words[which], headers, True, which)
 
         at_once([lambda: ask(0), lambda: ask(1)])
-        talk.said += [("user", words[1]), ("assistant", contents[1])]
-        talk.answers.append("unknown")
-        talk.conversation_id = ""
+        talk.said += [("user", words[1]), ("assistant", self.shown(talk, contents[1]))]
+        talk.answers.append(names[1])
 
     @rule(
         talk=talks,
@@ -322,7 +411,8 @@ class Talks(RuleBasedStateMachine):
     @rule(talk=consumes(talks))
     def lose(self, talk: Talk) -> None:
         """A conversation is deleted in Dify, and the chat goes on all the same."""
-        self.memory.conversations.pop(talk.conversation_id, None)
+        for id_ in self.branches(talk)[:1]:
+            self.memory.conversations.pop(id_, None)
         self.say(talk, "a", True, 0)
 
     @invariant()
@@ -336,7 +426,7 @@ class Talks(RuleBasedStateMachine):
                 continue
             talk, history, before = expected.talk, heard(expected.history), heard(arrival.before)
             assert arrival.owner == (f"Bearer {KEYS[talk.model]}", talk.user)
-            assert arrival.query == expected.text
+            assert plain(arrival.query) == plain(expected.text)
             is_window = not talk.chat_id and len(expected.history) >= 4
             if not arrival.is_new and is_window:
                 before = before[-len(history) :]
@@ -347,15 +437,50 @@ class Talks(RuleBasedStateMachine):
 
     def say(self, talk: Talk, text: str, stream: bool, who: int) -> Arrival:
         name = uuid.uuid4().hex
+        fitting = self.fitting(talk)
         content = self.ask(talk, talk.history(), text, talk.headers(name), stream, who)
-        talk.said += [("user", text), ("assistant", content)]
+        talk.said += [("user", text), ("assistant", self.shown(talk, content))]
         talk.answers.append(name)
         trace = next(trace for trace, sent in reversed(self.expected.items()) if sent.talk is talk)
-        return next(a for a in reversed(self.memory.arrivals) if a.trace == trace)
+        arrival = next(a for a in reversed(self.memory.arrivals) if a.trace == trace)
+        assert arrival.conversation_id in fitting or not fitting
+        self.last_names[arrival.conversation_id] = name
+        return arrival
+
+    def shown(self, talk: Talk, content: str) -> str:
+        return f"{content}{talk.footer}"
+
+    def branches(self, talk: Talk) -> list[str]:
+        """The conversations of a chat with an id that are remembered, most recently used first."""
+        used: dict[str, None] = {}
+        for arrival in reversed(self.memory.arrivals):
+            expected = self.expected.get(arrival.trace)
+            if expected and chat_of(expected.talk) == chat_of(talk):
+                used[arrival.conversation_id] = None
+        return [id_ for id_ in list(used)[:MAX_BRANCHES] if id_ in self.memory.conversations]
+
+    def fitting(self, talk: Talk) -> list[str]:
+        """The branches that have heard exactly what the client's history holds. Where filters
+        change the words and answers have names, those tell whether it is the same answer."""
+        history = heard(talk.history())
+        if not history or not talk.chat_id or talk.window:
+            return []
+        by_name = talk.names_answers and bool(talk.stamp or talk.footer)
+        branches = self.branches(talk)
+        if talk.stamp and not talk.names_answers and len(branches) > 1:
+            return []  # many have the same answers
+        return [
+            id_
+            for id_ in branches
+            if id_ not in self.unsure
+            and heard(self.memory.conversations[id_].said) == history
+            and (not by_name or self.last_names.get(id_) == talk.answers[-1])
+        ]
 
     def body(self, talk: Talk, history: list[Said], text: str, stream: bool) -> dict[str, Any]:
         trace = uuid.uuid4().hex
-        said = [*history, ("user", text)] if text else history
+        stamped = text if text.startswith(talk.stamp) else f"{talk.stamp}{text}"
+        said = [*history, ("user", stamped)] if text else history
         asked = text or "Please continue your last answer exactly where it stopped."
         self.expected[trace] = Expected(talk, tuple(history), asked)
         messages = [{"role": role, "content": content} for role, content in said]
@@ -416,10 +541,22 @@ def text_of(stream: bytes) -> str:
     return "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
 
 
+def chat_of(talk: Talk) -> tuple[str, str, str]:
+    return talk.user, talk.model, talk.chat_id
+
+
+def plain(text: str) -> str:
+    """A text without what clients leave out and filters add."""
+    for part in ("[1]", STAMP, FOOTER):
+        text = text.replace(part, "")
+    return "".join(text.split())
+
+
 def heard(said: Sequence[Said]) -> list[Said]:
-    """What was said, without what clients leave out."""
-    plain = [(role, "".join(text.replace("[1]", "").split())) for role, text in said]
-    return [(role, text) for role, text in plain if text]
+    """What was said; messages of one role in a row are one."""
+    found = [(role, plain(text)) for role, text in said if plain(text)]
+    groups = groupby(found, key=itemgetter(0))
+    return [(role, "".join(text for _, text in messages)) for role, messages in groups]
 
 
 def at_once(actions: list[Callable[[], object]]) -> None:

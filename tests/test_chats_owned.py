@@ -9,7 +9,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from opendify.config.models import Model
-from opendify.conversations import ConversationRecord, JsonFileStore
+from opendify.conversations import ChatRecord, ConversationRecord, JsonFileStore, Update
 from opendify.conversations.keys import parse_chat_key
 from tests.support.fake_dify import FakeDify
 from tests.support.ports import free_port
@@ -139,7 +139,7 @@ def test_naming_a_conversation_does_not_prove_knowledge_of_all_of_it(
     alice = Client(api)
     hers = alice.say("My PIN is 1234")
     (key,) = store.keys()
-    store.put(key, hers, "-")  # as a turn leaves it that was not complete
+    store.put(key, hers, Update("-"))  # as a turn leaves it that was not complete
     alice.messages = []
     assert alice.say("Thanks!", conversation_id=hers) == hers
     assert ask_for_the_secret(api, said(*POLITE)).send() != hers
@@ -244,7 +244,7 @@ def test_an_earlier_entry_without_an_owner_is_nobody_s(
     api: FlaskClient, memory: RememberingDify, store: JsonFileStore
 ) -> None:
     memory.new(UUID, (f"Bearer {KEY}", "default_user"))
-    store.adopt({"chat-1": ConversationRecord(UUID, 1, 1)})
+    store.adopt({"chat-1": ChatRecord((ConversationRecord(UUID, 1, 1),))})
     claim(404, api, UUID)
 
 

@@ -14,7 +14,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from opendify.config.models import Model
-from opendify.conversations import JsonFileStore
+from opendify.conversations import JsonFileStore, Update
 from tests.support.fake_dify import (
     CLOSE,
     FOREVER,
@@ -386,7 +386,8 @@ class Remote:
 
 def forget_message_ids(store: JsonFileStore) -> None:
     for key, mapping in list(store.entries()):
-        store.put(key, mapping.conversation_id, mapping.history_digest.partition("#")[0])
+        older = mapping.latest.history_digest.partition("#")[0]
+        store.put(key, mapping.latest.conversation_id, Update(older))
 
 
 def test_a_chat_of_an_earlier_release_is_settled_by_the_texts(
@@ -408,7 +409,7 @@ def test_a_chat_with_an_unsettled_turn_of_an_earlier_release_gets_a_new_conversa
 ) -> None:
     client, first = begun(api, "a chat id")
     (key,) = store.keys()
-    store.put(key, first, "-")
+    store.put(key, first, Update("-"))
     assert client.say("three") != first
     assert asked_for(dify) == 0
 

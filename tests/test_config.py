@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from opendify.auth.api_keys import ApiKeys, parse_keys
 from opendify.config.accounts import Limits
 from opendify.config.dotenv import check_certificates, load_environment, read_file
+from opendify.config.history_words import CHINESE, ENGLISH, WordsByLanguage
 from opendify.config.id_headers import IdHeaders
 from opendify.config.models import (
     SETTINGS,
@@ -307,6 +308,20 @@ MODELS = [
     pytest.param({"key": "k", "inputs": {"a": [1]}}, {"inputs": {"a": [1]}}, id="inputs"),
     pytest.param({"key": "k", "system": "input:rules"}, {"system": "input:rules"}, id="system"),
     pytest.param({"key": "k", "history": "drop"}, {"history": "drop"}, id="history"),
+    pytest.param({"key": "k"}, {"history": "", "history_max_chars": 100_000}, id="no history"),
+    pytest.param(
+        {"key": "k", "history_max_chars": 0}, {"history_max_chars": 0}, id="history_max_chars"
+    ),
+    pytest.param(
+        {"key": "k", "history_words": "zh"},
+        {"history_words": WordsByLanguage(CHINESE, CHINESE)},
+        id="history_words",
+    ),
+    pytest.param(
+        {"key": "k", "history_words": {"user": " Usuário: "}},
+        {"history_words": WordsByLanguage(IN_CHINESE, IN_ENGLISH)},
+        id="history_words of one's own",
+    ),
     pytest.param({"key": "k", "keep": False}, {"keep": False}, id="keep"),
     pytest.param(
         {

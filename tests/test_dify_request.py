@@ -200,12 +200,13 @@ def asked(
     *messages: Message,
     conversation_id: str = "",
     settings: dict[str, Any] | None = None,
+    app: App = CHATBOT,
     chat_id: str = "",
     **fields: Any,
 ) -> dict[str, Any]:
     prompt = parse_prompt({"model": "tiny", "messages": raw(*messages), **fields})
     model = Model("tiny", "app-x", "http://dify/v1", **(settings or {}))
-    dialogue = dify_request.to_prompt(prompt.messages)
+    dialogue = dify_request.to_prompt(prompt.messages, model.history_words)
     facts = TemplateVars("u", chat_id=chat_id, system=dialogue.system)
     question = dify_request.to_dify_request(
         prompt.options,

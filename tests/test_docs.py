@@ -119,6 +119,7 @@ def defaults_of_the_code(monkeypatch: pytest.MonkeyPatch, folder: Path) -> dict[
         "MAPPING_MAX_ENTRIES": settings.mapping_max_entries,
         "FILE_CACHE_MB": settings.file_cache_bytes // 1024**2,
         "FILES_ONLY_QUERY": settings.files_only_query,
+        "HISTORY_MAX_CHARS": settings.models["m"].history_max_chars,
         "CHAT_ID_HEADERS": id_headers.DEFAULT_CHAT,
         "USER_ID_HEADERS": id_headers.DEFAULT_USER,
         "MESSAGE_ID_HEADERS": id_headers.DEFAULT_MESSAGE,

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from opendify.conversations import fingerprint
+from opendify.conversations import branches, fingerprint
+from opendify.conversations.branches import Branch, ChatPosition, History
 from opendify.conversations.fingerprint import (
     HistoryFingerprint,
     decode,
@@ -21,7 +22,8 @@ from opendify.protocols.openai.messages import Attachment, Message, parse_messag
 def continues(
     known: HistoryFingerprint, history: list[Message], follows: str | None = None
 ) -> bool:
-    return fingerprint.matches(known, extend(HistoryFingerprint(), history), history, follows)
+    position = ChatPosition("chat", history, previous_answer_id=follows, min_exchanges=1)
+    return branches.continues(Branch(known), position, History(history))
 
 
 def user(text: str, *attachments: Attachment) -> Message:
@@ -243,10 +245,14 @@ def test_digests_that_were_made_already_say_the_same(messages: list[Message]) ->
     assert last_exchange_id(messages, texts) == last_exchange_id(messages)
 
 
-@given(dialogues.filter(bool))
-def test_what_is_written_is_read_back(messages: list[Message]) -> None:
+@given(dialogues.filter(bool), dialogues.filter(bool))
+def test_what_is_written_is_read_back(messages: list[Message], turn: list[Message]) -> None:
     known = extend(HistoryFingerprint(), messages)
     assert decode(known.encode()) == known
+    texts = fingerprint.text_digests(turn)
+    for before in (HistoryFingerprint(), known):
+        after = fingerprint.after_turn(before, turn, texts, "answer", "message")
+        assert decode(after.encode()) == after
 
 
 @given(st.text(max_size=40))

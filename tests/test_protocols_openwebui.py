@@ -97,7 +97,7 @@ BELIEVED = [
 
 
 @pytest.mark.parametrize(("claims", "expected"), BELIEVED)
-def test_the_token_tells_the_person(claims: dict[str, Any], expected: tuple[str, str]) -> None:
+def test_the_token_names_the_user(claims: dict[str, Any], expected: tuple[str, str]) -> None:
     assert person(token(**claims)) == expected
 
 

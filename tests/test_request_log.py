@@ -80,6 +80,7 @@ def test_an_answer_has_one_line(api: FlaskClient, dify: FakeDify, lines: Any, st
         "status": 200,
         "model": "tiny",
         "conversation": "c-1",
+        "continuity": "first-turn",
         "streamed": stream,
         "ended": "ok",
     }

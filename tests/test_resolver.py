@@ -1,21 +1,15 @@
 """Chats stay in their conversations: what single clients do, and what can go wrong with it."""
 
 import json
-import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import pytest
 from flask.testing import FlaskClient
 
 from opendify.config.models import Model
-from opendify.conversations import ConversationRecord, JsonFileStore
-from opendify.conversations.locks.files import FileTurnLocks
-from tests.support.application import make_settings, open_app
+from opendify.conversations import ChatRecord, ConversationRecord, JsonFileStore
 from tests.support.fake_dify import (
     FOREVER,
     STREAM_HEAD,
@@ -240,6 +234,153 @@ def test_deleting_the_first_exchange_in_open_webui_begins_a_new_conversation(
     assert named(client, "m5", "m4").say("go on") == again
 
 
+# --- branches -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("headers", ["a header", "metadata"])
+def test_going_back_to_a_branch_goes_on_in_its_conversation(
+    api: FlaskClient, memory: RememberingDify, headers: str
+) -> None:
+    is_header = headers == "a header"
+    client = chat(api) if is_header else Client(api)
+    fields = {} if is_header else {"metadata": {"chat_id": "chat-1"}}
+    first = client.say("one", **fields)
+    assert client.say("two", **fields) == first
+    left = list(client.messages)
+    del client.messages[2:]
+    second = client.say("two, otherwise", **fields)
+    assert second != first
+    other, client.messages = client.messages, left
+    assert client.say("three", **fields) == first
+    client.messages = other
+    assert client.say("four", **fields) == second
+    assert len(memory.conversations) == 2
+
+
+def test_a_request_beside_the_chat_becomes_a_branch_and_costs_nothing(
+    api: FlaskClient, memory: RememberingDify
+) -> None:
+    client = chat(api)
+    first = client.say("one")
+    beside = chat(api)
+    assert beside.say("Name this conversation: one") != first
+    assert client.say("two") == first
+    assert beside.say("Shorter, please") not in (first, "")
+    assert client.say("three") == first
+
+
+def test_the_branch_used_longest_ago_is_forgotten_but_stays_its_owner_s(
+    api: FlaskClient, memory: RememberingDify
+) -> None:
+    client = chat(api)
+    found = []
+    for number in range(9):
+        client.messages = []
+        found.append(client.say(f"question {number}"))
+    assert len(set(found)) == 9
+    asked: Messages = [{"role": "user", "content": "hi"}]
+    answer = client.ask(200, model="tiny", messages=asked, conversation_id=found[0])
+    assert answer["dify"]["conversation_id"] == found[0]
+    client.messages = [
+        {"role": "user", "content": "question 8"},
+        {"role": "assistant", "content": "re question 8"},
+    ]
+    assert client.say("next") == found[8]
+
+
+# --- what a client shows otherwise than it was sent ---------------------------------------------
+
+WRAPPED = [
+    pytest.param(
+        "### Aufgabe:\nAntworte\n<context>\nx\n</context>\n{}", id="a translated template"
+    ),
+    pytest.param(
+        "### Task:\nx\n<context>\ny\n</context>\n{}\n\nAgain: {}", id="the question twice"
+    ),
+    pytest.param("{}\n\nUse this: y", id="the question first"),
+    pytest.param("[2026-12-01 10:00] {}", id="a time stamp"),
+    pytest.param("{} /no_think", id="a switch"),
+]
+
+
+@pytest.mark.parametrize("template", WRAPPED)
+@pytest.mark.parametrize("names", [True, False])
+@pytest.mark.parametrize("footer", ["", "\n\n-- the assistant"])
+def test_a_chat_whose_texts_a_filter_changes_stays_in_its_conversation(
+    api: FlaskClient, memory: RememberingDify, template: str, names: bool, footer: str
+) -> None:
+    client = chat(api)
+    found = set()
+    for number, text in enumerate(("what?", "more?", "plain", "and?")):
+        if names:
+            named(client, f"m{number + 1}", f"m{number}" if number else "")
+        found.add(client.say(template.replace("{}", text)))
+        question, answer = client.messages[-2:]
+        question["content"] = text
+        answer["content"] += footer
+    assert len(found) == 1
+
+
+def test_an_outlet_filter_that_changes_the_whole_answer_is_known_by_the_answer_s_name(
+    api: FlaskClient, memory: RememberingDify
+) -> None:
+    client = chat(api)
+    found = set()
+    for number in range(4):
+        named(client, f"m{number + 1}", f"m{number}" if number else "")
+        found.add(client.say(f"question {number}"))
+        client.messages[-1]["content"] = f"Antwort {number}"
+    assert len(found) == 1
+
+
+def test_what_has_come_back_once_and_is_changed_then_is_an_edit(
+    api: FlaskClient, memory: RememberingDify
+) -> None:
+    client = chat(api)
+    first = client.say("[10:00] one")
+    client.messages[0]["content"] = "one"
+    assert client.say("two") == first
+    client.messages[0]["content"] = "one!"
+    assert client.say("three") != first
+
+
+# --- a chat whose memory is left to Dify --------------------------------------------------------
+
+
+def test_a_script_that_names_its_chat_and_sends_its_last_message_stays_in_one_conversation(
+    api: FlaskClient, memory: RememberingDify
+) -> None:
+    client, metadata = Client(api), {"chat_id": "chat-1"}
+    found = []
+    for text in ("one", "two", "two", "one"):
+        client.messages = []
+        found.append(client.say(text, metadata=metadata))
+    assert len(set(found)) == 1
+
+
+def test_a_first_message_that_is_sent_again_gets_a_new_conversation(
+    api: FlaskClient, memory: RememberingDify
+) -> None:
+    client, metadata = Client(api), {"chat_id": "chat-1"}
+    first = client.say("one", metadata=metadata)
+    client.messages = []
+    again = client.say("one", metadata=metadata)
+    assert again != first
+    client.messages = []
+    assert client.say("two", metadata=metadata) == again
+
+
+def test_a_first_message_that_is_edited_by_a_client_that_sends_histories_is_a_branch(
+    api: FlaskClient, memory: RememberingDify
+) -> None:
+    client, metadata = Client(api), {"chat_id": "chat-1"}
+    first = client.say("one", metadata=metadata)
+    assert client.say("two", metadata=metadata) == first
+    client.messages = []
+    assert client.say("one, otherwise", metadata=metadata) != first
+    assert memory.arrivals[-1].before == ()
+
+
 # --- what is not certain to be in dify's memory -------------------------------------------------
 
 
@@ -366,7 +507,7 @@ def test_a_chat_whose_conversation_a_temporary_chat_has_used_gets_a_new_one(
     client = chat(api)
     first = client.say("one")
     assert chat(api, "temporary:x").say("else", conversation_id=first) == first
-    assert [mapping.conversation_id for _, mapping in store.entries()] == [first]
+    assert [mapping.latest.conversation_id for _, mapping in store.entries()] == [first]
     assert client.say("two") != first
     assert len(memory.arrivals[-1].before) == 2
 
@@ -386,7 +527,7 @@ def test_a_client_may_name_the_conversation_and_send_no_history(
 @pytest.fixture
 def legacy(store: JsonFileStore, memory: RememberingDify) -> JsonFileStore:
     """An entry of an earlier system, for bob's conversation."""
-    store.adopt({"chat-1": ConversationRecord(UUID, 1, 1)})
+    store.adopt({"chat-1": ChatRecord((ConversationRecord(UUID, 1, 1),))})
     return store
 
 
@@ -462,127 +603,162 @@ def versioned(steps: Steps) -> Iterator[Any]:
         yield step.replace(b"\r\n", b"\r\nX-Version: 1.13.2\r\n", 1) if is_head else step  # type: ignore[attr-defined]
 
 
-@pytest.fixture
-def aged(
-    http: httpx.Client, tmp_path: Path, models: dict[str, Model]
-) -> Iterator[tuple[FlaskClient, Callable[[float], None]]]:
-    """An application, and what lets time pass for it."""
-    times = [1_000_000_000.0]
-
-    def wait(seconds: float) -> None:
-        times[0] += seconds
-
-    with open_app(make_settings(models, tmp_path), http, clock=lambda: times[0]) as app:
-        yield app.test_client(), wait
-
-
 def asked_for(dify: FakeDify) -> int:
     return sum("/messages?" in request.path for request in dify.requests)
 
 
-def test_a_lost_conversation_heals_before_it_can_hang(
-    aged: tuple[FlaskClient, Callable[[float], None]], dify: FakeDify, hanging: RememberingDify
+def test_a_deleted_conversation_is_noticed_beside_the_silent_run_and_the_turn_is_asked_anew(
+    api: FlaskClient, dify: FakeDify, hanging: RememberingDify
 ) -> None:
-    api, wait = aged
     client = chat(api)
     first = client.say("one")
-    wait(299)
     assert client.say("two") == first
     assert asked_for(dify) == 0
-    wait(301)
-    assert client.say("three") == first
-    assert asked_for(dify) == 1
     hanging.conversations.clear()
-    wait(301)
-    assert client.say("four") != first
+    second = client.say("three")
+    assert second != first
+    assert asked_for(dify) == 1
     assert [r.json["conversation_id"] for r in dify.asked()] == ["", first, first, ""]
-    assert len(hanging.arrivals[-1].before) == 6
+    assert len(hanging.arrivals[-1].before) == 4
+    assert client.say("four") == second
 
 
-def test_a_conversation_lost_in_the_last_minutes_costs_one_error_and_no_more(
+def test_a_deleted_conversation_is_noticed_in_a_streamed_response_too(
     api: FlaskClient, dify: FakeDify, hanging: RememberingDify
 ) -> None:
     client = chat(api)
     first = client.say("one")
     hanging.conversations.clear()
-    client.messages.append({"role": "user", "content": "two"})
-    client.ask(504, model="tiny", messages=client.messages)
-    assert len(dify.asked()) == 2  # never repeated
-    assert client.send() != first
+    messages = [*client.messages, {"role": "user", "content": "two"}]
+    body = {"model": "tiny", "messages": messages, "stream": True}
+    with api.post("/v1/chat/completions", json=body, headers=client.headers) as response:
+        assert '"content":"re two"' in response.text
+    assert hanging.arrivals[-1].conversation_id != first
     assert hanging.arrivals[-1].before == (("user", "one"), ("assistant", "re one"))
 
 
+def test_a_run_that_is_only_slow_goes_on_while_dify_looks_for_its_conversation(
+    api: FlaskClient, dify: FakeDify, hanging: RememberingDify
+) -> None:
+    client = chat(api)
+    first = client.say("one")
+    looked = threading.Event()
+    answered = threading.Event()
+    usual = dify.answer
+
+    def answer(request: Request) -> Steps:
+        if "/messages?" in request.path:
+            return waits_for(answered, looked, usual(request))
+        if request.path == "/v1/chat-messages":
+            return slow(looked, usual(request))
+        return usual(request)
+
+    dify.answer = answer
+    assert client.say("two") == first  # while the look-up is still running
+    answered.set()
+    assert len(dify.asked()) == 2
+
+
+def waits_for(answered: threading.Event, looked: threading.Event, steps: Steps) -> Iterator[Any]:
+    looked.set()
+    assert answered.wait(20)
+    yield from steps
+
+
+def slow(looked: threading.Event, steps: Steps) -> Iterator[Any]:
+    for number, step in enumerate(steps):
+        if number == 1:
+            yield chunk(b"event: ping\n\n")
+            assert looked.wait(20)
+        yield step
+
+
+def test_a_run_stays_where_it_is_when_dify_cannot_say_whether_its_conversation_exists(
+    api: FlaskClient, dify: FakeDify, hanging: RememberingDify
+) -> None:
+    client = chat(api)
+    first = client.say("one")
+    looked = threading.Event()
+    usual = dify.answer
+
+    def answer(request: Request) -> Steps:
+        if "/messages?" in request.path:
+            looked.set()
+            return refused(500, {"code": "internal_server_error", "message": "", "status": 500})
+        if request.path == "/v1/chat-messages":
+            return slow(looked, usual(request))
+        return usual(request)
+
+    dify.answer = answer
+    assert client.say("two") == first
+    assert len(dify.asked()) == 2
+
+
 @pytest.mark.usefixtures("any_conversation")
-def test_an_explicit_conversation_that_is_lost_is_refused_before_it_can_hang(
+def test_an_explicit_conversation_that_is_lost_is_refused_and_nothing_is_asked_elsewhere(
     api: FlaskClient, dify: FakeDify, hanging: RememberingDify
 ) -> None:
     asked: Messages = [{"role": "user", "content": "hi"}]
     chat(api).ask(404, model="tiny", messages=asked, conversation_id=UUID)
-    assert dify.asked() == []
+    assert [r.json["conversation_id"] for r in dify.asked()] == [UUID]
 
 
 # --- turns of one chat at once ------------------------------------------------------------------
 
 
-def test_a_later_turn_waits_until_the_conversation_is_known_and_no_longer(
+def test_a_turn_beside_a_running_one_gets_a_branch_of_its_own_and_waits_for_nothing(
     api: FlaskClient, dify: FakeDify, memory: RememberingDify
 ) -> None:
-    """The first answer goes on until the other turn is over, which is not put into its
-    conversation."""
-    happened: list[str] = []
     asked, answered = threading.Event(), threading.Event()
 
     def answer(request: Request) -> Steps:
-        if request.path != "/v1/chat-messages":
-            return memory(request)
-        happened.append(f"asked {request.json['query']}")
-        return long(memory(request)) if request.json["query"] == "one" else memory(request)
+        if request.path == "/v1/chat-messages" and request.json["query"] == "one":
+            return long(memory(request))
+        return memory(request)
 
     def long(steps: Steps) -> Iterator[Any]:
         asked.set()
-        yield 0.3  # for the other turn to come, and to wait
-        for number, step in enumerate(steps):
-            if number == 1:  # the first event
-                happened.append("named")
-            yield step
-            if number == 1:
-                answered.wait(20)
+        assert answered.wait(20)
+        yield from steps
 
     dify.answer = answer
-    found: dict[str, str] = {}
-
-    def ask(text: str) -> None:
-        found[text] = chat(api).say(text)
-
-    first = threading.Thread(target=ask, args=("one",))
-    first.start()
+    first, second = chat(api), chat(api)
+    found: list[str] = []
+    thread = threading.Thread(target=lambda: found.append(first.say("one")))
+    thread.start()
     assert asked.wait(20)
-    ask("two")
-    assert "one" not in found
+    other = second.say("two")
     answered.set()
-    first.join(20)
-    assert happened == ["asked one", "named", "asked two"]
-    assert found["one"] != found["two"]
+    thread.join(20)
+    assert found != [other]
+    assert first.say("three") == found[0]
+    assert second.say("four") == other
 
 
-def test_a_caller_that_leaves_while_it_waits_costs_no_run(
-    api: FlaskClient, memory: RememberingDify, tmp_path: Path
+def test_of_turns_that_continue_one_conversation_at_once_only_one_does(
+    api: FlaskClient, dify: FakeDify, memory: RememberingDify
 ) -> None:
-    key = json.dumps(["-", "tiny", "default_user", "chat-1"], separators=(",", ":"))
-    held = FileTurnLocks(tmp_path / "data").acquire(key, time.monotonic() + 1, lambda: False)
-    assert held is not None
-    ours, theirs = socket.socketpair()
-    theirs.close()
-    with ours:
-        response = api.post(
-            "/v1/chat/completions",
-            json={"model": "tiny", "messages": [{"role": "user", "content": "hi"}]},
-            headers=chat(api).headers,
-            environ_overrides={"gunicorn.socket": ours},
-        )
-    held.release()
-    assert response.status_code == 499
-    assert memory.arrivals == []
+    client = chat(api)
+    first = client.say("one")
+    client.messages.append({"role": "user", "content": "two"})
+    together = threading.Barrier(4)
+
+    def answer(request: Request) -> Steps:
+        if request.path == "/v1/chat-messages":
+            together.wait(20)
+        return memory(request)
+
+    dify.answer = answer
+    found: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(client.send(keeps=False))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert found.count(first) == 1
+    assert len(set(found)) == 4
 
 
 # --- settings -----------------------------------------------------------------------------------

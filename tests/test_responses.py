@@ -289,7 +289,7 @@ LOST: dict[str, Steps] = {
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("way", LOST)
-def test_a_conversation_that_dify_does_not_continue_is_begun_anew_with_its_history(
+def test_a_conversation_that_dify_does_not_continue_is_replaced_with_the_history_sent(
     way: str, stream: bool, dify: FakeDify, api: FlaskClient
 ) -> None:
     chat: dict[str, Any] = {"chat_id": "c-1", "user": "u"}

@@ -108,8 +108,10 @@ def test_an_instruction_after_the_question_stands_before_it(
     caller: Caller, memory: RememberingDify
 ) -> None:
     caller.ask(user("Hi"))
-    assert caller.ask(user("Hi"), OK, user("Bye"), system("Be kind."))["query"] == "Bye"
-    assert ways(memory) == ["0", "0"]
+    said = [user("Hi"), OK, user("Bye")]
+    assert caller.ask(*said, system("Be kind."))["query"] == "Be kind.\n\nBye"
+    assert caller.ask(*said, OK, user("Ciao"), system("Be kind."))["query"] == "Ciao"
+    assert ways(memory) == ["0", "0", "0"]
 
 
 @pytest.mark.parametrize("chat", CHATS)

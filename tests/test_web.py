@@ -777,7 +777,7 @@ def test_a_conversation_that_dify_has_lost_is_replaced_once(
     assert (second["conversation_id"], second["query"]) == ("c-1", "And?")
     assert third["conversation_id"] == ""
     assert "Assistant: Hello" in third["query"]
-    assert [mapping.conversation_id for _, mapping in store.entries()] == ["c-2"]
+    assert [chat.latest.conversation_id for _, chat in store.entries()] == ["c-2"]
     assert dify.stopped() == []
 
 

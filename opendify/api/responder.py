@@ -172,7 +172,7 @@ def _split_last_event(events: bytes) -> tuple[bytes, bytes]:
 def _close(turn: Turn, record: Record) -> None:
     if usage := turn.usage:
         record.tokens = {"prompt": usage.prompt_tokens, "completion": usage.completion_tokens}
-    record.conversation = turn.ids.conversation_id
+    record.conversation, record.continuity = turn.ids.conversation_id, turn.continuity
     turn.close()
 
 

@@ -47,6 +47,7 @@ class StaticTurn:
     has_started = True
     has_ended = True
     ignored: tuple[str, ...] = ()
+    continuity = ""
     usage: Usage | None = None
 
     def __init__(self, prompt: ChatPrompt, model: Model, text: str) -> None:
@@ -185,7 +186,7 @@ class BackgroundTasks:
             "GET",
             "/messages",
             params={
-                "conversation_id": record.conversation_id,
+                "conversation_id": record.latest.conversation_id,
                 "user": context.user,
                 "limit": 1,
             },
@@ -206,7 +207,7 @@ class BackgroundTasks:
                 return ""
             context.cancellation.raise_if_cancelled()
             time.sleep(_POLL_INTERVAL_SECONDS)
-        return record.conversation_id
+        return record.latest.conversation_id
 
     def _call(self, model: Model, method: str, path: str, **content: Any) -> Any:
         return self._services.client.call(model, method, path, CALL_TIMEOUT, **content)

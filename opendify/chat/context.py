@@ -1,10 +1,9 @@
 """What a chat turn works with: the request that it answers, and the services of the process."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from opendify.config.models import Model
-from opendify.conversations.locks.files import TurnLocks
 from opendify.conversations.processes import ProcessRegistry
 from opendify.conversations.store.base import ConversationStore
 from opendify.upstream.app_registry import AppRegistry
@@ -53,11 +52,7 @@ class Services:
     app_registry: AppRegistry
     conversations: ConversationStore
     uploads: Uploads
-    locks: TurnLocks
+    processes: ProcessRegistry
     file_proxy: FileProxy
     now: Callable[[], float]
     files_only_query: str
-    processes: ProcessRegistry = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "processes", ProcessRegistry(self.locks))

@@ -2,13 +2,14 @@
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from opendify.chat import form_inputs, history_frame
 from opendify.config.history_words import ENGLISH, HistoryWords, WordsByLanguage
 from opendify.config.models import Model
+from opendify.conversations.fingerprint import system_digest
 from opendify.dify import endpoints
 from opendify.dify.apps import App
 from opendify.files.attachments import PreparedFiles
@@ -16,13 +17,9 @@ from opendify.files.input_placement import place_files
 from opendify.protocols.base import Attachment, DifyOptions, Message
 from opendify.protocols.turns import INSTRUCTION_ROLES, Turn, split_turn
 
-# Limit for the history that is sent to a new conversation; the oldest messages are dropped first.
-MAX_HISTORY_CHARACTERS = 32_000
-
+_INPUT = "input:"
+_WORDS = WordsByLanguage()
 _TRACE_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
-
-_CONTINUE = "Please continue your last answer exactly where it stopped."
-_SPEAKERS = {"user": "User", "assistant": "Assistant"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +41,12 @@ class Prompt:
     is_auxiliary: bool = False
     is_continuation: bool = False
     words: HistoryWords = ENGLISH
+
+    @property
+    def instructions(self) -> str:
+        """The system messages, also those that are asked."""
+        is_asked = not self.messages and not self.is_continuation
+        return "\n\n".join(filter(None, (self.system, self.turn if is_asked else "")))
 
     @property
     def is_about_history(self) -> bool:
@@ -106,22 +109,21 @@ def to_dify_request(
     conversation_id: str,
     prepared: PreparedFiles,
     files_only_query: str,
+    told_system: str = "",
 ) -> DifyRequest:
     """The request for an app of any mode. ``prepared`` are the files of the turn;
     ``files_only_query`` is the query where there is no text: Dify rejects an empty query.
+    ``told_system`` is the digest of the system prompt that the conversation was given last, ""
+    where that is not known.
 
     An existing conversation (``conversation_id``) gets the last turn only, a new one also the
     history. Raises InvalidRequest where inputs of the app's form are missing or invalid.
     """
     prompt = _with_files(prompt, prepared, files_only_query)
     filled = _fill_inputs(options, model, variables)
-    if prompt.system and model.system.startswith(_INPUT):
-        filled[model.system.removeprefix(_INPUT)] = prompt.system
-    if model.history.startswith(_INPUT) and not conversation_id:
-        name = model.history.removeprefix(_INPUT)
-        max_chars = _max_length(app, name) or model.history_max_chars
-        if history := _transcript(prompt, model, max_chars):
-            filled[name] = history
+    filled |= _texts_for_inputs(prompt, model, app, is_new=not conversation_id)
+    if not includes_system(prompt, model, not conversation_id, told_system):
+        prompt = replace(prompt, system="")
     files = [*prepared.files, *options.files]
     path = endpoints.run_path(app.mode, options.workflow_id)
     if app.mode == "workflow":
@@ -152,9 +154,30 @@ def ignored_inputs(options: DifyOptions, model: Model) -> tuple[str, ...]:
     return tuple(f"inputs.{name}" for name in options.inputs if name in reserved)
 
 
-def to_query(prompt: Prompt, model: Model, prepared: PreparedFiles, files_only_query: str) -> str:
+def to_query(
+    prompt: Prompt, model: Model, prepared: PreparedFiles, files_only_query: str, told_system: str
+) -> str:
     """The ``query`` that ``to_dify_request`` sends to an existing conversation."""
-    return _query(_with_files(prompt, prepared, files_only_query), model, "any", "")
+    includes = includes_system(prompt, model, False, told_system)
+    prompt = _with_files(prompt, prepared, files_only_query)
+    return _query(prompt if includes else replace(prompt, system=""), "")
+
+
+def includes_system(prompt: Prompt, model: Model, is_new: bool, told_system: str) -> bool:
+    """Whether the query begins with the system prompt. ``is_new``: in a new conversation;
+    ``told_system`` is the digest of what an existing one was given last. Where that is not known,
+    it was given the system prompt at its beginning."""
+    if not prompt.system:
+        return False
+    is_changed = bool(told_system) and told_system != system_digest(prompt.system)
+    match model.system:
+        case "every":
+            return True
+        case "changed":
+            return is_new or is_changed
+        case "first":
+            return is_new
+    return False
 
 
 def _fill_inputs(
@@ -164,6 +187,19 @@ def _fill_inputs(
     filled = form_inputs.fill(model.inputs, variables)
     own = {name: filled[name] for name in form_inputs.reserved(model.inputs)}
     return {**filled, **options.inputs, **own}
+
+
+def _texts_for_inputs(prompt: Prompt, model: Model, app: App, is_new: bool) -> dict[str, str]:
+    """The system prompt and, in a new conversation, the history, where the operator wants them in
+    inputs of the app."""
+    texts: dict[str, str] = {}
+    if model.system.startswith(_INPUT):
+        texts[model.system.removeprefix(_INPUT)] = prompt.system
+    if model.history.startswith(_INPUT) and is_new:
+        name = model.history.removeprefix(_INPUT)
+        max_chars = _max_length(app, name) or model.history_max_chars
+        texts[name] = _transcript(prompt, model, max_chars)
+    return {name: text for name, text in texts.items() if text}
 
 
 def _with_files(prompt: Prompt, prepared: PreparedFiles, files_only_query: str) -> Prompt:
@@ -182,7 +218,7 @@ def _chat_body(
 ) -> dict[str, Any]:
     history = "" if conversation_id else _history(prompt, model, app)
     body = _with_inputs(app, filled, files) | {
-        "query": _query(prompt, model, conversation_id, history),
+        "query": _query(prompt, history),
         "conversation_id": conversation_id,
         # Generating a name costs a call of the app's model, and in Dify 1.11 a second of delay.
         "auto_generate_name": options.auto_generate_name,
@@ -221,9 +257,9 @@ def _fitting_query(prompt: Prompt, model: Model, app: App, name: str) -> str:
     """The query, with as much history as fits into the input."""
     limit = _max_length(app, name)
     if not limit:
-        return _query(prompt, model, "", _history(prompt, model, app))
-    shortest = len(_query(prompt, model, "", "-")) - 1
-    return _query(prompt, model, "", _history(prompt, model, app, max(0, limit - shortest)))
+        return _query(prompt, _history(prompt, model, app))
+    shortest = len(_query(prompt, "-")) - 1
+    return _query(prompt, _history(prompt, model, app, max(0, limit - shortest)))
 
 
 def _max_length(app: App, name: str) -> int:
@@ -231,12 +267,8 @@ def _max_length(app: App, name: str) -> int:
     return next((field.max_length for field in app.form or () if field.name == name), 0)
 
 
-def _query(prompt: Prompt, model: Model, conversation_id: str, history: str) -> str:
-    parts = []
-    if prompt.system and (
-        model.system == "every" or (model.system == "first" and not conversation_id)
-    ):
-        parts.append(prompt.system)
+def _query(prompt: Prompt, history: str) -> str:
+    parts = [prompt.system] if prompt.system else []
     if history:
         parts += [prompt.words.history_heading, history, prompt.words.question_heading]
     return "\n\n".join([*parts, prompt.turn])

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import chain
 
 from opendify import errors
 from opendify.chat import task_detection
@@ -94,8 +93,8 @@ class ChatService:
         links = FileLinkResolver(turn.link)
         while not renderer.has_ended:
             turn.wait(float("inf"))
-            rendered = [renderer.feed(event) for event in turn.next_events()]
-            for delta in chain.from_iterable(map(links.resolve, rendered)):
+            rendered = [each for event in turn.next_events() for each in renderer.feed(event)]
+            for delta in links.resolve(rendered):
                 match delta:
                     case TextDelta(text):
                         texts.append(text)
@@ -124,10 +123,13 @@ class ChatService:
         while not renderer.has_ended:
             is_readable = yield turn.wait(KEEP_ALIVE_SECONDS)
             events = turn.next_events(is_readable)
-            rendered = [renderer.feed(event) for event in events]
-            if not all(map(is_resolved, rendered)):
+            rendered = [each for event in events for each in renderer.feed(event)]
+            if is_resolved(rendered):
+                deltas = rendered
+            else:
                 yield BLOCKING  # to fetch files
-            if deltas := [*chain.from_iterable(map(links.resolve, rendered))]:
+                deltas = links.resolve(rendered)
+            if deltas:
                 yield writer.write(deltas)
             elif not (events or is_readable):
                 yield writer.keep_alive()

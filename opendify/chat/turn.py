@@ -12,7 +12,9 @@ from opendify.chat import dify_request
 from opendify.chat.context import RequestContext, Services
 from opendify.chat.form_inputs import TemplateVars
 from opendify.config.models import Model
-from opendify.conversations.resolver import ChatOwner, ChatPosition, ConversationResolver
+from opendify.conversations import fingerprint
+from opendify.conversations.branches import ChatPosition
+from opendify.conversations.resolver import ChatOwner, ConversationResolver
 from opendify.conversations.unsettled import Outcome
 from opendify.dify import endpoints
 from opendify.dify.apps import App
@@ -30,7 +32,7 @@ from opendify.rendering import citations
 from opendify.rendering.renderer import ResponseRenderer
 from opendify.streaming import BLOCKING, NO_WAIT, WaitFor
 from opendify.upstream.client import STOP_TIMEOUT
-from opendify.upstream.conversation_probe import DifyConversationProbe
+from opendify.upstream.conversation_probe import DifyConversationProbe, PresenceCheck
 from opendify.upstream.disposal import delete_conversation
 from opendify.upstream.run import DifyRun
 
@@ -85,6 +87,7 @@ class ChatTurn:
         self._prepared: PreparedFiles
         self._conversation: ConversationResolver
         self._conversation_id = ""
+        self._presence: PresenceCheck | None = None
         self._run: DifyRun
 
     @classmethod
@@ -96,7 +99,7 @@ class ChatTurn:
         services: Services,
         is_throwaway: bool = False,
     ) -> Self:
-        """Uploads the files, locks the conversation and sends the request to Dify; does not wait
+        """Uploads the files, claims the conversation and sends the request to Dify; does not wait
         for the response. Raises ClientDisconnected, CallerError and DifyError."""
         app = services.app_registry.app(model)
         turn = cls(prompt, model, context, services, app, is_throwaway)
@@ -113,6 +116,13 @@ class ChatTurn:
     def ids(self) -> Ids:
         """Dify's ids of the response, as far as Dify has sent them."""
         return self._run.ids
+
+    @property
+    def continuity(self) -> str:
+        """Why the turn went to its conversation; "" for an app without conversations."""
+        if not endpoints.has_conversations(self._app.mode):
+            return ""
+        return self._conversation.reason.value
 
     @property
     def has_started(self) -> bool:
@@ -183,10 +193,13 @@ class ChatTurn:
         prompt = self._dify_prompt
         begun = [message.text for message in prompt.history[-1:] if prompt.is_continuation]
         exchange = [*prompt.messages, Message("assistant", "".join([*begun, text]))]
-        self._conversation.commit(exchange, self.ids.message_id)
+        self._conversation.commit(
+            exchange, self.ids.message_id, prompt.is_continuation, self._new_system_digest()
+        )
 
     def close(self) -> None:
-        """Releases the connection and the lock, and stops a run that has not ended. Idempotent."""
+        """Releases the connection and the conversation, and stops a run that has not ended.
+        Idempotent."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -240,10 +253,13 @@ class ChatTurn:
             return action()
 
     def _next(self, deadline: float) -> list[Event]:
+        presence = self._presence
         try:
-            events = self._run.next_events(deadline)
+            events = self._run.next_events(presence.next_look(deadline) if presence else deadline)
+            if presence and not events and not self.has_started:
+                presence.raise_if_missing()
         except errors.DifyError as exc:
-            if self._may_retry and not self._run.has_run and self._can_recover(exc):
+            if not self._run.has_run and self._can_recover(exc):
                 self._retry()
                 return []
             may_have_run = isinstance(exc, _MAY_HAVE_RUN)
@@ -254,6 +270,7 @@ class ChatTurn:
             raise
         if events and not self._is_open:
             self._is_open = True
+            self._presence = None
             self._conversation.on_created(self.ids.conversation_id)
         return events
 
@@ -268,34 +285,37 @@ class ChatTurn:
             self._conversation_id,
             self._prepared,
             self._services.files_only_query,
+            self._conversation.told_system_digest,
         )
         context.cancellation.raise_if_cancelled()  # uploads may have taken long
         trace_id = self.prompt.options.trace_id or context.trace_id
         stream = client.stream(model, request.path, request.body, context.cancellation, trace_id)
         self._run = DifyRun(client, model, self._app.mode, context.user, stream)
+        self._presence = self._new_presence_check()
 
     def _retry(self) -> None:
         log.info("a request is sent to Dify again model=%s", self._model.name)
-        self._may_retry = False
         self._run.discard()
         self._send()
 
     def _can_recover(self, exc: errors.DifyError) -> bool:
-        """Removes the cause of the error where that is possible."""
+        """Removes the cause of the error where that is possible: once, or once for each branch of
+        the chat."""
+        if isinstance(exc, errors.ConversationNotFound):
+            return self._find_another_conversation()
+        may_retry, self._may_retry = self._may_retry, False
         match exc:
-            case errors.ConversationNotFound():
-                return self._forget_conversation()
             case errors.UpstreamConfigError():
-                return self._find_another_mode()
+                return may_retry and self._find_another_mode()
             case errors.RejectedByDify() if "Invalid upload file" in exc.message:
-                return self._upload_again()
+                return may_retry and self._upload_again()
         return False
 
-    def _forget_conversation(self) -> bool:
+    def _find_another_conversation(self) -> bool:
         if not self._conversation_id or self.prompt.options.conversation_id:
             return False
         self._conversation.on_missing()
-        self._conversation_id = ""
+        self._conversation_id = self._find_conversation()
         return True
 
     def _find_another_mode(self) -> bool:
@@ -326,21 +346,20 @@ class ChatTurn:
     def _new_resolver(self) -> ConversationResolver:
         context, model = self._context, self._model
         is_recorded = endpoints.has_conversations(self._app.mode) and not self._is_throwaway
-        # What is asked about a chat, outside of it, is not remembered as a part of it.
-        is_continued = (
-            is_recorded and model.continuity != "always-new" and not self._dify_prompt.is_auxiliary
-        )
+        is_continued = is_recorded and model.continuity != "always-new"
         return ConversationResolver(
             self._services.conversations,
-            self._services.locks,
             self._services.processes,
             owner_of(context, model),
             ChatPosition(
                 context.chat_id if is_continued else "",
                 self._dify_prompt.history,
+                self._dify_prompt.messages,
                 context.answer_id,
                 self._previous_answer_id(),
                 _min_exchanges(context),
+                may_omit_history=not context.sends_whole_history,
+                is_auxiliary=self._dify_prompt.is_auxiliary,
             ),
             finds_by_history=is_continued and model.continuity == "auto",
             is_recorded=is_recorded,
@@ -358,27 +377,46 @@ class ChatTurn:
         if not endpoints.has_conversations(self._app.mode):
             return ""
         context, services = self._context, self._services
-        probe = DifyConversationProbe(
-            services.client, self._model, self._app.mode, context.user, services.now
-        )
         if explicit := self.prompt.options.conversation_id:
             self._conversation.use_explicit(explicit, self._model.conversation_ids == "any")
-            if not probe.is_usable(explicit, 0):
-                raise errors.ConversationNotFound("Dify does not know this conversation.")
             return explicit
-        deadline = time.monotonic() + services.client.read_timeout
-        query = dify_request.to_query(
-            self._dify_prompt, self._model, self._prepared, services.files_only_query
-        )
-        found = self._conversation.resolve(deadline, self._is_cancelled, probe, query)
+
+        def query(told_system: str) -> str:
+            return dify_request.to_query(
+                self._dify_prompt,
+                self._model,
+                self._prepared,
+                services.files_only_query,
+                told_system,
+            )
+
+        found = self._conversation.resolve(self._raise_if_cancelled, self._probe(), query)
         is_alone = not found and not context.chat_id and not self._is_throwaway
         if is_alone and self._model.continuity == "off":
             self._dify_prompt = replace(self._dify_prompt, history=())
         return found
 
-    def _is_cancelled(self) -> bool:
+    def _new_system_digest(self) -> str | None:
+        """The digest of the system prompt that the conversation knows after the turn; None where
+        that has not changed."""
+        told = self._conversation.told_system_digest
+        is_new = not self._conversation_id
+        if dify_request.includes_system(self._dify_prompt, self._model, is_new, told) or not told:
+            return fingerprint.system_digest(self._dify_prompt.instructions)
+        return None
+
+    def _probe(self) -> DifyConversationProbe:
+        services = self._services
+        return DifyConversationProbe(services.client, self._model, self._context.user, services.now)
+
+    def _new_presence_check(self) -> PresenceCheck | None:
+        """A chatflow may wait for minutes in a conversation that was deleted in Dify."""
+        if self._app.mode != "advanced-chat" or not self._conversation_id:
+            return None
+        return PresenceCheck(self._probe(), self._conversation_id)
+
+    def _raise_if_cancelled(self) -> None:
         self._context.cancellation.raise_if_cancelled()
-        return False
 
 
 def owner_of(context: RequestContext, model: Model) -> ChatOwner:

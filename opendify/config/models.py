@@ -19,7 +19,7 @@ APP_TYPES = ("chat", "agent-chat", "agent", "advanced-chat", "completion", "work
 _INPUT = r"input:[^\s:]+"
 _CHOICES = {
     "type": "|".join(APP_TYPES),
-    "system": f"first|every|drop|{_INPUT}",
+    "system": f"changed|first|every|drop|{_INPUT}",
     "history": f"query|drop|{_INPUT}",
     "continuity": "auto|always-new|off",
     "conversation_ids": "own|any",
@@ -45,7 +45,7 @@ class Model:
     inputs: Mapping[str, Any] = field(default_factory=dict)
     text_input: str = ""
     output: str = ""
-    system: str = "first"
+    system: str = "changed"
     history: str = ""  # as is usual for apps of its mode
     history_max_chars: int = DEFAULT_HISTORY_MAX_CHARS
     history_words: WordsByLanguage = field(default_factory=WordsByLanguage)
@@ -194,6 +194,13 @@ def _text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value:
         raise InvalidValue(f"{where} must be a non-empty string")
     return value
+
+
+def _history_max_chars(value: Any, where: str) -> int:
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not is_whole or not 0 <= value <= MAX_HISTORY_MAX_CHARS:
+        raise InvalidValue(f"{where} must be a whole number from 0 to {MAX_HISTORY_MAX_CHARS}")
+    return int(value)
 
 
 def _boolean(value: Any, where: str) -> bool:

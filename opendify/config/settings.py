@@ -15,9 +15,16 @@ from opendify.config.accounts import (
     parse_origins,
 )
 from opendify.config.ca_files import read_authorities
+from opendify.config.history_words import WordsByLanguage, parse_history_words
 from opendify.config.id_headers import IdHeaders, load_id_headers
-from opendify.config.models import Model, parse_base, parse_models
-from opendify.config.parsing import InvalidValue
+from opendify.config.models import (
+    DEFAULT_HISTORY_MAX_CHARS,
+    MAX_HISTORY_MAX_CHARS,
+    Model,
+    parse_base,
+    parse_models,
+)
+from opendify.config.parsing import InvalidValue, parse_object
 from opendify.config.redis_url import parse_store_url
 from opendify.config.secret_files import resolve_secret_files
 

@@ -14,7 +14,7 @@ from opendify.conversations.keys import (
     is_chat,
     parse_chat_key,
 )
-from opendify.conversations.store import records
+from opendify.conversations.store.records import ChatRecord, ConversationRecord
 from opendify.upstream.client import DifyClient
 
 
@@ -66,14 +66,14 @@ class ConversationAdmin:
         Raises MappingNotFound, StoreUnavailable, and the error with which Dify refuses to delete
         it; the mappings are not removed then, so that the call can be repeated.
         """
-        key = self._store.owner(conversation_id)
+        owners = self._store.owners(conversation_id)
         self._require_available()
-        if key is None:
+        if not owners:
             raise errors.MappingNotFound(
                 f"No chat is mapped to the conversation '{conversation_id[:100]}'; "
                 "GET /v1/conversation/mappings?limit=100 lists them."
             )
-        outcome = self._delete_in_dify(key, conversation_id) if in_dify else "kept"
+        outcome = self._delete_in_dify(owners[0], conversation_id) if in_dify else "kept"
         keys = self._store.remove_conversation(conversation_id)
         self._require_available()
         return {"removed_count": len(keys), "dify": outcome, "timestamp": int(self._now())}
@@ -109,14 +109,24 @@ class ConversationAdmin:
             )
 
 
-def _to_json(key: str, record: records.ConversationRecord) -> dict[str, Any]:
+def _to_json(key: str, record: ChatRecord) -> dict[str, Any]:
+    """A chat. Its own members are those of the branch that was used last, as earlier releases
+    listed them."""
     chat = parse_chat_key(key)
     return {
         "caller": chat.caller,
         "model": chat.model,
         "user": chat.user,
         "chat_id": chat.chat_id,
-        "dify_conversation_id": encodable(record.conversation_id),
-        "created_at": record.created_at,
-        "last_used": record.last_used,
+        **_branch_to_json(record.latest),
+        "branches": [_branch_to_json(branch) for branch in record.branches],
+    }
+
+
+def _branch_to_json(branch: ConversationRecord) -> dict[str, Any]:
+    return {
+        "dify_conversation_id": encodable(branch.conversation_id),
+        "created_at": branch.created_at,
+        "last_used": branch.last_used,
+        "reason": encodable(branch.reason) or None,
     }

@@ -1,28 +1,19 @@
-"""Fingerprints of chat histories: which turn continues which Dify conversation. No I/O.
+"""Fingerprints of chat histories. No I/O.
 
-The history that a client sends is the truth. A conversation continues it when its own history is
-exactly that, or when the request's history is the end of it, for clients that send only their last
-messages; the caller of this module decides which clients may send such a window, and how many
-exchanges it must contain. A fingerprint consists of one chained digest of everything and a short
-digest for each of the last messages; the texts themselves are not stored.
+A fingerprint consists of one chained digest of everything and a short digest for each of the last
+messages; the texts themselves are not stored. ``branches`` compares them.
 
 What the digests must tolerate, measured with Open WebUI 0.12: answers come back without their
 reasoning and trimmed; a turn with a file was wrapped in a retrieval prompt or an
-``<attached_files>`` block when it was sent. What such a turn looks like in later histories was not
-measured, so the wrapping is never included, and files are compared only where the history has some.
-
-Two chats can contain the same words. Where the words alone do not show whether a history is the end
-of the conversation or an earlier state of it (somebody wrote the same twice and deletes the
-second), it does not continue the conversation: a new conversation that is sent the history is never
-wrong. Clients that name their answers remove the ambiguity.
+``<attached_files>`` block when it was sent. So such wrapping is never included, and files are
+compared only where the history has some.
 """
 
 import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 
 from opendify.protocols.base import Attachment, Message
 
@@ -51,35 +42,59 @@ _ENCODED = re.compile(
     rf"(?::[0-9a-f]{{{_ITEM_DIGITS}}}(?:\+[0-9a-f]{{{_ITEM_DIGITS}}})?)*"
     rf"(?:@[0-9a-f]{{{_ANSWER_DIGITS}}})?"
     rf"(?:#[0-9a-f]{{{_MESSAGE_DIGITS}}})?"
+    rf"(?:=(?:[0-9a-f]{{{_CHAIN_DIGITS}}})?(?:/(?:0|[1-9][0-9]{{0,8}})){{2}})?"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class LastTurn:
+    """The last turn of a conversation, as long as the client has not sent it back in a history.
+
+    ``chain_before`` is the chained digest of the history before it, ``length`` how many messages it
+    has, and ``answer_length`` how many characters of the answer its digest is made of.
+    """
+
+    chain_before: str
+    length: int
+    answer_length: int
 
 
 @dataclass(frozen=True, slots=True)
 class HistoryFingerprint:
     """The history of a conversation. ``items`` are for its last messages: the digest of the text,
     followed by a plus sign and the digest of the files, if any. ``answer`` is the digest of the
-    client's id of the last answer, ``message`` that of Dify's; "" where they are unknown."""
+    client's id of the last answer, ``message`` that of Dify's; "" where they are unknown.
+    ``last_turn`` is None where the client has sent the whole history itself."""
 
     chain: str = ""
     items: tuple[str, ...] = ()
     answer: str = ""
     message: str = ""
+    last_turn: LastTurn | None = None
 
     def encode(self) -> str:
         """A single word, for the store."""
         answer = f"@{self.answer}" if self.answer else ""
         message = f"#{self.message}" if self.message else ""
-        return ":".join((self.chain, *self.items)) + answer + message
+        last, turn = "", self.last_turn
+        if turn:
+            last = f"={turn.chain_before}/{turn.length}/{turn.answer_length}"
+        return ":".join((self.chain, *self.items)) + answer + message + last
 
 
 def decode(word: str) -> HistoryFingerprint | None:
     """The inverse of ``encode``; None where ``word`` is not a fingerprint."""
     if not _ENCODED.fullmatch(word):
         return None
-    rest, _, message = word.partition("#")
+    rest, _, last = word.partition("=")
+    rest, _, message = rest.partition("#")
     rest, _, answer = rest.partition("@")
     chain, *items = rest.split(":")
-    return HistoryFingerprint(chain, tuple(items), answer, message)
+    turn = None
+    if last:
+        chain_before, length, answer_length = last.split("/")
+        turn = LastTurn(chain_before, int(length), int(answer_length))
+    return HistoryFingerprint(chain, tuple(items), answer, message, turn)
 
 
 def unknown(conversation_id: str) -> HistoryFingerprint:
@@ -108,38 +123,36 @@ def extend(
         items.append(text[:_ITEM_DIGITS] + files)
     last_items = tuple(items[-MAX_ITEMS:])
     return HistoryFingerprint(
-        chain, last_items, _answer_digest(answer_id), message_digest(message_id)
+        chain, last_items, answer_digest(answer_id), message_digest(message_id)
     )
 
 
-def matches(
-    stored: HistoryFingerprint,
-    requested: HistoryFingerprint,
-    history: Sequence[Message],
-    follows: str | None = None,
-    min_exchanges: int = 1,
-) -> bool:
-    """Whether the conversation with the fingerprint ``stored`` continues the history of a request;
-    ``requested`` is the fingerprint of that history.
+def after_turn(
+    before: HistoryFingerprint,
+    turn: Sequence[Message],
+    texts: Sequence[str],
+    answer_id: str,
+    message_id: str,
+) -> HistoryFingerprint:
+    """The fingerprint after a turn, whose last message is the answer as it was sent to the client.
+    ``texts`` are the text digests of its messages."""
+    extended = extend(before, turn, answer_id, texts, message_id)
+    last = LastTurn(before.chain, len(turn), len(_normalized(turn[-1])))
+    return replace(extended, last_turn=last)
 
-    ``follows`` is the client's id of the answer that the turn comes after: "" for the first turn of
-    a chat, None where the client sends none. ``min_exchanges`` is how many exchanges of a question
-    and its answer a history must contain that is only the end of the conversation; 0 where only the
-    whole history continues it.
-    """
-    named = bool(stored.answer) and follows is not None
-    is_named = named and stored.answer == _answer_digest(follows or "")
-    if not history:
-        return is_named
-    if not _same_messages(requested.items, stored.items[-len(requested.items) :]):
+
+def answer_begins_or_ends_alike(stored: HistoryFingerprint, shown: Message) -> bool:
+    """Whether an answer, as the client shows it, is the last answer of a conversation, possibly
+    with text before or after it. False where the conversation does not end with a turn that was
+    sent to the client."""
+    if not stored.last_turn or shown.role != "assistant":
         return False
-    if requested.chain == stored.chain:
-        return True
-    if len(history) > len(stored.items) or not ends_with_answer(history):
-        return False
-    if not min_exchanges or _count_exchanges(history) < min_exchanges:
-        return False
-    return is_named if named else not _is_prefix(stored, requested)
+    told, length = stored.items[-1].partition("+")[0], stored.last_turn.answer_length
+    text = _normalized(shown)
+    if not length or len(text) < length:
+        return _item(shown.role, text) == told
+    candidates = (text[:length], text[len(text) - length :])
+    return any(_item(shown.role, one) == told for one in candidates)
 
 
 def last_exchange_id(history: Sequence[Message], texts: Sequence[str] | None = None) -> str:
@@ -160,23 +173,13 @@ def ends_with_answer(history: Sequence[Message]) -> bool:
     return "user" in roles and roles[-1] == "assistant"
 
 
-def _count_exchanges(history: Sequence[Message]) -> int:
-    """How many questions are directly followed by their answer."""
-    return sum((one.role, other.role) == ("user", "assistant") for one, other in pairwise(history))
+def same_items(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether the items of two fingerprints stand for the same messages, compared from the last one
+    backwards, as far as both reach. Files are compared only where both have some."""
+    return one == other or all(map(_is_same_item, reversed(one), reversed(other)))
 
 
-def _is_prefix(stored: HistoryFingerprint, requested: HistoryFingerprint) -> bool:
-    """Whether the requested messages are also the first ones, as far as those are known."""
-    length = len(requested.items)
-    return length < len(stored.items) and _same_messages(requested.items, stored.items[:length])
-
-
-def _same_messages(requested: Sequence[str], stored: Sequence[str]) -> bool:
-    """Whether these are the same messages, compared from the last one backwards."""
-    return requested == stored or all(map(_same_message, reversed(requested), reversed(stored)))
-
-
-def _same_message(one: str, other: str) -> bool:
+def _is_same_item(one: str, other: str) -> bool:
     text, _, files = one.partition("+")
     other_text, _, other_files = other.partition("+")
     return text == other_text and (not files or not other_files or files == other_files)
@@ -222,19 +225,34 @@ def _strip_elements(tag: re.Pattern[str], text: str) -> str:
 
 
 def _text_digest(message: Message) -> str:
+    return _digest(f"{message.role}|{_normalized(message)}")
+
+
+def _normalized(message: Message) -> str:
+    """What counts of the text of a message, without white space."""
     text = _answer_text(message.text) if message.role == "assistant" else own_text(message.text)
     if not text.isascii():
         text = unicodedata.normalize("NFC", text)
-    return _digest(f"{message.role}|{''.join(text.split())}")
+    return "".join(text.split())
 
 
-def _answer_digest(answer_id: str) -> str:
+def _item(role: str, normalized: str) -> str:
+    return _digest(f"{role}|{normalized}")[:_ITEM_DIGITS]
+
+
+def answer_digest(answer_id: str) -> str:
+    """The digest of a client's id of an answer; "" for no id."""
     return _digest(answer_id)[:_ANSWER_DIGITS] if answer_id else ""
 
 
 def question_digest(query: str) -> str:
     """The digest of a query to Dify, ignoring whitespace: Dify may return it with some removed."""
     return _digest("".join(query.replace("\0", "").split()))[:QUESTION_DIGITS]
+
+
+def system_digest(system: str) -> str:
+    """The digest of a system prompt; "-" for none."""
+    return _digest(system)[:_ITEM_DIGITS] if system else "-"
 
 
 def message_digest(message_id: str) -> str:

@@ -1,13 +1,14 @@
 """Finds the Dify conversation that continues the chat of a request, and stores it afterwards.
 
-A mapping belongs to the caller's key, the model, the user and the chat. Where a client sends no
-chat id, its chats are distinguished by their content: a conversation is stored under a key derived
-from its last exchange, which clients that send only their last messages know as well. When another
-chat ends in the same exchange, the previous one moves to a key derived from its whole history.
+A chat belongs to the caller's key, the model, the user and the client's chat id, and has a branch
+for each of its Dify conversations; ``branches`` decides which of them a turn continues. Where a
+client sends no chat id, its chats are distinguished by their content: a conversation is stored
+under a key derived from its last exchange, which clients that send only their last messages know as
+well. Where more chats end in the same exchange than a key has branches, the least recently used one
+moves to a key derived from its whole history.
 
-A conversation that no chat uses (its first answer was incomplete, its chat has moved to another
-conversation, the model remembers nothing) is stored under its own id: its owner must be known for
-as long as the caller may pass its id.
+A conversation that no chat uses (its chat has too many branches, the model remembers nothing) is
+stored under its own id: its owner must be known for as long as the caller may pass its id.
 
 While a turn runs, the resulting history of its conversation is unknown, so no other turn continues
 it. Where a turn ended early, Dify is asked before the next one whether it ran (``unsettled``).
@@ -15,24 +16,24 @@ it. Where a turn ended early, Dify is asked before the next one whether it ran (
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from opendify import errors
-from opendify.conversations import fingerprint, unsettled
+from opendify.conversations import branches, fingerprint, unsettled
+from opendify.conversations.branches import Branch, ChatPosition, Choice, History, Reason
 from opendify.conversations.fingerprint import HistoryFingerprint
 from opendify.conversations.keys import NO_CHAT, parse_chat_key
-from opendify.conversations.locks.files import TurnLock, TurnLocks
 from opendify.conversations.processes import ProcessRegistry
 from opendify.conversations.store.base import ConversationStore
-from opendify.conversations.store.records import ConversationRecord
+from opendify.conversations.store.mutations import Update
+from opendify.conversations.store.records import MAX_BRANCHES, ConversationRecord
 from opendify.conversations.unsettled import Outcome, PendingTurn
 from opendify.dify.conversation_api import RecordedMessage
 from opendify.protocols.base import Message
 
-# Stored instead of a digest where no chat can continue a conversation: its first turn is running or
-# ended early, or its history is not fully known. Earlier releases stored it for every incomplete
-# turn.
+# Stored instead of a digest where no chat can continue a conversation: no chat uses it, or its
+# history is not known. Earlier releases stored it for every incomplete turn.
 NOT_CONTINUABLE = "-"
 
 _HISTORY_PREFIX = "~"
@@ -43,25 +44,10 @@ _RESERVED_PREFIXES = (NO_CHAT, _HISTORY_PREFIX, "\\")
 
 _STORE_RETRY_SECONDS = 5
 
+# How often a turn looks for its branch again when another turn took that first.
+_MAX_ATTEMPTS = MAX_BRANCHES
+
 _quote = json.JSONEncoder(ensure_ascii=False).encode
-
-
-@dataclass(frozen=True, slots=True)
-class ChatPosition:
-    """Where a turn stands in the client's chats, as far as the client says.
-
-    ``chat_id`` is "" where it sends none. ``history`` is the messages before the turn.
-    ``answer_id`` is its id of the answer to come, and ``follows`` its id of the answer that the
-    turn comes after: "" for the first turn, None where it sends none. ``min_exchanges`` is how many
-    exchanges a history must contain that is only the end of the chat; 0 where the client always
-    sends all of it, or where nothing vouches for who owns the chat.
-    """
-
-    chat_id: str
-    history: Sequence[Message]
-    answer_id: str = ""
-    previous_answer_id: str | None = None
-    min_exchanges: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +84,12 @@ class ConversationProbe(Protocol):
         """Whether it is the user's conversation, when only Dify can prove that."""
         ...
 
-    def is_usable(self, conversation_id: str, last_used: float) -> bool:
-        """Whether the conversation, last used at that time (epoch seconds), accepts questions."""
-        ...
-
     def newest_messages(
         self,
         conversation_id: str,
         sent_at: float,
         decide: Callable[[Sequence[RecordedMessage]], bool],
-        caller_gone: Callable[[], bool],
+        caller_gone: Callable[[], None],
     ) -> Sequence[RecordedMessage] | None:
         """The newest messages, oldest first; None where Dify does not list them. Waits for a
         question sent at ``sent_at`` (epoch seconds), unless ``decide`` is true of them already.
@@ -115,18 +97,28 @@ class ConversationProbe(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A branch that may continue the chat, and the key under which it is stored."""
+
+    key: str
+    record: ConversationRecord
+    branch: Branch
+
+
 class ConversationResolver:
-    """The chat of one turn.
+    """The conversation of one turn.
 
     Call ``resolve`` or ``use_explicit`` first; then ``on_created`` when Dify has named the
     conversation, ``commit`` when the answer is complete, ``on_missing`` when Dify does not know the
-    conversation, and ``release`` at the end in every case.
+    conversation, and ``release`` at the end in every case. ``reason`` is why the turn goes where it
+    goes, and ``told_system_digest`` the digest of the system prompt that its conversation was given
+    last, once that is decided.
     """
 
     def __init__(
         self,
         store: ConversationStore,
-        locks: TurnLocks,
         processes: ProcessRegistry,
         owner: ChatOwner,
         position: ChatPosition,
@@ -135,119 +127,159 @@ class ConversationResolver:
     ) -> None:
         """``is_recorded``: whether to store the owner of a conversation that no chat uses."""
         self._store = store
-        self._locks = locks
         self._processes = processes
         self._records_ownership = is_recorded
         self._owner = owner
         self._position = position
         self._finds_by_history = finds_by_history
+        self.reason = Reason.NOT_KEPT
+        self.told_system_digest = ""
         self._key = ""
-        self._lock: TurnLock | None = None
         self._conversation_id = ""
-        self._previous_digest: str | None = None
+        self._lost: list[Branch] = []
+        self._previous: ConversationRecord | None = None
         self._pending_turn: PendingTurn | None = None
         self._claimed_key = ""
         self._is_tracked = bool(position.chat_id) or finds_by_history
-        history = position.history if self._is_tracked else ()
-        self._texts = fingerprint.text_digests(history)
-        self._requested = fingerprint.extend(HistoryFingerprint(), history, texts=self._texts)
-        self._known = self._requested
+        self._history = History(position.history if self._is_tracked else ())
+        self._known = self._history.fingerprint
         self._is_committed = False
 
     def resolve(
-        self, deadline: float, caller_gone: Callable[[], bool], probe: ConversationProbe, query: str
+        self,
+        caller_gone: Callable[[], None],
+        probe: ConversationProbe,
+        query: Callable[[str], str],
     ) -> str:
         """The conversation that continues the chat, or "" where a new one is needed.
 
-        ``query`` is what Dify will be asked. Waits for another turn of the same chat to create its
-        conversation, until ``deadline`` (``time.monotonic``). Raises what ``caller_gone`` raises.
+        ``query`` returns what Dify will be asked in a conversation with this
+        ``told_system_digest``. Raises what ``caller_gone`` raises.
         """
         self._key = self._primary_key()
-        if not self._key:
+        if self._position.is_auxiliary:
+            self.reason = Reason.AUXILIARY
             return ""
-        self._lock = self._locks.acquire(self._key, deadline, caller_gone)
-        for key in self._candidate_keys():
-            record = self._load(key, probe, caller_gone)
-            # Where the chat is known, no similar one may continue it.
-            if record and (
-                record.history_digest == NOT_CONTINUABLE or self._claim(key, record, probe, query)
-            ):
-                break
-        # Where the client sends no chat id, turns do not wait for each other.
-        if self._conversation_id or not self._position.chat_id:
-            self._release_lock()
-        return self._conversation_id
+        if not self._key:
+            self.reason = Reason.FIRST_TURN if self._is_tracked else Reason.NOT_KEPT
+            return ""
+        for _ in range(_MAX_ATTEMPTS):
+            candidates = self._settled(self._candidates(probe), probe, caller_gone)
+            choice = self._choose(candidates)
+            self.reason = choice.reason
+            if choice.index is None:
+                self.reason = Reason.MISSING if self._lost else choice.reason
+                return ""
+            candidate = candidates[choice.index]
+            if self._claim(candidate, choice.history, query(candidate.record.system_digest)):
+                return self._conversation_id
+        self.reason = Reason.RUNNING
+        return ""
 
-    def _load(
-        self, key: str, probe: ConversationProbe, caller_gone: Callable[[], bool]
-    ) -> ConversationRecord | None:
-        """The record of the key, with the current history of its conversation."""
-        record = self._store.get(key)
-        if record is None:
-            return self._import_legacy(probe) if self._position.chat_id else None
+    def _candidates(self, probe: ConversationProbe) -> list[_Candidate]:
+        """The branches that may continue the chat, most recently used first."""
+        found: list[_Candidate] = []
+        for key in self._candidate_keys():
+            chat = self._store.get(key)
+            if chat is None and self._position.chat_id and self._import_legacy(probe):
+                chat = self._store.get(key)
+            for record in chat.branches if chat else ():
+                found.append(_Candidate(key, record, self._to_branch(record)))
+        return sorted(found, key=lambda one: one.record.last_used, reverse=True)
+
+    def _settled(
+        self,
+        candidates: list[_Candidate],
+        probe: ConversationProbe,
+        caller_gone: Callable[[], None],
+    ) -> list[_Candidate]:
+        """The candidates, after Dify was asked about those that fit but whose last turn ended
+        early. It is not asked where another one has exactly the history of the request."""
+        if self._choose(candidates).reason is Reason.WHOLE_HISTORY:
+            return candidates
+        return [self._settle(candidate, probe, caller_gone) for candidate in candidates]
+
+    def _settle(
+        self, candidate: _Candidate, probe: ConversationProbe, caller_gone: Callable[[], None]
+    ) -> _Candidate:
+        turn = unsettled.decode(candidate.record.history_digest)
+        if turn is None:
+            return candidate
+        reason, possible = candidate.branch.reason, candidate.branch.possible
+        fits_before = turn.question and self._fits(Branch(turn.before, reason=reason))
+        if not fits_before and not self._fits(Branch(self._history.extend(turn.before))):
+            return candidate
+        try:
+            known = self._ask_dify(candidate.record, turn, probe, caller_gone)
+            branch = Branch(known, possible, is_settled=known is not None, reason=reason)
+        except errors.ConversationNotFound:
+            self._store.forget(candidate.key, candidate.record.conversation_id)
+            branch = Branch(None, possible)
+            self._lost.append(branch)
+        return _Candidate(candidate.key, candidate.record, branch)
+
+    def _fits(self, branch: Branch) -> bool:
+        return branches.continues(branch, self._position, self._history)
+
+    def _choose(self, candidates: Sequence[_Candidate]) -> Choice:
+        known = [*(candidate.branch for candidate in candidates), *self._lost]
+        return branches.choose(known, self._position, self._history)
+
+    def _to_branch(self, record: ConversationRecord) -> Branch:
+        reason = _to_reason(record.reason)
+        if not record.history_digest:
+            return Branch(None, reason=reason, is_of_earlier_system=True)
         turn = unsettled.decode(record.history_digest)
         if turn is None:
-            return record
-        known = self._resolve_pending(key, record, turn, probe, caller_gone)
-        return replace(record, history_digest=known.encode() if known else NOT_CONTINUABLE)
+            return Branch(fingerprint.decode(record.history_digest), reason=reason)
+        return Branch(None, (turn.before, self._history.extend(turn.before)), reason=reason)
 
-    def _claim(
-        self, key: str, record: ConversationRecord, probe: ConversationProbe, query: str
-    ) -> bool:
-        """Claim the conversation of the key, if it continues the chat."""
-        if not self._continues_chat(record.history_digest):
-            return False
-        if not probe.is_usable(record.conversation_id, record.last_used):
-            self._store.forget(key, record.conversation_id)
-            return False
-        known = fingerprint.decode(record.history_digest)
-        if known is not None:
-            question = fingerprint.question_digest(query)
-            self._pending_turn = PendingTurn(known, question, self._processes.own_id())
-        digest = self._pending_turn.encode() if self._pending_turn else NOT_CONTINUABLE
-        # Without the lock (waiting for it has a deadline), the chat may have moved meanwhile.
-        if not self._store.move(key, key, record.conversation_id, digest):
-            return False
-        self._key, self._conversation_id = key, record.conversation_id
-        self._previous_digest = record.history_digest
-        return True
-
-    def _resolve_pending(
+    def _ask_dify(
         self,
-        key: str,
         record: ConversationRecord,
         turn: PendingTurn,
         probe: ConversationProbe,
-        caller_gone: Callable[[], bool],
+        caller_gone: Callable[[], None],
     ) -> HistoryFingerprint | None:
-        """The fingerprint of the conversation after a turn whose end was not seen, according to
-        Dify; None where that is unknown, or cannot match the history of the request."""
-        history = self._position.history
-        after = fingerprint.extend(turn.before, history[-2:])
-        if not ((turn.question and self._matches(turn.before)) or self._matches(after)):
-            return None
+        """The history of the conversation after a turn whose end was not seen, according to Dify;
+        None where that is unknown, or cannot match the history of the request. Raises
+        ConversationNotFound."""
         if turn.process_id and self._processes.is_alive(turn.process_id):
             return None
-        try:
-            messages = probe.newest_messages(
-                record.conversation_id,
-                record.last_used if turn.may_still_arrive else 0,
-                lambda messages: unsettled.has_run(turn, messages),
-                caller_gone,
-            )
-        except errors.ConversationNotFound:
-            self._store.forget(key, record.conversation_id)
-            return None
+        messages = probe.newest_messages(
+            record.conversation_id,
+            record.last_used if turn.may_still_arrive else 0,
+            lambda messages: unsettled.has_run(turn, messages),
+            caller_gone,
+        )
         if messages is None:
             return None
         if unsettled.has_run(turn, messages):
-            return unsettled.fingerprint_after(turn.before, history, messages)
+            return unsettled.fingerprint_after(turn.before, self._history, messages)
         return turn.before
+
+    def _claim(self, candidate: _Candidate, known: HistoryFingerprint | None, query: str) -> bool:
+        """Claim the conversation of a candidate, unless its state has changed meanwhile."""
+        record, pending = candidate.record, None
+        if known is not None:
+            question = fingerprint.question_digest(query)
+            pending = PendingTurn(known, question, self._processes.own_id())
+        update = Update(pending.encode() if pending else NOT_CONTINUABLE, self.reason.value)
+        if not self._store.update_if(
+            candidate.key, record.conversation_id, record.history_digest, update
+        ):
+            return False
+        self._key, self._conversation_id = candidate.key, record.conversation_id
+        self._previous, self._pending_turn = record, pending
+        self._known = known or self._history.fingerprint
+        self.told_system_digest = record.system_digest
+        return True
 
     def use_explicit(self, conversation_id: str, accepts_unknown: bool) -> None:
         """Use the conversation that the caller passed. Raises ConversationNotFound where it is not
         known to be the caller's, and StoreUnavailable where that cannot be looked up now. With
         ``accepts_unknown``, Dify decides about a conversation that has no mapping."""
+        self.reason = Reason.CONVERSATION_ID
         keys = self._store.owners(conversation_id)
         own = [key for key in keys if self._owner.owns(key)]
         if not own:
@@ -270,128 +302,132 @@ class ConversationResolver:
             (NO_CHAT, _HISTORY_PREFIX)
         ):
             self._key = self._claimed_key
-        self._known = self._load_fingerprint(conversation_id)
+        self._load_explicit(conversation_id)
 
-    def _load_fingerprint(self, conversation_id: str) -> HistoryFingerprint:
-        """The fingerprint of the conversation that the caller passed. Where it is unknown, the
-        history counts as complete only for a chat with an id: a caller who knows the rest of the
-        history must not be able to continue another one."""
-        records = [self._store.get(key) for key in (self._key, self._claimed_key) if key]
-        digests = [
-            record.history_digest
-            for record in records
-            if record and record.conversation_id == conversation_id
-        ]
-        known = [decoded for digest in digests if (decoded := fingerprint.decode(digest))]
-        if known:
-            return known[0]
-        return self._requested if self._position.chat_id else fingerprint.unknown(conversation_id)
+    def _load_explicit(self, conversation_id: str) -> None:
+        """What is known of the conversation that the caller passed. Where its history is unknown,
+        that of the request counts as complete only for a chat with an id: a caller who knows the
+        rest of the history must not be able to continue another one."""
+        for key in filter(None, (self._key, self._claimed_key)):
+            chat = self._store.get(key)
+            record = chat.branch(conversation_id) if chat else None
+            known = fingerprint.decode(record.history_digest) if record else None
+            if record and known:
+                self._known, self.told_system_digest = known, record.system_digest
+                return
+        if not self._position.chat_id:
+            self._known = fingerprint.unknown(conversation_id)
 
     def on_created(self, conversation_id: str) -> None:
         """Dify has named the conversation of the turn."""
-        if conversation_id and conversation_id != self._conversation_id:
-            self._conversation_id = conversation_id
-            if self._claimed_key and not (
-                self._position.chat_id and self._claimed_key == self._key
-            ):
-                self._invalidate(self._claimed_key)
-            if self._position.chat_id:
-                self._preserve_owner(self._key, conversation_id)
-                self._store.put(self._key, conversation_id, NOT_CONTINUABLE)
-            elif self._records_ownership and not self._claimed_key:
-                self._key = self._owner.key(f"{NO_CHAT}{conversation_id}")
-                self._store.put(self._key, conversation_id, NOT_CONTINUABLE)
-        self._release_lock()
+        if not conversation_id or conversation_id == self._conversation_id:
+            return
+        self._conversation_id = conversation_id
+        if self._claimed_key and not (self._position.chat_id and self._claimed_key == self._key):
+            self._invalidate(self._claimed_key)
+        if self._position.chat_id:
+            self._make_room(self._key)
+            self._pending_turn = PendingTurn(self._known, "", self._processes.own_id())
+            update = Update(self._pending_turn.encode(), self.reason.value)
+            self._store.put(self._key, conversation_id, update)
+        elif self._records_ownership and not self._claimed_key:
+            self._key = self._owner.key(f"{NO_CHAT}{conversation_id}")
+            self._store.put(self._key, conversation_id, Update(NOT_CONTINUABLE, self.reason.value))
 
-    def commit(self, turn: Sequence[Message], message_id: str) -> None:
-        """The turn is complete. ``turn`` is the question and the answer or, where an answer was
-        continued, only the whole answer, which replaces its first part. ``message_id`` is Dify's id
-        of it."""
+    def commit(
+        self,
+        turn: Sequence[Message],
+        message_id: str,
+        continues_answer: bool = False,
+        system_digest: str | None = None,
+    ) -> None:
+        """The turn is complete. ``turn`` is the client's messages of it and the answer or, where an
+        answer was continued, only the whole answer, which replaces its first part. ``message_id``
+        is Dify's id of it; ``system_digest`` is the digest of the system prompt that the
+        conversation knows now, None where that has not changed."""
         self._is_committed = True
         if not self._conversation_id or not self._is_tracked:
             return
-        before, texts = self._known, fingerprint.text_digests(turn)
-        if turn[0].role == "assistant":  # continues the last answer of the history
-            history, known = self._position.history[:-1], self._texts[:-1]
-            before = fingerprint.extend(self._fingerprint_before_history(), history, texts=known)
-            exchange, exchange_texts = [*history, *turn], [*known, *texts]
-        else:
-            exchange, exchange_texts = [*turn], texts
-        after = fingerprint.extend(before, turn, self._position.answer_id, texts, message_id)
+        before, exchange = self._known, [*turn]
+        if continues_answer:
+            start = self._history.last_exchange
+            before = self._history.before_last if self._is_history_whole() else self._unknown()
+            exchange = [*self._position.history[start:-1], *turn]
+        texts = fingerprint.text_digests(exchange)
+        answer_id = self._position.answer_id
+        after = fingerprint.after_turn(before, exchange, texts, answer_id, message_id)
+        update = Update(after.encode(), self.reason.value, system_digest)
         if self._position.chat_id:
-            self._store.move(self._key, self._key, self._conversation_id, after.encode())
-        elif name := fingerprint.last_exchange_id(exchange, exchange_texts):
-            self._save_by_history(self._owner.key(f"{_HISTORY_PREFIX}{name}"), after.encode())
+            self._store.move(self._key, self._key, self._conversation_id, update)
+        elif name := fingerprint.last_exchange_id(exchange, texts):
+            self._save_by_history(self._owner.key(f"{_HISTORY_PREFIX}{name}"), update)
 
-    def _fingerprint_before_history(self) -> HistoryFingerprint:
-        """The fingerprint of the conversation before the history of the request."""
-        is_whole = self._requested.chain == self._known.chain or self._position.chat_id
-        return HistoryFingerprint() if is_whole else fingerprint.unknown(self._conversation_id)
+    def _is_history_whole(self) -> bool:
+        """Whether the history of the request is all that the conversation has had."""
+        is_same = self._history.fingerprint.chain == self._known.chain
+        return is_same or bool(self._position.chat_id)
 
-    def _save_by_history(self, key: str, history_digest: str) -> None:
-        """Store the conversation of a chat without an id. The conversation of another chat that is
-        stored under the key moves to the key of its whole history."""
-        other = self._store.get(key)
-        known = fingerprint.decode(other.history_digest) if other else None
-        if other and known and other.conversation_id != self._conversation_id:
-            chain = self._owner.key(f"{_HISTORY_PREFIX}{known.chain}")
-            self._preserve_owner(chain, other.conversation_id)
-            self._store.move(key, chain, other.conversation_id, other.history_digest)
-        self._preserve_owner(key, self._conversation_id)
-        moved = self._key and self._store.move(
-            self._key, key, self._conversation_id, history_digest
-        )
+    def _unknown(self) -> HistoryFingerprint:
+        return fingerprint.unknown(self._conversation_id)
+
+    def _save_by_history(self, key: str, update: Update) -> None:
+        """Store the conversation of a chat without an id."""
+        self._make_room(key)
+        moved = self._key and self._store.move(self._key, key, self._conversation_id, update)
         if not moved:
-            self._store.put(key, self._conversation_id, history_digest)
+            self._store.put(key, self._conversation_id, update)
 
-    def _preserve_owner(self, key: str, new_conversation_id: str) -> None:
-        """Keep the owner of a conversation on record when another one replaces it."""
-        other = self._store.get(key)
-        if other is not None and other.conversation_id != new_conversation_id:
-            own_key = self._owner.key(f"{NO_CHAT}{other.conversation_id}")
-            self._store.move(key, own_key, other.conversation_id, NOT_CONTINUABLE)
+    def _make_room(self, key: str) -> None:
+        """Where another branch would be one too many, move the least recently used one: that of a
+        chat without an id to the key of its whole history, any other to where only its owner is on
+        record."""
+        chat = self._store.get(key)
+        if chat is None or len(chat.branches) < MAX_BRANCHES or chat.branch(self._conversation_id):
+            return
+        oldest = chat.branches[-1]
+        known = fingerprint.decode(oldest.history_digest)
+        if known and not self._position.chat_id:
+            chain_key = self._owner.key(f"{_HISTORY_PREFIX}{known.chain}")
+            if chain_key != key:
+                update = Update(oldest.history_digest)
+                self._store.move(key, chain_key, oldest.conversation_id, update)
+                return
+        own_key = self._owner.key(f"{NO_CHAT}{oldest.conversation_id}")
+        self._store.move(key, own_key, oldest.conversation_id, Update(NOT_CONTINUABLE))
 
     def on_missing(self) -> None:
-        """Dify does not know the conversation."""
+        """Dify does not know the conversation, or has closed it. ``resolve`` may find another."""
         self._store.forget(self._key, self._conversation_id)
-        self._conversation_id, self._previous_digest, self._pending_turn = "", None, None
-        self._known = self._requested
+        self._lost.append(Branch(None, (self._known,)))
+        self._conversation_id, self._previous, self._pending_turn = "", None, None
+        self._known, self.told_system_digest = self._history.fingerprint, ""
 
     def release(self, outcome: Outcome) -> None:
         """The turn is over; ``outcome`` counts where its answer is incomplete."""
-        if self._previous_digest is not None and not self._is_committed:
-            if outcome is Outcome.NOT_RUN:
-                digest = self._previous_digest
-            else:
-                digest = (
-                    self._pending_turn.with_outcome(outcome).encode()
-                    if self._pending_turn
-                    else NOT_CONTINUABLE
-                )
-            self._store.move(self._key, self._key, self._conversation_id, digest)
-        self._release_lock()
+        if self._is_committed or (self._previous is None and self._pending_turn is None):
+            return
+        update = Update(NOT_CONTINUABLE)
+        if self._previous and outcome is Outcome.NOT_RUN:
+            update = Update(self._previous.history_digest, self._previous.reason)
+        elif self._pending_turn:
+            update = Update(self._pending_turn.with_outcome(outcome).encode())
+        self._store.move(self._key, self._key, self._conversation_id, update)
 
     def _invalidate(self, key: str) -> None:
         """The conversation continues under another key, so its history under this one is out of
         date."""
-        self._store.move(key, key, self._conversation_id, NOT_CONTINUABLE)
+        self._store.move(key, key, self._conversation_id, Update(NOT_CONTINUABLE))
 
-    def _import_legacy(self, probe: ConversationProbe) -> ConversationRecord | None:
-        """The entry of an earlier system, which stored bare chat ids, once Dify has confirmed that
-        the conversation is this user's."""
+    def _import_legacy(self, probe: ConversationProbe) -> bool:
+        """Import the entry of an earlier system, which stored bare chat ids, once Dify has
+        confirmed that the conversation is this user's; False where there is none."""
         chat_id = self._position.chat_id
         if chat_id.startswith("["):  # an internal key: the entry of some owner
-            return None
-        record = self._store.get(chat_id)
-        if record is None or not probe.belongs_to_user(record.conversation_id):
-            return None
-        self._store.move(chat_id, self._key, record.conversation_id, "")
-        return self._store.get(self._key)
-
-    def _release_lock(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+            return False
+        chat = self._store.get(chat_id)
+        if chat is None or not probe.belongs_to_user(chat.latest.conversation_id):
+            return False
+        return self._store.move(chat_id, self._key, chat.latest.conversation_id, Update(""))
 
     def _primary_key(self) -> str:
         """The key of the chat; "" where it cannot be stored."""
@@ -399,35 +435,20 @@ class ConversationResolver:
             return self._owner.chat_key(self._position.chat_id)
         if not self._finds_by_history:
             return ""
-        name = fingerprint.last_exchange_id(self._position.history, self._texts)
+        name = fingerprint.last_exchange_id(self._position.history, self._history.texts)
         return self._owner.key(f"{_HISTORY_PREFIX}{name}") if name else ""
 
     def _candidate_keys(self) -> list[str]:
-        """The keys that may hold the conversation, best match first."""
+        """The keys that may hold the conversation."""
         if self._position.chat_id:
             return [self._key]
-        whole_key = self._owner.key(f"{_HISTORY_PREFIX}{self._requested.chain}")
-        record = self._store.get(self._key)
-        known = fingerprint.decode(record.history_digest) if record else None
-        is_whole = known is not None and known.chain == self._requested.chain
-        return [self._key, whole_key] if is_whole else [whole_key, self._key]
+        chain = self._history.fingerprint.chain
+        return [self._key, self._owner.key(f"{_HISTORY_PREFIX}{chain}")]
 
-    def _continues_chat(self, history_digest: str) -> bool:
-        if not history_digest:  # from an earlier system, which stored no digests
-            return bool(self._position.history)
-        known = fingerprint.decode(history_digest)
-        if known is None or not self._matches(known):
-            return False
-        self._known = known
-        return True
 
-    def _matches(self, known: HistoryFingerprint) -> bool:
-        """Whether a conversation with this fingerprint continues the chat."""
-        position = self._position
-        return fingerprint.matches(
-            known,
-            self._requested,
-            position.history,
-            position.previous_answer_id,
-            position.min_exchanges,
-        )
+def _to_reason(value: str) -> Reason | None:
+    """The stored reason; None for one that this release does not know."""
+    try:
+        return Reason(value)
+    except ValueError:
+        return None

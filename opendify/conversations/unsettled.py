@@ -7,15 +7,15 @@ question is sent, and from the newest messages of its conversation (``GET /messa
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from opendify.conversations import fingerprint
+from opendify.conversations.branches import History
 from opendify.conversations.fingerprint import (
     QUESTION_DIGITS,
     HistoryFingerprint,
     ends_with_answer,
-    extend,
     message_digest,
     question_digest,
     text_digests,
@@ -66,7 +66,7 @@ class PendingTurn:
 
     def with_outcome(self, outcome: Outcome) -> "PendingTurn":
         """The same turn after it ended with this outcome (FAILED, CALLER_GONE or STARTED)."""
-        if outcome is Outcome.STARTED:
+        if outcome is Outcome.STARTED or not self.question:
             return PendingTurn(self.before, "", Outcome.FAILED.value)
         return PendingTurn(self.before, self.question, outcome.value)
 
@@ -101,27 +101,28 @@ def has_run(turn: PendingTurn, messages: Sequence[RecordedMessage]) -> bool:
 
 
 def fingerprint_after(
-    before: HistoryFingerprint, history: Sequence[Message], messages: Sequence[RecordedMessage]
+    before: HistoryFingerprint, history: History, messages: Sequence[RecordedMessage]
 ) -> HistoryFingerprint | None:
     """The fingerprint of a conversation that had ``before``, and whose newest message is the last
     exchange of the history; None where it is not, or where its answer is incomplete."""
-    if not ends_with_answer(history[-2:]):
+    exchange = history.messages[history.last_exchange :]
+    if not ends_with_answer(exchange):
         return None
-    texts = text_digests(history)
+    asked = "\n\n".join(m.text for m in exchange[:-1] if m.text.strip())
+    expected = text_digests([Message("user", asked), exchange[-1]])
+    earlier = history.texts[: history.last_exchange]
     _, later = _split(before, messages)
     matching = [
-        m
-        for m in later
-        if m.is_complete and m.answer.strip() and _exchange_digests(m) == texts[-2:]
+        m for m in later if m.is_complete and m.answer.strip() and _exchange_digests(m) == expected
     ]
     # Other messages may only be older: questions that are earlier in the history.
     others = [m for m in later if m not in matching[:1]]
     if not matching or any(
-        m.created_at > matching[0].created_at or _exchange_digests(m)[0] not in texts[:-2]
+        m.created_at > matching[0].created_at or _exchange_digests(m)[0] not in earlier
         for m in others
     ):
         return None
-    return extend(before, history[-2:], texts=texts[-2:], message_id=matching[0].id)
+    return replace(history.extend(before), message=message_digest(matching[0].id))
 
 
 def _exchange_digests(message: RecordedMessage) -> list[str]:

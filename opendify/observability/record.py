@@ -32,7 +32,8 @@ _SERVER_FAULTS = ("internal_error", "server_stopping", "aborted")
 @dataclass(slots=True)
 class Record:
     """One request. ``ip`` is the client address. ``caller`` is the account, or an identifier of the
-    key (never the key). ``user`` is the end user; ``conversation`` is the Dify conversation.
+    key (never the key). ``user`` is the end user; ``conversation`` is the Dify conversation, and
+    ``continuity`` why the request went there.
     ``route`` is the URL rule that ``path`` matched, so it contains no names or tokens. ``model`` is
     the requested model; at the end it is UNKNOWN_MODEL if there is no such model. ``streamed`` is
     what was requested, ``is_streaming`` what was sent. Times are from ``time.monotonic``.
@@ -55,6 +56,7 @@ class Record:
     caller: str = ""
     user: str = ""
     conversation: str = ""
+    continuity: str = ""
     ended_at: float = 0.0
     ended: str = ""
     error: str = ""
@@ -106,6 +108,7 @@ class Record:
             "status": self.status,
             "model": self.model or "-",
             "conversation": self.conversation or "-",
+            "continuity": self.continuity or "-",
             "streamed": self.streamed,
             "first_byte": None if first is None else round(first, 4),
             "total": round(self.seconds, 4),

@@ -2,7 +2,7 @@
 that creates an address."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeGuard
+from typing import TypeGuard, get_args
 
 from opendify.files import links
 from opendify.files.links import FileLink
@@ -16,10 +16,12 @@ from opendify.rendering.deltas import (
     Unresolved,
 )
 
+_UNRESOLVED = frozenset(get_args(Unresolved))
+
 
 def is_resolved(deltas: Sequence[Rendered]) -> TypeGuard[Sequence[Delta]]:
     """Whether no delta refers to a file, so that ``resolve`` does not block."""
-    return not any(isinstance(delta, Unresolved) for delta in deltas)
+    return _UNRESOLVED.isdisjoint(map(type, deltas))
 
 
 class FileLinkResolver:
@@ -31,10 +33,7 @@ class FileLinkResolver:
         self._found: dict[FileLink, str] = {}
 
     def resolve(self, deltas: Sequence[Rendered]) -> Sequence[Delta]:
-        """Turns the deltas of one event into deltas with links as text, merged with neighbouring
-        text."""
-        if is_resolved(deltas):
-            return deltas
+        """Turns the deltas into deltas with links as text, merged with neighbouring text."""
         resolved: list[Delta] = []
         for delta in deltas:
             match delta:

@@ -17,8 +17,8 @@ Rules:
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NamedTuple
 
 # Limits on what is held back for a tag that may still be completed. Longer white space and longer
 # tags are text.
@@ -35,8 +35,7 @@ _DETAILS = (*"<details", _ATTRIBUTES, ">", _GAP, *_SUMMARY)
 _BETWEEN_BLOCKS = "\n\n"
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """A part of the text. Never empty."""
 
     text: str

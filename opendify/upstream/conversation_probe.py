@@ -1,17 +1,16 @@
 """Asks Dify whether a conversation exists and what its newest messages are, where a wrong
 assumption would be expensive."""
 
+import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from opendify import errors
 from opendify.config.models import Model
 from opendify.dify.conversation_api import RecordedMessage, parse_messages
 from opendify.upstream.client import DifyClient
-
-# A conversation that was used within this time is assumed to exist.
-STALE_SECONDS = 300
 
 CALL_TIMEOUT = 10.0
 
@@ -23,19 +22,22 @@ _POLL_INTERVAL_SECONDS = 0.3
 # How many of the newest messages are fetched: those of the same second come in any order.
 _NEWEST_MESSAGES = 5
 
-# These versions hang for minutes when a chatflow is run in an unknown conversation.
-_VERSIONS_THAT_HANG = ((1, 13), (1, 14), (1, 15))
+# A chatflow that runs reports its first node within milliseconds. One that was asked in a
+# conversation that Dify no longer has sends pings for minutes (recorded with 1.13.2).
+SILENCE_SECONDS = 1.0
+
+# How soon the result of a look-up beside a run is noticed.
+_LOOK_INTERVAL_SECONDS = 0.05
 
 
 class DifyConversationProbe:
     """Looks up conversations of one user of one app. ``now`` returns epoch seconds."""
 
     def __init__(
-        self, client: DifyClient, model: Model, mode: str, user: str, now: Callable[[], float]
+        self, client: DifyClient, model: Model, user: str, now: Callable[[], float]
     ) -> None:
         self._client = client
         self._model = model
-        self._mode = mode
         self._user = user
         self._now = now
 
@@ -43,23 +45,16 @@ class DifyConversationProbe:
         """Whether it is a conversation of the user's; false where Dify does not confirm it."""
         return self._exists(conversation_id, default=False)
 
-    def is_usable(self, conversation_id: str, last_used: float) -> bool:
-        """Whether the conversation can be continued. Looked up only where Dify would hang instead
-        of returning an error. ``last_used`` is in epoch seconds, 0 where unknown."""
-        hangs = (
-            self._mode == "advanced-chat"
-            and self._client.version(self._model.base) in _VERSIONS_THAT_HANG
-        )
-        if not hangs or self._now() - last_used <= STALE_SECONDS:
-            return True
-        return self._exists(conversation_id, default=True)
+    def is_missing(self, conversation_id: str) -> bool:
+        """Whether Dify says that it is no conversation of the user's."""
+        return not self._exists(conversation_id, default=True)
 
     def newest_messages(
         self,
         conversation_id: str,
         sent_at: float,
         decide: Callable[[Sequence[RecordedMessage]], bool],
-        caller_gone: Callable[[], bool],
+        caller_gone: Callable[[], None],
     ) -> Sequence[RecordedMessage] | None:
         """The newest messages of a conversation, oldest first; None where Dify has none or fails.
 
@@ -93,3 +88,38 @@ class DifyConversationProbe:
     def _page(self, conversation_id: str, limit: int) -> Any:
         params = {"conversation_id": conversation_id, "user": self._user, "limit": limit}
         return self._client.call(self._model, "GET", "/messages", CALL_TIMEOUT, params=params)
+
+
+class PresenceCheck:
+    """Looks up, beside a run that is silent, whether its conversation still exists: once, on a
+    thread of its own, so that a run that is only slow is not delayed."""
+
+    def __init__(self, probe: DifyConversationProbe, conversation_id: str) -> None:
+        self._probe = probe
+        self._conversation_id = conversation_id
+        self._due_at = time.monotonic() + SILENCE_SECONDS
+        self._thread: threading.Thread | None = None
+        self._is_missing = False
+
+    def next_look(self, deadline: float) -> float:
+        """When ``raise_if_missing`` should be called, at the latest at ``deadline`` (both of
+        ``time.monotonic``)."""
+        if self._thread is None:
+            return min(deadline, self._due_at)
+        is_running = self._thread.is_alive()
+        return min(deadline, time.monotonic() + _LOOK_INTERVAL_SECONDS) if is_running else deadline
+
+    def raise_if_missing(self) -> None:
+        """Starts the look-up when it is due; raises ConversationNotFound when Dify has said that
+        the conversation does not exist, so that no run has begun in it."""
+        if self._is_missing:
+            raise errors.ConversationNotFound("Dify does not know this conversation.")
+        if self._thread is None and time.monotonic() >= self._due_at:
+            self._thread = threading.Thread(
+                target=self._look_up, name="presence-check", daemon=True
+            )
+            with suppress(RuntimeError):  # no thread left: the run's timeout decides
+                self._thread.start()
+
+    def _look_up(self) -> None:
+        self._is_missing = self._probe.is_missing(self._conversation_id)

@@ -119,7 +119,8 @@ class EventStream:
             return []
         if not self._has_begun:
             self._begin()
-        body = self._decompress(body)
+        if self._unpacker is not None:
+            body = self._decompress(self._unpacker, body)
         self.is_ready = pending.is_ready or self._has_compressed()
         if not self._is_stream:
             self._error_body = (self._error_body + body)[:MAX_ERROR_BYTES]
@@ -157,14 +158,12 @@ class EventStream:
     def _is_complete(self) -> bool:
         return self._pending.is_complete and not self._has_compressed()
 
-    def _decompress(self, body: bytes) -> bytes:
+    def _decompress(self, unpacker: Unpacker, body: bytes) -> bytes:
         """The next piece of the decompressed body: few bytes may decompress to very many."""
-        if self._unpacker is None:
-            return body
         try:
             if body:
-                self._unpacker.feed(body)
-            return self._unpacker.take() if self._unpacker.has_more else b""
+                unpacker.feed(body)
+            return unpacker.take() if unpacker.has_more else b""
         except BadPacking as exc:
             raise errors.BadUpstreamResponse(f"Dify's answer is unreadable: {exc}.") from exc
 

@@ -325,7 +325,7 @@ class DifyRun:
 def _size(event: Event) -> int:
     """Roughly how many characters of an event stay in memory to the end of the response."""
     match event:
-        case Text() | Reasoning() | AgentThought():
+        case Reasoning() | AgentThought():
             return len(event.text) or _SIZE_OF_OBJECT
         case Replaced():
             return len(event.text)

@@ -358,10 +358,10 @@ DEFECTS = [
         _STATUSES,
         "A lost conversation is begun anew again and again",
         f"{_RETRIES}::test_a_conversation_is_replaced_once",
-        "opendify.chat.turn:ChatTurn._next",
+        "opendify.chat.turn:ChatTurn._find_another_conversation",
         Replace(
-            "self._may_retry and (not self._run.has_run) and self._can_recover(exc)",
-            "self._can_recover(exc) or isinstance(exc, errors.ConversationNotFound)",
+            "not self._conversation_id or self.prompt.options.conversation_id",
+            "self.prompt.options.conversation_id",
         ),
     ),
     Defect(
@@ -377,7 +377,7 @@ DEFECTS = [
         "tests/faults/test_restart.py::test_a_restart_of_dify_costs_no_chat_its_conversation "
         "-k closed-whole",
         "opendify.conversations.resolver:ConversationResolver.release",
-        Assigned("digest", "NOT_CONTINUABLE", 1),
+        Replace("self._pending_turn.with_outcome(outcome).encode()", "NOT_CONTINUABLE"),
     ),
     # --- timeouts ------------------------------------------------------------------------------
     Defect(
