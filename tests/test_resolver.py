@@ -10,6 +10,7 @@ from flask.testing import FlaskClient
 
 from opendify.config.models import Model
 from opendify.conversations import ChatRecord, ConversationRecord, JsonFileStore
+from opendify.upstream import conversation_probe
 from tests.support.fake_dify import (
     FOREVER,
     STREAM_HEAD,
@@ -582,8 +583,11 @@ def test_an_earlier_entry_of_which_dify_knows_nothing_is_not_used(
 
 
 @pytest.fixture
-def hanging(dify: FakeDify, memory: RememberingDify) -> RememberingDify:
+def hanging(
+    dify: FakeDify, memory: RememberingDify, monkeypatch: pytest.MonkeyPatch
+) -> RememberingDify:
     """A Dify 1.13 whose chatflow says nothing of a conversation that it has not."""
+    monkeypatch.setattr(conversation_probe, "SILENCE_SECONDS", 0.1)
     memory.modes = {"app-secret-of-the-operator": "advanced-chat"}
 
     def answer(request: Request) -> Steps:

@@ -93,15 +93,21 @@ class ChatPosition:
 
 
 class History:
-    """The history of a request, with its digests."""
+    """The history of a request, with its digests. Messages of the user that follow one another are
+    one message."""
 
     def __init__(self, messages: Sequence[Message]) -> None:
-        self.messages = messages
+        self.messages = messages = fingerprint.joined_turns(messages)
         self.texts = fingerprint.text_digests(messages)
         self.fingerprint = fingerprint.extend(HistoryFingerprint(), messages, texts=self.texts)
         self.last_exchange = _last_exchange_start(messages)
         earlier, texts = messages[: self.last_exchange], self.texts[: self.last_exchange]
         self.before_last = fingerprint.extend(HistoryFingerprint(), earlier, texts=texts)
+
+    @property
+    def last_question(self) -> str:
+        """The digest of the question of the last exchange, as of a query to Dify."""
+        return fingerprint.turn_digest(self.messages[self.last_exchange : -1])
 
     def extend(self, known: HistoryFingerprint) -> HistoryFingerprint:
         """A fingerprint extended by the last exchange of the history."""
@@ -183,6 +189,8 @@ def _match(branch: Branch, position: ChatPosition, history: History) -> _Match |
     if _is_named(branch.history, position):
         return _Match(reason, _Strength.NAME)
     is_guess = reason is Reason.SHOWN_OTHERWISE and not _has_same_question(branch.history, history)
+    if is_guess and not position.chat_id:  # other chats may have the same answers
+        return None
     return _Match(reason, _Strength.ANSWER if is_guess else _Strength.WORDS)
 
 
@@ -320,7 +328,8 @@ def _repeats_first_question(
     is_first = turn is not None and not turn.chain_before
     if not is_first and branch.reason is Reason.CHAT_ID:
         return False
-    asked = fingerprint.extend(HistoryFingerprint(), position.turn).items
+    messages = fingerprint.joined_turns(position.turn)
+    asked = fingerprint.extend(HistoryFingerprint(), messages).items
     return bool(asked) and fingerprint.same_items(asked, stored.items[: len(asked)])
 
 

@@ -102,6 +102,19 @@ def unknown(conversation_id: str) -> HistoryFingerprint:
     return HistoryFingerprint(_digest(f"unknown|{conversation_id}")[:_CHAIN_DIGITS])
 
 
+def joined_turns(messages: Sequence[Message]) -> list[Message]:
+    """The messages, with those of the user that follow one another as one message, as Dify gets
+    them: some clients show them so afterwards."""
+    joined: list[Message] = []
+    for message in messages:
+        if message.role == "user" and joined and joined[-1].role == "user":
+            text = f"{joined[-1].text}\n\n{message.text}"
+            message = Message("user", text, joined[-1].attachments + message.attachments)
+            joined.pop()
+        joined.append(message)
+    return joined
+
+
 def text_digests(messages: Sequence[Message]) -> list[str]:
     """The digests of the texts, for callers that need them twice."""
     return [_text_digest(message) for message in messages]
@@ -238,6 +251,11 @@ def _normalized(message: Message) -> str:
 
 def _item(role: str, normalized: str) -> str:
     return _digest(f"{role}|{normalized}")[:_ITEM_DIGITS]
+
+
+def turn_digest(messages: Sequence[Message]) -> str:
+    """The digest of the query of a turn that consists of these messages alone."""
+    return question_digest("".join(message.text for message in messages))
 
 
 def answer_digest(answer_id: str) -> str:

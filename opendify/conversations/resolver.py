@@ -206,7 +206,7 @@ class ConversationResolver:
         if turn is None:
             return candidate
         reason, possible = candidate.branch.reason, candidate.branch.possible
-        fits_before = turn.question and self._fits(Branch(turn.before, reason=reason))
+        fits_before = not turn.has_certainly_run and self._fits(Branch(turn.before, reason=reason))
         if not fits_before and not self._fits(Branch(self._history.extend(turn.before))):
             return candidate
         try:
@@ -232,7 +232,10 @@ class ConversationResolver:
         turn = unsettled.decode(record.history_digest)
         if turn is None:
             return Branch(fingerprint.decode(record.history_digest), reason=reason)
-        return Branch(None, (turn.before, self._history.extend(turn.before)), reason=reason)
+        possible = [turn.before]
+        if turn.question in ("", self._history.last_question):
+            possible.append(self._history.extend(turn.before))
+        return Branch(None, tuple(possible), reason=reason)
 
     def _ask_dify(
         self,
@@ -327,7 +330,7 @@ class ConversationResolver:
             self._invalidate(self._claimed_key)
         if self._position.chat_id:
             self._make_room(self._key)
-            self._pending_turn = PendingTurn(self._known, "", self._processes.own_id())
+            self._pending_turn = unsettled.started(self._known, self._position.turn)
             update = Update(self._pending_turn.encode(), self.reason.value)
             self._store.put(self._key, conversation_id, update)
         elif self._records_ownership and not self._claimed_key:
@@ -352,7 +355,8 @@ class ConversationResolver:
         if continues_answer:
             start = self._history.last_exchange
             before = self._history.before_last if self._is_history_whole() else self._unknown()
-            exchange = [*self._position.history[start:-1], *turn]
+            exchange = [*self._history.messages[start:-1], *turn]
+        exchange = fingerprint.joined_turns(exchange)
         texts = fingerprint.text_digests(exchange)
         answer_id = self._position.answer_id
         after = fingerprint.after_turn(before, exchange, texts, answer_id, message_id)
@@ -435,7 +439,7 @@ class ConversationResolver:
             return self._owner.chat_key(self._position.chat_id)
         if not self._finds_by_history:
             return ""
-        name = fingerprint.last_exchange_id(self._position.history, self._history.texts)
+        name = fingerprint.last_exchange_id(self._history.messages, self._history.texts)
         return self._owner.key(f"{_HISTORY_PREFIX}{name}") if name else ""
 
     def _candidate_keys(self) -> list[str]:

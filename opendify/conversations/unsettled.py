@@ -24,7 +24,7 @@ from opendify.dify.conversation_api import RecordedMessage
 from opendify.protocols.base import Message
 
 _ENCODED = re.compile(
-    rf"-(?P<state>failed|left|[0-9a-f]{{16}})"
+    rf"-(?P<state>failed|left|run|[0-9a-f]{{16}})"
     rf"/(?P<question>[0-9a-f]{{{QUESTION_DIGITS}}}|)/(?P<before>.*)"
 )
 
@@ -46,8 +46,9 @@ class Outcome(Enum):
 class PendingTurn:
     """A turn that is running, or ended early, in a conversation with the history ``before``.
 
-    ``question`` is the digest of the query sent to Dify, "" where Dify has certainly run it.
-    ``state`` is ``failed``, ``left`` or the id of the process that runs the turn.
+    ``question`` is the digest of the query sent to Dify. ``state`` is ``failed``, ``left``, ``run``
+    where Dify has certainly run it, or the id of the process that runs the turn. Earlier releases
+    stored an empty ``question`` where Dify had certainly run it.
     """
 
     before: HistoryFingerprint
@@ -57,17 +58,22 @@ class PendingTurn:
     @property
     def process_id(self) -> str:
         """The process that runs the turn, "" where the turn has ended."""
-        return "" if self.state in (Outcome.FAILED.value, Outcome.CALLER_GONE.value) else self.state
+        return "" if self.state in [outcome.value for outcome in Outcome] else self.state
+
+    @property
+    def has_certainly_run(self) -> bool:
+        """Whether Dify has run the turn, or runs it now."""
+        return not self.question or self.state == Outcome.STARTED.value
 
     @property
     def may_still_arrive(self) -> bool:
         """Whether there was no response at all, so that Dify may receive the question later."""
-        return bool(self.question) and self.state != Outcome.FAILED.value
+        return not self.has_certainly_run and self.state != Outcome.FAILED.value
 
     def with_outcome(self, outcome: Outcome) -> "PendingTurn":
         """The same turn after it ended with this outcome (FAILED, CALLER_GONE or STARTED)."""
-        if outcome is Outcome.STARTED or not self.question:
-            return PendingTurn(self.before, "", Outcome.FAILED.value)
+        if self.has_certainly_run:
+            return self
         return PendingTurn(self.before, self.question, outcome.value)
 
     def encode(self) -> str:
@@ -82,6 +88,12 @@ def decode(word: str) -> PendingTurn | None:
     return PendingTurn(before, match["question"], match["state"]) if match and before else None
 
 
+def started(before: HistoryFingerprint, messages: Sequence[Message]) -> PendingTurn:
+    """The first turn of a conversation, which Dify has named and so runs; ``messages`` are those of
+    the turn."""
+    return PendingTurn(before, fingerprint.turn_digest(messages), Outcome.STARTED.value)
+
+
 def has_run(turn: PendingTurn, messages: Sequence[RecordedMessage]) -> bool:
     """Whether the turn is among these messages, the newest ones of its conversation.
 
@@ -89,7 +101,7 @@ def has_run(turn: PendingTurn, messages: Sequence[RecordedMessage]) -> bool:
     distinguished from the one before. An earlier release did not store that id; then the texts
     decide.
     """
-    if not turn.question:
+    if turn.has_certainly_run:
         return True
     last_complete, later = _split(turn.before, messages)
     if last_complete is None:
