@@ -106,8 +106,10 @@ class PresenceCheck:
         ``time.monotonic``)."""
         if self._thread is None:
             return min(deadline, self._due_at)
-        is_running = self._thread.is_alive()
-        return min(deadline, time.monotonic() + _LOOK_INTERVAL_SECONDS) if is_running else deadline
+        now, is_running = time.monotonic(), self._thread.is_alive()
+        if self._is_missing:
+            return now
+        return min(deadline, now + _LOOK_INTERVAL_SECONDS) if is_running else deadline
 
     def raise_if_missing(self) -> None:
         """Starts the look-up when it is due; raises ConversationNotFound when Dify has said that
