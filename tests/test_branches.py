@@ -169,6 +169,13 @@ def test_an_answer_alone_is_not_enough_where_another_branch_has_had_just_this_hi
     assert chosen([after(exchanges("three", "ok"), history), here], history).index == 1
 
 
+def test_the_beginning_of_an_answer_is_not_enough_where_another_branch_has_had_all_of_it() -> None:
+    continued = after(exchanges("one", "1 and more"), exchanges("two", "2"))
+    beginning = after([], exchanges("one", "1"))
+    assert chosen([continued, beginning], exchanges("one", "1 and more")).index is None
+    assert chosen([beginning], exchanges("one", "1 and more")).index == 0
+
+
 def test_what_was_shown_once_must_be_shown_so_for_ever() -> None:
     shown = [*ONE, *exchanges("deux", "2!")]
     choice = chosen([after(ONE, exchanges("two", "2"))], shown)

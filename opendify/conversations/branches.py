@@ -148,7 +148,9 @@ def choose(branches: Sequence[Branch], position: ChatPosition, history: History)
         if (match := _match(branch, position, history))
     ]
     guesses = [one for one in found if one[3].strength is _Strength.ANSWER]
-    if len(guesses) > 1 or any(_has_had(branch, history) for branch in branches):
+    if any(_has_had(branch, history) for branch in branches):
+        found = [one for one in found if not one[3].is_guess]
+    elif len(guesses) > 1:
         found = [one for one in found if one not in guesses]
     if not found:
         return Choice(None, _why_new(branches, position, history))
@@ -177,6 +179,11 @@ class _Match:
     reason: Reason
     strength: _Strength
 
+    @property
+    def is_guess(self) -> bool:
+        """Whether another branch may be meant."""
+        return self.reason is Reason.SHOWN_OTHERWISE and self.strength is not _Strength.NAME
+
 
 def _match(branch: Branch, position: ChatPosition, history: History) -> _Match | None:
     if branch.is_of_earlier_system:
@@ -188,10 +195,10 @@ def _match(branch: Branch, position: ChatPosition, history: History) -> _Match |
         return None
     if _is_named(branch.history, position):
         return _Match(reason, _Strength.NAME)
-    is_guess = reason is Reason.SHOWN_OTHERWISE and not _has_same_question(branch.history, history)
-    if is_guess and not position.chat_id:  # other chats may have the same answers
-        return None
-    return _Match(reason, _Strength.ANSWER if is_guess else _Strength.WORDS)
+    if reason is not Reason.SHOWN_OTHERWISE or _has_same_question(branch.history, history):
+        return _Match(reason, _Strength.WORDS)
+    # Without an id, other chats may have the same answers.
+    return _Match(reason, _Strength.ANSWER) if position.chat_id else None
 
 
 def _reason(
