@@ -342,6 +342,9 @@ _SHAPES = (
     ),
 )
 
+_PLACES = tuple(dict.fromkeys(shape.place for shape in _SHAPES))
+_STARTS = tuple(start for shape in _SHAPES for start, _ in shape.words)
+
 # Cherry Studio quotes the chat as JSON, whatever the prompt for the title says.
 _CHERRY_START, _CHERRY_TEXT, _NO_THINKING = '[{"role":"', "mainText", " /no_think"
 _CHERRY_KEYS = {"role", _CHERRY_TEXT, "files"}
@@ -351,8 +354,9 @@ def find(chat: ChatPrompt) -> Task | None:
     """The task of a client; None for a turn of a chat."""
     if chat.has_tools:
         return None
-    for shape in _SHAPES:
-        if _matches(shape, chat):
+    asking = _asking_messages(chat.messages)
+    for shape in _SHAPES if asking else ():
+        if shape.place in asking and _matches(shape, chat, asking[shape.place]):
             return _task(shape, chat.messages)
     return _named_by_cherry_studio(chat)
 
@@ -376,14 +380,22 @@ def title_of(text: str) -> str:
     return words[: MAX_TITLE_CHARACTERS - 1].rstrip() + "…"
 
 
-def _matches(shape: _Shape, chat: ChatPrompt) -> bool:
+def _asking_messages(messages: Sequence[Message]) -> dict[str, Message]:
+    """The messages, by their place, that begin as the instruction of some task does."""
+    asking: dict[str, Message] = {}
+    for place in _PLACES:
+        message = _asking_message(place, messages)
+        if message is not None and not message.attachments:
+            beginning = message.text[
+                :_MAX_INSTRUCTION
+            ].lstrip()  # a chat in it can be megabytes long
+            if beginning.startswith(_STARTS):
+                asking[place] = message
+    return asking
+
+
+def _matches(shape: _Shape, chat: ChatPrompt, asking: Message) -> bool:
     if shape.is_streamed is not None and shape.is_streamed != chat.stream:
-        return False
-    asking = _asking_message(shape.place, chat.messages)
-    if asking is None or asking.attachments:
-        return False
-    beginning = asking.text[:_MAX_INSTRUCTION].lstrip()  # a chat in it can be megabytes long
-    if not any(beginning.startswith(start) for start, _ in shape.words):
         return False
     text, last = asking.text.strip(), chat.messages[-1].text
     if not shape.has_content and len(text) > _MAX_INSTRUCTION:

@@ -136,6 +136,7 @@ class ConversationResolver:
         self.told_system_digest = ""
         self._key = ""
         self._conversation_id = ""
+        self._lacks_owner = False
         self._lost: list[Branch] = []
         self._previous: ConversationRecord | None = None
         self._pending_turn: PendingTurn | None = None
@@ -333,9 +334,8 @@ class ConversationResolver:
             self._pending_turn = unsettled.started(self._known, self._position.turn)
             update = Update(self._pending_turn.encode(), self.reason.value)
             self._store.put(self._key, conversation_id, update)
-        elif self._records_ownership and not self._claimed_key:
-            self._key = self._owner.key(f"{NO_CHAT}{conversation_id}")
-            self._store.put(self._key, conversation_id, Update(NOT_CONTINUABLE, self.reason.value))
+        else:
+            self._lacks_owner = self._records_ownership and not self._claimed_key
 
     def commit(
         self,
@@ -350,6 +350,7 @@ class ConversationResolver:
         conversation knows now, None where that has not changed."""
         self._is_committed = True
         if not self._conversation_id or not self._is_tracked:
+            self._record_owner()
             return
         before, exchange = self._known, [*turn]
         if continues_answer:
@@ -365,6 +366,15 @@ class ConversationResolver:
             self._store.move(self._key, self._key, self._conversation_id, update)
         elif name := fingerprint.last_exchange_id(exchange, texts):
             self._save_by_history(self._owner.key(f"{_HISTORY_PREFIX}{name}"), update)
+            self._lacks_owner = False
+        self._record_owner()
+
+    def _record_owner(self) -> None:
+        """Store whose conversation it is, where no chat will say so."""
+        if self._lacks_owner:
+            self._lacks_owner = False
+            own_key = self._owner.key(f"{NO_CHAT}{self._conversation_id}")
+            self._store.put(own_key, self._conversation_id, Update(NOT_CONTINUABLE))
 
     def _is_history_whole(self) -> bool:
         """Whether the history of the request is all that the conversation has had."""
@@ -393,6 +403,7 @@ class ConversationResolver:
         if known and not self._position.chat_id:
             chain_key = self._owner.key(f"{_HISTORY_PREFIX}{known.chain}")
             if chain_key != key:
+                self._make_room(chain_key)
                 update = Update(oldest.history_digest)
                 self._store.move(key, chain_key, oldest.conversation_id, update)
                 return
@@ -408,6 +419,7 @@ class ConversationResolver:
 
     def release(self, outcome: Outcome) -> None:
         """The turn is over; ``outcome`` counts where its answer is incomplete."""
+        self._record_owner()
         if self._is_committed or (self._previous is None and self._pending_turn is None):
             return
         update = Update(NOT_CONTINUABLE)
