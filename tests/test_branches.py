@@ -166,7 +166,26 @@ def test_an_answer_alone_is_not_enough_where_another_branch_has_had_just_this_hi
         had = extend(HistoryFingerprint(), known)
         assert chosen([Branch(None, (had,)), here], history).index is None
     assert chosen([after(history, exchanges("more", "ok")), here], history).index is None
-    assert chosen([after(exchanges("three", "ok"), history), here], history).index == 1
+    other = exchanges("three", "3")
+    assert chosen([after([], other), here], history) == Choice(None, Reason.UNSURE)
+    for reason in (Reason.SHOWN_OTHERWISE, Reason.UNSURE):
+        assert chosen([after([], other, reason=reason), here], history).index == 1
+    assert chosen([after([], other, reason=Reason.AUXILIARY), here], history).index == 1
+
+
+def test_what_a_new_conversation_was_given_says_nothing_of_how_it_was_sent() -> None:
+    shown = [*ONE, *exchanges("two", "2")]
+    wrapped = after(ONE, exchanges("[12:00] two", "2"))
+    given = after(shown, [assistant("A summary")], reason=Reason.AUXILIARY)
+    assert chosen([given, wrapped], shown).index == 1
+
+
+def test_the_end_of_one_branch_that_is_the_beginning_of_another_continues_neither() -> None:
+    ending = after(exchanges("intro", "0"), exchanges("hi", "Hello"))
+    beginning = after(exchanges("hi", "Hello"), exchanges("k", "m"))
+    history = exchanges("hi", "Hello")
+    assert chosen([beginning, ending], history, is_whole=False).index is None
+    assert chosen([ending], history, is_whole=False).reason is Reason.END_OF_HISTORY
 
 
 def test_the_beginning_of_an_answer_is_not_enough_where_another_branch_has_had_all_of_it() -> None:
@@ -239,6 +258,29 @@ def test_an_empty_history_of_a_client_that_sends_histories_is_an_edit() -> None:
     for reason in (Reason.WHOLE_HISTORY, Reason.SHOWN_OTHERWISE, Reason.END_OF_HISTORY):
         known = [after(ONE, exchanges("two", "2"), reason=reason)]
         assert chosen(known, [], may_omit=True).index is None
+
+
+def test_an_empty_history_is_an_edit_in_every_branch_of_a_client_that_sends_histories() -> None:
+    first = after(ONE, exchanges("two", "2"))
+    for reason in (Reason.OTHER_HISTORY, Reason.MISSING, Reason.UNKNOWN_CHAT):
+        given = after(ONE, exchanges("TWO", "22"), reason=reason)
+        assert chosen([given], [], "ONE", may_omit=True).index is None
+    again = after([], ONE, reason=Reason.ASKED_AGAIN)
+    assert chosen([again, first], [], "ONE", may_omit=True).index is None
+
+
+def test_an_answer_beside_the_chat_does_not_take_the_place_of_a_chat_left_to_dify() -> None:
+    beside = after(TWO, [assistant("A summary")], reason=Reason.AUXILIARY)
+    known = [beside, after(ONE, exchanges("two", "2"), reason=Reason.CHAT_ID)]
+    assert chosen(known, [], may_omit=True).index == 1
+    position = ChatPosition("chat", (), (), may_omit_history=True)
+    assert choose(known, position, History(())).index is None  # nothing of the user
+
+
+def test_a_first_question_that_is_asked_again_with_more_behind_it_is_asked_again() -> None:
+    known = [after([], ONE, reason=Reason.FIRST_TURN)]
+    position = ChatPosition("chat", (), (user("one"), user("more")), may_omit_history=True)
+    assert choose(known, position, History(())).reason is Reason.ASKED_AGAIN
 
 
 def test_the_named_answer_is_enough() -> None:

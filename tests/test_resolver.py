@@ -2,7 +2,9 @@
 
 import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -357,6 +359,97 @@ def test_a_script_that_names_its_chat_and_sends_its_last_message_stays_in_one_co
         client.messages = []
         found.append(client.say(text, metadata=metadata))
     assert len(set(found)) == 1
+
+
+def script(api: FlaskClient) -> Callable[..., str]:
+    """Sends a chat id and one message; returns the conversation."""
+
+    def say(text: str, status: int = 200, **fields: Any) -> str:
+        messages = [{"role": "user", "content": text}]
+        body = {"model": "tiny", "messages": messages, "metadata": {"chat_id": "s"}, **fields}
+        answer = Client(api).ask(status, **body)
+        return str(answer["dify"]["conversation_id"]) if status == 200 else ""
+
+    return say
+
+
+@pytest.mark.parametrize("trouble", ["502", "run 502", "run 504", "500", "run page", "302", "cut"])
+def test_a_chat_left_to_dify_stays_in_its_conversation_whatever_happens_to_a_turn(
+    api: FlaskClient, memory: RememberingDify, trouble: str
+) -> None:
+    say = script(api)
+    first = say("one")
+    memory.trouble.append(trouble)
+    with suppress(AssertionError):  # whichever error it is
+        say("two")
+    assert say("three") == first
+    assert say("four", stop=[" fo"]) == first
+    assert say("five") == first
+
+
+def test_a_chat_left_to_dify_stays_in_its_conversation_after_a_first_turn_that_broke_off(
+    api: FlaskClient, memory: RememberingDify
+) -> None:
+    say = script(api)
+    memory.trouble.append("cut")
+    say("one", status=502)
+    first = memory.arrivals[-1].conversation_id
+    assert say("two") == first
+    assert say("three") == first
+
+
+def test_a_first_question_is_sent_again_in_a_new_conversation_after_it_broke_off(
+    api: FlaskClient, memory: RememberingDify
+) -> None:
+    say = script(api)
+    memory.trouble.append("cut")
+    say("one", status=502)
+    again = say("one")
+    assert again != memory.arrivals[0].conversation_id
+    assert say("two") == again
+
+
+def test_answers_beside_the_chat_push_no_branch_of_it_out(
+    api: FlaskClient, memory: RememberingDify
+) -> None:
+    client = chat(api)
+    first = client.say("one")
+    for number in range(10):
+        asked = [*client.messages, {"role": "system", "content": f"Sum up, {number}"}]
+        client.ask(200, model="tiny", messages=asked)
+    assert client.say("two") == first
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_whole_answer_whose_end_the_caller_did_not_wait_for_is_in_the_conversation(
+    api: FlaskClient, memory: RememberingDify, wrapped: bool
+) -> None:
+    """Also where the client shows the question otherwise, and a system message was sent."""
+    client = chat(api)
+    shown = {"role": "user", "content": "one"}
+    sent = {"role": "user", "content": "[10:00] one"} if wrapped else shown
+    messages = [{"role": "system", "content": "Be kind."}, sent]
+    body = {"model": "tiny", "messages": messages, "stream": True}
+    response = api.post("/v1/chat/completions", json=body, headers=client.headers, buffered=False)
+    events = iter(response.response)
+    while b"re " not in bytes(next(events)):
+        pass
+    for _ in memory_finished(memory):
+        pass
+    response.close()
+    first = memory.arrivals[-1].conversation_id
+    answer = memory.conversations[first].messages[-1]["answer"]
+    client.messages = [messages[0], shown, {"role": "assistant", "content": answer}]
+    assert client.say("two") == first
+
+
+def memory_finished(memory: RememberingDify) -> Iterator[None]:
+    """Until Dify has the whole answer."""
+    conversation = memory.conversations[memory.arrivals[-1].conversation_id]
+    deadline = time.monotonic() + 20
+    while not conversation.messages[-1]["answer"] and time.monotonic() < deadline:
+        time.sleep(0.01)
+        yield
 
 
 def test_a_first_message_that_is_sent_again_gets_a_new_conversation(

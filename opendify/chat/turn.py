@@ -87,6 +87,7 @@ class ChatTurn:
         self._prepared: PreparedFiles
         self._conversation: ConversationResolver
         self._conversation_id = ""
+        self._query = ""
         self._presence: PresenceCheck | None = None
         self._run: DifyRun
 
@@ -271,7 +272,7 @@ class ChatTurn:
         if events and not self._is_open:
             self._is_open = True
             self._presence = None
-            self._conversation.on_created(self.ids.conversation_id)
+            self._conversation.on_created(self.ids.conversation_id, self._query)
         return events
 
     def _send(self) -> None:
@@ -287,6 +288,7 @@ class ChatTurn:
             self._services.files_only_query,
             self._conversation.told_system_digest,
         )
+        self._query = str(request.body.get("query", ""))
         context.cancellation.raise_if_cancelled()  # uploads may have taken long
         trace_id = self.prompt.options.trace_id or context.trace_id
         stream = client.stream(model, request.path, request.body, context.cancellation, trace_id)

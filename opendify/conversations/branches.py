@@ -54,6 +54,9 @@ class Reason(Enum):
     OTHER_HISTORY = "other-history"
     """No branch has exactly the history of the request: a message was edited, regenerated or
     deleted."""
+    UNSURE = "unsure"
+    """Of the last exchange, one branch has only the answer, and the chat has others, which may have
+    given it as well."""
     RUNNING = "running"
     """A turn is running in the branch that fits, or it is not known whether Dify has run it."""
     MISSING = "missing"
@@ -67,6 +70,18 @@ class Reason(Enum):
 
 # Reasons that show that a client sends the history with its turns.
 _WITH_HISTORY = (Reason.WHOLE_HISTORY, Reason.SHOWN_OTHERWISE, Reason.END_OF_HISTORY)
+
+# Reasons of turns in a conversation that existed before.
+_IN_CONVERSATION = (
+    *_WITH_HISTORY,
+    Reason.NAMED_ANSWER,
+    Reason.CHAT_ID,
+    Reason.EARLIER_SYSTEM,
+    Reason.CONVERSATION_ID,
+)
+
+# Reasons that show that a client may show questions otherwise than it sends them.
+_WITH_FILTER = (Reason.SHOWN_OTHERWISE, Reason.UNSURE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +133,9 @@ class History:
 @dataclass(frozen=True, slots=True)
 class Branch:
     """What is known of a branch. ``history`` is None where no turn can continue it at present; then
-    ``possible`` are the histories that it may have. ``is_settled`` is false where it would fit, but
-    a turn is running in it, or it is not known whether Dify has run the last one. ``reason`` is why
-    the last turn went there."""
+    ``possible`` are the histories that it may have, first the one without its last turn.
+    ``is_settled`` is false where it would fit, but a turn is running in it, or it is not known
+    whether Dify has run the last one. ``reason`` is why the last turn went there."""
 
     history: HistoryFingerprint | None
     possible: tuple[HistoryFingerprint, ...] = ()
@@ -142,18 +157,22 @@ class Choice:
 def choose(branches: Sequence[Branch], position: ChatPosition, history: History) -> Choice:
     """The branch that continues the chat. ``branches`` are sorted, most recently used first."""
     order = list(Reason)
+    sends_history = any(map(_came_with_history, branches))
     found = [
         (order.index(match.reason), match.strength, index, match)
         for index, branch in enumerate(branches)
         if (match := _match(branch, position, history))
+        and not (match.reason is Reason.CHAT_ID and sends_history)
     ]
     guesses = [one for one in found if one[3].strength is _Strength.ANSWER]
     if any(_has_had(branch, history) for branch in branches):
         found = [one for one in found if not one[3].is_guess]
-    elif len(guesses) > 1:
+    elif len(guesses) > 1 or not _may_guess(branches):
         found = [one for one in found if one not in guesses]
     if not found:
-        return Choice(None, _why_new(branches, position, history))
+        is_unsure = len(guesses) == 1
+        reason = _why_new(branches, position, history)
+        return Choice(None, Reason.UNSURE if is_unsure else reason)
     *_, index, match = min(found, key=lambda one: one[:3])
     return Choice(index, match.reason, _learnt(branches[index].history, match.reason, history))
 
@@ -182,7 +201,8 @@ class _Match:
     @property
     def is_guess(self) -> bool:
         """Whether another branch may be meant."""
-        return self.reason is Reason.SHOWN_OTHERWISE and self.strength is not _Strength.NAME
+        is_unsure = self.reason in (Reason.SHOWN_OTHERWISE, Reason.END_OF_HISTORY)
+        return is_unsure and self.strength is not _Strength.NAME
 
 
 def _match(branch: Branch, position: ChatPosition, history: History) -> _Match | None:
@@ -213,23 +233,46 @@ def _reason(
         return Reason.END_OF_HISTORY if _is_end(stored, position, history) else None
     if _is_named(stored, position):
         return Reason.NAMED_ANSWER
-    if not position.may_omit_history or branch.reason in _WITH_HISTORY:
+    if not position.may_omit_history or not position.turn or branch.reason is Reason.AUXILIARY:
         return None
     return None if _repeats_first_question(branch, stored, position) else Reason.CHAT_ID
 
 
+def _came_with_history(branch: Branch) -> bool:
+    """Whether the client has sent a history with the last turn of the branch."""
+    if branch.reason in (Reason.CHAT_ID, Reason.AUXILIARY, Reason.CONVERSATION_ID):
+        return False
+    turn = branch.history.last_turn if branch.history else None
+    return branch.reason in _WITH_HISTORY or (turn is not None and turn.chain_before != "")
+
+
+def _may_guess(branches: Sequence[Branch]) -> bool:
+    """Whether a branch can be recognized by its last answer alone: no other can have given it, or
+    the client is known to show questions otherwise than it sends them."""
+    turns = [branch for branch in branches if branch.reason is not Reason.AUXILIARY]
+    return len(turns) == 1 or any(branch.reason in _WITH_FILTER for branch in branches)
+
+
 def _has_had(branch: Branch, history: History) -> bool:
-    """Whether the history is, word for word, that of the branch or an earlier state of it, so that
-    the client shows its last exchange as it was sent."""
-    known = (branch.history, *branch.possible) if branch.history else branch.possible
-    requested = history.fingerprint.items
-    return any(
-        _is_whole(one, history)
-        or (
-            len(history.messages) <= len(one.items) < fingerprint.MAX_ITEMS
-            and fingerprint.same_items(requested, one.items[: len(requested)])
+    """Whether the last exchange of the history is, word for word, what was sent to the client in
+    this branch, which has had that history or begins with it. What a new conversation was given is
+    only what the client had shown."""
+    is_continued = branch.reason in _IN_CONVERSATION
+    if branch.history:
+        return _is_whole(branch.history, history) or (
+            is_continued and _begins_with(branch.history, history)
         )
-        for one in known
+    before, after = branch.possible[:1], branch.possible[1:]
+    return any(_is_whole(known, history) for known in after) or (
+        is_continued and any(_begins_with(known, history) for known in before)
+    )
+
+
+def _begins_with(stored: HistoryFingerprint, history: History) -> bool:
+    requested = history.fingerprint.items
+    return _is_whole(stored, history) or (
+        len(history.messages) <= len(stored.items) < fingerprint.MAX_ITEMS
+        and fingerprint.same_items(requested, stored.items[: len(requested)])
     )
 
 
@@ -333,11 +376,12 @@ def _repeats_first_question(
     themselves."""
     turn = stored.last_turn
     is_first = turn is not None and not turn.chain_before
-    if not is_first and branch.reason is Reason.CHAT_ID:
+    if not stored.items or (not is_first and branch.reason is Reason.CHAT_ID):
         return False
-    messages = fingerprint.joined_turns(position.turn)
-    asked = fingerprint.extend(HistoryFingerprint(), messages).items
-    return bool(asked) and fingerprint.same_items(asked, stored.items[: len(asked)])
+    first = fingerprint.extend(HistoryFingerprint(), position.turn[:1]).items
+    joined = fingerprint.joined_turns(position.turn)
+    whole = fingerprint.extend(HistoryFingerprint(), joined).items[:1]
+    return any(fingerprint.same_items(asked, stored.items[:1]) for asked in (first, whole) if asked)
 
 
 def _learnt(

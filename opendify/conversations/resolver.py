@@ -16,7 +16,7 @@ it. Where a turn ended early, Dify is asked before the next one whether it ran (
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from opendify import errors
@@ -206,6 +206,8 @@ class ConversationResolver:
         turn = unsettled.decode(candidate.record.history_digest)
         if turn is None:
             return candidate
+        if not self._history.messages and self._position.may_omit_history:
+            return self._leave_to_dify(candidate, turn)
         reason, possible = candidate.branch.reason, candidate.branch.possible
         fits_before = not turn.has_certainly_run and self._fits(Branch(turn.before, reason=reason))
         if not fits_before and not self._fits(Branch(self._history.extend(turn.before))):
@@ -218,6 +220,14 @@ class ConversationResolver:
             branch = Branch(None, possible)
             self._lost.append(branch)
         return _Candidate(candidate.key, candidate.record, branch)
+
+    def _leave_to_dify(self, candidate: _Candidate, turn: PendingTurn) -> _Candidate:
+        """Where a client leaves the memory to Dify, it does not matter whether the last turn ran;
+        but a first question that is sent again gets a new conversation."""
+        is_first = not turn.before.items
+        if is_first and turn.question == fingerprint.turn_digest(self._position.turn):
+            return candidate
+        return replace(candidate, branch=replace(candidate.branch, history=turn.before))
 
     def _fits(self, branch: Branch) -> bool:
         return branches.continues(branch, self._position, self._history)
@@ -259,7 +269,7 @@ class ConversationResolver:
         if messages is None:
             return None
         if unsettled.has_run(turn, messages):
-            return unsettled.fingerprint_after(turn.before, self._history, messages)
+            return unsettled.fingerprint_after(turn, self._history, messages)
         return turn.before
 
     def _claim(self, candidate: _Candidate, known: HistoryFingerprint | None, query: str) -> bool:
@@ -322,8 +332,8 @@ class ConversationResolver:
         if not self._position.chat_id:
             self._known = fingerprint.unknown(conversation_id)
 
-    def on_created(self, conversation_id: str) -> None:
-        """Dify has named the conversation of the turn."""
+    def on_created(self, conversation_id: str, query: str) -> None:
+        """Dify has named the conversation of the turn, which was asked this query."""
         if not conversation_id or conversation_id == self._conversation_id:
             return
         self._conversation_id = conversation_id
@@ -331,7 +341,7 @@ class ConversationResolver:
             self._invalidate(self._claimed_key)
         if self._position.chat_id:
             self._make_room(self._key)
-            self._pending_turn = unsettled.started(self._known, self._position.turn)
+            self._pending_turn = unsettled.started(self._known, query)
             update = Update(self._pending_turn.encode(), self.reason.value)
             self._store.put(self._key, conversation_id, update)
         else:
@@ -398,7 +408,8 @@ class ConversationResolver:
         chat = self._store.get(key)
         if chat is None or len(chat.branches) < MAX_BRANCHES or chat.branch(self._conversation_id):
             return
-        oldest = chat.branches[-1]
+        beside = [one for one in chat.branches if one.reason == Reason.AUXILIARY.value]
+        oldest = (beside or chat.branches)[-1]
         known = fingerprint.decode(oldest.history_digest)
         if known and not self._position.chat_id:
             chain_key = self._owner.key(f"{_HISTORY_PREFIX}{known.chain}")
@@ -412,8 +423,14 @@ class ConversationResolver:
 
     def on_missing(self) -> None:
         """Dify does not know the conversation, or has closed it. ``resolve`` may find another."""
-        self._store.forget(self._key, self._conversation_id)
-        self._lost.append(Branch(None, (self._known,)))
+        chat = self._store.get(self._key)
+        if chat is not None and len(chat.branches) > 1 and self._position.chat_id:
+            # It stays on record that the chat had it: its last answer is no other branch's.
+            update = Update(NOT_CONTINUABLE, Reason.MISSING.value)
+            self._store.move(self._key, self._key, self._conversation_id, update)
+        else:
+            self._store.forget(self._key, self._conversation_id)
+        self._lost.append(Branch(None, (self._known,), reason=Reason.WHOLE_HISTORY))
         self._conversation_id, self._previous, self._pending_turn = "", None, None
         self._known, self.told_system_digest = self._history.fingerprint, ""
 

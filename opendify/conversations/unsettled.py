@@ -84,14 +84,15 @@ class PendingTurn:
 def decode(word: str) -> PendingTurn | None:
     """The inverse of ``PendingTurn.encode``; None where ``word`` is not a pending turn."""
     match = _ENCODED.fullmatch(word)
-    before = fingerprint.decode(match["before"]) if match else None
-    return PendingTurn(before, match["question"], match["state"]) if match and before else None
+    if match is None:
+        return None
+    before = fingerprint.decode(match["before"]) if match["before"] else HistoryFingerprint()
+    return PendingTurn(before, match["question"], match["state"]) if before else None
 
 
-def started(before: HistoryFingerprint, messages: Sequence[Message]) -> PendingTurn:
-    """The first turn of a conversation, which Dify has named and so runs; ``messages`` are those of
-    the turn."""
-    return PendingTurn(before, fingerprint.turn_digest(messages), Outcome.STARTED.value)
+def started(before: HistoryFingerprint, query: str) -> PendingTurn:
+    """The first turn of a conversation, which Dify has named and so runs."""
+    return PendingTurn(before, question_digest(query), Outcome.STARTED.value)
 
 
 def has_run(turn: PendingTurn, messages: Sequence[RecordedMessage]) -> bool:
@@ -113,19 +114,25 @@ def has_run(turn: PendingTurn, messages: Sequence[RecordedMessage]) -> bool:
 
 
 def fingerprint_after(
-    before: HistoryFingerprint, history: History, messages: Sequence[RecordedMessage]
+    turn: PendingTurn, history: History, messages: Sequence[RecordedMessage]
 ) -> HistoryFingerprint | None:
-    """The fingerprint of a conversation that had ``before``, and whose newest message is the last
-    exchange of the history; None where it is not, or where its answer is incomplete."""
+    """The fingerprint of a conversation after this turn, where its newest message is the last
+    exchange of the history; None where it is not, or where its answer is incomplete. The client may
+    show the question otherwise than it was sent."""
     exchange = history.messages[history.last_exchange :]
     if not ends_with_answer(exchange):
         return None
     asked = "\n\n".join(m.text for m in exchange[:-1] if m.text.strip())
     expected = text_digests([Message("user", asked), exchange[-1]])
     earlier = history.texts[: history.last_exchange]
-    _, later = _split(before, messages)
+    _, later = _split(turn.before, messages)
     matching = [
-        m for m in later if m.is_complete and m.answer.strip() and _exchange_digests(m) == expected
+        m
+        for m in later
+        if m.is_complete
+        and m.answer.strip()
+        and _exchange_digests(m)[1] == expected[1]
+        and (question_digest(m.query) == turn.question or _exchange_digests(m) == expected)
     ]
     # Other messages may only be older: questions that are earlier in the history.
     others = [m for m in later if m not in matching[:1]]
@@ -134,7 +141,7 @@ def fingerprint_after(
         for m in others
     ):
         return None
-    return replace(history.extend(before), message=message_digest(matching[0].id))
+    return replace(history.extend(turn.before), message=message_digest(matching[0].id))
 
 
 def _exchange_digests(message: RecordedMessage) -> list[str]:
