@@ -465,9 +465,10 @@ class Talks(RuleBasedStateMachine):
         history = heard(talk.history())
         if not history or not talk.chat_id or talk.window:
             return []
-        by_name = talk.names_answers and bool(talk.stamp or talk.footer)
+        is_filtered = bool(talk.stamp or talk.footer)
+        by_name = is_filtered and talk.names_answers
         branches = self.branches(talk)
-        if talk.stamp and not talk.names_answers and len(branches) > 1:
+        if is_filtered and not talk.names_answers and len(branches) > 1:
             return []  # many have the same answers
         return [
             id_

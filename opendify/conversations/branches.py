@@ -167,7 +167,7 @@ def choose(branches: Sequence[Branch], position: ChatPosition, history: History)
     guesses = [one for one in found if one[3].strength is _Strength.ANSWER]
     if any(_has_had(branch, history) for branch in branches):
         found = [one for one in found if not one[3].is_guess]
-    elif len(guesses) > 1 or not _may_guess(branches):
+    elif len(guesses) > 1 or not _may_guess(branches, history):
         found = [one for one in found if one not in guesses]
     if not found:
         is_unsure = len(guesses) == 1
@@ -246,9 +246,11 @@ def _came_with_history(branch: Branch) -> bool:
     return branch.reason in _WITH_HISTORY or (turn is not None and turn.chain_before != "")
 
 
-def _may_guess(branches: Sequence[Branch]) -> bool:
+def _may_guess(branches: Sequence[Branch], history: History) -> bool:
     """Whether a branch can be recognized by its last answer alone: no other can have given it, or
     the client is known to show questions otherwise than it sends them."""
+    if any(_is_whole(known, history) for branch in branches for known in branch.possible[1:]):
+        return False
     turns = [branch for branch in branches if branch.reason is not Reason.AUXILIARY]
     return len(turns) == 1 or any(branch.reason in _WITH_FILTER for branch in branches)
 
@@ -262,10 +264,7 @@ def _has_had(branch: Branch, history: History) -> bool:
         return _is_whole(branch.history, history) or (
             is_continued and _begins_with(branch.history, history)
         )
-    before, after = branch.possible[:1], branch.possible[1:]
-    return any(_is_whole(known, history) for known in after) or (
-        is_continued and any(_begins_with(known, history) for known in before)
-    )
+    return is_continued and any(_begins_with(known, history) for known in branch.possible[:1])
 
 
 def _begins_with(stored: HistoryFingerprint, history: History) -> bool:

@@ -253,6 +253,12 @@ def _item(role: str, normalized: str) -> str:
     return _digest(f"{role}|{normalized}")[:_ITEM_DIGITS]
 
 
+def is_in_query(message: Message, query: str) -> bool:
+    """Whether a query to Dify contains the text of a message, as the client shows it."""
+    text = _normalized(message)
+    return bool(text) and text in _normalized(Message("tool", query))
+
+
 def turn_digest(messages: Sequence[Message]) -> str:
     """The digest of the query of a turn that consists of these messages alone."""
     return question_digest("".join(message.text for message in messages))

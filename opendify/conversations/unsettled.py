@@ -117,13 +117,14 @@ def fingerprint_after(
     turn: PendingTurn, history: History, messages: Sequence[RecordedMessage]
 ) -> HistoryFingerprint | None:
     """The fingerprint of a conversation after this turn, where its newest message is the last
-    exchange of the history; None where it is not, or where its answer is incomplete. The client may
-    show the question otherwise than it was sent."""
+    exchange of the history; None where it is not, or where its answer is incomplete. The query may
+    hold more than the question that the client shows: a system prompt, a template."""
     exchange = history.messages[history.last_exchange :]
     if not ends_with_answer(exchange):
         return None
     asked = "\n\n".join(m.text for m in exchange[:-1] if m.text.strip())
-    expected = text_digests([Message("user", asked), exchange[-1]])
+    question = Message("user", asked)
+    expected = text_digests([question, exchange[-1]])
     earlier = history.texts[: history.last_exchange]
     _, later = _split(turn.before, messages)
     matching = [
@@ -132,7 +133,13 @@ def fingerprint_after(
         if m.is_complete
         and m.answer.strip()
         and _exchange_digests(m)[1] == expected[1]
-        and (question_digest(m.query) == turn.question or _exchange_digests(m) == expected)
+        and (
+            _exchange_digests(m) == expected
+            or (
+                question_digest(m.query) == turn.question
+                and fingerprint.is_in_query(question, m.query)
+            )
+        )
     ]
     # Other messages may only be older: questions that are earlier in the history.
     others = [m for m in later if m not in matching[:1]]
