@@ -21,8 +21,8 @@ from opendify.limits.capacity import ServerCapacity
 from opendify.observability.record import CLIENT_DISCONNECTED, Record
 from opendify.protocols import client_ids
 from opendify.protocols.base import ChatPrompt
-from opendify.protocols.openai.chat_request import nameable
 from opendify.protocols.openai.json_object import JsonObject
+from opendify.protocols.openai.request_fields import nameable
 from opendify.protocols.responses import ParsedRequest, StreamWriter
 from opendify.streaming import BLOCKING, ResumableBody
 from opendify.upstream.cancellation import Cancellation
