@@ -16,6 +16,7 @@ from flask import Flask
 
 from opendify.api.admin import add_admin_routes
 from opendify.api.chat_completions import add_chat_completions
+from opendify.api.completions import add_completions
 from opendify.api.files import add_file_routes
 from opendify.api.health import add_health_routes
 from opendify.api.middleware.auth import Authorizer, require_api_key, warn_if_unauthenticated
@@ -269,6 +270,7 @@ def _add_routes(
         clock,
     )
     add_chat_completions(app, responder)
+    add_completions(app, responder)
     add_model_routes(app, components.registry, authorizer)
     add_file_routes(app, components.file_proxy, capacity)
     administration = ConversationAdmin(

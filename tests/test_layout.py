@@ -93,6 +93,7 @@ ONLY_IN = {
         "opendify.api.middleware.auth",
         "opendify.app",
         "opendify.api.chat_completions",
+        "opendify.api.completions",
         "opendify.api.middleware.error_handlers",
         "opendify.api.models",
         "opendify.api.responder",

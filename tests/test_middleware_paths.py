@@ -149,9 +149,12 @@ WRONG = [
     ("POST", "/v1/responses", "switch the Responses API off"),
     ("POST", "/responses", "switch the Responses API off"),
     ("GET", "/v1/responses/resp_1", "switch the Responses API off"),
-    ("POST", "/v1/completions", f"configure the client to call POST {CHAT}"),
-    ("POST", "/v1/chat", f"configure the client to call POST {CHAT}"),
-    ("POST", "/v1/chat/completion", f"configure the client to call POST {CHAT}"),
+    ("POST", "/completions", "Did you mean /v1/completions? The base URL of a client ends in /v1."),
+    ("POST", "/v1/v1/completions", "ends in /v1, once."),
+    ("POST", "/api/v1/completions", "Remove '/api' from"),
+    ("POST", "/v1/completions/completions", "without anything after it"),
+    ("POST", "/v1/chat", f"Did you mean {CHAT}?"),
+    ("POST", "/v1/chat/completion", f"Did you mean {CHAT}?"),
     ("POST", "/v1/embeddings", "another provider for embeddings"),
     ("POST", "/v1/audio/speech", "another provider for audio"),
     ("POST", "/v1/images/generations", "another provider for images"),
@@ -178,4 +181,4 @@ def test_a_wrong_path_is_explained(service: Service, method: str, path: str, hin
 @given(st.lists(st.text(max_size=5) | st.sampled_from(["v1", "chat", "completions", "models"])))
 def test_there_is_advice_for_any_path(parts: list[str]) -> None:
     path = normalize_path("/" + "/".join(parts))
-    assert path_hint(path).endswith(".") or path in (CHAT, "/v1/models")
+    assert path_hint(path).endswith((".", "?")) or path in (CHAT, "/v1/completions", "/v1/models")

@@ -88,7 +88,7 @@ def test_health_depends_on_nothing(api: FlaskClient, dify: FakeDify) -> None:
 ELSEWHERE = [
     pytest.param("GET", "/", 404, "not_found", id="the root"),
     pytest.param("GET", "/v1", 404, "not_found", id="the version"),
-    pytest.param("POST", "/v1/completions", 404, "not_found", id="the older endpoint"),
+    pytest.param("GET", "/v1/completions", 405, "method_not_allowed", id="reading a completion"),
     pytest.param("GET", "/%00<script>", 404, "not_found", id="a path of no good"),
     pytest.param("GET", PATH, 405, "method_not_allowed", id="reading a chat"),
     pytest.param("DELETE", PATH, 405, "method_not_allowed", id="deleting a chat"),

@@ -97,14 +97,14 @@ DEFECTS = [
         _NEVER_SILENT,
         "The stream ends without [DONE]",
         _CUT + "cut-closed-streamed",
-        "opendify.protocols.openai.chat_stream:_DONE",
-        Assigned("_DONE", "b''"),
+        "opendify.protocols.openai.chat_stream:DONE",
+        Assigned("DONE", "b''"),
     ),
     Defect(
         _NEVER_SILENT,
         "The error event has choices",
         _CUT + "cut-closed-streamed",
-        "opendify.protocols.openai.chat_stream:ChatStreamWriter.fail",
+        "opendify.protocols.openai.chat_stream:failure",
         Argument("encode", 0, "chat_response.error_body(error) | {'choices': []}"),
     ),
     Defect(

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 _CHAT = "/v1/chat/completions"
+_COMPLETIONS = "/v1/completions"
 _MODELS = "/v1/models"
 _MODEL = re.compile(r"/+v1/+models/+(.*)", re.DOTALL)
 
@@ -22,7 +23,6 @@ _RESPONSES = (
     "This service supports Chat Completions: switch the Responses API off in the client, so that "
     f"it calls POST {_CHAT}."
 )
-_COMPLETIONS = f"Only chat completions are supported: configure the client to call POST {_CHAT}."
 _OTHER_APIS = {
     "assistants",
     "audio",
@@ -74,12 +74,14 @@ def path_hint(path: str) -> str:
     """What is probably wrong with the settings of a client that requests this (normalized) path or
     uses the wrong method on it. Empty if nothing is."""
     parts = [part.lower() for part in path.split("/") if part]
-    if path in (_CHAT, _MODELS):
+    if path in (_CHAT, _COMPLETIONS, _MODELS):
         return ""
     if parts in ([], ["v1"]):
         return f"{_BASE}; clients request GET {_MODELS} and POST {_CHAT} themselves."
     if parts[-2:] == ["chat", "completions"]:
         return f"Did you mean {_CHAT}? {_base_advice(parts[:-2])}"
+    if parts[-1] == "completions":
+        return f"Did you mean {_COMPLETIONS}? {_base_advice(parts[:-1])}"
     if parts[-1] == "models":
         return f"Did you mean {_MODELS}? {_base_advice(parts[:-1])}"
     return _surface_advice(parts)
@@ -113,8 +115,8 @@ def _surface_advice(parts: list[str]) -> str:
             f"This service supports chats only: choose another provider for {min(other)} in the "
             "client."
         )
-    if parts[-1] in ("completions", "completion", "chat"):
-        return _COMPLETIONS
+    if parts[-2:] == ["chat", "completion"] or parts[-1] == "chat":
+        return f"Did you mean {_CHAT}?"
     if parts[0] != "v1":
         return f"{_BASE}."
     return f"Clients call GET {_MODELS} and POST {_CHAT}."

@@ -48,7 +48,7 @@ def last_chunk(head: ChunkMeta, meta: ResponseMeta, completion: Completion) -> d
 
 def usage_chunk(head: ChunkMeta, usage: Usage) -> dict[str, Any]:
     """The chunk with empty ``choices`` that closes a stream for which usage was asked."""
-    return _chunk(head, []) | {"usage": _usage(usage)}
+    return _chunk(head, []) | {"usage": usage_counts(usage)}
 
 
 def completion(response: WholeResponse) -> dict[str, Any]:
@@ -76,8 +76,18 @@ def completion(response: WholeResponse) -> dict[str, Any]:
                 "finish_reason": ended.finish_reason,
             }
         ],
-        "usage": _usage(ended.usage),
+        "usage": usage_counts(ended.usage),
         "dify": dify_metadata(response.meta, ended),
+    }
+
+
+def usage_counts(usage: Usage | None) -> dict[str, int]:
+    """The tokens of a response; zeros where Dify sent none."""
+    usage = usage or Usage(0, 0, 0)
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
     }
 
 
@@ -110,14 +120,4 @@ def _chunk(head: ChunkMeta, choices: list[dict[str, Any]]) -> dict[str, Any]:
         "created": head.created,
         "model": head.model,
         "choices": choices,
-    }
-
-
-def _usage(usage: Usage | None) -> dict[str, int]:
-    """Zeros where Dify sent none."""
-    usage = usage or Usage(0, 0, 0)
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.total_tokens,
     }

@@ -16,7 +16,13 @@ from opendify.rendering.deltas import (
     UiEvent,
 )
 
-_DONE = b"data: [DONE]\n\n"
+DONE = b"data: [DONE]\n\n"
+
+
+def failure(error: OpenDifyError) -> bytes:
+    """The end of a stream that failed: an event with ``error`` and without ``choices``, which
+    OpenAI's SDKs raise."""
+    return sse.encode(chat_response.error_body(error)) + DONE
 
 
 class ChatStreamWriter:
@@ -47,8 +53,8 @@ class ChatStreamWriter:
         return sse.KEEP_ALIVE
 
     def fail(self, error: OpenDifyError) -> bytes:
-        """An event with ``error`` and without ``choices``, which OpenAI's SDKs raise."""
-        return sse.encode(chat_response.error_body(error)) + _DONE
+        """The event with the error, and the end of the stream."""
+        return failure(error)
 
     def finish(self, meta: ResponseMeta, completion: Completion) -> bytes:
         """The chunk with the finish reason, that with the usage where it was asked for, and the
@@ -56,7 +62,7 @@ class ChatStreamWriter:
         end = sse.encode(chat_response.last_chunk(self._head, meta, completion))
         if self._include_usage and completion.usage is not None:
             end += sse.encode(chat_response.usage_chunk(self._head, completion.usage))
-        return end + _DONE
+        return end + DONE
 
     def _event(self, delta: Delta) -> bytes:
         match delta:
