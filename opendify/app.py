@@ -190,7 +190,7 @@ def _create_components(
         registry=registry,
         conversations=conversations,
         file_proxy=file_proxy,
-        chat=ChatService(services, now=clock, new_id=new_id),
+        chat=ChatService(services, clock, new_id, settings.default_model),
         authorizer=_new_authorizer(settings, redis, workers),
         capacity=_new_capacity(settings, threads),
         metrics=metrics,

@@ -47,6 +47,7 @@ def problems(**variables: str) -> list[str]:
 def test_two_variables_are_enough() -> None:
     assert load_settings(GOOD) == Settings(
         models={"tiny": Model("tiny", KEY, BASE)},
+        default_model="",
         data_dir="data",
         conversation_store="",
         accounts=(),
@@ -498,6 +499,7 @@ def test_the_settings_of_a_model_are_those_of_the_product() -> None:
     assert list(SETTINGS) == [
         "key",
         "base",
+        "aliases",
         "type",
         "inputs",
         "text_input",

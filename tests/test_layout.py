@@ -45,6 +45,7 @@ PURE = [
     "opendify.dify",
     "opendify.protocols.openai",
     "opendify.config.ca_files",
+    "opendify.config.aliases",
     "opendify.config.history_words",
     "opendify.config.id_headers",
     "opendify.config.models",

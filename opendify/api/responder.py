@@ -65,12 +65,13 @@ class Responder:
         record, resources = current_record(), current_resources()
         with ExitStack() as acquired:
             acquired.callback(self._authorizer.acquire_slot())
-            parsed = parse(json_body())
+            parsed = parse(self._body())
             prompt = parsed.prompt
             record.model, record.streamed = prompt.model, prompt.stream
             caller = self._caller(prompt)
             record.user = caller.user
             route = self._service.route(prompt, caller)
+            record.model = route.model.name
             resources.add_permit(self._capacity.acquire_response())
             acquired.callback(self._capacity.acquire_run(route.answering_model.name))
             turn = self._service.start(route, prompt, caller)
@@ -85,6 +86,10 @@ class Responder:
             turn.stop_and_wait()
             raise
         return _with_headers(response, turn, parsed)
+
+    def _body(self) -> JsonObject:
+        default = self._service.default_model(self._authorizer.principal().models)
+        return json_body().with_default("model", default) if default else json_body()
 
     def _response(
         self, parsed: ParsedRequest, turn: Turn, record: Record, resources: Resources

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 
 from opendify import errors
 from opendify.chat import task_detection
@@ -9,6 +10,7 @@ from opendify.chat.background_tasks import BackgroundTasks, StaticTurn
 from opendify.chat.context import RequestContext, Services
 from opendify.chat.tasks import Task
 from opendify.chat.turn import ChatTurn
+from opendify.config.aliases import match_rank
 from opendify.config.models import Model
 from opendify.protocols.base import ChatPrompt
 from opendify.protocols.responses import ResponseMeta, StreamWriter, WholeResponse
@@ -36,9 +38,10 @@ class Route:
     task: Task | None
 
 
-def find_model(name: str, models: Mapping[str, Model]) -> Model:
-    """The model of this name among those that the caller may use. Raises ModelNotFound."""
-    model = models.get(name)
+def find_model(name: str, models: Mapping[str, Model], default: str = "") -> Model:
+    """The model of this name or alias among those that the caller may use, otherwise the model
+    ``default`` if it is one of these. Raises ModelNotFound."""
+    model = models.get(name) or _find_by_alias(name, models) or models.get(default)
     if model is None:
         raise errors.ModelNotFound(
             f"There is no model '{name[:200]}'; GET /v1/models lists them.", param="model"
@@ -46,23 +49,41 @@ def find_model(name: str, models: Mapping[str, Model]) -> Model:
     return model
 
 
+def _find_by_alias(name: str, models: Mapping[str, Model]) -> Model | None:
+    fitting = [
+        (rank, model)
+        for model in models.values()
+        for alias in model.aliases
+        if (rank := match_rank(alias, name))
+    ]
+    return max(fitting, key=itemgetter(0))[1] if fitting else None
+
+
 class ChatService:
-    """Answers chat requests. ``now`` returns epoch seconds, ``new_id`` an id for a response."""
+    """Answers chat requests. ``now`` returns epoch seconds, ``new_id`` an id for a response.
+    ``default_model`` answers where a request names a model that the caller does not have."""
 
     def __init__(
         self,
         services: Services,
         now: Callable[[], float],
         new_id: Callable[[], str],
+        default_model: str = "",
     ) -> None:
         self._services = services
         self._background_tasks = BackgroundTasks(services)
         self._now = now
         self._new_id = new_id
+        self._default_model = default_model
+
+    def default_model(self, models: Mapping[str, Model]) -> str:
+        """The model for a request that names none, of a caller who may use ``models``; empty if
+        there is none."""
+        return self._default_model if self._default_model in models else ""
 
     def route(self, prompt: ChatPrompt, context: RequestContext) -> Route:
         """Which model answers the request, and as what. Raises ModelNotFound."""
-        model = find_model(prompt.model, context.models)
+        model = find_model(prompt.model, context.models, self._default_model)
         task = task_detection.detect(prompt, context.task)
         answering = self._background_tasks.answering_model(model, context) if task else model
         return Route(model, answering, task)

@@ -7,6 +7,7 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
+from opendify.config.aliases import alias_problems, parse_aliases
 from opendify.config.history_words import WordsByLanguage, parse_history_words
 from opendify.config.parsing import InvalidValue, parse_object, parse_positive
 
@@ -41,6 +42,7 @@ class Model:
     name: str
     key: str = field(repr=False)
     base: str
+    aliases: tuple[str, ...] = field(default=(), repr=False)
     type: str = ""
     inputs: Mapping[str, Any] = field(default_factory=dict)
     text_input: str = ""
@@ -84,6 +86,7 @@ def parse_models(
             models[name] = _parse_model(name, entry, default_base, callers_bring_keys, defaults)
         except InvalidValue as exc:
             problems.append(f"MODEL_CONFIG: {exc}")
+    problems += alias_problems({name: model.aliases for name, model in models.items()}, set(raw))
     problems += _task_problems(models, set(raw))
     return models
 
@@ -220,6 +223,7 @@ def _choice(value: Any, where: str) -> str:
 SETTINGS: dict[str, Callable[[Any, str], Any]] = {
     "key": _key,
     "base": _base,
+    "aliases": parse_aliases,
     "type": _choice,
     "inputs": _inputs,
     "text_input": _text,

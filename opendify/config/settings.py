@@ -71,9 +71,10 @@ class ConfigError(RuntimeError):
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The validated settings. Times in seconds; ``max_answer`` in characters; ``authorities`` are
-    the certificates of DIFY_CA_FILE in PEM."""
+    the certificates of DIFY_CA_FILE in PEM; ``default_model`` is empty or the name of a model."""
 
     models: Mapping[str, Model]
+    default_model: str
     data_dir: str
     conversation_store: str = field(repr=False)
     accounts: tuple[Account, ...]
@@ -149,6 +150,7 @@ def load_settings(
     limits = reader.limits()
     settings = Settings(
         models=models,
+        default_model=reader.default_model(models),
         data_dir=data_dir(environ),
         conversation_store=reader.conversation_store(),
         accounts=parse_accounts(
@@ -229,6 +231,14 @@ class _Reader:
                 "like DIFY_API_BASE=https://dify.example.com/v1"
             )
         return models
+
+    def default_model(self, models: Mapping[str, Model]) -> str:
+        name = self._environ.get("DEFAULT_MODEL", "").strip()
+        if name and models and name not in models:
+            self._problems.append(
+                "DEFAULT_MODEL must be one of the names in MODEL_CONFIG, not an alias."
+            )
+        return name
 
     def _history_words(self) -> WordsByLanguage:
         name, example = "HISTORY_WORDS", """'{"user":"Usuário:","assistant":"Assistente:"}'"""

@@ -72,6 +72,14 @@ class JsonObject(Mapping[str, Any]):
         is absent. Raises InvalidRequest."""
         return self._decoded(name) if name in self._fields else None
 
+    def with_default(self, name: str, value: str) -> "JsonObject":
+        """The same object; with this value where the field is absent, null or empty. Raises
+        InvalidRequest and RequestTooLarge."""
+        if self.get(name) not in (None, ""):
+            return self
+        fields = {**self._fields, name: msgspec.Raw(msgspec.json.encode(value))}
+        return JsonObject(fields, self.max_text_bytes, self._may_be_deep)
+
     def check_text(self, name: str, size: int) -> None:
         """Raises RequestTooLarge if ``size``, in bytes or characters of the field's text, is over
         the limit."""
