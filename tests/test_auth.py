@@ -163,6 +163,29 @@ def test_each_key_of_a_caller_opens(api: FlaskClient, key: str) -> None:
     assert ask(api, f" {key} ").status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("headers", "caller"),
+    [
+        pytest.param({"api-key": "key-a"}, "team-a", id="api-key"),
+        pytest.param({"api-key": " key-b\t"}, "team-b", id="blanks around it"),
+        pytest.param({"api-key": "key-a", "Authorization": "Basic eA=="}, "team-a", id="another"),
+        pytest.param({"api-key": "key-a", **bearer("key-b")}, "team-b", id="Bearer comes first"),
+        pytest.param({"api-key": "key-a", **bearer("wrong")}, None, id="a wrong Bearer"),
+        pytest.param({"api-key": "wrong"}, None, id="a wrong key"),
+        pytest.param({"api-key": "Bearer key-a"}, None, id="Bearer in it"),
+        pytest.param({"api-key": ""}, None, id="nothing"),
+    ],
+)
+def test_a_key_may_be_in_the_header_api_key(
+    api: FlaskClient, headers: dict[str, str], caller: str | None
+) -> None:
+    response = api.get("/v1/models", headers=headers)
+    listed = [model["id"] for model in response.json.get("data", [])]
+    expected = {"team-a": ["tiny", "org/model"], "team-b": ["org/model"], None: []}
+    assert listed == expected[caller]
+    assert response.status_code == (200 if caller else 401)
+
+
 def test_a_caller_sees_and_uses_only_its_models(api: FlaskClient, dify: FakeDify) -> None:
     def listed(key: str) -> list[str]:
         answer = api.get("/v1/models", headers=bearer(key)).json

@@ -170,4 +170,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _key() -> str:
-    return parse_bearer(request.environ.get("HTTP_AUTHORIZATION", ""))
+    """The key of the request, "" where it has none; clients made for Azure send ``api-key``."""
+    environ = request.environ
+    key = parse_bearer(environ.get("HTTP_AUTHORIZATION", ""))
+    return key or environ.get("HTTP_API_KEY", "").strip(" \t")
