@@ -13,6 +13,7 @@ from flask import Flask
 
 import opendify
 from opendify import errors
+from opendify.api.middleware.paths import MISSING
 from opendify.config import id_headers
 from opendify.config.models import SETTINGS
 from opendify.config.settings import load_settings
@@ -168,6 +169,16 @@ def test_every_route_is_in_the_table_and_vice_versa(name: str, app: Flask) -> No
         if (match := re.fullmatch(r"`((?:GET|POST|PUT|PATCH|DELETE) /[^`]*)`", first))
     }
     assert told == routes_of(app)
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_every_missing_endpoint_is_in_the_table_and_vice_versa(name: str) -> None:
+    told = {
+        path.split("/")[2]
+        for first, *_ in rows(read(name))
+        for path in re.findall(r"`(/v1/[a-z_/]+)`", first)
+    }
+    assert told == set(MISSING)
 
 
 def test_every_route_is_in_openapi_json_and_vice_versa(app: Flask) -> None:

@@ -5,9 +5,11 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from openai import OpenAI
 
 from opendify.api.middleware.paths import normalize_path, path_hint
 from tests.support.fake_dify import Chat, FakeDify
@@ -155,9 +157,27 @@ WRONG = [
     ("POST", "/v1/completions/completions", "without anything after it"),
     ("POST", "/v1/chat", f"Did you mean {CHAT}?"),
     ("POST", "/v1/chat/completion", f"Did you mean {CHAT}?"),
-    ("POST", "/v1/embeddings", "another provider for embeddings"),
-    ("POST", "/v1/audio/speech", "another provider for audio"),
-    ("POST", "/v1/images/generations", "another provider for images"),
+    ("POST", "/v1/embeddings", "Admin Panel > Settings > Documents > Embedding"),
+    ("POST", "/embeddings", "There are no embeddings"),
+    ("POST", "/v1/rerank", "Admin Panel > Settings > Documents"),
+    ("POST", "/v1/audio/speech", "Admin Panel > Settings > Audio"),
+    ("POST", "/v1/images/generations", "Admin Panel > Settings > Images"),
+    ("POST", "/v1/images/edits", "Admin Panel > Settings > Images"),
+    ("POST", "/v1/moderations", "OPENAI_MODERATION=false"),
+    ("POST", "/v1/files", "send them in the messages of a chat"),
+    ("GET", "/v1/files/file-1", "send them in the messages of a chat"),
+    ("POST", "/v1/uploads", "send them in the messages of a chat"),
+    ("POST", "/v1/batches", "send the requests one by one"),
+    ("GET", "/v1/assistants", "There are no assistants"),
+    ("POST", "/v1/threads", "There are no threads"),
+    ("POST", "/v1/threads/thread_1/messages", "There are no threads"),
+    ("POST", "/v1/threads/runs", "There are no threads"),
+    ("GET", "/v1/realtime", "There are no realtime sessions"),
+    ("POST", "/v1/realtime/sessions", "There are no realtime sessions"),
+    ("POST", "/v1/fine_tuning/jobs", "There is no fine-tuning"),
+    ("POST", "/v1/vector_stores", "There are no vector stores"),
+    ("POST", "/v1/vector_stores/vs_1/files", "There are no vector stores"),
+    ("POST", "/v1/videos", "There is no generation of videos"),
     ("POST", "/v1/messages", "choose the connection type 'OpenAI'"),
     ("GET", "/api/tags", "choose the connection type 'OpenAI'"),
     ("POST", "/api/chat", "choose the connection type 'OpenAI'"),
@@ -176,6 +196,14 @@ def test_a_wrong_path_is_explained(service: Service, method: str, path: str, hin
     assert status == (405 if path.startswith("/v1/models/") else 404)
     assert answer["error"]["type"] == "invalid_request_error"
     assert hint in answer["error"]["message"]
+
+
+def test_the_client_of_openai_shows_what_is_missing(service: Service) -> None:
+    client = OpenAI(base_url=f"{service.url}/v1", api_key="sk")
+    with client, pytest.raises(openai.NotFoundError) as caught:
+        client.embeddings.create(model="tiny", input="Hi")
+    assert (caught.value.code, caught.value.type) == ("not_found", "invalid_request_error")
+    assert "There is no POST /v1/embeddings here. There are no embeddings" in caught.value.message
 
 
 @given(st.lists(st.text(max_size=5) | st.sampled_from(["v1", "chat", "completions", "models"])))

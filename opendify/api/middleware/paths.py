@@ -5,7 +5,7 @@ without TLS, and clients would send the API key there.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 _CHAT = "/v1/chat/completions"
@@ -23,21 +23,40 @@ _RESPONSES = (
     "This service supports Chat Completions: switch the Responses API off in the client, so that "
     f"it calls POST {_CHAT}."
 )
-_OTHER_APIS = {
-    "assistants",
-    "audio",
-    "batches",
-    "embeddings",
-    "files",
-    "fine_tuning",
-    "images",
-    "moderations",
-    "realtime",
-    "rerank",
-    "threads",
-    "uploads",
-    "vector_stores",
-    "videos",
+_NO_FILES = (
+    "There is no store of files: send them in the messages of a chat (image_url, file, "
+    "input_audio). Choose in the client that files are sent with the message."
+)
+# OpenAI's endpoints that this service does not have, by a part of their paths: what is missing, and
+# what to change in the usual clients. The table of the READMEs names the same.
+MISSING: Mapping[str, str] = {
+    "embeddings": "There are no embeddings: knowledge bases belong to Dify. In Open WebUI, choose "
+    "another engine in Admin Panel > Settings > Documents > Embedding; elsewhere, another provider "
+    "for embeddings.",
+    "rerank": "There is no reranking: knowledge bases belong to Dify. In Open WebUI, choose "
+    "another engine in Admin Panel > Settings > Documents, or switch hybrid search off there.",
+    "images": "There is no generation of images, except by an app in its answer to a chat. In Open "
+    "WebUI, choose another engine in Admin Panel > Settings > Images, or switch it off there.",
+    "videos": "There is no generation of videos, except by an app in its answer to a chat. Choose "
+    "another provider for videos in the client.",
+    "audio": "There is no audio, except in the messages of a chat. In Open WebUI, choose other "
+    "engines in Admin Panel > Settings > Audio; elsewhere, another provider for audio.",
+    "moderations": "There are no moderations: an app moderates by its own settings in Dify. Switch "
+    "moderation off in the client (LibreChat: OPENAI_MODERATION=false).",
+    "vector_stores": "There are no vector stores: make a knowledge base in Dify and add it to the "
+    "app. Switch file search off in the client.",
+    "files": _NO_FILES,
+    "uploads": _NO_FILES,
+    "batches": "There are no batches: send the requests one by one, and switch batches off in the "
+    "client.",
+    "assistants": "There are no assistants: an app of Dify is one, and is chosen as the model of a "
+    "chat. Switch assistants off in the client (LibreChat: leave them out of ENDPOINTS).",
+    "threads": "There are no threads: Dify keeps the conversations of chats. Switch assistants off "
+    "in the client (LibreChat: leave them out of ENDPOINTS).",
+    "realtime": "There are no realtime sessions. Choose a chat model in the client, with speech to "
+    "text and text to speech of its own.",
+    "fine_tuning": "There is no fine-tuning: the model of an app is chosen in Dify. Choose another "
+    "provider for it in the client.",
 }
 _OTHER_DIALECTS = {"deployments", "generate", "messages", "show", "tags", "v1beta"}
 
@@ -108,13 +127,10 @@ def _surface_advice(parts: list[str]) -> str:
     names = set(parts)
     if "responses" in names:
         return _RESPONSES
+    if missing := next(filter(MISSING.get, parts), None):
+        return MISSING[missing]
     if _OTHER_DIALECTS & names or parts[:1] == ["api"]:
         return _OPENAI_ONLY
-    if other := _OTHER_APIS & names:
-        return (
-            f"This service supports chats only: choose another provider for {min(other)} in the "
-            "client."
-        )
     if parts[-2:] == ["chat", "completion"] or parts[-1] == "chat":
         return f"Did you mean {_CHAT}?"
     if parts[0] != "v1":
