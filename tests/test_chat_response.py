@@ -81,19 +81,3 @@ def test_dify_s_names_are_given_as_far_as_they_are_known() -> None:
         "task_id": "t",
         "workflow_run_id": "r",
     }
-
-
-def test_a_model_and_the_list_of_models_are_valid() -> None:
-    schemas.assert_model(chat_response.model("org/model"))
-    models = chat_response.model_list([chat_response.model(name) for name in ("tiny", "org/model")])
-    schemas.assert_model_list(models)
-    assert [model["id"] for model in models["data"]] == ["tiny", "org/model"]
-    schemas.assert_model_list(chat_response.model_list([]))
-
-
-def test_a_model_was_always_created_at_the_same_time() -> None:
-    assert (
-        chat_response.model("tiny")["created"]
-        == chat_response.model("other")["created"]
-        == 1735689600
-    )

@@ -420,6 +420,19 @@ def test_a_model_name_may_hold_a_slash_and_any_script() -> None:
     assert list(parse_models(json.dumps(dict.fromkeys(names, KEY)), BASE, [])) == names
 
 
+BAD_ICONS = [
+    "",
+    "robot",
+    5,
+    "/static/icon.png",
+    "//example.com/icon.png",
+    "javascript:alert(1)",
+    "https://",
+    "data:text/html;base64,PGI+",
+    "data:image/png;base64," + "A" * 100_000,
+    "问" * 17,
+]
+
 BAD_MODELS = [
     pytest.param({"": KEY}, "a model name is empty", id="an empty name"),
     pytest.param({" a": KEY}, "a model name", id="a name with a blank before it"),
@@ -484,8 +497,28 @@ BAD_MODELS = [
     ),
     pytest.param({"a": {"key": KEY, "max_streams": 0}}, "'max_streams' must be", id="max_streams"),
     pytest.param({"a": {"key": KEY, "max_streams": True}}, "'max_streams' must be", id="true"),
+    pytest.param({"a": {"key": KEY, "name": " "}}, "'name' must be a text of 1 to 200", id="name"),
+    pytest.param({"a": {"key": KEY, "name": "x" * 201}}, "'name' must be", id="a long name"),
+    pytest.param({"a": {"key": KEY, "description": 5}}, "'description' must be", id="description"),
+    pytest.param({"a": {"key": KEY, "hidden": "yes"}}, "'hidden' must be true or", id="hidden"),
+    *(
+        pytest.param({"a": {"key": KEY, "icon": icon}}, "'icon' must be an emoji", id=f"icon {n}")
+        for n, icon in enumerate(BAD_ICONS)
+    ),
     pytest.param({"a": {"key": KEY, "output": ""}}, "'output' must be", id="output"),
 ]
+
+
+ICON = "data:image/png;base64,iVBORw0KGgo="
+
+
+@pytest.mark.parametrize("icon", ["🤖", "https://example.com/icon.png", ICON])
+def test_what_a_model_shows_can_be_set(icon: str) -> None:
+    shown = {"name": " Ours ", "description": "Text", "icon": icon, "hidden": True}
+    config = {"a": {"key": KEY, **shown}}
+    model = load_settings({**GOOD, "MODEL_CONFIG": json.dumps(config)}).models["a"]
+    assert (model.name, model.title, model.description) == ("a", "Ours", "Text")
+    assert (model.icon, model.hidden) == (icon, True)
 
 
 @pytest.mark.parametrize(("models", "problem"), BAD_MODELS)
@@ -517,6 +550,10 @@ def test_the_settings_of_a_model_are_those_of_the_product() -> None:
         "progress",
         "citations",
         "max_streams",
+        "name",
+        "description",
+        "icon",
+        "hidden",
     ]
 
 

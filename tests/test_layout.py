@@ -38,6 +38,7 @@ PURE = [
     "opendify.files.link_rewriter",
     "opendify.files.attachments",
     "opendify.files.links",
+    "opendify.files.icons",
     "opendify.files.media",
     "opendify.files.names",
     "opendify.files.input_placement",

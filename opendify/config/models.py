@@ -32,12 +32,26 @@ _CHOICES = {
 }
 
 
+# What clients show of a model, whoever wrote it.
+MAX_NAME_CHARS = 200
+MAX_DESCRIPTION_CHARS = 2000
+
+_MAX_EMOJI_CHARS = 16
+_MAX_ICON_CHARS = 100_000
+_ICON_ADDRESS = re.compile(
+    r"https?://[^\s/?#]+[^\s]*"
+    r"|data:image/(png|jpeg|gif|webp|svg\+xml);base64,[A-Za-z0-9+/]+={0,2}"
+)
+
+# The fields that are not named as their setting.
+_FIELDS: Mapping[Any, str] = {"name": "title"}
+
 _NO_DEFAULTS: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One model: its app and settings, named as in MODEL_CONFIG."""
+    """One model: its app and settings, named as in MODEL_CONFIG (but ``title``)."""
 
     name: str
     key: str = field(repr=False)
@@ -60,6 +74,10 @@ class Model:
     tasks: str = ""
     keep: bool = True
     max_streams: int = 0  # 0: no limit for this model
+    title: str = ""  # the setting "name"
+    description: str = ""
+    icon: str = ""  # an emoji, or an address that clients can show
+    hidden: bool = False
 
 
 def parse_models(
@@ -144,7 +162,9 @@ def _parse_model(
         )
     values = dict(defaults)
     for setting, value in settings.items():
-        values[setting] = SETTINGS[setting](value, f"model '{name}', setting '{setting}'")
+        values[_FIELDS.get(setting, setting)] = SETTINGS[setting](
+            value, f"model '{name}', setting '{setting}'"
+        )
     _check_continuity(name, values)
     base = values.pop("base", default_base)
     if callers_bring_keys:
@@ -199,6 +219,29 @@ def _text(value: Any, where: str) -> str:
     return value
 
 
+def _short_text(max_chars: int) -> Callable[[Any, str], str]:
+    """A check of texts that clients show."""
+
+    def check(value: Any, where: str) -> str:
+        if not isinstance(value, str) or not value.strip() or len(value) > max_chars:
+            raise InvalidValue(f"{where} must be a text of 1 to {max_chars} characters")
+        return value.strip()
+
+    return check
+
+
+def _icon(value: Any, where: str) -> str:
+    text = value.strip() if isinstance(value, str) else ""
+    is_emoji = not text.isascii() and len(text) <= _MAX_EMOJI_CHARS
+    if not (is_emoji or (_ICON_ADDRESS.fullmatch(text) and len(text) <= _MAX_ICON_CHARS)):
+        raise InvalidValue(
+            f"{where} must be an emoji, an address that starts with http:// or https://, or "
+            "data:image/png;base64,... (also jpeg, gif, webp, svg+xml) of "
+            f"{_MAX_ICON_CHARS} characters at most"
+        )
+    return text
+
+
 def _history_max_chars(value: Any, where: str) -> int:
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     if not is_whole or not 0 <= value <= MAX_HISTORY_MAX_CHARS:
@@ -241,4 +284,8 @@ SETTINGS: dict[str, Callable[[Any, str], Any]] = {
     "progress": _choice,
     "citations": _choice,
     "max_streams": parse_positive,
+    "name": _short_text(MAX_NAME_CHARS),
+    "description": _short_text(MAX_DESCRIPTION_CHARS),
+    "icon": _icon,
+    "hidden": _boolean,
 }

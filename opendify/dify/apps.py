@@ -1,6 +1,7 @@
 """An app as Dify describes it: its mode, its form, the files that it accepts. No I/O.
 
-From ``GET /info`` (mode since Dify 1.4.0) and ``GET /parameters`` (the same shape for all modes).
+From ``GET /info`` (mode since Dify 1.4.0), ``GET /parameters`` (the same shape for all modes) and
+``GET /site`` (since Dify 1.4.0).
 """
 
 import re
@@ -28,6 +29,18 @@ FIELD_KINDS = (
     "file-list",
     "json_object",
     "external_data_tool",
+)
+
+# What of the responses is read here.
+_INFO_FIELDS = ("mode", "name", "description")
+_PARAMETER_FIELDS = (
+    "opening_statement",
+    "suggested_questions",
+    "speech_to_text",
+    "suggested_questions_after_answer",
+    "user_input_form",
+    "file_upload",
+    "system_parameters",
 )
 
 _SIZE_LIMITS = {
@@ -84,7 +97,7 @@ class FormField:
 class App:
     """What is known of a Dify app. ``mode`` is empty and ``form`` None where it is unknown;
     ``files`` are all files that a request can bring, ``message_files`` those of them that need no
-    input of the form."""
+    input of the form; ``icon`` is an address that clients can show."""
 
     mode: str = ""
     name: str = ""
@@ -94,6 +107,43 @@ class App:
     message_files: FileRules | None = None
     speech_to_text: bool = False
     suggestions: bool = False
+    opening_statement: str = ""
+    suggested_questions: tuple[str, ...] = ()
+    icon: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AppIcon:
+    """The icon of an app: an emoji and its colour, or an image. ``image_url`` is signed anew at
+    each request, ``image_id`` stays."""
+
+    emoji: str = ""
+    background: str = ""
+    image_id: str = ""
+    image_url: str = ""
+
+
+def parse_icon(raw: Any) -> AppIcon:
+    """The icon in ``GET /site``."""
+    site = as_object(raw)
+    icon, url = as_string(site.get("icon")), as_string(site.get("icon_url"))
+    if site.get("icon_type") == "image":
+        return AppIcon(image_id=icon, image_url=url)
+    return AppIcon(emoji=icon, background=as_string(site.get("icon_background")))
+
+
+def relevant_info(raw: Any) -> dict[str, Any] | None:
+    """What of ``GET /info`` this module reads; None for None."""
+    return None if raw is None else _only(raw, _INFO_FIELDS)
+
+
+def relevant_parameters(raw: Any) -> dict[str, Any] | None:
+    """What of ``GET /parameters`` this module reads; None for None."""
+    return None if raw is None else _only(raw, _PARAMETER_FIELDS)
+
+
+def _only(raw: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: value for name, value in as_object(raw).items() if name in names}
 
 
 def parse_info(raw: Any) -> tuple[str, str, str]:
@@ -180,6 +230,8 @@ def parse_app(info: Any, parameters: Any) -> App:
         description=description,
         speech_to_text=as_object(raw.get("speech_to_text")).get("enabled") is True,
         suggestions=as_object(raw.get("suggested_questions_after_answer")).get("enabled") is True,
+        opening_statement=as_string(raw.get("opening_statement")),
+        suggested_questions=tuple(as_strings(raw.get("suggested_questions"))),
     )
     if parameters is None:
         return app

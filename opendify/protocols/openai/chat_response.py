@@ -8,10 +8,6 @@ from opendify.errors import OpenDifyError
 from opendify.protocols.responses import ResponseMeta, WholeResponse, dify_metadata
 from opendify.rendering.deltas import Completion
 
-# /v1/models wants a creation time. Dify tells none, and one that moved with each restart would
-# make clients take every model for a new one.
-MODEL_CREATED = 1735689600
-
 
 @dataclass(frozen=True, slots=True)
 class ChunkMeta:
@@ -101,16 +97,6 @@ def error_body(error: OpenDifyError) -> dict[str, Any]:
             "code": error.code,
         }
     }
-
-
-def model(name: str) -> dict[str, Any]:
-    """One entry of the model list."""
-    return {"id": name, "object": "model", "created": MODEL_CREATED, "owned_by": "dify"}
-
-
-def model_list(models: list[dict[str, Any]]) -> dict[str, Any]:
-    """The answer of ``GET /v1/models``."""
-    return {"object": "list", "data": models}
 
 
 def _chunk(head: ChunkMeta, choices: list[dict[str, Any]]) -> dict[str, Any]:
