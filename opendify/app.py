@@ -52,11 +52,15 @@ from opendify.storage.redis_connection import RedisConnection
 from opendify.upstream.app_registry import AppRegistry
 from opendify.upstream.client import DifyClient
 from opendify.upstream.file_proxy import FileProxy
+from opendify.upstream.shared_apps import SharedApps
 from opendify.upstream.tls import new_ssl_context
 from opendify.upstream.transport.transport import PooledClient, PooledTransport
 from opendify.upstream.uploads import Uploads
 
 _LOGGER = logging.getLogger("opendify")
+
+# How long a worker that knows nothing of the apps waits for Dify before it serves.
+_PREPARATION_SECONDS = 1.0
 
 
 class HttpClientConfig(TypedDict):
@@ -140,6 +144,7 @@ def create_app(
     components = _create_components(settings, http, workers, threads, clock, new_id, store)
     app = _new_flask(settings, components.authorizer)
     app.extensions["opendify"] = components
+    app.config["BEFORE_SERVING"] = lambda: components.registry.prepare(_PREPARATION_SECONDS)
     _add_routes(app, settings, components, clock)
     record_requests(app, components.metrics, settings.models, new_id)  # outermost: counts all
     _LOGGER.addHandler(components.log_counter)
@@ -172,7 +177,7 @@ def _create_components(
         on_stop=metrics.run_stopped,
         max_answer=settings.max_answer_chars,
     )
-    registry = AppRegistry(client, settings.models)
+    registry = AppRegistry(client, settings.models, SharedApps(data, clock))
     file_proxy = _new_file_proxy(settings, client, data, clock)
     services = Services(
         client,

@@ -115,14 +115,16 @@ class Worker(ThreadWorker):
     def load_wsgi(self) -> None:
         """Reads the limits of the application from its ``config``, as Flask has one:
         ``MAX_CONTENT_LENGTH``; ``MAX_CONCURRENT_STREAMS``, the number of responses that it sends at
-        once, so that the remaining threads can reject more; and ``ACCEPTS_BODY``, whether it will
-        read the body of a request."""
+        once, so that the remaining threads can reject more; ``ACCEPTS_BODY``, whether it will read
+        the body of a request; and ``BEFORE_SERVING``, to be called before the first connection is
+        accepted."""
         super().load_wsgi()
         application = self.wsgi
         config = getattr(application, "config", {})
         threads = self.cfg.threads
         self._max_body_bytes = config.get("MAX_CONTENT_LENGTH") or _DEFAULT_MAX_BODY_BYTES
         self._max_streams = min(config.get("MAX_CONCURRENT_STREAMS") or threads, threads)
+        self._before_serving = config.get("BEFORE_SERVING") or (lambda: None)
         self._application_accepts_body = config.get("ACCEPTS_BODY") or (lambda environ: True)
 
         def with_drain_signal(environ: dict[str, Any], start_response: Any) -> Any:
@@ -140,6 +142,7 @@ class Worker(ThreadWorker):
         self.poller.register(queue.fileno(), selectors.EVENT_READ, queue.run_callbacks)
         self._pending = self._new_pending_connections()
         self._stream_loop = new_stream_loop(self._resume, self.poller)
+        self._before_serving()
         self._server_addresses = {listener: listener.getsockname() for listener in self.sockets}
         while self.alive and self._master_is_alive():
             has_capacity = self._has_capacity(self._max_streams)

@@ -232,7 +232,7 @@ class FakeDify:
                 return self.answer_stop
             if request.path == "/v1/chat-messages" and self.answers:
                 return self.answers.pop(0)
-        if request.path in ("/v1/info", "/v1/parameters") and not self.tells_of_its_app:
+        if request.path in ("/v1/info", "/v1/parameters", "/v1/site") and not self.tells_of_its_app:
             return refused(404, {"code": "not_found", "message": "Not Found", "status": 404})
         return self.answer(request)
 
