@@ -17,8 +17,10 @@ from flask import Flask
 from opendify.api.admin import add_admin_routes
 from opendify.api.chat_completions import add_chat_completions
 from opendify.api.completions import add_completions
+from opendify.api.dialect import name_anthropic_requests
 from opendify.api.files import add_file_routes
 from opendify.api.health import add_health_routes
+from opendify.api.messages import add_messages
 from opendify.api.middleware.auth import Authorizer, require_api_key, warn_if_unauthenticated
 from opendify.api.middleware.cors import add_cors
 from opendify.api.middleware.error_handlers import add_error_handlers
@@ -259,6 +261,7 @@ def _new_flask(settings: Settings, authorizer: Authorizer) -> Flask:
     reject_cross_site_requests(app, authorizer, address)
     add_cors(app, settings.cors_origins)
     add_error_handlers(app, authorizer)
+    name_anthropic_requests(app)
     return app
 
 
@@ -276,6 +279,7 @@ def _add_routes(
     )
     add_chat_completions(app, responder)
     add_completions(app, responder)
+    add_messages(app, responder)
     add_model_routes(app, components.registry, authorizer)
     add_file_routes(app, components.file_proxy, capacity)
     administration = ConversationAdmin(

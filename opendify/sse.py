@@ -90,19 +90,24 @@ def _payload(block: bytes) -> bytes | None:
     return b"\n".join(lines) if lines else None
 
 
-def encode(value: Any) -> bytes:
-    """One event with ``value`` as JSON; non-ASCII text is not escaped."""
-    return b"data: " + _JSON.encode(value).encode() + b"\n\n"
+def encode(value: Any, name: str = "") -> bytes:
+    """One event with ``value`` as JSON, and with its ``name`` if it has one; non-ASCII text is not
+    escaped."""
+    named = f"event: {name}\n".encode() if name else b""
+    return named + b"data: " + _JSON.encode(value).encode() + b"\n\n"
 
 
 class Template:
-    """Encodes events that differ in a single text, whose place in ``value`` is marked with PLACE.
+    """Encodes events that differ in a single text, whose place in ``value`` is marked with
+    PLACEHOLDER.
 
     ``fill`` returns what ``encode`` would return for the whole value, at a fraction of the cost.
     """
 
-    def __init__(self, value: Any) -> None:
-        self._before, _, self._after = encode(value).rpartition(_JSON.encode(PLACEHOLDER).encode())
+    def __init__(self, value: Any, name: str = "") -> None:
+        self._before, _, self._after = encode(value, name).rpartition(
+            _JSON.encode(PLACEHOLDER).encode()
+        )
 
     def fill(self, text: str) -> bytes:
         """The event with this text."""

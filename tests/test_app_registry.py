@@ -26,6 +26,7 @@ from tests.support.fake_dify import (
     recording,
     refused,
 )
+from tests.support.waiting import wait_for
 
 INFOS = [name for name in recorded_names() if name.endswith("/info")]
 
@@ -271,10 +272,8 @@ def test_the_list_of_models_has_what_is_known_and_never_waits(
     )
     bare = api.get("/v1/models").json["data"][0]
     assert set(bare) == {"id", "object", "created", "owned_by"}
-    until = time.monotonic() + 10
-    while "mode" not in (told := api.get("/v1/models").json["data"][0]):
-        assert time.monotonic() < until
-        time.sleep(0.1)
+    wait_for(lambda: all("mode" in entry for entry in api.get("/v1/models").json["data"]))
+    told = api.get("/v1/models").json["data"][0]
     info = told.pop("info")
     assert info["meta"]["capabilities"]["vision"] is True
     assert told == bare | {

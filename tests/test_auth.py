@@ -170,6 +170,8 @@ def test_each_key_of_a_caller_opens(api: FlaskClient, key: str) -> None:
         pytest.param({"api-key": " key-b\t"}, "team-b", id="blanks around it"),
         pytest.param({"api-key": "key-a", "Authorization": "Basic eA=="}, "team-a", id="another"),
         pytest.param({"api-key": "key-a", **bearer("key-b")}, "team-b", id="Bearer comes first"),
+        pytest.param({"api-key": "key-a", "x-api-key": "key-b"}, "team-a", id="before x-api-key"),
+        pytest.param({"api-key": "", "x-api-key": "key-b"}, "team-b", id="empty before x-api-key"),
         pytest.param({"api-key": "key-a", **bearer("wrong")}, None, id="a wrong Bearer"),
         pytest.param({"api-key": "wrong"}, None, id="a wrong key"),
         pytest.param({"api-key": "Bearer key-a"}, None, id="Bearer in it"),

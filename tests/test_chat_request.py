@@ -3,12 +3,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from opendify.errors import InvalidRequest
 from opendify.protocols.base import ChatPrompt, DifyOptions, Message
 from opendify.protocols.openai.chat_request import IGNORED_FIELDS, ChatRequest
+from opendify.protocols.turns import split_turn
 from tests.support.bodies import to_request
 
 HI = {"role": "user", "content": "Hi"}
@@ -350,6 +351,8 @@ def test_any_json_value_is_a_request_or_an_invalid_request(body: Any) -> None:
         assert exc.message
 
 
+@example(fields={}, messages=[{"role": "tool"}])
+@example(fields={}, messages=[{"role": "system", "content": "Hi"}])
 @given(
     fields=st.dictionaries(NAMES, JSON_VALUES),
     messages=st.lists(MESSAGES, max_size=3) | JSON_VALUES,
@@ -364,4 +367,5 @@ def test_any_value_of_any_field_is_a_request_or_an_invalid_request(
         return
     assert isinstance(request, ChatRequest)
     assert set(request.ignored) <= {name for name, value in fields.items() if value is not None}
-    assert any(message.role == "user" for message in request.prompt.messages)
+    turn = split_turn(request.prompt.messages)
+    assert turn.asked or turn.is_continuation

@@ -261,6 +261,8 @@ BAD = [
         "USER_ID_HEADERS", "authorization", "must not name authorization", id="a secret header"
     ),
     pytest.param("PARENT_ID_HEADERS", "Cookie", "must not name Cookie", id="cookies"),
+    pytest.param("CHAT_ID_HEADERS", "Api-Key", "must not name Api-Key", id="Azure's key"),
+    pytest.param("CHAT_ID_HEADERS", "x-api-key", "must not name x-api-key", id="Anthropic's key"),
     pytest.param("MESSAGE_ID_HEADERS", "é", "MESSAGE_ID_HEADERS must be names", id="an accent"),
 ]
 

@@ -229,9 +229,11 @@ def test_every_setting_of_a_model_is_documented_with_its_default(name: str) -> N
         assert told[setting]
 
 
-def test_the_python_example_is_python() -> None:
-    (example,) = re.findall(r"^```python\n(.*?)^```$", read("README.md"), re.M | re.S)
-    compile(example, "README.md", "exec")
+def test_the_python_examples_are_python() -> None:
+    examples = re.findall(r"^```python\n(.*?)^```$", read("README.md"), re.M | re.S)
+    assert len(examples) == 2
+    for example in examples:
+        compile(example, "README.md", "exec")
 
 
 def test_both_readmes_have_the_same_headings_and_tables() -> None:

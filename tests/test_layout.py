@@ -96,6 +96,8 @@ ONLY_IN = {
         "opendify.app",
         "opendify.api.chat_completions",
         "opendify.api.completions",
+        "opendify.api.dialect",
+        "opendify.api.messages",
         "opendify.api.middleware.error_handlers",
         "opendify.api.models",
         "opendify.api.responder",
@@ -136,7 +138,7 @@ ONLY_IN = {
     "msgspec": {
         "opendify.dify.decoding",
         "opendify.dify.events",
-        "opendify.protocols.openai.json_object",
+        "opendify.protocols.json_object",
         "opendify.sse",
         "opendify.rendering.deltas",
     },

@@ -178,7 +178,8 @@ WRONG = [
     ("POST", "/v1/vector_stores", "There are no vector stores"),
     ("POST", "/v1/vector_stores/vs_1/files", "There are no vector stores"),
     ("POST", "/v1/videos", "There is no generation of videos"),
-    ("POST", "/v1/messages", "choose the connection type 'OpenAI'"),
+    ("POST", "/messages", "does not add /v1 itself: its base URL must end in /v1"),
+    ("POST", "/v1/v1/messages", "adds /v1 itself: leave it out"),
     ("GET", "/api/tags", "choose the connection type 'OpenAI'"),
     ("POST", "/api/chat", "choose the connection type 'OpenAI'"),
     ("POST", "/v1beta/models/tiny:generateContent", "choose the connection type 'OpenAI'"),
@@ -206,7 +207,11 @@ def test_the_client_of_openai_shows_what_is_missing(service: Service) -> None:
     assert "There is no POST /v1/embeddings here. There are no embeddings" in caught.value.message
 
 
-@given(st.lists(st.text(max_size=5) | st.sampled_from(["v1", "chat", "completions", "models"])))
+SERVED = {CHAT, "/v1/completions", "/v1/models", "/v1/messages", "/v1/messages/count_tokens"}
+PARTS = sorted({part for path in SERVED for part in path.split("/") if part})
+
+
+@given(st.lists(st.text(max_size=5) | st.sampled_from(PARTS)))
 def test_there_is_advice_for_any_path(parts: list[str]) -> None:
     path = normalize_path("/" + "/".join(parts))
-    assert path_hint(path).endswith((".", "?")) or path in (CHAT, "/v1/completions", "/v1/models")
+    assert path_hint(path).endswith((".", "?")) or path in SERVED

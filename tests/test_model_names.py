@@ -15,6 +15,7 @@ from opendify.upstream.transport.transport import PooledClient
 from tests.support.application import make_settings, open_app
 from tests.support.fake_dify import Chat, FakeDify, Request, Steps
 
+ANTHROPIC = {"anthropic-version": "2023-06-01"}
 ASK = "/v1/chat/completions"
 KEYS = {"all": "key-all", "small": {"keys": "key-small", "models": ["small"]}}
 Opener = Callable[..., FlaskClient]
@@ -104,21 +105,36 @@ def test_all_names_of_a_model_share_its_chats(opened: Opener, dify: FakeDify) ->
     assert ids == ["", Chat().conversation_id, Chat().conversation_id]
 
 
-def test_names_without_a_star_are_listed(opened: Opener) -> None:
+@pytest.mark.parametrize("headers", [{}, ANTHROPIC], ids=["OpenAI", "Anthropic"])
+def test_names_without_a_star_are_listed(opened: Opener, headers: dict[str, str]) -> None:
     api = opened()
-    listed = [model["id"] for model in api.get("/v1/models").json["data"]]
+    listed = [model["id"] for model in api.get("/v1/models", headers=headers).json["data"]]
     assert listed == ["large", "small", "gpt-5", "gpt-4o-mini", "whisper-1"]
     restricted = opened(api_keys=json.dumps(KEYS))
-    headers = {"Authorization": "Bearer key-small"}
+    headers = {"Authorization": "Bearer key-small", **headers}
     listed = [m["id"] for m in restricted.get("/v1/models", headers=headers).json["data"]]
     assert listed == ["small", "whisper-1"]
 
 
-def test_each_name_is_shown(opened: Opener) -> None:
+@pytest.mark.parametrize("headers", [{}, ANTHROPIC], ids=["OpenAI", "Anthropic"])
+def test_a_hidden_model_is_not_listed_by_any_name(
+    http: PooledClient, dify: FakeDify, tmp_path: Path, headers: dict[str, str]
+) -> None:
+    hidden = Model("hidden", "app-hidden", dify.base, ("alias",), hidden=True)
+    models = {"hidden": hidden, "shown": Model("shown", "app-shown", dify.base, title="Shown")}
+    with open_app(make_settings(models, tmp_path), http) as application:
+        api = application.test_client()
+        (entry,) = api.get("/v1/models", headers=headers).json["data"]
+        assert (entry["id"], entry.get("name", entry.get("display_name"))) == ("shown", "Shown")
+        assert api.get("/v1/models/hidden", headers=headers).json["id"] == "hidden"
+
+
+@pytest.mark.parametrize("headers", [{}, ANTHROPIC], ids=["OpenAI", "Anthropic"])
+def test_each_name_is_shown(opened: Opener, headers: dict[str, str]) -> None:
     api = opened("large")
     for name in ("large", "whisper-1", "gpt-4"):
-        assert api.get(f"/v1/models/{name}").json["id"] == name
-    assert api.get("/v1/models/other").status_code == 404
+        assert api.get(f"/v1/models/{name}", headers=headers).json["id"] == name
+    assert api.get("/v1/models/other", headers=headers).status_code == 404
 
 
 def test_the_log_and_the_metrics_have_the_name_of_the_model(
@@ -159,6 +175,20 @@ def test_the_default_answers_where_no_model_does(
 def test_the_default_also_answers_texts(opened: Opener) -> None:
     response = opened("small").post("/v1/completions", json={"prompt": "Hi", "model": None})
     assert (response.json["choices"][0]["text"], response.json["model"]) == ("small", "small")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("gpt-4", "gpt-4"), ("nobody", "nobody"), (None, "small")]
+)
+def test_all_names_and_the_default_answer_messages(
+    opened: Opener, name: str | None, shown: str
+) -> None:
+    api = opened("small")
+    body = {"model": name, "max_tokens": 9, "messages": [{"role": "user", "content": "Hi"}]}
+    response = api.post("/v1/messages", json=body, buffered=True)
+    assert response.json["content"][0]["text"] == ("large" if name == "gpt-4" else "small")
+    assert response.json["model"] == shown
+    assert api.post("/v1/messages/count_tokens", json=body).status_code == 200
 
 
 def test_a_model_of_another_type_is_still_wrong(opened: Opener) -> None:

@@ -1,5 +1,5 @@
 """Every recorded answer of a real Dify to a question, streamed and in one piece: what the caller
-gets is what the table says."""
+gets is what the table says, in each of the APIs."""
 
 import json
 import tempfile
@@ -12,7 +12,8 @@ import pytest
 from flask.testing import FlaskClient
 
 from opendify.config.models import Model
-from tests.support import schemas
+from tests.support import anthropic_events, schemas
+from tests.support.anthropic_events import read_message_stream
 from tests.support.application import make_settings, open_app
 from tests.support.fake_dify import (
     FOREVER,
@@ -66,17 +67,24 @@ def apis(http: httpx.Client, recorded_dify: FakeDify) -> Iterator[dict[bool, Fla
 
 
 def ask(name: str, apis: dict[bool, FlaskClient], dify: FakeDify, stream: bool) -> Any:
+    more = {"stream_options": {"include_usage": True}} if stream else {}
+    return post("/v1/chat/completions", name, apis, dify, {"stream": stream, **more})
+
+
+def ask_messages(name: str, apis: dict[bool, FlaskClient], dify: FakeDify, stream: bool) -> Any:
+    """The same by the Messages API."""
+    more = {"stream": stream, "max_tokens": 100, "thinking": {"type": "adaptive"}}
+    return post("/v1/messages", name, apis, dify, more)
+
+
+def post(
+    path: str, name: str, apis: dict[bool, FlaskClient], dify: FakeDify, more: dict[str, Any]
+) -> Any:
     ends = recording(name).ended_by in ("last chunk", "content-length")
     said = b"".join(step for step in replayed(name) if isinstance(step, bytes))
     dify.answer = lambda request: [said] if ends else [said, FOREVER]
-    body: dict[str, Any] = {
-        "model": mode_of(name),
-        "messages": [{"role": "user", "content": "Hi"}],
-        "stream": stream,
-    }
-    if stream:
-        body["stream_options"] = {"include_usage": True}
-    return apis[ends].post("/v1/chat/completions", json=body, buffered=True)
+    body = {"model": mode_of(name), "messages": [{"role": "user", "content": "Hi"}], **more}
+    return apis[ends].post(path, json=body, buffered=True)
 
 
 def counts(usage: dict[str, int] | None) -> list[int] | None:
@@ -142,3 +150,58 @@ def test_a_recorded_answer_streamed(
     assert (streamed.error or {}).get("code") == row["code"]
     if not row["code"]:
         asserted_ids(streamed.chunks[-1], response)
+
+
+STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "content_filter": "refusal"}
+
+
+def assert_answered(message: dict[str, Any], row: dict[str, Any], response: Any) -> None:
+    """A message says what the row says, and has Dify's ids."""
+    assert message["stop_reason"] == STOP_REASONS[row["finish"]]
+    prompt, completion, _ = row["usage"] or [0, 0, 0]
+    assert message["usage"] == {"input_tokens": prompt, "output_tokens": completion}
+    ids = message["dify"]
+    assert ids.get("conversation_id") == response.headers.get("X-Dify-Conversation-Id")
+    assert message["id"] == f"msg_{ids.get('message_id') or ids['workflow_run_id']}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recorded_answer_as_one_message(
+    name: str, apis: dict[bool, FlaskClient], recorded_dify: FakeDify
+) -> None:
+    row = ROWS[name]
+    response = ask_messages(name, apis, recorded_dify, stream=False)
+    assert response.status_code == row["whole"]
+    if row["code"]:
+        anthropic_events.assert_error(response.json)
+        assert response.json["error"]["details"]["error_code"] == row["code"]
+        assert response.json["request_id"] == response.headers["request-id"]
+        return
+    anthropic_events.assert_message(response.json)
+    *thoughts, last = response.json["content"]
+    assert last["text"] == row["text"]
+    assert "".join(block["thinking"] for block in thoughts) == row["reasoning"]
+    assert_answered(response.json, row, response)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recorded_answer_as_the_events_of_a_message(
+    name: str, apis: dict[bool, FlaskClient], recorded_dify: FakeDify
+) -> None:
+    row = ROWS[name]
+    response = ask_messages(name, apis, recorded_dify, stream=True)
+    assert response.status_code == row["streamed"]
+    if row["streamed"] != 200:
+        anthropic_events.assert_error(response.json)
+        assert response.json["error"]["details"]["error_code"] == row["code"]
+        return
+    streamed = read_message_stream(response.data)
+    assert streamed.text == row["text"]
+    assert streamed.thinking == row["reasoning"]
+    if row["code"]:
+        assert streamed.error is not None
+        assert streamed.error["error"]["details"]["error_code"] == row["code"]
+        assert streamed.error["request_id"] == response.headers["request-id"]
+        return
+    assert streamed.error is None
+    assert_answered(streamed.message, row, response)

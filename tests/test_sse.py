@@ -208,3 +208,9 @@ def test_many_events_in_one_piece_are_looked_at_once() -> None:
     stream = b"data: x\n\n" * 5000
     assert len(decoder.feed(stream)) == 5000
     assert buffer.looked_at <= 2 * len(stream)
+
+
+def test_an_event_may_have_a_name() -> None:
+    assert sse.encode({"a": "é"}, "ping") == 'event: ping\ndata: {"a":"é"}\n\n'.encode()
+    template = sse.Template({"text": sse.PLACEHOLDER}, "delta")
+    assert template.fill('"') == sse.encode({"text": '"'}, "delta")

@@ -87,3 +87,19 @@ def cut_off(stops: list[str], chunks: list[str]) -> tuple[str, bool]:
     cutter = StopSequenceFilter(stops)
     shown = "".join(map(cutter.feed, chunks)) + cutter.close()
     return shown, cutter.hit
+
+
+@pytest.mark.parametrize(
+    ("stops", "text", "found"),
+    [
+        pytest.param(["END"], "abcENDdef", "END", id="the only one"),
+        pytest.param(["b", "a"], "xab", "a", id="the earlier place"),
+        pytest.param(["END"], "abcEN", "", id="none"),
+    ],
+)
+def test_the_sequence_that_was_found_is_known(stops: list[str], text: str, found: str) -> None:
+    cut = StopSequenceFilter(stops)
+    for character in text:
+        cut.feed(character)
+    cut.close()
+    assert cut.found == found

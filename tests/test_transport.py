@@ -408,7 +408,8 @@ def test_one_that_was_closed_does_not_stop_the_others_from_being_used(
     streams = [open_stream(client, model) for _ in range(2)]
     for stream in streams:
         finish(stream)
-    time.sleep(0.05)
+    idle = [connection for group in pool._idle.values() for connection in group]
+    wait_for(lambda: not all(one.is_usable(0.0) for one in idle))  # the end of one has arrived
     assert text(client, model) == "Hello"
     assert (dify.connections, pool.count) == (2, 1)
 

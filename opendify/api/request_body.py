@@ -6,7 +6,7 @@ from typing import Any
 from flask import abort, current_app, request
 
 from opendify import errors
-from opendify.protocols.openai.json_object import JsonObject, parse_object
+from opendify.protocols.json_object import JsonObject, parse_object
 from opendify.worker.gunicorn_api import ParseException
 
 _JSON_TYPES = ("", "application/json")

@@ -15,14 +15,14 @@ from opendify.api.request_body import json_body
 from opendify.api.resources import Resources, current_resources
 from opendify.api.streaming_response import StreamingResponse
 from opendify.chat.context import RequestContext
-from opendify.chat.service import HOLD_SECONDS, ChatService, Turn
+from opendify.chat.service import HOLD_SECONDS, ChatService, Turn, find_model
 from opendify.config.id_headers import IdHeaders
 from opendify.limits.capacity import ServerCapacity
 from opendify.observability.record import CLIENT_DISCONNECTED, Record
 from opendify.protocols import client_ids
 from opendify.protocols.base import ChatPrompt
-from opendify.protocols.openai.json_object import JsonObject
-from opendify.protocols.openai.request_fields import nameable
+from opendify.protocols.json_object import JsonObject
+from opendify.protocols.request_fields import nameable
 from opendify.protocols.responses import ParsedRequest, StreamWriter
 from opendify.streaming import BLOCKING, ResumableBody
 from opendify.upstream.cancellation import Cancellation
@@ -65,7 +65,7 @@ class Responder:
         record, resources = current_record(), current_resources()
         with ExitStack() as acquired:
             acquired.callback(self._authorizer.acquire_slot())
-            parsed = parse(self._body())
+            parsed = parse(self.body())
             prompt = parsed.prompt
             record.model, record.streamed = prompt.model, prompt.stream
             caller = self._caller(prompt)
@@ -87,9 +87,16 @@ class Responder:
             raise
         return _with_headers(response, turn, parsed)
 
-    def _body(self) -> JsonObject:
+    def body(self) -> JsonObject:
+        """The body of the current request, which names DEFAULT_MODEL where it named no model.
+        Raises OpenDifyError."""
         default = self._service.default_model(self._authorizer.principal().models)
         return json_body().with_default("model", default) if default else json_body()
+
+    def check_model(self, name: str) -> None:
+        """Raises ModelNotFound if no model of the caller would answer to this name."""
+        models = self._authorizer.principal().models
+        find_model(name, models, self._service.default_model(models))
 
     def _response(
         self, parsed: ParsedRequest, turn: Turn, record: Record, resources: Resources

@@ -19,7 +19,7 @@ _NONE = "none"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
 # Their values let callers in, and an id is sent to Dify and written to the log.
-_PRIVATE = frozenset({"authorization", "proxy-authorization", "cookie"})
+_PRIVATE = frozenset({"authorization", "proxy-authorization", "cookie", "api-key", "x-api-key"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from opendify.config.id_headers import IdHeaders
 from opendify.protocols import openwebui
 from opendify.protocols.base import ChatPrompt
 from opendify.protocols.openwebui import OpenWebUiHeaders
+from opendify.protocols.request_fields import parse_name
 
 # Longer ids are replaced by their digest.
 MAX_ID = 255
@@ -82,7 +83,16 @@ def identify(
     )
 
 
-def other_chat_id(body: Mapping[str, Any]) -> str:
+def body_chat_id(body: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
+    """The chat id in a body with this ``metadata``; "" for none. Raises InvalidRequest."""
+    return (
+        parse_name(metadata, "chat_id", "metadata.")
+        or parse_name(body, "chat_id")
+        or _other_chat_id(body)
+    )
+
+
+def _other_chat_id(body: Mapping[str, Any]) -> str:
     """The chat id in a body without ``chat_id``, by the names of other clients; "" for none."""
     for name in OTHER_CHAT_FIELDS:
         value = body.get(name)

@@ -73,13 +73,15 @@ Rendered = Delta | Unresolved
 
 @dataclass(slots=True)
 class Completion:
-    """How the answer ended. Complete after the last event."""
+    """How the answer ended. Complete after the last event. ``stop_sequence`` is the one of the
+    request that ended it; "" for none."""
 
     finish_reason: str = "stop"
     usage: Usage | None = None
     annotations: list[dict[str, Any]] = field(default_factory=list)
     resources: Sequence[Mapping[str, Any]] = ()
     run_status: str = ""
+    stop_sequence: str = ""
 
 
 def status(description: str, done: bool) -> UiEvent:

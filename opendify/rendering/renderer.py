@@ -155,6 +155,7 @@ class ResponseRenderer:
             deltas += self._add_paragraph(_QUESTION_NOTE)
         deltas += self._cite(event.resources)
         deltas += self._progress.finish()
+        self.completion.stop_sequence = self._text.stop_sequence
         self.completion.usage = total_usage(event.usage, self._node_usage, self._run)
         return deltas
 

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 class StopSequenceFilter:
     """Passes on text, fed in chunks of any size, up to the first stop sequence.
 
-    The stop sequence and everything after it are dropped, and ``hit`` becomes true. Only text that
-    may be the start of a stop sequence is held back. If one sequence may have started before
-    another that is already complete, the earlier start wins, so ``hit`` is not set until that is
-    decided.
+    The stop sequence and everything after it are dropped, ``hit`` becomes true, and ``found`` is
+    the sequence. Only text that may be the start of a stop sequence is held back. If one sequence
+    may have started before another that is already complete, the earlier start wins, so ``hit`` is
+    not set until that is decided.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self.hit = False
+        self.found = ""
         self._stops = tuple(stop for stop in stops if stop)
         self._first_characters = frozenset(stop[0] for stop in self._stops)
         self._max_partial_length = max(map(len, self._stops), default=1) - 1
@@ -35,7 +36,7 @@ class StopSequenceFilter:
     def _cut(self, text: str, end: int) -> str:
         stop = self._any_stop.search(text) if self._stops else None
         if stop and stop.start() <= end:
-            self.hit = True
+            self.hit, self.found = True, stop[0]
             self._pending = ""
             return text[: stop.start()]
         self._pending = text[end:]

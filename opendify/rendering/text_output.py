@@ -33,6 +33,11 @@ class TextOutput:
         """Whether a stop sequence has ended the text."""
         return self._stop_filter.hit
 
+    @property
+    def stop_sequence(self) -> str:
+        """The stop sequence that has ended the text; "" for none."""
+        return self._stop_filter.found
+
     def feed(self, text: str) -> list[RenderedText]:
         """Adds text from the model."""
         return self._write(self._links.feed(self._stop_filter.feed(text)))

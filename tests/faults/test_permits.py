@@ -187,21 +187,29 @@ def of_files(link: str) -> list[Case]:
     ]
 
 
-def of_chats() -> list[Case]:
+def prompt(model: str, stream: bool, **more: Any) -> dict[str, Any]:
+    return {"model": model, "stream": stream, "prompt": "Hi", **more}
+
+
+def message(model: str, stream: bool, **more: Any) -> dict[str, Any]:
+    more |= {"stop_sequences": more.pop("stop")} if "stop" in more else {}
+    return question(model, stream, max_tokens=100, **more)
+
+
+def of_chats(path: str, body_of: Callable[..., dict[str, Any]]) -> list[Case]:
+    """What is asked of an endpoint that answers; ``body_of`` makes the body of a request."""
+    both = (True, False)
     return [
-        *(Case("POST", PATH, 200, body=question("ends", stream)) for stream in (True, False)),
-        *(Case("POST", PATH, 400, body=question("refuses", stream)) for stream in (True, False)),
-        *(Case("POST", PATH, 200, body=question(name, True)) for name in ("breaks", "fails")),
-        *(Case("POST", PATH, 502, body=question(name, False)) for name in ("breaks", "fails")),
-        *(
-            Case("POST", PATH, 200, body=question("ends", stream, stop=["and"]))
-            for stream in (True, False)
-        ),
-        Case("POST", PATH, 404, body=question("nobody", True)),
-        Case("POST", PATH, 400, body={"model": "ends"}),
-        Case("POST", PATH, 401, body=question("ends", True), key="wrong"),
-        Case("OPTIONS", PATH, 200),
-        Case("GET", PATH, 405),
+        *(Case("POST", path, 200, body=body_of("ends", stream)) for stream in both),
+        *(Case("POST", path, 400, body=body_of("refuses", stream)) for stream in both),
+        *(Case("POST", path, 200, body=body_of(name, True)) for name in ("breaks", "fails")),
+        *(Case("POST", path, 502, body=body_of(name, False)) for name in ("breaks", "fails")),
+        *(Case("POST", path, 200, body=body_of("ends", stream, stop=["and"])) for stream in both),
+        Case("POST", path, 404, body=body_of("nobody", True)),
+        Case("POST", path, 400, body={"model": "ends"}),
+        Case("POST", path, 401, body=body_of("ends", True), key="wrong"),
+        Case("OPTIONS", path, 200),
+        Case("GET", path, 405),
     ]
 
 
@@ -209,7 +217,16 @@ def walk(link: str) -> dict[str, list[Case]]:
     """What is asked of each route; a rule that is not here fails the test."""
     mappings = "/v1/conversation/mappings"
     return {
-        PATH: of_chats(),
+        PATH: of_chats(PATH, question),
+        "/v1/completions": of_chats("/v1/completions", prompt),
+        "/v1/messages": of_chats("/v1/messages", message),
+        "/v1/messages/count_tokens": [
+            Case("POST", "/v1/messages/count_tokens", 200, body=question("ends", False)),
+            Case("POST", "/v1/messages/count_tokens", 400, body={"model": "ends"}),
+            Case("POST", "/v1/messages/count_tokens", 404, body=question("nobody", False)),
+            Case("OPTIONS", "/v1/messages/count_tokens", 200),
+            Case("GET", "/v1/messages/count_tokens", 405),
+        ],
         "/v1/files/<token>/content": of_files(link),
         "/v1/models": got("/v1/models"),
         "/v1/models/<path:name>": [*got("/v1/models/ends"), *got("/v1/models/none", status=404)],

@@ -42,8 +42,8 @@ def answer(request: Request) -> Steps:
 def narrowed(folder: Path) -> Path:
     """The description, in which the models are those that there are: else all is a 404."""
     described: dict[str, Any] = json.loads((ROOT / "opendify/api/openapi.json").read_text())
-    for request in ("ChatRequest", "CompletionRequest"):
-        described["components"]["schemas"][request]["properties"]["model"]["enum"] = ["tiny"]
+    for name in ("ChatRequest", "CompletionRequest", "MessageRequest", "CountRequest"):
+        described["components"]["schemas"][name]["properties"]["model"]["enum"] = ["tiny"]
     path = folder / "openapi.json"
     path.write_text(json.dumps(described))
     return path

@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 from opendify.protocols.base import ChatPrompt
+from opendify.protocols.json_object import JsonObject, parse_object
 from opendify.protocols.openai.chat_request import ChatRequest, parse_chat_request
-from opendify.protocols.openai.json_object import JsonObject, parse_object
 
 MAX_TEXT_BYTES = 8 * 1024 * 1024
 

@@ -25,15 +25,19 @@ OPEN_ENDPOINTS = {"healthz", "readyz", files.ENDPOINT}
 # No route reads the body of these.
 _WITHOUT_BODY = {"GET", "HEAD", "OPTIONS", "DELETE"}
 
+_KEY_HEADERS = ("HTTP_API_KEY", "HTTP_X_API_KEY")
 _PRINCIPAL_KEY = "opendify.identity"
 
 _SEND_A_KEY = (
-    "Send a valid key as 'Authorization: Bearer ...'; ask the operator of this service for one."
+    "Send a valid key as 'Authorization: Bearer ...' or 'x-api-key: ...'; ask the operator of this "
+    "service for one."
 )
 
 _MAKE_A_KEY = """python3 -c "import secrets; print('sk-' + secrets.token_hex(24))\""""
 
-_BRING_A_KEY = "Send the API key of your Dify app as 'Authorization: Bearer app-...'."
+_BRING_A_KEY = (
+    "Send the API key of your Dify app as 'Authorization: Bearer app-...' or 'x-api-key: app-...'."
+)
 
 
 class Authorizer:
@@ -170,7 +174,10 @@ def is_loopback(host: str) -> bool:
 
 
 def _key() -> str:
-    """The key of the request, "" where it has none; clients made for Azure send ``api-key``."""
+    """The key of the current request, "" for none. Clients of Anthropic's API send ``x-api-key``,
+    those made for Azure ``api-key``."""
     environ = request.environ
-    key = parse_bearer(environ.get("HTTP_AUTHORIZATION", ""))
-    return key or environ.get("HTTP_API_KEY", "").strip(" \t")
+    if key := parse_bearer(environ.get("HTTP_AUTHORIZATION", "")):
+        return key
+    values = (str(environ.get(name, "")).strip(" \t") for name in _KEY_HEADERS)
+    return next(filter(None, values), "")

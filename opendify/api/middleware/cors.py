@@ -5,7 +5,7 @@ from flask import Flask, Response, request
 _METHODS = "GET, POST, DELETE, OPTIONS"
 _EXPOSED_HEADERS = (
     "Retry-After, X-Dify-Conversation-Id, X-Dify-Message-Id, X-OpenDify-Ignored, X-Request-Id, "
-    "x-should-retry"
+    "request-id, x-should-retry"
 )
 _MAX_AGE_SECONDS = "600"
 

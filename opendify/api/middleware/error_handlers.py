@@ -6,17 +6,18 @@ from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from opendify import errors
+from opendify.api.dialect import error_body
 from opendify.api.middleware.auth import Authorizer, invalid_dify_key
 from opendify.api.middleware.paths import path_hint
 from opendify.api.middleware.request_log import current_record
 from opendify.observability.record import CLIENT_DISCONNECTED
-from opendify.protocols.openai import chat_response
 
 log = logging.getLogger(__name__)
 
 
 def add_error_handlers(app: Flask, authorizer: Authorizer) -> None:
-    """Converts OpenDify's, Werkzeug's and unexpected errors to OpenAI's error format."""
+    """Converts OpenDify's, Werkzeug's and unexpected errors to the error format of the
+    client's API."""
     app.register_error_handler(errors.OpenDifyError, _to_response)
     if authorizer.uses_key_passthrough:
         app.register_error_handler(
@@ -41,7 +42,7 @@ def _client_disconnected(exc: errors.ClientDisconnected) -> Response:
 
 def _to_response(error: errors.OpenDifyError) -> Response:
     current_record().set_error(error)
-    response = jsonify(chat_response.error_body(error))
+    response = jsonify(error_body(error))
     response.status_code = error.status
     if error.status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"

@@ -11,13 +11,15 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 _CHAT = "/v1/chat/completions"
 _COMPLETIONS = "/v1/completions"
 _MODELS = "/v1/models"
+_MESSAGES = "/v1/messages"
+_ROUTES = (_CHAT, _COMPLETIONS, _MODELS, _MESSAGES, f"{_MESSAGES}/count_tokens")
 _MODEL = re.compile(r"/+v1/+models/+(.*)", re.DOTALL)
 
 _BASE = "The base URL of a client ends in /v1"
 
 _OPENAI_ONLY = (
-    "This service supports OpenAI's Chat Completions: choose the connection type 'OpenAI' (or "
-    f"'OpenAI compatible') in the client. {_BASE}."
+    "This service supports OpenAI's Chat Completions and Anthropic's Messages: choose the "
+    f"connection type 'OpenAI' (or 'OpenAI compatible') in the client. {_BASE}."
 )
 _RESPONSES = (
     "This service supports Chat Completions: switch the Responses API off in the client, so that "
@@ -58,7 +60,7 @@ MISSING: Mapping[str, str] = {
     "fine_tuning": "There is no fine-tuning: the model of an app is chosen in Dify. Choose another "
     "provider for it in the client.",
 }
-_OTHER_DIALECTS = {"deployments", "generate", "messages", "show", "tags", "v1beta"}
+_OTHER_DIALECTS = {"deployments", "generate", "show", "tags", "v1beta"}
 
 
 class NormalizePaths:
@@ -93,7 +95,7 @@ def path_hint(path: str) -> str:
     """What is probably wrong with the settings of a client that requests this (normalized) path or
     uses the wrong method on it. Empty if nothing is."""
     parts = [part.lower() for part in path.split("/") if part]
-    if path in (_CHAT, _COMPLETIONS, _MODELS):
+    if path in _ROUTES:
         return ""
     if parts in ([], ["v1"]):
         return f"{_BASE}; clients request GET {_MODELS} and POST {_CHAT} themselves."
@@ -103,6 +105,8 @@ def path_hint(path: str) -> str:
         return f"Did you mean {_COMPLETIONS}? {_base_advice(parts[:-1])}"
     if parts[-1] == "models":
         return f"Did you mean {_MODELS}? {_base_advice(parts[:-1])}"
+    if "messages" in parts and "threads" not in parts:
+        return f"Did you mean {_MESSAGES}? {_messages_base_advice(parts)}"
     return _surface_advice(parts)
 
 
@@ -121,6 +125,15 @@ def _base_advice(before: list[str]) -> str:
             "that adds it remove it."
         )
     return f"{_BASE}."
+
+
+def _messages_base_advice(parts: list[str]) -> str:
+    """Most clients of Anthropic's API add /v1 to their base URL, and some do not."""
+    if "v1" not in parts:
+        return "This client does not add /v1 itself: its base URL must end in /v1."
+    if parts.count("v1") > 1:
+        return "This client adds /v1 itself: leave it out of its base URL."
+    return f"Clients of Anthropic's API call POST {_MESSAGES} only."
 
 
 def _surface_advice(parts: list[str]) -> str:

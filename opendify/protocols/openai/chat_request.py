@@ -10,18 +10,17 @@ from typing import Any
 
 from opendify.errors import InvalidRequest
 from opendify.protocols.base import ChatPrompt, Message
+from opendify.protocols.json_object import JsonObject
 from opendify.protocols.openai import chat_response
 from opendify.protocols.openai.chat_stream import ChatStreamWriter
-from opendify.protocols.openai.json_object import JsonObject
 from opendify.protocols.openai.messages import parse_messages
 from opendify.protocols.openai.request_fields import (
     COMMON_FIELDS,
-    FieldTable,
     check_count,
     parse_include_usage,
-    parse_model,
     parse_prompt,
 )
+from opendify.protocols.request_fields import FieldTable, parse_model
 from opendify.protocols.responses import WholeResponse
 
 # Fields that Dify has no counterpart for: they are set in the Dify app. In the order in which the

@@ -9,18 +9,16 @@ from typing import Any
 
 from opendify.errors import InvalidRequest
 from opendify.protocols.base import ChatPrompt, Message
+from opendify.protocols.json_object import JsonObject
 from opendify.protocols.openai import completion_response
 from opendify.protocols.openai.completion_stream import CompletionStreamWriter
-from opendify.protocols.openai.json_object import JsonObject
 from opendify.protocols.openai.request_fields import (
     COMMON_FIELDS,
-    FieldTable,
-    boolean,
     check_count,
     parse_include_usage,
-    parse_model,
     parse_prompt,
 )
+from opendify.protocols.request_fields import FieldTable, parse_boolean, parse_model
 from opendify.protocols.responses import WholeResponse
 
 # Fields that Dify has no counterpart for: they are set in the Dify app.
@@ -74,7 +72,7 @@ def parse_completion_request(body: JsonObject) -> CompletionRequest:
     text = _parse_text(body.get("prompt"))
     return CompletionRequest(
         parse_prompt(body, model, (Message("user", text),)),
-        echo=text if boolean(body, "echo") else "",
+        echo=text if parse_boolean(body, "echo") else "",
         include_usage=parse_include_usage(body),
         ignored=_FIELDS.without_effect(body),
     )

@@ -6,7 +6,13 @@ from typing import Any
 
 from opendify.errors import InvalidRequest
 from opendify.protocols.base import Attachment, Message
-from opendify.protocols.turns import INSTRUCTION_ROLES, split_turn, turn_start
+from opendify.protocols.message_checks import (
+    Checked,
+    check_message_list,
+    located,
+    usable_messages,
+)
+from opendify.protocols.turns import INSTRUCTION_ROLES
 
 ROLES = (*INSTRUCTION_ROLES, "user", "assistant", "tool", "function")
 
@@ -16,46 +22,13 @@ _MEDIA_KINDS = ("image", "audio", "video")
 _TEXT_TYPES = ("text", "refusal", "input_text", "output_text")
 
 
-# Each is read several times; a longer chat would hold up everybody else.
-MAX_MESSAGES = 10_000
-
-
 def parse_messages(raw: Any) -> tuple[Message, ...]:
-    """Checks the ``messages`` of a request. Raises InvalidRequest, which names the message.
-
-    The content of the turn and of the instructions must be usable. Of earlier messages, whose files
-    are not sent to Dify again, the usable part is enough: a client may keep its own form of them.
-    """
-    if not isinstance(raw, list) or not raw:
-        raise InvalidRequest("'messages' must be a non-empty array.", param="messages")
-    if len(raw) > MAX_MESSAGES:
-        raise InvalidRequest(
-            f"'messages' may hold up to {MAX_MESSAGES} messages.", param="messages"
-        )
-    parsed = [_parse_message(item, index) for index, item in enumerate(raw)]
-    messages = tuple([message for message, _ in parsed])
-    start = turn_start(messages)
-    for index, (message, problem) in enumerate(parsed):
-        if problem and (message.role in INSTRUCTION_ROLES or index >= start):
-            raise problem
-    _check_asked(messages)
-    return messages
+    """Checks the ``messages`` of a request. Raises InvalidRequest, which names the message."""
+    items = check_message_list(raw)
+    return usable_messages([_parse_message(item, index) for index, item in enumerate(items)])
 
 
-def _check_asked(messages: tuple[Message, ...]) -> None:
-    turn = split_turn(messages)
-    if turn.asked or turn.is_continuation:
-        return
-    if any(message.role == "user" for message in messages):
-        raise InvalidRequest("The last message of the user is empty.", param="messages")
-    raise InvalidRequest(
-        "'messages' must hold a message with the role 'user', or an instruction with the role "
-        "'system' or 'developer': Dify answers a question.",
-        param="messages",
-    )
-
-
-def _parse_message(raw: Any, index: int) -> tuple[Message, InvalidRequest | None]:
+def _parse_message(raw: Any, index: int) -> Checked:
     """A message, and what is wrong with its content. Raises InvalidRequest where it is none."""
     if not isinstance(raw, dict):
         path = f"messages[{index}]"
@@ -187,15 +160,9 @@ def _file(raw: dict[str, Any], path: str) -> Attachment:
 
 
 def _located(url: Any, kind: str, path: str, name: str) -> Attachment:
-    scheme = url[:8].lower() if isinstance(url, str) else ""
-    if scheme.startswith(("http://", "https://")):
-        return Attachment(kind, url=url, name=name, path=path)
-    if scheme.startswith("data:"):
-        comma = url.find(",", 5)  # what follows it can be tens of megabytes: it is copied once
-        media_type, *options = url[5 : max(5, comma)].split(";")
-        if "base64" in options and (data := url[comma + 1 :]):
-            return Attachment(kind, data=data, media_type=media_type.lower(), name=name, path=path)
-    elif isinstance(url, str) and url and kind == "file":
+    if found := located(url, kind, path, name):
+        return found
+    if kind == "file" and isinstance(url, str) and url and url[:5].lower() != "data:":
         return Attachment(kind, data=url, name=name, path=path)
     raise InvalidRequest(
         f"'{path}' must hold an http(s) address or a 'data:<type>;base64,...' address.", param=path

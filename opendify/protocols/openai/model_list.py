@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from opendify.config.aliases import is_pattern
 from opendify.config.models import MAX_DESCRIPTION_CHARS, MAX_NAME_CHARS, Model
 from opendify.dify.apps import App
 from opendify.files.icons import emoji_icon
@@ -24,9 +25,16 @@ _WITHOUT_EFFECT = ("web_search", "image_generation", "code_interpreter", "builti
 
 
 def model_list(apps: Sequence[tuple[Model, App]]) -> dict[str, Any]:
-    """The list, without hidden models."""
+    """The list: the models, then their aliases that are no patterns, without hidden models."""
     entries = model_entries(apps)
-    data = [entries[model.name] for model, _ in apps if not model.hidden]
+    listed = [model for model, _ in apps if not model.hidden]
+    data = [entries[model.name] for model in listed]
+    data += [
+        entries[model.name] | {"id": alias}
+        for model in listed
+        for alias in model.aliases
+        if not is_pattern(alias)
+    ]
     return {"object": "list", "data": data}
 
 

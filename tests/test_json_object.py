@@ -10,13 +10,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from opendify.errors import InvalidRequest, OpenDifyError, RequestTooLarge
-from opendify.protocols.openai.chat_request import ChatRequest, parse_chat_request
-from opendify.protocols.openai.json_object import (
+from opendify.protocols.json_object import (
     MAX_DEPTH,
     MAX_VALUES,
     parse_nested,
     parse_object,
 )
+from opendify.protocols.openai.chat_request import ChatRequest, parse_chat_request
 
 MEGABYTE = 1024 * 1024
 NUMBERS = st.integers(-(10**30), 10**30) | st.floats(allow_nan=False, allow_infinity=False)

@@ -1,0 +1,1 @@
+"""Anthropic's Messages API: requests, messages and event streams. No I/O."""
