@@ -211,7 +211,7 @@ def test_a_deploy_that_is_cut_short(
     else:
         server.run("start")
     # The engine may still restart a container that was being stopped when deploy.sh was killed.
-    wait_for(lambda: answers(server))
+    wait_for(lambda: answers(server), 90)
     assert fact("opendify", "{{.Config.Image}}") == "opendify:quick"
     assert docker("ps", "-a", "--filter", "label=opendify.managed=1", "-q").count("\n") == 0
 
