@@ -2,7 +2,6 @@
 
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -10,7 +9,7 @@ from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
-from opendify.storage.data_dir import DataDir
+from opendify.storage.data_dir import DataDir, replaced_file
 
 log = logging.getLogger(__name__)
 
@@ -62,17 +61,11 @@ class FileCache:
         """Stores a content of at most ``max_bytes`` bytes. Raises FileTooLarge and OSError."""
         self._parent.prepare()
         self._folder.prepare()
-        descriptor, temporary = tempfile.mkstemp(
-            dir=self._folder.path, prefix=".", suffix=_PARTIAL_SUFFIX
-        )
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                _write(file, chunks, min(max_bytes, self._max_bytes))
-            os.utime(temporary, (self._now(), self._now()))
-            os.replace(temporary, self._folder.path / key)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        path = self._folder.path / key
+        with replaced_file(path, prefix=".", suffix=_PARTIAL_SUFFIX) as file:
+            _write(file, chunks, min(max_bytes, self._max_bytes))
+            file.flush()  # a later write would set the time again
+            os.utime(file.fileno(), (self._now(), self._now()))
         self._evict(keep=key)
 
     def _evict(self, keep: str) -> None:

@@ -3,11 +3,10 @@
 import logging
 import os
 import secrets
-import tempfile
 from pathlib import Path
 
 from opendify.config.settings import MIN_SECRET_CHARS
-from opendify.storage.data_dir import DataDir, FileLock, fsync_folder
+from opendify.storage.data_dir import DataDir, FileLock, fsync_folder, replaced_file
 
 log = logging.getLogger(__name__)
 
@@ -58,15 +57,9 @@ class SigningKey:
 
     def _write_new(self) -> bytes:
         content = secrets.token_hex(32).encode()
-        descriptor, temporary = tempfile.mkstemp(dir=self._folder, prefix=".secret-")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self._path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with replaced_file(self._path, prefix=".secret-") as file:
+            file.write(content + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
         fsync_folder(self._folder)
         return content

@@ -5,9 +5,12 @@ import logging
 import os
 import stat
 import sys
+import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +96,21 @@ class DataDir:
         if not self._permissions_checked:
             self._permissions_checked = True
             _make_private(self.path)
+
+
+@contextmanager
+def replaced_file(path: Path, prefix: str, suffix: str = "") -> Iterator[BinaryIO]:
+    """A new file, private to its owner, that takes the place of the one at ``path`` at the end of
+    the ``with`` block. Until then it has another name in the same folder, with this prefix and
+    suffix; it is removed if the block raises. Raises OSError."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=suffix)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def fsync_folder(path: Path) -> None:

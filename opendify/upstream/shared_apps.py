@@ -7,8 +7,6 @@ by digests.
 import contextlib
 import json
 import logging
-import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from opendify.dify.fields import as_object
-from opendify.storage.data_dir import DataDir, FileLock
+from opendify.storage.data_dir import DataDir, FileLock, replaced_file
 
 log = logging.getLogger(__name__)
 
@@ -108,16 +106,8 @@ class SharedApps:
         return SharedState(_records(whole.get("apps")), _records(whole.get("checks")))
 
     def _replace(self, content: dict[str, Any]) -> None:
-        descriptor, temporary = tempfile.mkstemp(
-            dir=self._folder.path, prefix=".apps-", suffix=".part"
-        )
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump(content, file, separators=(",", ":"))
-            os.replace(temporary, self._path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with replaced_file(self._path, prefix=".apps-", suffix=".part") as file:
+            file.write(json.dumps(content, separators=(",", ":")).encode())
 
     def _report(self, exc: Exception) -> None:
         if not self._has_failed:
