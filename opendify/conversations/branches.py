@@ -114,10 +114,10 @@ class History:
     def __init__(self, messages: Sequence[Message]) -> None:
         self.messages = messages = fingerprint.joined_turns(messages)
         self.texts = fingerprint.text_digests(messages)
-        self.fingerprint = fingerprint.extend(HistoryFingerprint(), messages, texts=self.texts)
         self.last_exchange = _last_exchange_start(messages)
         earlier, texts = messages[: self.last_exchange], self.texts[: self.last_exchange]
         self.before_last = fingerprint.extend(HistoryFingerprint(), earlier, texts=texts)
+        self.fingerprint = self.extend(self.before_last)
 
     @property
     def last_question(self) -> str:

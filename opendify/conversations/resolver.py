@@ -99,11 +99,13 @@ class ConversationProbe(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A branch that may continue the chat, and the key under which it is stored."""
+    """A branch that may continue the chat, and the key under which it is stored. ``pending`` is its
+    last turn, where the end of that was not seen."""
 
     key: str
     record: ConversationRecord
     branch: Branch
+    pending: PendingTurn | None
 
 
 class ConversationResolver:
@@ -185,7 +187,8 @@ class ConversationResolver:
             if chat is None and self._position.chat_id and self._import_legacy(probe):
                 chat = self._store.get(key)
             for record in chat.branches if chat else ():
-                found.append(_Candidate(key, record, self._to_branch(record)))
+                pending = unsettled.decode(record.history_digest)
+                found.append(_Candidate(key, record, self._to_branch(record, pending), pending))
         return sorted(found, key=lambda one: one.record.last_used, reverse=True)
 
     def _settled(
@@ -196,6 +199,8 @@ class ConversationResolver:
     ) -> list[_Candidate]:
         """The candidates, after Dify was asked about those that fit but whose last turn ended
         early. It is not asked where another one has exactly the history of the request."""
+        if not any(candidate.pending for candidate in candidates):
+            return candidates
         if self._choose(candidates).reason is Reason.WHOLE_HISTORY:
             return candidates
         return [self._settle(candidate, probe, caller_gone) for candidate in candidates]
@@ -203,7 +208,7 @@ class ConversationResolver:
     def _settle(
         self, candidate: _Candidate, probe: ConversationProbe, caller_gone: Callable[[], None]
     ) -> _Candidate:
-        turn = unsettled.decode(candidate.record.history_digest)
+        turn = candidate.pending
         if turn is None:
             return candidate
         if not self._history.messages and self._position.may_omit_history:
@@ -219,7 +224,7 @@ class ConversationResolver:
             self._store.forget(candidate.key, candidate.record.conversation_id)
             branch = Branch(None, possible)
             self._lost.append(branch)
-        return _Candidate(candidate.key, candidate.record, branch)
+        return replace(candidate, branch=branch)
 
     def _leave_to_dify(self, candidate: _Candidate, turn: PendingTurn) -> _Candidate:
         """Where a client leaves the memory to Dify, it does not matter whether the last turn ran;
@@ -236,11 +241,10 @@ class ConversationResolver:
         known = [*(candidate.branch for candidate in candidates), *self._lost]
         return branches.choose(known, self._position, self._history)
 
-    def _to_branch(self, record: ConversationRecord) -> Branch:
+    def _to_branch(self, record: ConversationRecord, turn: PendingTurn | None) -> Branch:
         reason = _to_reason(record.reason)
         if not record.history_digest:
             return Branch(None, reason=reason, is_of_earlier_system=True)
-        turn = unsettled.decode(record.history_digest)
         if turn is None:
             return Branch(fingerprint.decode(record.history_digest), reason=reason)
         possible = [turn.before]
