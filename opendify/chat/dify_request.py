@@ -109,11 +109,11 @@ def to_dify_request(
     conversation_id: str,
     prepared: PreparedFiles,
     files_only_query: str,
-    told_system: str = "",
+    sent_system: str = "",
 ) -> DifyRequest:
     """The request for an app of any mode. ``prepared`` are the files of the turn;
     ``files_only_query`` is the query where there is no text: Dify rejects an empty query.
-    ``told_system`` is the digest of the system prompt that the conversation was given last, ""
+    ``sent_system`` is the digest of the system prompt that the conversation was given last, ""
     where that is not known.
 
     An existing conversation (``conversation_id``) gets the last turn only, a new one also the
@@ -122,7 +122,7 @@ def to_dify_request(
     prompt = _with_files(prompt, prepared, files_only_query)
     filled = _fill_inputs(options, model, variables)
     filled |= _texts_for_inputs(prompt, model, app, is_new=not conversation_id)
-    if not includes_system(prompt, model, not conversation_id, told_system):
+    if not includes_system(prompt, model, not conversation_id, sent_system):
         prompt = replace(prompt, system="")
     files = [*prepared.files, *options.files]
     path = endpoints.run_path(app.mode, options.workflow_id)
@@ -155,21 +155,21 @@ def ignored_inputs(options: DifyOptions, model: Model) -> tuple[str, ...]:
 
 
 def to_query(
-    prompt: Prompt, model: Model, prepared: PreparedFiles, files_only_query: str, told_system: str
+    prompt: Prompt, model: Model, prepared: PreparedFiles, files_only_query: str, sent_system: str
 ) -> str:
     """The ``query`` that ``to_dify_request`` sends to an existing conversation."""
-    includes = includes_system(prompt, model, False, told_system)
+    includes = includes_system(prompt, model, False, sent_system)
     prompt = _with_files(prompt, prepared, files_only_query)
     return _query(prompt if includes else replace(prompt, system=""), "")
 
 
-def includes_system(prompt: Prompt, model: Model, is_new: bool, told_system: str) -> bool:
+def includes_system(prompt: Prompt, model: Model, is_new: bool, sent_system: str) -> bool:
     """Whether the query begins with the system prompt. ``is_new``: in a new conversation;
-    ``told_system`` is the digest of what an existing one was given last. Where that is not known,
+    ``sent_system`` is the digest of what an existing one was given last. Where that is not known,
     it was given the system prompt at its beginning."""
     if not prompt.system:
         return False
-    is_changed = bool(told_system) and told_system != system_digest(prompt.system)
+    is_changed = bool(sent_system) and sent_system != system_digest(prompt.system)
     match model.system:
         case "every":
             return True

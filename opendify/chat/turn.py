@@ -286,7 +286,7 @@ class ChatTurn:
             self._conversation_id,
             self._prepared,
             self._services.files_only_query,
-            self._conversation.told_system_digest,
+            self._conversation.sent_system_digest,
         )
         self._query = str(request.body.get("query", ""))
         context.cancellation.raise_if_cancelled()  # uploads may have taken long
@@ -383,13 +383,13 @@ class ChatTurn:
             self._conversation.use_explicit(explicit, self._model.conversation_ids == "any")
             return explicit
 
-        def query(told_system: str) -> str:
+        def query(sent_system: str) -> str:
             return dify_request.to_query(
                 self._dify_prompt,
                 self._model,
                 self._prepared,
                 services.files_only_query,
-                told_system,
+                sent_system,
             )
 
         found = self._conversation.resolve(self._raise_if_cancelled, self._probe(), query)
@@ -401,9 +401,9 @@ class ChatTurn:
     def _new_system_digest(self) -> str | None:
         """The digest of the system prompt that the conversation knows after the turn; None where
         that has not changed."""
-        told = self._conversation.told_system_digest
+        sent = self._conversation.sent_system_digest
         is_new = not self._conversation_id
-        if dify_request.includes_system(self._dify_prompt, self._model, is_new, told) or not told:
+        if dify_request.includes_system(self._dify_prompt, self._model, is_new, sent) or not sent:
             return fingerprint.system_digest(self._dify_prompt.instructions)
         return None
 

@@ -1,7 +1,7 @@
 """Which branch of a chat continues the history of a request, and why. No I/O.
 
 A branch is a Dify conversation, known by the fingerprint of its history. The history that a client
-sends is the truth: a branch continues it only if the conversation has had exactly that, or if the
+sends is the truth: a branch continues it only if the conversation contains exactly that, or if the
 request's history is the end of it, for clients that send only their last messages. Otherwise a new
 conversation, which is sent the history, becomes one more branch.
 
@@ -30,7 +30,7 @@ class Reason(Enum):
 
     # In a conversation that exists; the first is the best match.
     WHOLE_HISTORY = "whole-history"
-    """It has had exactly the history of the request."""
+    """It contains exactly the history of the request."""
     SHOWN_OTHERWISE = "shown-otherwise"
     """The same, but the client shows the last exchange differently than it was sent."""
     END_OF_HISTORY = "end-of-history"
@@ -112,7 +112,7 @@ class History:
     one message."""
 
     def __init__(self, messages: Sequence[Message]) -> None:
-        self.messages = messages = fingerprint.joined_turns(messages)
+        self.messages = messages = fingerprint.join_user_messages(messages)
         self.texts = fingerprint.text_digests(messages)
         self.last_exchange = _last_exchange_start(messages)
         earlier, texts = messages[: self.last_exchange], self.texts[: self.last_exchange]
@@ -165,7 +165,7 @@ def choose(branches: Sequence[Branch], position: ChatPosition, history: History)
         and not (match.reason is Reason.CHAT_ID and sends_history)
     ]
     guesses = [one for one in found if one[3].strength is _Strength.ANSWER]
-    if any(_has_had(branch, history) for branch in branches):
+    if any(_contains(branch, history) for branch in branches):
         found = [one for one in found if not one[3].is_guess]
     elif len(guesses) > 1 or not _may_guess(branches, history):
         found = [one for one in found if one not in guesses]
@@ -174,7 +174,9 @@ def choose(branches: Sequence[Branch], position: ChatPosition, history: History)
         reason = _why_new(branches, position, history)
         return Choice(None, Reason.UNSURE if is_unsure else reason)
     *_, index, match = min(found, key=lambda one: one[:3])
-    return Choice(index, match.reason, _learnt(branches[index].history, match.reason, history))
+    return Choice(
+        index, match.reason, _history_as_shown(branches[index].history, match.reason, history)
+    )
 
 
 def continues(branch: Branch, position: ChatPosition, history: History) -> bool:
@@ -255,10 +257,10 @@ def _may_guess(branches: Sequence[Branch], history: History) -> bool:
     return len(turns) == 1 or any(branch.reason in _WITH_FILTER for branch in branches)
 
 
-def _has_had(branch: Branch, history: History) -> bool:
+def _contains(branch: Branch, history: History) -> bool:
     """Whether the last exchange of the history is, word for word, what was sent to the client in
-    this branch, which has had that history or begins with it. What a new conversation was given is
-    only what the client had shown."""
+    this branch, whose history it is or begins with. What a new conversation was given is only what
+    the client had shown."""
     is_continued = branch.reason in _IN_CONVERSATION
     if branch.history:
         return _is_whole(branch.history, history) or (
@@ -378,12 +380,12 @@ def _repeats_first_question(
     if not stored.items or (not is_first and branch.reason is Reason.CHAT_ID):
         return False
     first = fingerprint.extend(HistoryFingerprint(), position.turn[:1]).items
-    joined = fingerprint.joined_turns(position.turn)
+    joined = fingerprint.join_user_messages(position.turn)
     whole = fingerprint.extend(HistoryFingerprint(), joined).items[:1]
     return any(fingerprint.same_items(asked, stored.items[:1]) for asked in (first, whole) if asked)
 
 
-def _learnt(
+def _history_as_shown(
     stored: HistoryFingerprint | None, reason: Reason, history: History
 ) -> HistoryFingerprint | None:
     """The history of a conversation with its last exchange as the client shows it."""

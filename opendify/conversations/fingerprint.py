@@ -102,7 +102,7 @@ def unknown(conversation_id: str) -> HistoryFingerprint:
     return HistoryFingerprint(_digest(f"unknown|{conversation_id}")[:_CHAIN_DIGITS])
 
 
-def joined_turns(messages: Sequence[Message]) -> list[Message]:
+def join_user_messages(messages: Sequence[Message]) -> list[Message]:
     """The messages, with those of the user that follow one another as one message, as Dify gets
     them: some clients show them so afterwards."""
     joined: list[Message] = []
@@ -160,12 +160,12 @@ def answer_begins_or_ends_alike(stored: HistoryFingerprint, shown: Message) -> b
     sent to the client."""
     if not stored.last_turn or shown.role != "assistant":
         return False
-    told, length = stored.items[-1].partition("+")[0], stored.last_turn.answer_length
+    sent, length = stored.items[-1].partition("+")[0], stored.last_turn.answer_length
     text = _normalized(shown)
     if not length or len(text) < length:
-        return _item(shown.role, text) == told
+        return _item(shown.role, text) == sent
     candidates = (text[:length], text[len(text) - length :])
-    return any(_item(shown.role, one) == told for one in candidates)
+    return any(_item(shown.role, one) == sent for one in candidates)
 
 
 def last_exchange_id(history: Sequence[Message], texts: Sequence[str] | None = None) -> str:

@@ -114,7 +114,7 @@ class ConversationResolver:
     Call ``resolve`` or ``use_explicit`` first; then ``on_created`` when Dify has named the
     conversation, ``commit`` when the answer is complete, ``on_missing`` when Dify does not know the
     conversation, and ``release`` at the end in every case. ``reason`` is why the turn goes where it
-    goes, and ``told_system_digest`` the digest of the system prompt that its conversation was given
+    goes, and ``sent_system_digest`` the digest of the system prompt that its conversation was given
     last, once that is decided.
     """
 
@@ -135,7 +135,7 @@ class ConversationResolver:
         self._position = position
         self._finds_by_history = finds_by_history
         self.reason = Reason.NOT_KEPT
-        self.told_system_digest = ""
+        self.sent_system_digest = ""
         self._key = ""
         self._conversation_id = ""
         self._lacks_owner = False
@@ -157,7 +157,7 @@ class ConversationResolver:
         """The conversation that continues the chat, or "" where a new one is needed.
 
         ``query`` returns what Dify will be asked in a conversation with this
-        ``told_system_digest``. Raises what ``caller_gone`` raises.
+        ``sent_system_digest``. Raises what ``caller_gone`` raises.
         """
         self._key = self._primary_key()
         if self._position.is_auxiliary:
@@ -290,7 +290,7 @@ class ConversationResolver:
         self._key, self._conversation_id = candidate.key, record.conversation_id
         self._previous, self._pending_turn = record, pending
         self._known = known or self._history.fingerprint
-        self.told_system_digest = record.system_digest
+        self.sent_system_digest = record.system_digest
         return True
 
     def use_explicit(self, conversation_id: str, accepts_unknown: bool) -> None:
@@ -331,7 +331,7 @@ class ConversationResolver:
             record = chat.branch(conversation_id) if chat else None
             known = fingerprint.decode(record.history_digest) if record else None
             if record and known:
-                self._known, self.told_system_digest = known, record.system_digest
+                self._known, self.sent_system_digest = known, record.system_digest
                 return
         if not self._position.chat_id:
             self._known = fingerprint.unknown(conversation_id)
@@ -371,7 +371,7 @@ class ConversationResolver:
             start = self._history.last_exchange
             before = self._history.before_last if self._is_history_whole() else self._unknown()
             exchange = [*self._history.messages[start:-1], *turn]
-        exchange = fingerprint.joined_turns(exchange)
+        exchange = fingerprint.join_user_messages(exchange)
         texts = fingerprint.text_digests(exchange)
         answer_id = self._position.answer_id
         after = fingerprint.after_turn(before, exchange, texts, answer_id, message_id)
@@ -391,7 +391,7 @@ class ConversationResolver:
             self._store.put(own_key, self._conversation_id, Update(NOT_CONTINUABLE))
 
     def _is_history_whole(self) -> bool:
-        """Whether the history of the request is all that the conversation has had."""
+        """Whether the history of the request is all that the conversation contains."""
         is_same = self._history.fingerprint.chain == self._known.chain
         return is_same or bool(self._position.chat_id)
 
@@ -436,7 +436,7 @@ class ConversationResolver:
             self._store.forget(self._key, self._conversation_id)
         self._lost.append(Branch(None, (self._known,), reason=Reason.WHOLE_HISTORY))
         self._conversation_id, self._previous, self._pending_turn = "", None, None
-        self._known, self.told_system_digest = self._history.fingerprint, ""
+        self._known, self.sent_system_digest = self._history.fingerprint, ""
 
     def release(self, outcome: Outcome) -> None:
         """The turn is over; ``outcome`` counts where its answer is incomplete."""
