@@ -127,20 +127,17 @@ def fingerprint_after(
     expected = text_digests([question, exchange[-1]])
     earlier = history.texts[: history.last_exchange]
     _, later = _split(turn.before, messages)
-    matching = [
-        m
-        for m in later
-        if m.is_complete
-        and m.answer.strip()
-        and _exchange_digests(m)[1] == expected[1]
-        and (
-            _exchange_digests(m) == expected
-            or (
-                question_digest(m.query) == turn.question
-                and fingerprint.is_in_query(question, m.query)
-            )
-        )
-    ]
+
+    def is_last_exchange(message: RecordedMessage) -> bool:
+        digests = _exchange_digests(message)
+        if not message.is_complete or not message.answer.strip() or digests[1] != expected[1]:
+            return False
+        if digests == expected:
+            return True
+        is_query = question_digest(message.query) == turn.question
+        return is_query and fingerprint.is_in_query(question, message.query)
+
+    matching = list(filter(is_last_exchange, later))
     # Other messages may only be older: questions that are earlier in the history.
     others = [m for m in later if m not in matching[:1]]
     if not matching or any(
